@@ -1,0 +1,58 @@
+# Two commands need nothing but Python 3.11 or 3.12: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(abspath $(VENV))/bin
+WORKERS ?= 2
+
+# One thread for each worker: two two-thread jobs on two cores slow each other several-fold.
+TEST_ENVIRONMENT = PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help quickstart test check export docs readme wheel clean
+.DEFAULT_GOAL := help
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@echo "  Variables: PYTHON (now $(PYTHON)), VENV (now $(VENV)), WORKERS (now $(WORKERS))."
+
+quickstart: $(VENV)/installed ## set up, then compare the six cells on both tasks with the embedded backbone
+	$(BIN)/sftdpo quickstart
+
+test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
+	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
+	$(TEST_ENVIRONMENT) python -m pytest
+
+check: $(VENV)/installed-dev ## are notebooks clean, and package and README in step with them?
+	$(BIN)/python tools/check_in_step.py
+
+export: $(VENV)/installed-dev ## notebooks -> package, clean notebooks, README
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean
+	$(BIN)/python tools/readme.py
+
+docs: $(VENV)/installed-dev ## the site, into _docs: with Quarto if it is installed, else with smalldocs
+	$(TEST_ENVIRONMENT) python tools/docs.py
+
+readme: $(VENV)/installed-dev ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/readme.py
+
+wheel: $(VENV)/installed-dev ## the package as a wheel, into dist
+	$(BIN)/python -m build --outdir dist
+
+clean: ## delete what can be made again, the environment included
+	rm -rf $(VENV) _docs _proc build dist *.egg-info .pytest_cache .hypothesis nbs/nbdev.yml nbs/sidebar.yml
+	find sftdpo tests tools nbs -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sftdpo needs Python 3.11 or later, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/installed: settings.ini setup.py constraints.txt | $(VENV)/bin/python
+	@echo "Installing sftdpo into $(VENV) (some minutes the first time) ..."
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-dev: settings.ini setup.py constraints.txt | $(VENV)/bin/python
+	@echo "Installing sftdpo and what its development needs into $(VENV) (some minutes the first time) ..."
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $(VENV)/installed $@

@@ -1,0 +1,79 @@
+"""What every test can ask for: tiny models, the shared data, and one thread."""
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+import torch
+
+from tiny import tiny_model, tiny_tokenizer
+
+root = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    "Skip what this machine, or this call of pytest, cannot or should not run."
+    reasons = {}
+    if not torch.cuda.is_available():
+        reasons["cuda"] = "there is no NVIDIA GPU here"
+    if os.environ["HF_HUB_OFFLINE"] == "1":
+        reasons["network"] = "needs a network: set HF_HUB_OFFLINE=0"
+    if "slow" not in config.option.markexpr:
+        reasons["slow"] = "takes minutes: run with -m slow"
+    for item in items:
+        for mark, reason in reasons.items():
+            if mark in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    "Every test starts from the same random state, whatever ran before it."
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repository():
+    "The top folder of the repository."
+    return root
+
+
+@pytest.fixture(scope="session")
+def shared():
+    "The folder with the real data sets, which lies beside the repository on some machines."
+    folder = Path(os.environ.get("SFTDPO_SHARED", root.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data sets are not here: put them in ../shared/data, or name their parent in SFTDPO_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    "The tiny byte-level BPE tokenizer."
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny_gpt2(tokenizer):
+    "A fresh (model, tokenizer): random GPT-2, the same weights every time, no dropout."
+    return tiny_model("gpt2", tokenizer), tokenizer
+
+
+@pytest.fixture
+def tiny_llama(tokenizer):
+    "A fresh (model, tokenizer): random Llama, the same weights every time, no dropout."
+    return tiny_model("llama", tokenizer), tokenizer
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def tiny(request, tokenizer):
+    "Each of the two in turn, for tests that must hold for both architectures."
+    return tiny_model(request.param, tokenizer), tokenizer

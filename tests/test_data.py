@@ -1,0 +1,289 @@
+"The data module on real files where they are at hand, on made-up ones where something must go wrong."
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sftdpo import data as d
+from sftdpo.data import DataError, Example
+
+shared = Path(__file__).resolve().parents[1]/".."/"shared"/"data"
+needs_qqp = pytest.mark.skipif(not (shared/"qqp").is_dir(), reason="../shared/data/qqp is not here")
+needs_course_sonnets = pytest.mark.skipif(not (shared/"sonnets").is_dir(), reason="../shared/data/sonnets is not here")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(["yes no Question 1: same thing?\n"] * 9, trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<|endoftext|>", eos_token="<|endoftext|>")
+
+
+def write(folder, name, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return folder/name
+
+
+# real files
+
+@needs_qqp
+def test_course_question_pairs_load_whole():
+    pairs = d.load_task("paraphrase", shared/"qqp")
+    assert [len(s) for s in pairs.splits.values()] == [14_212, 1_000, 1_000]
+    assert Counter(e.label for s in (pairs.train, pairs.choose) for e in s) == {0: 9_546, 1: 5_666}
+    assert Counter(e.label for e in pairs.test) == {0: 624, 1: 376}
+    ids = [e.id for s in pairs.splits.values() for e in s]
+    assert len(set(ids)) == len(ids)
+    assert pairs.name == "qqp" and pairs.verbalizers == ("no", "yes") and not pairs.end_of_text
+    assert pairs.train[0].prompt == ('Question 1: "What are some best pictures taken by you while traveling?"\n'
+                                     'Question 2: "Which is your best picture taken while traveling?"\nAre these questions asking the same thing?\n')
+
+
+@needs_qqp
+def test_course_quotes_agree_with_pandas():
+    pandas = pytest.importorskip("pandas")
+    for name in ("train.tsv", "dev.tsv"):
+        theirs = pandas.read_csv(shared/"qqp"/name, sep="\t", keep_default_na=False)
+        ours = d.read_question_pairs(shared/"qqp"/name)
+        assert [e.id for e in ours] == list(theirs["id"])
+        assert [e.prompt for e in ours] == [d.cloze_prompt(a, b) for a, b in zip(theirs["sentence1"], theirs["sentence2"])]
+        assert [e.label for e in ours] == [int(x) for x in theirs["is_duplicate"]]
+
+
+@needs_qqp
+def test_broken_rows_are_named_by_line():
+    path = shared/"qqp"/"raw_course_sample.csv"
+    bad = [n for n, line in enumerate(path.read_text().split("\n"), 1) if line and not line.endswith(("0.0", "1.0", "is_duplicate"))]
+    assert len(bad) == 2
+    with pytest.raises(DataError, match="2 of 502 rows cannot be used") as error: d.read_question_pairs(path)
+    assert all(f"line {n}:" in str(error.value) for n in bad)
+
+
+@needs_course_sonnets
+def test_course_sonnets():
+    task = d.load_task("sonnet", shared/"sonnets")
+    assert [[e.id for e in s] for s in task.splits.values()] == [
+        [str(n) for n in numbers] for numbers in (range(1, 120), range(120, 132), range(132, 144))]
+    prompts = d._read_text(shared/"sonnets"/"sonnets_held_out_dev.txt") + "\n"
+    assert all(e.prompt in prompts for e in task.test)
+    assert task.train[0].prompt.startswith("From fairest creatures we desire increase,\n") and task.train[0].prompt.count("\n") == 3
+    assert task.train[0].completion.endswith("\n  To eat the world's due, by the grave and thee.")
+
+
+def test_shipped_sonnets():
+    task = d.load_task("sonnet")
+    assert [len(s) for s in task.splits.values()] == [131, 12, 11] and task.end_of_text
+    lines = {e.id: len((e.prompt + e.completion).split("\n")) for s in task.splits.values() for e in s}
+    assert {n: k for n, k in lines.items() if k != 14} == {"99": 15, "126": 12}
+
+
+def test_one_file_of_all_sonnets_is_split_as_the_course(tmp_path):
+    text = "".join(f"{n}\r\n\r\na{n}\r\nb\r\nc\r\nd\r\n  e\r\n\r\n" for n in range(154, 0, -1))
+    task = d.load_task("sonnet", write(tmp_path, "all.txt", text))
+    assert [e.id for e in task.test] == [str(n) for n in range(144, 155)]
+    assert task.train[0] == Example("1", "a1\nb\nc\n", "d\n  e")
+    assert task.name == "all"
+
+
+# the Hub, from a local folder in its layout
+
+def test_hub_path(tmp_path, monkeypatch):
+    pandas = pytest.importorskip("pandas"); pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path/"cache"))
+    local = tmp_path/"qqp"; local.mkdir()
+    for split, size in (("train", 20), ("validation", 5)):
+        pandas.DataFrame(dict(question1=[f"Who is {split} {i}?" for i in range(size)], question2=["", *["Who?"] * (size - 1)],
+                              label=[i % 2 for i in range(size)], idx=range(size))).to_parquet(local/f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr(d, "_hub_dataset", (str(local),))
+    task = d.load_task("paraphrase", "hub")
+    assert [len(s) for s in task.splits.values()] == [16, 3, 4] and task.name == "qqp-hub"
+    assert "2 pairs with an empty question left out" in task.source
+    assert task.test[0] == Example("validation-1", d.cloze_prompt("Who is validation 1?", "Who?"), "yes", label=1)
+
+
+def test_hub_out_of_reach(monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr(d, "_hub_dataset", ("no/such-folder-at-all/anywhere",))
+    with pytest.raises(DataError, match="data='embedded'"): d.load_task("paraphrase", "hub")
+
+
+# files in other shapes, good and bad
+
+def test_glue_and_kaggle_shapes(tmp_path):
+    glue = write(tmp_path, "glue.tsv", 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tWhy "so?\t"Who is ""it""?"\t1\n')
+    kaggle = write(tmp_path, "kaggle.csv", '"id","qid1","qid2","question1","question2","is_duplicate"\n"7","1","2","Why ""so?","Who is ""it""?","1"\n')
+    same = [Example("7", d.cloze_prompt('Why "so?', 'Who is "it"?'), "yes", label=1)]
+    assert d.read_question_pairs(glue) == d.read_question_pairs(kaggle) == same
+
+
+def test_an_open_quote_swallows_nothing(tmp_path):
+    rows = "id\tsentence1\tsentence2\tis_duplicate\n" + "".join(f'{i}\t"Why {i}\tWho "so" {i}?"\t0.0\n' for i in range(5))
+    examples = d.read_question_pairs(write(tmp_path, "open.tsv", rows))
+    assert [e.id for e in examples] == list("01234") and '"Why 3' in examples[3].prompt
+
+
+@pytest.mark.parametrize("text, message", [
+    ("a\tb\n1\t2\n", "line 1: no column sentence1 or question1"),
+    ("", "line 1: no column"),
+    ("id\tsentence1\tsentence2\tis_duplicate\n", "a header and no rows"),
+    ("sentence1\tsentence2\tis_duplicate\nA?\tB?\tmaybe\n", "line 2: the label is 'maybe', not 0 or 1"),
+    ("sentence1\tsentence2\tis_duplicate\n\nA?\t \t1\n", "line 3: an empty question"),
+    ("sentence1\tsentence2\tis_duplicate\nA?\tB?\n", "line 2: 2 fields where the header has 3"),
+    ("question1,question2,is_duplicate\n\"A?\nB?,C?,1\n", "line 2: .*check the quotes"),
+    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: byte 0xff is not UTF-8"),
+])
+def test_bad_files(tmp_path, text, message):
+    with pytest.raises(DataError, match=message) as error: d.read_question_pairs(write(tmp_path, "some.tsv", text))
+    assert "some.tsv" in str(error.value)
+
+
+def test_what_chooses_is_held_out_and_fixed(tmp_path):
+    rows = "id\tsentence1\tsentence2\tis_duplicate\n" + "".join(f"{i}\tQ{i}?\tR{i}?\t{i % 2}.0\n" for i in range(50))
+    for name in ("train.tsv", "dev.tsv"): path = write(tmp_path/"mine", name, rows)
+    task = d.load_task("paraphrase", path.parent)
+    assert [len(s) for s in task.splits.values()] == [40, 10, 50]
+    assert not {e.id for e in task.train} & {e.id for e in task.choose}
+    assert d.load_task("paraphrase", path.parent).fingerprint == task.fingerprint
+    one_file = d.load_task("paraphrase", path)
+    assert [len(s) for s in one_file.splits.values()] == [32, 8, 10]
+    assert len({e.id for s in one_file.splits.values() for e in s}) == 50
+
+
+def test_too_few_rows(tmp_path):
+    path = write(tmp_path, "one.tsv", "sentence1\tsentence2\tis_duplicate\nA?\tB?\t1\n")
+    with pytest.raises(DataError, match="no examples are left for train"): d.load_task("paraphrase", path)
+
+
+# subsets and controls
+
+def test_generated_pairs_and_subsets():
+    task = d.load_task("paraphrase")
+    assert task.fingerprint == d.load_task("paraphrase").fingerprint
+    assert len(task.fingerprint) == 64
+    small, large = (d.subset(task.train, size, 7) for size in (500, 1000))
+    assert small == large[:500] and len({e.id for e in large}) == 1000
+    assert {e.id for e in small} != {e.id for e in d.subset(task.train, 500, 8)}
+    with pytest.raises(DataError, match="4,000"): d.subset(task.train, 4001, 0)
+    with pytest.raises(DataError, match="0 examples were asked for"): d.subset(task.train, 0, 0)
+
+
+def test_every_field_is_in_the_fingerprint():
+    example = Example("a", "p", "c", "r", 0)
+    task = d.TaskData("paraphrase", "n", [example], [], [], ("no", "yes"), False, "")
+    prints = {replace(task, train=[replace(example, **change)]).fingerprint
+              for change in (dict(), dict(id="b"), dict(prompt="b"), dict(completion="b"), dict(rejected=None), dict(label=1))}
+    prints |= {replace(task, **change).fingerprint for change in (dict(verbalizers=("a", "b")), dict(end_of_text=True), dict(task="x"), dict(train=[], choose=[example]))}
+    assert len(prints) == 10
+
+
+def test_shuffled_labels_are_as_good_as_chance():
+    examples = [Example(str(i), "?", ("no", "yes")[i % 2], label=i % 2) for i in range(2000)]
+    control = d.shuffle_labels(examples, 0, ("no", "yes"))
+    assert 900 < sum(a.label == b.label for a, b in zip(examples, control)) < 1100
+    assert sum(e.label for e in control) == 1000
+
+
+# pairs
+
+def labelled(n=60): return [Example(str(i), f"Q{i}?", ("no", "yes", "maybe")[i % 3], label=i % 3) for i in range(n)]
+def verses(n=20): return [Example(str(i), f"p{i}\n", f"first {i} line\n  second {i + 100} line\nthird {i} line") for i in range(n)]
+
+
+@pytest.mark.parametrize("rejected, examples", [("flip", labelled()), ("swap", labelled()), ("corrupt", labelled()),
+                                                ("swap", verses()), ("shuffle", verses()), ("corrupt", verses())])
+def test_pairs_never_reject_the_completion(rejected, examples):
+    words = ("no", "yes", "maybe")
+    for seed in range(20):
+        pairs = d.make_pairs(examples, rejected, seed, words)
+        assert [replace(p, rejected=None) for p in pairs] == examples
+        assert all(p.rejected != p.completion for p in pairs)
+        assert pairs == d.make_pairs(examples, rejected, seed, words)
+    assert pairs != d.make_pairs(examples, rejected, 0, words)
+
+
+def test_swap_is_a_derangement():
+    for n in (2, 3, 20):
+        assert sorted(p.rejected for p in d.make_pairs(verses(n), "swap", 3)) == sorted(e.completion for e in verses(n))
+    with pytest.raises(DataError, match="two different completions"): d.make_pairs(verses(1), "swap", 0)
+
+
+def test_shuffle_keeps_words_and_indents():
+    for p in d.make_pairs(verses(), "shuffle", 0):
+        assert sorted(p.rejected.split()) == sorted(p.completion.split())
+        assert [line[:2] == "  " for line in p.rejected.split("\n")] == [False, True, False]
+
+
+def test_corrupt_replaces_a_share_of_words_by_others_words():
+    examples = [Example(letter, "p", " ".join(f"{letter}{i}" for i in range(10)) + "\n ") for letter in "abc"]
+    for p in d.make_pairs(examples, "corrupt", 0, share=.4):
+        changed = [new for new, old in zip(p.rejected.split(), p.completion.split()) if new != old]
+        assert len(changed) == 4 and not any(word.startswith(p.id) for word in changed)
+        assert p.rejected.endswith("\n ")
+    for share in (0, 1.1):
+        with pytest.raises(DataError, match="share is"): d.make_pairs(examples, "corrupt", 0, share=share)
+    with pytest.raises(DataError, match="no other word"): d.make_pairs(examples[:1], "corrupt", 0)
+
+
+def test_samples():
+    examples = verses(3)
+    assert [p.rejected for p in d.make_pairs(examples, "sample", 0, samples=["x", "y\n", "z"])] == ["x", "y\n", "z"]
+    with pytest.warns(UserWarning, match="2 of 3 samples"):
+        pairs = d.make_pairs(examples, "sample", 0, samples=["x", " ", examples[2].completion + "\n"])
+    assert pairs[0].rejected == "x" and all(p.rejected in {e.completion for e in examples} - {p.completion} for p in pairs[1:])
+    with pytest.raises(DataError, match="3 examples, 2 samples"): d.make_pairs(examples, "sample", 0, samples=["x", "y"])
+
+
+def test_preference_dataset():
+    pytest.importorskip("datasets")
+    pairs = d.make_pairs(verses(3), "swap", 0)
+    table = d.preference_dataset(pairs)
+    assert table.column_names == ["prompt", "chosen", "rejected"]
+    assert table[1] == dict(prompt=pairs[1].prompt, chosen=pairs[1].completion, rejected=pairs[1].rejected)
+    with pytest.raises(DataError, match="call make_pairs first"): d.preference_dataset(verses(3))
+
+
+# token ids
+
+@pytest.mark.parametrize("text", ["plain", " leading", "<|endoftext|>", "a<|endoftext|>b", "naïve 😀\n\tß", "\0", "trailing \n"])
+def test_text_in_is_text_out(tokenizer, text):
+    row, = d.tokenize([Example("x", text, text, text)], tokenizer, end_of_text=True)
+    end = tokenizer.eos_token_id
+    assert end not in row.prompt and tokenizer.decode(row.prompt) == text
+    assert all(c.count(end) == 1 and c[-1] == end and tokenizer.decode(c[:-1]) == text for c in row.completions)
+    row, = d.tokenize([Example("x", text, text)], tokenizer, end_of_text=False)
+    assert [tokenizer.decode(c) for c in row.completions] == [text]
+
+
+def test_tokenized_apart(tokenizer):
+    together = tokenizer("yes")["input_ids"]
+    row, = d.tokenize([Example("x", "y", "es")], tokenizer, end_of_text=False)
+    assert len(together) == 1 and row.prompt + row.completions[0] != together
+
+
+def test_rows_that_do_not_fit(tokenizer):
+    examples = [Example("short", "?", "yes"), Example("long", "?" * 40, "yes", None)]
+    assert len(d.tokenize(examples, tokenizer, True, max_length=42)) == 2
+    with pytest.raises(DataError, match="1 of 2 rows are longer than max_length=41 tokens; the longest, 'long', has 42 .40 of them"):
+        d.tokenize(examples, tokenizer, True, max_length=41)
+    pair = [Example("p", "?", "yes", "yes" * 9)]
+    with pytest.raises(DataError, match="'p', has 10"): d.tokenize(pair, tokenizer, False, max_length=9)
+
+
+def test_no_end_of_text_token(tokenizer):
+    import copy
+    other = copy.deepcopy(tokenizer); other.eos_token = None
+    assert d.tokenize(verses(1), other, end_of_text=False)
+    with pytest.raises(DataError, match="no end-of-text token"): d.tokenize(verses(1), other, end_of_text=True)
+
+
+def test_verbalizers(tokenizer):
+    rows = d.verbalizer_rows(labelled(3), tokenizer, ("no", "yes"))
+    assert [[tokenizer.decode(c) for c in r.completions] for r in rows] == [["no", "yes"]] * 3
+    with pytest.raises(DataError, match="'maybe' is 5 tokens"): d.verbalizer_rows(labelled(3), tokenizer, ("no", "maybe"))
+    with pytest.raises(DataError, match="share a token"): d.verbalizer_rows(labelled(3), tokenizer, ("no", "no"))

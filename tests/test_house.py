@@ -1,0 +1,118 @@
+"""The repository itself: version, imports, command, package."""
+import ast
+import configparser
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sftdpo
+
+package = Path(sftdpo.__file__).parent
+modules = sorted(file for file in package.glob("*.py") if not file.name.startswith("_"))
+
+
+def imported(
+    file: Path,  # a module of the package
+) -> set[str]:  # the first names of what it imports, with `.name` for a module of the package
+    "What a module imports, anywhere in it."
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            names |= {"." + node.module.split(".")[0]} if node.module else {"." + alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def python(
+    code: str,  # run in a new interpreter
+    *arguments: str,  # what it finds in sys.argv
+) -> str:  # what it printed
+    "Run code in an interpreter that has imported nothing yet."
+    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="session")
+def settings(repository):
+    parser = configparser.ConfigParser(delimiters=["="], interpolation=None)
+    parser.read(repository / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def test_version_is_told_once(settings, repository):
+    assert sftdpo.__version__ == settings["version"]
+    assert f"version: {settings['version']}\n" in (repository / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_constraints_satisfy_settings(settings, repository):
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (repository / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    pins = {canonicalize_name(name): version for name, version in pins.items()}
+    for line in (settings["requirements"] + " " + settings["dev_requirements"]).split():
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
+
+
+@pytest.mark.parametrize("file", modules, ids=lambda file: file.stem)
+def test_package_needs_no_development_tools(file):
+    assert not imported(file) & {"fastcore", "nbdev", "execnb", "IPython", "pytest"}
+
+
+def test_modules_import_only_from_those_above(repository):
+    order = []
+    for notebook in sorted((repository / "nbs").glob("*.ipynb")):
+        order += re.findall(r"#\|\s*default_exp (\w+)", notebook.read_text(encoding="utf-8"))
+    assert {file.stem for file in modules} == set(order)
+    for file in modules:
+        for name in imported(file):
+            if name.startswith("."):
+                assert order.index(name[1:]) < order.index(file.stem), f"{file.stem} imports {name[1:]}, which lies below it"
+
+
+def test_command_line_starts_light():
+    heavy = "torch transformers datasets peft trl pandas sklearn scipy matplotlib seaborn sacrebleu"
+    loaded = python(f"import sys, sftdpo.cli; print(*set('{heavy}'.split()) & set(sys.modules))")
+    assert loaded.split() == []
+
+
+def test_help_names_the_commands():
+    shown = python("from sftdpo.cli import main; main()", "--help")
+    for command in ("quickstart", "compare", "train", "evaluate", "generate", "fetch"):
+        assert command in shown
+
+
+def test_a_build_holds_modules_and_assets(repository, tmp_path):
+    pytest.importorskip("setuptools")
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "build", "--build-base", tmp_path / "build",
+                    "--build-lib", tmp_path / "lib"], cwd=repository, check=True, capture_output=True)
+
+    def files(folder):
+        return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+
+    built = files(tmp_path / "lib/sftdpo")
+    assert built == files(package)
+    assert {"assets/sonnets.txt", "assets/bard/model.safetensors", "assets/bard/tokenizer.json"} <= built
+
+
+def test_assets_are_small():
+    assert sum(file.stat().st_size for file in (package / "assets").rglob("*") if file.is_file()) < 12e6
+
+
+def test_tiny_models(tiny):
+    model, tokenizer = tiny
+    assert 50_000 < model.num_parameters() < 200_000
+    assert tokenizer.pad_token is None and model.config.eos_token_id == tokenizer.eos_token_id
+    assert [len(tokenizer.encode(word)) for word in ("yes", "no")] == [1, 1]
+    line = "Shall I compare thee? Ünïcode, too.\n"
+    assert tokenizer.decode(tokenizer.encode(line)) == line
+    model.train()
+    ids = torch.tensor([tokenizer.encode(line)])
+    assert torch.equal(model(ids).logits, model(ids).logits), "dropout is on"

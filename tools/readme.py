@@ -1,0 +1,57 @@
+"""Make README.md from nbs/index.ipynb, the same with and without Quarto. `--check` only says whether it is in step."""
+import argparse
+import posixpath
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbconvert import MarkdownExporter
+from traitlets.config import Config
+
+root = Path(__file__).resolve().parent.parent
+notes = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->\n\n"
+directive = re.compile(r"^#\s*\|.*\n?", re.MULTILINE)
+hidden = re.compile(r"^#\s*\|\s*(hide|include:\s*false)\s*$", re.MULTILINE)
+link = re.compile(r"(!?\[[^\]]*\]\()(?![a-z]+:|[#/])([^)\s]+)")
+
+
+def readable(notebook):
+    "Drop hidden cells and directive lines; point relative links from the notebook's folder to the top one."
+    cells = [cell for cell in notebook.cells if not hidden.search(cell.source)]
+    for cell in cells:
+        if cell.cell_type == "code":
+            cell.source = directive.sub("", cell.source).strip()
+        else:
+            cell.source = link.sub(lambda found: found[1] + posixpath.normpath("nbs/" + found[2]), cell.source)
+    notebook.cells = [cell for cell in cells if cell.source]
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook
+
+
+def readme():
+    "The files that the index notebook makes, as {path: bytes}."
+    settings = Config()
+    settings.ExtractOutputPreprocessor.output_filename_template = "nbs/images/index-{cell_index}-{index}{extension}"
+    settings.NbConvertBase.display_data_priority = ["text/markdown", "image/svg+xml", "image/png", "text/plain"]
+    notebook = readable(nbformat.read(root / "nbs/index.ipynb", as_version=4))
+    text, resources = MarkdownExporter(config=settings).from_notebook_node(notebook)
+    text = re.sub(r"^```python\n[!%]+(?:bash\n)?", "```bash\n", text, flags=re.MULTILINE)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return {"README.md": (notes + text).encode(), **resources["outputs"]}
+
+
+def out_of_step():
+    "The files that differ from what the index notebook makes."
+    return [name for name, content in readme().items()
+            if not (root / name).exists() or (root / name).read_bytes() != content]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of step")
+    if parser.parse_args().check:
+        sys.exit("".join(f"{name} is not what nbs/index.ipynb makes: run `make readme`\n" for name in out_of_step()) or 0)
+    for name, content in readme().items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
