@@ -78,7 +78,7 @@ def convert(
         return tuple(convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict or kind is dict:
         check(isinstance(value, dict), where, value, "give a mapping of names to lists")
-        return value
+        return {name: yaml.safe_load(f"[{v}]") if isinstance(v, str) else v for name, v in value.items()}  # the command line's 0.05,0.1
     if dataclasses.is_dataclass(kind): return value if isinstance(value, kind) else from_dict(kind, value, where)
     if kind is bool:
         check(isinstance(value, bool), where, value, "write true or false")
@@ -269,7 +269,7 @@ class Study(Settings):
     sampling: Sampling = Sampling()  # how sonnets are continued
     shuffle_labels: bool = False  # control: permute the training answers
     keep_weights: bool = False  # keep every run's model; otherwise only while another stage needs it
-    sweep: dict = field(default_factory=dict)  # further fields of a run to vary, such as {"dpo.beta": [0.05, 0.1]}
+    sweep: dict[str, str | list] = field(default_factory=dict)  # further fields of a run to vary, each with its values: dpo.beta 0.05,0.1
 
     def validate(self):
         check(bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name.strip(". ") == self.name, "study.name", self.name,
@@ -293,7 +293,7 @@ class Study(Settings):
             run = Run(**shared, task=task, recipe=recipe, tuning=tuning, seed=seed)
             rates = {f"{kind}.learning_rate": rate for kind in ("sft", "dpo")
                      if (rate := getattr(self.learning_rates, f"{kind}_{tuning}")) is not None}
-            runs.append(run.replace(**rates, **dict(zip(self.sweep, swept))))
+            runs.append(run.replace(**rates | dict(zip(self.sweep, swept))))
         return backbones + runs
 
 # %% ../nbs/00_config.ipynb #44c98e68

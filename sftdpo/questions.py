@@ -35,50 +35,35 @@ _intents = dict(
     skill=dict(
         learn='HOW learn {x}?|WAY learn {x}?|HOW start learning {x}?|What should I do to get good at {x}?',
         teach='HOW teach {x}?|WAY teach {x}?|HOW start teaching {x}?|What should I do to give lessons in {x}?',
-        time='How long does it take to learn {x}?|How much time do I need to learn {x}?|In how many months can I get good at {x}?',
-        worth='Is it worth learning {x}?|Should I start learning {x}?|Is {x} a good thing to learn?',
-        books='What are the best books about {x}?|HOW find good books about {x}?|Which books should I read to learn {x}?'),
+        time='How long does it take to learn {x}?|How much time do I need to learn {x}?|In how many months can I get good at {x}?'),
     city=dict(
         best='HOW get from {x} to {y}?|WAY travel from {x} to {y}?|HOW go to {y} from {x}?|WAY get to {y} if I start in {x}?',
-        cheap='What is the cheapest way to travel from {x} to {y}?|HOW get from {x} to {y} for little money?|What is the cheapest way to go to {y} from {x}?',
         time='How long does it take to get from {x} to {y}?|How much time do I need to travel from {x} to {y}?|How long does it take to go to {y} from {x}?',
-        move='Should I move from {x} to {y}?|Is it worth moving from {x} to {y}?|Is it a good thing to move to {y} from {x}?',
         prefer='Why do people like {x} more than {y}?|Why is {x} liked more than {y}?|Why do people like {y} less than {x}?'),
     food=dict(
         cook='HOW cook {x}?|WAY cook {x}?|HOW make {x} at home?|What is a good recipe for {x}?',
         store='HOW store {x}?|WAY store {x}?|HOW keep {x} fresh at home?|How long can I keep {x} at home?',
-        healthy='Is it healthy to eat {x}?|Is eating {x} good for me?|What are the health benefits of {x}?',
-        grow='HOW sell {x}?|WAY sell {x}?|HOW make money with {x}?'),
+        healthy='Is it healthy to eat {x}?|Is eating {x} good for me?|What are the health benefits of {x}?'),
     service=dict(
         delete='HOW delete my {x} account?|WAY delete my {x} account?|HOW close my account on {x}?|What should I do to leave {x}?',
         create='HOW create my {x} account?|WAY create my {x} account?|HOW open my account on {x}?|What should I do to join {x}?',
-        password='HOW change my {x} password?|WAY change my {x} password?|HOW get a new password on {x}?',
-        money='HOW make money with {x}?|WAY make money with {x}?|What should I do to earn money on {x}?',
-        safe='Is it safe to use {x}?|Is {x} a safe thing to use?|Should I trust {x}?'),
+        password='HOW change my {x} password?|WAY change my {x} password?|HOW get a new password on {x}?'),
     animal=dict(
         feed='HOW feed my {x}?|WAY feed my {x}?|What should I give my {x} to eat?|What does a {x} eat?',
         train='HOW train my {x}?|WAY train my {x}?|What should I do to teach my {x} to obey?',
-        wash='HOW wash my {x}?|WAY wash my {x}?|What should I do to keep my {x} clean?',
-        age='How long does a {x} live?|How old does a {x} get?|How many years can a {x} live?',
-        buy='How much does a {x} cost?|How much money do I need to buy a {x}?|What is the price of a {x}?'),
+        wash='HOW wash my {x}?|WAY wash my {x}?|What should I do to keep my {x} clean?'),
     job=dict(
         become='HOW become a {x}?|WAY become a {x}?|What should I do to get a job as a {x}?|HOW start working as a {x}?',
         hire='HOW hire a {x}?|WAY hire a {x}?|What should I do to find a good {x}?|HOW find a good {x}?',
-        salary='How much does a {x} earn?|How much money does a {x} make?|What is the salary of a {x}?',
-        quit='HOW stop working as a {x}?|WAY stop working as a {x}?|What should I do to leave my job as a {x}?',
-        worth='Is it worth becoming a {x}?|Should I become a {x}?|Is it a good thing to become a {x}?'),
+        salary='How much does a {x} earn?|How much money does a {x} make?|What is the salary of a {x}?'),
     illness=dict(
         cure='HOW cure {x}?|WAY cure {x}?|HOW get rid of {x}?|What should I do to get rid of {x}?',
         prevent='HOW prevent {x}?|WAY prevent {x}?|HOW avoid {x}?|What should I do to avoid {x}?',
-        cause='What causes {x}?|What is the cause of {x}?|Why do people get {x}?',
-        danger='Is {x} dangerous?|How dangerous is {x}?|Can people die of {x}?',
-        time='How long does {x} last?|How many days does {x} last?|How much time do I need to get over {x}?'),
+        cause='What causes {x}?|What is the cause of {x}?|Why do people get {x}?'),
     activity=dict(
         before='What should I eat before {x}?|What is a good meal before {x}?|What is the best thing to eat before {x}?',
         after='What should I eat after {x}?|What is a good meal after {x}?|What is the best thing to eat after {x}?',
-        wear='What should I wear for {x}?|What are good clothes for {x}?|What is the best thing to wear for {x}?',
-        ready='HOW get ready for {x}?|WAY get ready for {x}?|What should I do to prepare for {x}?',
-        enjoy='Why do people enjoy {x}?|Why do people like {x}?|What do people find so good about {x}?'))
+        wear='What should I wear for {x}?|What are good clothes for {x}?|What is the best thing to wear for {x}?'))
 
 
 #| export
@@ -121,8 +106,8 @@ def _draw_topic(rng, kind, pool):
 def _negative(rng, kind, intent, topic, pool):
     "Intent and topic of a question that asks something else."
     intents, change = list(_wording_table[kind]), rng.random()
-    if kind == 'city' and change < .25: return intent, topic[::-1]
-    if change < .5: return rng.choice([i for i in intents if i != intent]), topic
+    if kind == 'city' and change < .2: return intent, topic[::-1]
+    if change < .35: return rng.choice([i for i in intents if i != intent]), topic
     other = _draw_topic(rng, kind, pool)
     if kind == 'city' and rng.random() < .5: other = (topic[0], other[1])
     if other == topic or other[0] == other[-1] and kind == 'city': return _negative(rng, kind, intent, topic, pool)
@@ -143,7 +128,7 @@ def generated_questions(
         intent, topic = rng.choice(list(_wording_table[kind])), _draw_topic(rng, kind, pool)
         question = _ask(rng, kind, intent, topic)
         same = _ask(rng, kind, intent, topic, avoid=(question,))
-        others = [_ask(rng, kind, *_negative(rng, kind, intent, topic, pool), avoid=(question,)) for _ in range(6)]
+        others = [_ask(rng, kind, *_negative(rng, kind, intent, topic, pool), avoid=(question,)) for _ in range(4)]
         overlap = word_overlap(question, same)
         other = min(others, key=lambda text: abs(word_overlap(question, text) - overlap))
         if (question, same) in seen or (question, other) in seen: continue
@@ -190,3 +175,4 @@ def unlabelled_questions(
     "The questions of `unlabelled_lists`, one after the other."
     questions = [question for one in unlabelled_lists(size, seed) for question in one]
     return questions[:size]
+

@@ -1,0 +1,264 @@
+"""Metrics worked by hand, and fast sampling held against the plain way."""
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sftdpo.config import LoRA, Sampling
+from sftdpo.data import Example, TaskData
+from sftdpo.evaluate import (baselines, best_threshold, calibration_error, choose, chrf, classification_metrics, evaluate, form,
+                             generate_ids, iambic, mean_interval, predict, questions_of, rhyme_share, rhymes, sample, seen,
+                             syllables, ten_syllables)
+from sftdpo.model import apply_tuning
+
+prompts = ["Shall I compare thee\n", "Rough winds do shake the darling buds of May,\n", "And\n", "Thou art more lovely\n"]
+
+
+def plain(model, tokenizer, prompt, tokens):
+    "The most probable continuation by transformers' own generate, one prompt at a time."
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=False,
+                           pad_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id)
+    return found[0, ids.shape[1]:].tolist()
+
+
+def pair(number, first, second, label):
+    prompt = f'Question 1: "{first}"\nQuestion 2: "{second}"\nAre these questions asking the same thing?\n'
+    return Example(str(number), prompt, ["no", "yes"][label], label=label)
+
+
+def paraphrases(train, test):
+    return TaskData(task="paraphrase", name="by hand", train=train, choose=[], test=test, verbalizers=("no", "yes"),
+                    end_of_text=False, source="This test.")
+
+
+# -- numbers by hand
+
+def test_mean_interval():
+    # standard error of 1, 2, 3, 4 is sqrt(5/3)/2 = 0.6455; t with 3 degrees of freedom is 3.1824
+    assert mean_interval([1, 2, 3, 4]) == pytest.approx((2.5, 0.4457, 4.5543), abs=1e-4)
+    assert np.isnan(mean_interval([1])[1])
+
+
+def test_calibration_error_of_four_rows():
+    # bin (.8, .9]: confidence .885, accuracy .5; bin (.5, .6]: confidence .585, accuracy 1; half of the rows in each
+    assert calibration_error([.88, .89, .58, .59], [1, 0, 1, 1]) == pytest.approx(.5 * .385 + .5 * .415)
+    assert calibration_error([1., 1.], [1, 1]) == 0
+
+
+def test_classification_metrics_by_hand():
+    table = pd.DataFrame({"label": [1, 1, 0, 0], "prediction": [1, 0, 0, 0], "correct": [True, False, True, True],
+                          "probability_no": [.2, .6, .7, .9], "probability_yes": [.8, .4, .3, .1], "mass": [1., 1., .5, .5]})
+    metrics = classification_metrics(table)
+    assert metrics["accuracy"] == .75 and metrics["verbalizer_mass"] == .75
+    assert metrics["macro_f1"] == pytest.approx((2/3 + 4/5) / 2)
+    assert metrics["nll"] == pytest.approx(-np.log(.8 * .4 * .7 * .9) / 4)
+    assert metrics["accuracy_low"] < .75 < metrics["accuracy_high"]
+
+
+def test_best_threshold():
+    assert best_threshold([.1, .2, .2, .5, .9], [0, 0, 1, 1, 1]) == .2
+    assert best_threshold([.3, .6], [1, 1]) == .3  # always yes
+    assert best_threshold([.3, .6], [0, 0]) == np.inf  # never yes
+
+
+def test_paraphrase_baselines():
+    train = [pair(0, "a b", "a b", 1), pair(1, "a b c", "a b d", 1), pair(2, "a b", "c d", 0), pair(3, "a", "b", 0), pair(4, "e", "f", 0)]
+    test = [pair(5, "x y", "x y", 1), pair(6, "x y z", "x y w", 0), pair(7, "x", "y", 0), pair(8, "v", "w", 1)]
+    found = baselines(paraphrases(train, test), test)
+    assert found["majority"] == .5  # no, the more frequent in train, is right twice
+    assert found["word_overlap"] == .5  # threshold 2/4: right on the first and the third
+    assert questions_of(test[0].prompt) == ("x y", "x y") and questions_of("anything else") is None
+
+
+def test_syllables_and_metre():
+    assert [syllables(word)[0] for word in ("memory", "desire", "thine", "feed'st", "untrimm'd")] == [3, 2, 1, 1, 2]
+    assert ten_syllables("From fairest creatures we desire increase,")
+    assert not ten_syllables("From fairest creatures we desire,")
+    assert iambic("His tender heir might bear his memory") == (2, 2)
+    assert iambic("Tender is his heir") == (0, 1)
+
+
+def test_rhyme_of_a_couplet():
+    assert rhymes("So long as men can breathe or eyes can see,", "So long lives this, and this gives life to thee.")
+    assert rhymes("upon me proved,", "nor no man ever loved.") is False
+    assert rhymes("to see", "I see") is False  # the same word
+    assert rhymes("where thou feel'st", "what thou steal'st") is None  # unknown words
+    assert rhymes("", "to see") is False
+
+
+def test_rhyme_share_follows_the_scheme():
+    ends = "day bright way night cat tree hat free dog moon log soon red bed".split()
+    assert rhyme_share(ends) == (1., 1.)
+    assert rhyme_share(ends[:12] + ["red", "moon"]) == (6/7, 1.)
+    assert rhyme_share(ends[:3], given=3) == (0., 1.)  # six pairs are left to the policy, and all are missing
+    assert rhyme_share(ends[:12] + ["red", "steal'st"]) == (1., 6/7)
+
+
+def test_form_counts_what_the_policy_wrote():
+    training = seen([Example("1", "From fairest creatures we desire increase,\n", "That thereby beauty's rose might never die,")])
+    prompt = "a day\na bright\na way\n"
+    copied = form(prompt, "From fairest creatures we desire increase,", True, training)
+    assert copied["copied_lines"] == copied["copied_5grams"] == copied["ten_syllables"] == 1
+    assert copied["lines_14"] == 0
+    eleven = "\n".join(["my own new line of words that nobody wrote"] * 11)
+    assert form(prompt, eleven, True, training)["lines_14"] == 1
+    assert form(prompt, eleven, False, training)["lines_14"] == 0  # cut by us, not ended by the policy
+    assert form(prompt, eleven, True, training)["copied_5grams"] == 0
+    assert form(prompt, "", True, training)["lines_14"] == 0
+
+
+def test_chrf_ends():
+    assert chrf("abcdef", "abcdef") == 100 and chrf("xyz", "abcdef") == 0
+
+
+# -- the choice of a token
+
+def test_choose_is_the_inverse_of_the_nucleus():
+    logits = torch.tensor([.5, .3, .2]).log().expand(4, 3)
+    noise = torch.tensor([0., .62, .63, .9999999999], dtype=torch.float64)
+    assert choose(logits, noise, 1., .7).tolist() == [0, 0, 1, 1]  # shares 5/8 and 3/8
+    assert choose(logits, noise, 1., 1.).tolist() == [0, 1, 1, 2]
+    assert choose(logits, noise, 0., 1.).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("top_p", [.5, .9, .999])
+def test_choose_equals_a_full_sort(top_p):
+    torch.manual_seed(1)
+    logits, noise = torch.randn(50, 1000) * torch.linspace(.1, 5, 50)[:, None], torch.rand(50)
+    probabilities, ids = (logits / .8).softmax(-1).sort(descending=True)
+    probabilities = probabilities * (probabilities.cumsum(-1) - probabilities < top_p)
+    place = (probabilities.cumsum(-1) <= noise[:, None] * probabilities.sum(-1, keepdim=True)).sum(-1, keepdim=True)
+    same = choose(logits, noise, .8, top_p) == ids.gather(-1, place)[:, 0]
+    assert same.float().mean() > .97  # a number on the border between two tokens may fall to either side
+
+
+def test_choose_has_the_right_frequencies():
+    noise = (torch.arange(10_000) + .5) / 10_000
+    counts = choose(torch.tensor([.1, .6, .3]).log().expand(10_000, 3), noise, 1., .95).bincount(minlength=3)
+    assert counts.tolist() == pytest.approx([1000, 6000, 3000], abs=1)
+
+
+# -- sampling
+
+def ragged(model, tokenizer, boost):
+    "The model, with the end of text made so likely that samples end at different lengths."
+    original = model.forward
+
+    def forward(*args, **kwargs):
+        found = original(*args, **kwargs)
+        found.logits[..., tokenizer.eos_token_id] += boost
+        return found
+    model.forward = forward
+    return model
+
+
+def test_greedy_equals_generate(tiny):
+    model, tokenizer = tiny
+    greedy = Sampling(samples=2, temperature=0., max_new_tokens=40)
+    expected = [[plain(model, tokenizer, prompt, 40)] * 2 for prompt in prompts]
+    assert generate_ids(model, tokenizer, prompts, greedy, 0, precision="fp32") == expected
+    assert generate_ids(model, tokenizer, prompts, greedy, 0, precision="fp32", cache_bytes=1) == expected  # a prompt a batch
+
+
+def test_greedy_equals_generate_with_lora(tiny):
+    model, tokenizer = tiny
+    model = apply_tuning(model, "lora", LoRA(rank=2), seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name: torch.nn.init.normal_(weight, std=.1)
+    asks = [weight.requires_grad for weight in model.parameters()]
+    greedy = Sampling(samples=1, temperature=0., max_new_tokens=20)
+    found = generate_ids(model, tokenizer, prompts, greedy, 0, precision="fp32")
+    assert found == [[plain(model, tokenizer, prompt, 20)] for prompt in prompts]
+    assert [weight.requires_grad for weight in model.parameters()] == asks
+
+
+def test_dropped_rows_change_nothing(tiny):
+    "Samples that end at different lengths are those that each prompt, and each sample, gives alone."
+    model, tokenizer = tiny
+    model = ragged(model, tokenizer, 3.)
+    sampling = Sampling(samples=6, temperature=1., top_p=.95, max_new_tokens=60)
+    found = generate_ids(model, tokenizer, prompts, sampling, seed=3, precision="fp32")
+    lengths = {len(ids) for samples in found for ids in samples}
+    assert len(lengths) > 5 and all(tokenizer.eos_token_id not in ids[:-1] for samples in found for ids in samples)
+    assert found == generate_ids(model, tokenizer, prompts, sampling, seed=3, precision="fp32", cache_bytes=1)
+    fewer = Sampling(samples=2, temperature=1., top_p=.95, max_new_tokens=60)
+    assert [samples[:2] for samples in found] == generate_ids(model, tokenizer, prompts, fewer, seed=3, precision="fp32")
+
+
+def test_seeds(tiny):
+    model, tokenizer = tiny
+    model.train()
+    sampling = Sampling(samples=3, max_new_tokens=20)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first = sample(model, tokenizer, prompts, sampling, seed=1)
+    assert torch.equal(before, torch.get_rng_state()) and (numpy_before == np.random.get_state()[1]).all()
+    torch.manual_seed(99)
+    assert first == sample(model, tokenizer, prompts, sampling, seed=1)
+    assert first != sample(model, tokenizer, prompts, sampling, seed=2)
+    assert len({text for samples in first for text in samples}) == 12  # every sample its own
+    assert model.training
+
+
+def test_max_lines(tiny_gpt2):
+    model, tokenizer = tiny_gpt2
+    newline = tokenizer("\n")["input_ids"][0]
+    original = model.forward
+
+    def forward(*args, **kwargs):
+        found = original(*args, **kwargs)
+        found.logits[..., newline] += 6.
+        return found
+    model.forward = forward
+    texts = sample(model, tokenizer, prompts, Sampling(samples=4, temperature=1., max_new_tokens=100), seed=0, max_lines=3)
+    counts = [sum(bool(line.strip()) for line in text.split("\n")) for samples in texts for text in samples]
+    assert max(counts) == 3 and counts.count(3) > 8
+
+
+def test_too_long_a_sample_says_so(tiny_gpt2):
+    with pytest.raises(ValueError, match="lower max_new_tokens"):
+        sample(*tiny_gpt2, prompts, Sampling(max_new_tokens=300), seed=0)
+
+
+# -- whole evaluations
+
+def test_predict_compares_the_verbalizers(tiny):
+    model, tokenizer = tiny
+    examples = [pair(i, "How do I learn?", "What " * (i + 1), i % 2) for i in range(5)]
+    data = paraphrases(examples, examples)
+    found = predict(model, tokenizer, data, examples, precision="fp32")
+    ids = tokenizer(examples[3].prompt, return_tensors="pt")["input_ids"]
+    no, yes = (tokenizer(word)["input_ids"] for word in data.verbalizers)
+    with torch.no_grad(): probabilities = model(ids).logits[0, -1].softmax(-1)
+    two = probabilities[[no[0], yes[0]]]
+    assert found["mass"][3] == pytest.approx(two.sum().item(), rel=1e-4)
+    assert found.probability_yes[3] == pytest.approx((two[1] / two.sum()).item(), rel=1e-4)
+    assert found.prediction[3] == int(two.argmax()) and found.correct[3] == (found.prediction[3] == 1)
+    assert evaluate(model, tokenizer, data, examples, Sampling(), 0).metrics["accuracy"] == found.correct.mean()
+
+
+def test_evaluate_sonnets(tiny):
+    model, tokenizer = tiny
+    poem = [Example(str(i), "a day\na bright\na way\n", "\n".join(["by night"] * 11), rejected="x" if i else None) for i in range(3)]
+    data = TaskData(task="sonnet", name="by hand", train=poem[:1], choose=[], test=poem[1:], verbalizers=(), end_of_text=True,
+                    source="This test.")
+    found = evaluate(model, tokenizer, data, poem[1:], Sampling(samples=2, max_new_tokens=30), seed=0, precision="fp32")
+    assert list(found.examples["sample"]) == [0, 1, 0, 1] and list(found.examples["id"]) == ["1", "1", "2", "2"]
+    assert found.metrics["chrf"] == pytest.approx(found.examples.chrf.mean())
+    # the true continuation's nats per token, its end of text included
+    prompt, end = (tokenizer(text)["input_ids"] for text in (poem[1].prompt, poem[1].completion))
+    ids = torch.tensor([prompt + end + [tokenizer.eos_token_id]])
+    with torch.no_grad(): logps = model(ids).logits[0, :-1].log_softmax(-1)
+    expected = -logps.gather(-1, ids[0, 1:, None])[len(prompt) - 1:].mean().item()
+    assert found.metrics["nll"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(ValueError, match="no examples"):
+        evaluate(model, tokenizer, data, [], Sampling(), 0)
+
+
+def test_sonnet_baselines_on_the_course_sonnets():
+    from sftdpo.data import load_task
+    data = load_task("sonnet")
+    found = baselines(data, data.choose)
+    assert found["chrf_floor"] == pytest.approx(26.2, abs=.6) and found["chrf_whole_floor"] == pytest.approx(41.6, abs=.6)
+    assert found["chrf_floor"] < found["chrf_best_training"] < found["chrf_ceiling"]
+    assert found["lines_14_true"] == 1 and found["copied_5grams_true"] < .01

@@ -1,0 +1,234 @@
+"A stage of training: equal to TRL's, to plain computation, to itself after a stop."
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from sftdpo.batches import Scorer, collate, epoch_batches, score
+from sftdpo.config import LoRA, Stage
+from sftdpo.data import Row
+from sftdpo.loss import sequence_log_probabilities
+from sftdpo.model import apply_tuning
+from sftdpo.trainer import StageTrainer, Watch, last_checkpoint, stage_losses, train_stage
+from tiny import tiny_model
+
+SFT = Stage("sft", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
+DPO = Stage("dpo", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
+
+
+def pair_rows(size=21, seed=0, one_token=False):
+    "Pairs of unequal lengths: prompts of 2 to 9 tokens, completions of 1 to 6."
+    random = np.random.default_rng(seed)
+    ids = lambda low, high: random.integers(1, 300, random.integers(low, high)).tolist()
+    return [Row(f"row {i}", ids(2, 10), [ids(1, 2 if one_token else 7), ids(1, 2 if one_token else 7)]) for i in range(size)]
+
+
+def answers(rows):
+    return [Row(row.id, row.prompt, row.completions[:1]) for row in rows]
+
+
+def tuned(architecture, tokenizer, tuning, dropout=0.0):
+    model = apply_tuning(tiny_model(architecture, tokenizer, dropout), tuning, LoRA(rank=4), seed=0)
+    if tuning == "lora":  # an adapter that already does something: B starts at zero, and hides A's gradient
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name: weight.normal_(0, 0.05, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def trained(model):
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def gradients(model, loss):
+    loss.backward()
+    found = torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.requires_grad])
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("stage", [SFT, DPO, DPO.replace(label_smoothing=0.2)], ids=["sft", "dpo", "cdpo"])
+def test_loss_and_gradients_equal_trl(stage, architecture, tuning, tokenizer, tmp_path):
+    from sftdpo.trl_engine import trl_trainer
+    pairs = pair_rows(7)
+    rows = pairs if stage.kind == "dpo" else answers(pairs)
+    model = tuned(architecture, tokenizer, tuning)
+    reference = None
+    if stage.kind == "dpo":  # a reference that differs from the policy, so that margins are not all zero
+        reference = score(model, rows, precision="fp32") + np.random.default_rng(1).normal(0, 5, (7, 2))
+    losses, _ = stage_losses(Scorer(model, "fp32")(**collate(rows)), None if reference is None else torch.tensor(reference).float(), stage)
+    ours = losses.sum() / (len(rows) if stage.kind == "dpo" else sum(len(row.completions[0]) for row in rows))
+    our_gradients = gradients(model, ours)
+    trainer = trl_trainer(model, tokenizer, rows, stage.replace(batch_size=7), 0, reference, tmp_path)
+    theirs = trainer.compute_loss(model, trainer.data_collator(list(trainer.train_dataset)))
+    their_gradients = gradients(model, theirs)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    assert (our_gradients - their_gradients).norm() <= 1e-4 * their_gradients.norm()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_row_equals_separate_sequences(architecture, tokenizer):
+    model = tiny_model(architecture, tokenizer).eval()
+    rows = pair_rows(12)
+    found = score(model, rows, tokens_per_batch=64, precision="fp32")
+    for row, scores in zip(rows, found):
+        for completion, value in zip(row.completions, scores):
+            ids = torch.tensor([row.prompt + completion])
+            mask = torch.tensor([[0] * (len(row.prompt) - 1) + [1] * len(completion)])
+            with torch.no_grad(): alone = sequence_log_probabilities(model(ids[:, :-1]).logits, ids[:, 1:], mask)
+            assert value == pytest.approx(alone.item(), abs=1e-4)
+
+
+def test_completions_do_not_see_each_other(tiny_gpt2):
+    model, _ = tiny_gpt2
+    first = score(model, [Row("a", [5, 6], [[7, 8, 9], [10, 11, 12]])], precision="fp32")
+    other = score(model, [Row("a", [5, 6], [[70, 80, 90], [10, 11, 12]])], precision="fp32")
+    assert first[0, 1] == pytest.approx(other[0, 1], abs=1e-6) and abs(first[0, 0] - other[0, 0]) > 0.1
+
+
+def test_models_with_rescaled_logits_are_scored_by_their_own_forward(tokenizer):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+    torch.manual_seed(0)
+    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                                           num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.05, initializer_range=0.3)).eval()
+    row = Row("a", [5, 6, 7], [[8, 9]])
+    with torch.no_grad(): logits = model(torch.tensor([[5, 6, 7, 8]])).logits[0]
+    expected = logits.log_softmax(-1)[[2, 3], [8, 9]].sum().item()
+    assert score(model, [row], precision="fp32")[0, 0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_dpo_starts_at_log_2(architecture, tuning, tokenizer):
+    "Also with GPT-2's dropout of 0.1, and after an SFT stage: the reference is the policy that enters."
+    model = tuned(architecture, tokenizer, tuning, dropout=0.1)
+    rows = pair_rows()
+    train_stage(model, answers(rows), SFT, progress=False)
+    history = train_stage(model, rows, DPO, held_out=rows[:6], progress=False).history
+    assert history.loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert history.held_out_loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert history.held_out_reward_accuracy.dropna().iloc[0] == 0.5
+    assert history.held_out_reward_accuracy.dropna().iloc[-1] > 0.8
+    if tuning == "lora": assert isinstance(model, PeftModel) and len(model.peft_config) == 1
+
+
+@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+@pytest.mark.parametrize("micro_batch", [1, 4])
+def test_accumulation_equals_one_batch(stage, micro_batch, tokenizer):
+    rows = pair_rows() if stage.kind == "dpo" else answers(pair_rows())
+    whole, split = (tuned("gpt2", tokenizer, "full") for _ in range(2))
+    first = train_stage(whole, rows, stage, progress=False)
+    second = train_stage(split, rows, stage.replace(micro_batch_size=micro_batch), progress=False)
+    for name in ("loss", "grad_norm"): assert first.history[name].tolist() == pytest.approx(second.history[name].tolist(), rel=1e-3)
+    assert first.history.loss[0] == pytest.approx(second.history.loss[0], rel=1e-5)
+    start = torch.cat([weight.flatten() for weight in tuned("gpt2", tokenizer, "full").parameters()])
+    one, other = (torch.cat([weight.flatten() for weight in model.parameters()]) for model in (whole, split))
+    assert (one - other).norm() < 0.01 * (one - start).norm()
+
+
+def test_the_seed_decides(tokenizer):
+    def weights(seed):
+        model = tuned("gpt2", tokenizer, "full", dropout=0.1)
+        train_stage(model, answers(pair_rows()), SFT, seed=seed, progress=False)
+        return trained(model)
+    assert same(weights(0), weights(0)) and not same(weights(0), weights(1))
+
+
+def test_looking_changes_nothing(tokenizer):
+    def weights(**looking):
+        model = tuned("gpt2", tokenizer, "full", dropout=0.1)
+        train_stage(model, answers(pair_rows()), SFT, progress=False, **looking)
+        return trained(model)
+    assert same(weights(), weights(held_out=answers(pair_rows(5, seed=1))))
+
+
+class Stop(Exception): pass
+
+
+@pytest.mark.parametrize("at", [2, 3, 4, 5])
+@pytest.mark.parametrize("kind, tuning", [("sft", "full"), ("dpo", "full"), ("sft", "lora"), ("dpo", "lora")])
+def test_resumed_equals_undisturbed(kind, tuning, at, tokenizer, tmp_path, monkeypatch):
+    "Stopped in either epoch or between them, with dropout in SFT: the same weights and history, to the bit."
+    rows = pair_rows() if kind == "dpo" else answers(pair_rows())
+    stage = (DPO if kind == "dpo" else SFT).replace(checkpoint_steps=1, micro_batch_size=4)
+    undisturbed = tuned("gpt2", tokenizer, tuning, dropout=0.1)
+    expected = train_stage(undisturbed, rows, stage, held_out=rows[:4], progress=False).history
+
+    begin = Watch.on_step_begin
+    def stop(self, args, state, *rest, **more):
+        begin(self, args, state, *rest, **more)
+        if state.global_step == at: raise Stop
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_step_begin", stop)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, tuning, dropout=0.1), rows, stage, held_out=rows[:4], folder=tmp_path, progress=False)
+    assert last_checkpoint(tmp_path / "checkpoints").endswith(f"checkpoint-{at}")
+    resumed = tuned("gpt2", tokenizer, tuning, dropout=0.1)
+    found = train_stage(resumed, rows, stage, held_out=rows[:4], folder=tmp_path, progress=False).history
+    assert same(trained(undisturbed), trained(resumed))
+    watched = [name for name in expected if name != "seconds"]
+    assert found[watched].equals(expected[watched])
+
+
+def test_half_written_checkpoints_are_not_believed(tmp_path):
+    for step in (2, 4): (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / "checkpoint-2" / "complete").touch()
+    assert last_checkpoint(tmp_path).endswith("checkpoint-2")
+    assert not (tmp_path / "checkpoint-4").exists()
+
+
+def test_reference_is_scored_once(tokenizer, tmp_path):
+    rows = pair_rows()
+    np.save(tmp_path / "reference.npy", np.full((len(rows), 2), -1.0))
+    np.save(tmp_path / "held_out_reference.npy", np.zeros((0, 2)))
+    history = train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO, folder=tmp_path, progress=False).history
+    assert history.loss.dropna().iloc[0] != pytest.approx(math.log(2), abs=1e-3)
+
+
+def test_loss_that_is_not_finite_names_step_and_rows(tokenizer):
+    rows = answers(pair_rows())
+    rows[5] = Row("the bad one", [9] * 40, [[7]])  # the only row that reaches the broken position
+    model = tuned("gpt2", tokenizer, "full")
+    with torch.no_grad(): model.transformer.wpe.weight[39] = float("nan")
+    step = 1 + next(i for i, batch in enumerate(epoch_batches([len(row.prompt) for row in rows], 8, 0, 0)) if 5 in batch)
+    with pytest.raises(FloatingPointError, match=rf"not finite at step {step}, rows .*the bad one.*Lower the learning rate"):
+        train_stage(model, rows, SFT, progress=False)
+
+
+def test_nothing_to_train_on_is_an_error(tiny_gpt2):
+    with pytest.raises(ValueError, match="no rows to train on"): train_stage(tiny_gpt2[0], [], SFT)
+
+
+def test_sft_and_dpo_see_the_same_order():
+    rows = pair_rows(50)
+    lengths = [len(row.prompt) for row in rows]
+    assert lengths == [len(row.prompt) for row in answers(rows)]
+    first = epoch_batches(lengths, 8, seed=3, epoch=1)
+    assert first == epoch_batches(lengths, 8, seed=3, epoch=1) and sorted(sum(first, [])) == list(range(50))
+
+
+def test_trl_engine_trains_the_same_stage(tokenizer):
+    from sftdpo.trl_engine import train_stage_with_trl
+    rows = pair_rows()
+    for tuning in ("full", "lora"):
+        model = tuned("gpt2", tokenizer, tuning, dropout=0.1)
+        train_stage_with_trl(model, tokenizer, answers(rows), SFT, progress=False)
+        history = train_stage_with_trl(model, tokenizer, rows, DPO, held_out=rows[:6], progress=False).history
+        assert history.loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-4)
+        assert history.held_out_reward_accuracy.dropna().iloc[-1] > 0.8
+
+
+@pytest.mark.cuda
+def test_cuda_equals_cpu(tokenizer):
+    rows = pair_rows()
+    on_cpu = score(tuned("llama", tokenizer, "full"), rows, precision="fp32")
+    on_gpu = score(tuned("llama", tokenizer, "full").cuda(), rows, precision="fp32")
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-3, atol=1e-3)
