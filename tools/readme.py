@@ -13,6 +13,7 @@ root = Path(__file__).resolve().parent.parent
 notes = "<!-- Made from nbs/index.ipynb by `make readme`: edit the notebook, not this file. -->\n\n"
 directive = re.compile(r"^#\s*\|.*\n?", re.MULTILINE)
 hidden = re.compile(r"^#\s*\|\s*(hide|include:\s*false)\s*$", re.MULTILINE)
+output_only = re.compile(r"^#\s*\|\s*(hide_input|echo:\s*false)\s*$", re.MULTILINE)
 link = re.compile(r"(!?\[[^\]]*\]\()(?![a-z]+:|[#/])([^)\s]+)")
 
 
@@ -21,6 +22,7 @@ def readable(notebook):
     cells = [cell for cell in notebook.cells if not hidden.search(cell.source)]
     for cell in cells:
         if cell.cell_type == "code":
+            cell.metadata.tags = ["output only"] if output_only.search(cell.source) else []
             cell.source = directive.sub("", cell.source).strip()
         else:
             cell.source = link.sub(lambda found: found[1] + posixpath.normpath("nbs/" + found[2]), cell.source)
@@ -33,6 +35,8 @@ def readme():
     "The files that the index notebook makes, as {path: bytes}."
     settings = Config()
     settings.ExtractOutputPreprocessor.output_filename_template = "nbs/images/index-{cell_index}-{index}{extension}"
+    settings.TagRemovePreprocessor.enabled = True
+    settings.TagRemovePreprocessor.remove_input_tags = {"output only"}
     settings.NbConvertBase.display_data_priority = ["text/markdown", "image/svg+xml", "image/png", "text/plain"]
     notebook = readable(nbformat.read(root / "nbs/index.ipynb", as_version=4))
     text, resources = MarkdownExporter(config=settings).from_notebook_node(notebook)
