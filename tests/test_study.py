@@ -1,0 +1,171 @@
+"A study, start to end, on tiny models: what is shared, what is written, what goes on after a stop."
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+import sftdpo.study
+from sftdpo.config import Run, Sampling, Stage, Study
+from sftdpo.data import TaskData, load_task
+from sftdpo.model import save_policy
+from sftdpo.study import COLUMNS, cells_table, compare, print_tables, read_results, run_name, stage_keys, train_run
+from tiny import tiny_model
+
+
+@pytest.fixture
+def backbone(tokenizer, tmp_path):
+    model = tiny_model("gpt2", tokenizer, dropout=0.1)
+    return str(save_policy(model, tokenizer, tmp_path / "tiny backbone"))
+
+
+@pytest.fixture(autouse=True)
+def little_data(monkeypatch):
+    "Short sonnets of four lines, and short questions, that fit the tiny models' 256 positions."
+    from sftdpo.data import Example, cloze_prompt
+    def short(task, data="embedded", seed=0):
+        if task == "sonnet":
+            poems = [Example(str(i), f"line {i}\nshall I\ncompare\n", f"thee {i}\nto a day {i * 7}") for i in range(30)]
+            return TaskData("sonnet", "little", poems[:20], poems[20:25], poems[25:], (), True, "made for a test")
+        pairs = [Example(str(i), cloze_prompt(f"What {i % 7}?", f"How {i % 7 if i % 2 else i % 5 + 7}?"), ("no", "yes")[i % 2], label=i % 2) for i in range(90)]
+        return TaskData("paraphrase", "little", pairs[:60], pairs[60:70], pairs[70:], ("no", "yes"), False, "made for a test")
+    monkeypatch.setattr(sftdpo.study, "load_task", short)
+    sftdpo.study.task_data.cache_clear()
+    yield
+    sftdpo.study.task_data.cache_clear()
+
+
+def small(backbone, **changes):
+    stage = dict(epochs=1, batch_size=8, learning_rate=1e-3, precision="fp32")
+    return Study("a small study", **dict(dict(tasks=("paraphrase", "sonnet"), backbone=backbone, train_size=16, sampling=Sampling(samples=2, max_new_tokens=20),
+                 sft=Stage("sft", **stage), dpo=Stage("dpo", **stage)), **changes))
+
+
+def steady(results):
+    "Results without what depends on the clock."
+    return results[~results.metric.str.contains("second|memory")].reset_index(drop=True)
+
+
+def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
+    trained = []
+    finish = sftdpo.study.finish_stage
+    monkeypatch.setattr(sftdpo.study, "finish_stage", lambda folder, run, *rest: trained.append((folder.name, run.cell)) or finish(folder, run, *rest))
+    folder, study = tmp_path / "out", small(backbone)
+    results = compare(study, folder, progress=False)
+
+    # per task: SFT full, SFT LoRA, DPO full, DPO LoRA, and the two second stages: the SFT stages are shared
+    assert len(trained) == 12 and len(set(key for key, _ in trained)) == 12
+    assert list(results.columns) == COLUMNS
+    assert not results.duplicated(["study", "run", "split", "metric"]).any()
+    assert results.run.nunique() == 14
+    pd.testing.assert_frame_equal(read_results(folder), results, check_dtype=False)
+    assert not list((folder / "stages").glob("*/policy"))  # nobody needs the weights any more
+
+    for run in study.runs():
+        home = folder / "runs" / run_name(run)
+        written = {path.name for path in home.iterdir()}
+        assert {"settings.yaml", "environment.json", "metrics.json", "examples.parquet"} <= written
+        assert ("history.csv" in written) == (run.recipe != "backbone")
+        settings = yaml.safe_load((home / "settings.yaml").read_text())
+        assert settings["sft"]["learning_rate"] == 1e-3 and settings["recipe"] == run.recipe
+        assert json.loads((home / "environment.json").read_text())["data"]["name"] == "little"
+        assert len(pd.read_parquet(home / "examples.parquet")) == (20 if run.task == "paraphrase" else 10)
+        if run.recipe == "sft-dpo":
+            history = pd.read_csv(home / "history.csv")
+            start = history[(history.kind == "dpo") & history.loss.notna()].loss.iloc[0]
+            assert start == pytest.approx(0.6931, abs=1e-3)
+
+    print_tables(results, folder)
+    said = capsys.readouterr().out
+    assert "paraphrase · " in said and "data: little · 16 training examples, 20 judged · 1 seed" in said
+    assert list(cells_table(results, "sonnet").index) == ["backbone", "sft full", "sft lora", "dpo full", "dpo lora", "sft-dpo full", "sft-dpo lora"]
+
+    # the same command again trains nothing and changes nothing
+    trained.clear()
+    pd.testing.assert_frame_equal(compare(study, folder, progress=False), results)
+    assert not trained
+
+
+def test_same_seed_same_bits_other_seed_not(backbone, tmp_path):
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft-dpo",))
+    first, again = (steady(compare(study, tmp_path / name, progress=False)) for name in ("first", "again"))
+    pd.testing.assert_frame_equal(first, again, check_exact=True)
+    other = steady(compare(study.replace(seeds=(1,)), tmp_path / "other", progress=False))
+    nll = lambda results: results[(results.recipe == "sft-dpo") & (results.metric == "nll")].value.tolist()
+    assert nll(first) != nll(other)
+
+
+def test_goes_on_after_a_stop(backbone, tmp_path, monkeypatch):
+    study = small(backbone, tasks=("paraphrase",), tunings=("full",))
+    expected = steady(compare(study, tmp_path / "undisturbed", progress=False))
+    judge, calls = sftdpo.study.judge, []
+    def stopped(*args, **more):
+        calls.append(1)
+        if len(calls) == 3: raise KeyboardInterrupt
+        return judge(*args, **more)
+    monkeypatch.setattr(sftdpo.study, "judge", stopped)
+    with pytest.raises(KeyboardInterrupt): compare(study, tmp_path / "stopped", progress=False)
+    monkeypatch.setattr(sftdpo.study, "judge", judge)
+    found = steady(compare(study, tmp_path / "stopped", progress=False))
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_sharing_equals_not_sharing(backbone, tmp_path):
+    "A second stage that starts from a stored policy ends as one that trained its first stage itself."
+    shared = compare(small(backbone, recipes=("sft", "sft-dpo")), tmp_path / "shared", progress=False)
+    alone = compare(small(backbone, recipes=("sft-dpo",)), tmp_path / "alone", progress=False)
+    pick = lambda results: steady(results[results.recipe == "sft-dpo"])
+    pd.testing.assert_frame_equal(pick(shared), pick(alone), check_exact=True)
+
+
+def test_trl_engine_runs_the_study(backbone, tmp_path):
+    study = small(backbone, tasks=("sonnet",), recipes=("sft-dpo",))
+    results = compare(study.replace(**{"sft.engine": "trl", "dpo.engine": "trl"}), tmp_path / "trl", progress=False)
+    assert results[(results.recipe == "sft-dpo") & (results.metric == "chrf")].value.notna().all()
+
+
+def test_identity_of_stages(backbone, tokenizer, tmp_path):
+    run = Run(task="sonnet", backbone=backbone, train_size=16, recipe="sft-dpo")
+    other = str(save_policy(tiny_model("gpt2", tokenizer, seed=1), tokenizer, tmp_path / "other backbone"))
+    copy = str(shutil.copytree(backbone, tmp_path / "the same weights elsewhere"))
+    key = stage_keys(run)
+    assert stage_keys(run.replace(**{"dpo.rejected": "swap"}))[0] == key[0]
+    for change in ({"dpo.rejected": "swap"}, {"dpo.beta": 0.2}, {"sampling.temperature": 0.5}):
+        assert stage_keys(run.replace(**change))[1] != key[1], change
+    for change in ({"seed": 1}, {"train_size": 8}, {"sft.learning_rate": 1e-3}, {"tuning": "lora"}, {"shuffle_labels": False, "backbone": other}):
+        assert stage_keys(run.replace(**change))[0] != key[0], change
+    for change in ({"lora.rank": 2}, {"dpo.micro_batch_size": 1}, {"sft.looks": 0}, {"test_size": 3}, {"backbone": copy}):
+        assert stage_keys(run.replace(**change)) == key, change
+
+
+def test_folders_are_not_mixed_up(backbone, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="holds files that are no study"): compare(small(backbone), tmp_path / "mine")
+    compare(small(backbone, recipes=("backbone",)), tmp_path / "out", progress=False)
+    with pytest.raises(FileExistsError, match="holds the study 'a small study'"): compare(small(backbone).replace(name="another"), tmp_path / "out")
+
+
+def test_the_control_has_shuffled_labels(backbone, tmp_path):
+    from sftdpo.study import training_examples
+    run = Run(backbone=backbone, train_size=40)
+    plain, shuffled = training_examples(run), training_examples(run.replace(shuffle_labels=True))
+    assert [e.id for e in plain] == [e.id for e in shuffled] and [e.label for e in plain] != [e.label for e in shuffled]
+    assert sorted(e.label for e in plain) == sorted(e.label for e in shuffled)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_trained_model_is_kept_in_the_standard_formats(backbone, tuning, tmp_path):
+    from peft import AutoPeftModelForCausalLM
+    stage = dict(epochs=1, batch_size=8, learning_rate=1e-3)
+    run = Run(backbone=backbone, task="paraphrase", train_size=16, tuning=tuning, sft=Stage("sft", **stage))
+    metrics = train_run(run, tmp_path / "out")
+    loader = AutoModelForCausalLM if tuning == "full" else AutoPeftModelForCausalLM
+    model = loader.from_pretrained(tmp_path / "out" / "model").eval()
+    assert 0 <= metrics["accuracy"] <= 1
+    from sftdpo.study import evaluate_saved
+    assert evaluate_saved(str(tmp_path / "out"), run).metrics["nll"] == pytest.approx(metrics["nll"])
+    with torch.no_grad(): assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
