@@ -193,6 +193,7 @@ def to_device(batch: dict, device) -> dict:
 def score(
     model: nn.Module,               # a causal language model, or a `Scorer` around one
     rows: list[Row],                # each with the same number of completions
+    *,
     tokens_per_batch: int = 4096,   # padded tokens in memory at once
     precision: str = "auto",        # "auto", "fp32" or "bf16"; a `Scorer` has its own
     progress=None,                  # called with the number of rows done, if given

@@ -58,7 +58,7 @@ def predict(
 ) -> pd.DataFrame:  # id, label, prediction, correct, probability_<verbalizer>..., mass, prompt
     "Probability of each verbalizer given that one of them comes, and `mass`, the probability that one of them does."
     rows = verbalizer_rows(examples, tokenizer, data.verbalizers, model.config.max_position_embeddings)
-    logps = score(model, rows, pad_id(tokenizer), precision=precision)  # [examples, verbalizers]
+    logps = score(model, rows, precision=precision)  # [examples, verbalizers]
     mass = np.exp(logps).sum(1)
     probabilities = np.exp(logps - np.logaddexp.reduce(logps, axis=1, keepdims=True))
     label = np.array([example.label for example in examples])
@@ -471,7 +471,7 @@ def _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precisio
     "Samples of each prompt with their metrics, and the likelihood of the true continuation."
     rows = tokenize([replace(example, rejected=None) for example in examples], tokenizer, data.end_of_text,
                     model.config.max_position_embeddings)
-    logps = score(model, rows, pad_id(tokenizer), precision=precision)[:, 0]
+    logps = score(model, rows, precision=precision)[:, 0]
     nll = [-logp / len(row.completions[0]) for logp, row in zip(logps, rows)]  # nats per token, end of text included
     given = examples[0].prompt.rstrip("\n").count("\n") + 1
     found = generate_ids(model, tokenizer, [example.prompt for example in examples], sampling, seed,
