@@ -109,9 +109,10 @@ def parse(
     "The command that was asked for, ready to be called."
     file = next((word for before, word in zip(words, words[1:]) if before == "--settings"), None)
     study = from_yaml(Study, Path(file).read_text(encoding="utf-8")) if file else Study()
-    defaults = dict(compare=Compare(study), quickstart=Quickstart(), train=Train(Run()), evaluate=tyro.MISSING, generate=tyro.MISSING, fetch=tyro.MISSING)
     kinds = dict(compare=Compare, quickstart=Quickstart, train=Train, evaluate=Evaluate, generate=Generate, fetch=Fetch)
-    commands = [Annotated[kinds[name], tyro.conf.subcommand(name, default=defaults[name], prefix_name=False)] for name in kinds]
+    defaults = dict(compare=Compare(study), train=Train(Run()))
+    commands = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **({"default": defaults[name]} if name in defaults else {}))]
+                for name, kind in kinds.items()]
     return tyro.cli(Union[tuple(commands)], prog="sftdpo", description="SFT, DPO, or SFT then DPO? Full fine-tuning or LoRA?", args=words)
 
 # %% ../nbs/11_cli.ipynb #42d9bcd7

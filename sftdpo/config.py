@@ -96,10 +96,13 @@ def convert(
 class Settings:
     "What all settings share: types are checked on creation, then `validate` is called."
     def __post_init__(self):
-        name, kinds = type(self).__name__.lower(), typing.get_type_hints(type(self))
+        kinds = typing.get_type_hints(type(self))
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, convert(getattr(self, f.name), kinds[f.name], f"{name}.{f.name}"))
+            object.__setattr__(self, f.name, convert(getattr(self, f.name), kinds[f.name], f"{self.called}.{f.name}"))
         self.validate()
+
+    @property
+    def called(self) -> str: return type(self).__name__.lower()  # how messages name it
 
     def validate(self): "Raise `SettingsError` where values do not fit; the subclasses say how."
 
@@ -167,19 +170,22 @@ class Stage(Settings):
     checkpoint_steps: int = neutral(0)  # steps between checkpoints; 0: none
     looks: int = neutral(4)  # how often the held-out rows are scored on the way; the start is always scored
 
+    @property
+    def called(self) -> str: return self.kind if self.kind in ("sft", "dpo") else "stage"  # as the user writes it: dpo.beta
+
     def validate(self):
         def positive(name, example):
             value = getattr(self, name)
-            check(value is None or value > 0, f"stage.{name}", value, f"use a number above 0, such as {example}")
+            check(value is None or value > 0, f"{self.called}.{name}", value, f"use a number above 0, such as {example}")
         for name, example in dict(learning_rate=5e-5, epochs=1, batch_size=8, micro_batch_size=8, max_gradient_norm=1, beta=0.1).items():
             positive(name, example)
-        check(0 <= self.warmup <= 1, "stage.warmup", self.warmup, "use a share from 0 to 1")
-        check(self.weight_decay >= 0, "stage.weight_decay", self.weight_decay, "use 0 or a positive number")
-        check(self.dropout is None or 0 <= self.dropout < 1, "stage.dropout", self.dropout, "use a share from 0 up to, not including, 1")
-        check(0 <= self.label_smoothing < 0.5, "stage.label_smoothing", self.label_smoothing, "use a share from 0 up to, not including, 0.5")
-        check(min(self.checkpoint_steps, self.looks) >= 0, "stage.checkpoint_steps or stage.looks", min(self.checkpoint_steps, self.looks), "use 0 or a positive number")
+        check(0 <= self.warmup <= 1, f"{self.called}.warmup", self.warmup, "use a share from 0 to 1")
+        check(self.weight_decay >= 0, f"{self.called}.weight_decay", self.weight_decay, "use 0 or a positive number")
+        check(self.dropout is None or 0 <= self.dropout < 1, f"{self.called}.dropout", self.dropout, "use a share from 0 up to, not including, 1")
+        check(0 <= self.label_smoothing < 0.5, f"{self.called}.label_smoothing", self.label_smoothing, "use a share from 0 up to, not including, 0.5")
+        check(min(self.checkpoint_steps, self.looks) >= 0, f"{self.called}.checkpoint_steps or {self.called}.looks", min(self.checkpoint_steps, self.looks), "use 0 or a positive number")
         if self.batch_size and self.micro_batch_size:
-            check(self.batch_size % self.micro_batch_size == 0, "stage.micro_batch_size", self.micro_batch_size,
+            check(self.batch_size % self.micro_batch_size == 0, f"{self.called}.micro_batch_size", self.micro_batch_size,
                   f"use a divisor of the batch size {self.batch_size}")
 
 # %% ../nbs/00_config.ipynb #b678da8b

@@ -221,7 +221,7 @@ def _hold_out(examples, seed) -> tuple[list[Example], list[Example]]:
 
 # %% ../nbs/01_data.ipynb #1ab3057b
 _hub_dataset = ("nyu-mll/glue", "qqp")
-_generated_sizes = dict(train=4000, choose=1000, test=1000)
+_generated_sizes = dict(train=16_000, choose=1000, test=1000)
 
 def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
     "GLUE's train and validation pairs, and how many rows with an empty question were left out."

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['topics', 'word_overlap', 'generated_questions', 'unlabelled_lists', 'unlabelled_questions']
 
-# %% ../nbs/00_questions.ipynb #86b69021
+# %% ../nbs/00_questions.ipynb #91c554ed
 import random, re
 
-# %% ../nbs/00_questions.ipynb #3630ec04
+# %% ../nbs/00_questions.ipynb #b8897657
 _topics = dict(
     skill='Spanish|chess|algebra|the piano|photography|Python|Japanese|drawing|the guitar|statistics|Latin|knitting|swimming|the violin|poetry|French|carpentry|geometry|the drums|typing|Arabic|singing|welding|the flute|juggling|Russian|sailing|calculus|the cello|origami|German|fencing|pottery|the harp|magic|Greek|skiing|logic|the trumpet|sewing|Korean|surfing|Java|the banjo|sculpture|Polish|rowing|accounting|the organ|calligraphy',
     city='London|Paris|Rome|Berlin|Madrid|Vienna|Prague|Lisbon|Athens|Dublin|Oslo|Warsaw|Boston|Chicago|Denver|Seattle|Toronto|Delhi|Mumbai|Tokyo|Seoul|Sydney|Cairo|Lagos|Lima|Havana|Geneva|Munich|Naples|Venice|Milan|Krakow|Porto|Glasgow|Leeds|Dallas|Austin|Phoenix|Montreal|Nairobi|Hamburg|Helsinki|Budapest|Istanbul|Marseille|Antwerp|Salzburg|Brighton|Memphis|Kyoto',
@@ -19,7 +19,7 @@ _topics = dict(
     illness='a cold|acne|back pain|a fever|anxiety|headaches|asthma|a cough|stress|diabetes|dandruff|insomnia|flu|nausea|heartburn|a sore throat|allergies|migraine|toothache|anemia|eczema|hiccups|cramps|obesity|malaria|sunburn|measles|gout|a rash|vertigo|arthritis|pneumonia|bad breath|a stroke|ulcers|depression|hay fever|fatigue|bronchitis|warts|scurvy|a hangover|blisters|cholera|snoring|tinnitus|lice|rabies|hernia|jet lag',
     activity='running|football|tennis|yoga|boxing|cycling|basketball|hiking|a marathon|golf|volleyball|climbing|dancing|cricket|a long flight|rugby|judo|an exam|wrestling|surgery|hockey|karate|badminton|a job interview|baseball|diving|skating|a wedding|archery|pilates|squash|a night shift|kayaking|a date|weightlifting|polo|a road trip|gymnastics|snowboarding|a blood test|handball|a triathlon|softball|a concert|paddling|an operation|horse riding|a fast|bowling|a race')
 
-# %% ../nbs/00_questions.ipynb #2e9b3081
+# %% ../nbs/00_questions.ipynb #cfd1cb47
 _shares = dict(train=(0, 12), choose=(12, 15), test=(15, 20))
 
 def topics(
@@ -31,58 +31,21 @@ def topics(
     lists = {kind: words.split('|') for kind, words in _topics.items()}
     return {kind: [word for i, word in enumerate(words) if low <= i*7 % 20 < high] for kind, words in lists.items()}
 
-# %% ../nbs/00_questions.ipynb #936b0890
-_openings = dict(HOW=('How do I', 'How can I', 'How should I', 'How could I'),
-                 WAY=('What is the best way to', 'What is a good way to', 'What would be the best way to'))
+# %% ../nbs/00_questions.ipynb #9a945a92
+_openings = ('How do I', 'How can I', 'How should I', 'How could I', 'What is the best way to', 'What is a good way to', 'What would be the best way to',
+             'What should I do to', 'What must I know to', 'What do I need to', 'Is there a simple way to', 'Can you tell me how to', 'Does anyone know how to')
 
-_intents = dict(
-    skill=dict(
-        learn='HOW learn {x}?|WAY learn {x}?|HOW start learning {x}?|What should I do to get good at {x}?',
-        teach='HOW teach {x}?|WAY teach {x}?|HOW start teaching {x}?|What should I do to give lessons in {x}?',
-        time='How long does it take to learn {x}?|How much time do I need to learn {x}?|In how many months can I get good at {x}?'),
-    city=dict(
-        best='HOW get from {x} to {y}?|WAY travel from {x} to {y}?|HOW go to {y} from {x}?|WAY get to {y} if I start in {x}?',
-        time='How long does it take to get from {x} to {y}?|How much time do I need to travel from {x} to {y}?|How long does it take to go to {y} from {x}?',
-        prefer='Why do people like {x} more than {y}?|Why is {x} liked more than {y}?|Why do people like {y} less than {x}?'),
-    food=dict(
-        cook='HOW cook {x}?|WAY cook {x}?|HOW make {x} at home?|What is a good recipe for {x}?',
-        store='HOW store {x}?|WAY store {x}?|HOW keep {x} fresh at home?|How long can I keep {x} at home?',
-        healthy='Is it healthy to eat {x}?|Is eating {x} good for me?|What are the health benefits of {x}?'),
-    service=dict(
-        delete='HOW delete my {x} account?|WAY delete my {x} account?|HOW close my account on {x}?|What should I do to leave {x}?',
-        create='HOW create my {x} account?|WAY create my {x} account?|HOW open my account on {x}?|What should I do to join {x}?',
-        password='HOW change my {x} password?|WAY change my {x} password?|HOW get a new password on {x}?'),
-    animal=dict(
-        feed='HOW feed my {x}?|WAY feed my {x}?|What should I give my {x} to eat?|What does a {x} eat?',
-        train='HOW train my {x}?|WAY train my {x}?|What should I do to teach my {x} to obey?',
-        wash='HOW wash my {x}?|WAY wash my {x}?|What should I do to keep my {x} clean?'),
-    job=dict(
-        become='HOW become a {x}?|WAY become a {x}?|What should I do to get a job as a {x}?|HOW start working as a {x}?',
-        hire='HOW hire a {x}?|WAY hire a {x}?|What should I do to find a good {x}?|HOW find a good {x}?',
-        salary='How much does a {x} earn?|How much money does a {x} make?|What is the salary of a {x}?'),
-    illness=dict(
-        cure='HOW cure {x}?|WAY cure {x}?|HOW get rid of {x}?|What should I do to get rid of {x}?',
-        prevent='HOW prevent {x}?|WAY prevent {x}?|HOW avoid {x}?|What should I do to avoid {x}?',
-        cause='What causes {x}?|What is the cause of {x}?|Why do people get {x}?'),
-    activity=dict(
-        before='What should I eat before {x}?|What is a good meal before {x}?|What is the best thing to eat before {x}?',
-        after='What should I eat after {x}?|What is a good meal after {x}?|What is the best thing to eat after {x}?',
-        wear='What should I wear for {x}?|What are good clothes for {x}?|What is the best thing to wear for {x}?'))
+_actions = dict(
+    skill=('learn {x}', 'teach {x}', 'practise {x}', 'give up {x}'),
+    city=('get from {x} to {y}', 'move from {x} to {y}', 'fly from {x} to {y}', 'call {y} from {x}'),
+    food=('cook {x}', 'store {x}', 'buy {x}', 'freeze {x}'),
+    service=('delete my {x} account', 'create my {x} account', 'share my {x} account', 'change my {x} password'),
+    animal=('feed my {x}', 'train my {x}', 'wash my {x}', 'sell my {x}'),
+    job=('become a {x}', 'hire a {x}', 'pay a {x}', 'thank a {x}'),
+    illness=('cure {x}', 'prevent {x}', 'detect {x}', 'explain {x}'),
+    activity=('prepare for {x}', 'recover from {x}', 'dress for {x}', 'eat before {x}'))
 
-# %% ../nbs/00_questions.ipynb #d30e5f11
-def _wordings(
-    text:str, # wordings with HOW or WAY, separated by |
-) -> list[str]: # each wording with each of its openings
-    "Write out the openings."
-    out = []
-    for wording in text.split('|'):
-        opening = wording.split(' ')[0]
-        out.append([wording.replace(opening, o, 1) for o in _openings.get(opening, [opening])])
-    return out
-
-_wording_table = {kind: {intent: _wordings(text) for intent, text in intents.items()} for kind, intents in _intents.items()}
-
-# %% ../nbs/00_questions.ipynb #8488b7eb
+# %% ../nbs/00_questions.ipynb #13037cd7
 def _words(text): return set(re.findall(r'[a-z]+', text.lower()))
 
 def word_overlap(
@@ -93,28 +56,25 @@ def word_overlap(
     a, b = _words(question1), _words(question2)
     return len(a & b) / max(1, len(a | b))
 
-# %% ../nbs/00_questions.ipynb #c422198e
-def _ask(rng, kind, intent, topic, avoid=()):
-    "One wording of an intent about a topic, chosen evenly over wordings, then over openings."
-    wording = rng.choice(_wording_table[kind][intent])
-    question = rng.choice(wording).replace('{x}', topic[0]).replace('{y}', topic[-1])
+# %% ../nbs/00_questions.ipynb #fc069bf6
+def _ask(rng, action, topic, avoid=()):
+    "An action on a topic, asked with a random opening."
+    question = f'{rng.choice(_openings)} {action}?'.replace('{x}', topic[0]).replace('{y}', topic[-1])
     question = re.sub(r'\ba (?=[aeio]|u[^s])', 'an ', question)
-    return question if question not in avoid else _ask(rng, kind, intent, topic, avoid)
+    return question if question not in avoid else _ask(rng, action, topic, avoid)
 
 def _draw_topic(rng, kind, pool):
     return tuple(rng.sample(pool[kind], 2)) if kind == 'city' else (rng.choice(pool[kind]),)
 
-def _negative(rng, kind, intent, topic, pool):
-    "Intent and topic of a question that asks something else."
-    intents, change = list(_wording_table[kind]), rng.random()
-    if kind == 'city' and change < .2: return intent, topic[::-1]
-    if change < .35: return rng.choice([i for i in intents if i != intent]), topic
-    other = _draw_topic(rng, kind, pool)
-    if kind == 'city' and rng.random() < .5: other = (topic[0], other[1])
-    if other == topic or other[0] == other[-1] and kind == 'city': return _negative(rng, kind, intent, topic, pool)
-    return (rng.choice(intents) if change > .95 else intent), other
+def _negatives(rng, kind, action, topic, pool, count):
+    "Actions and topics that ask something else, all changed in the same way: mostly another action, else the way back or another topic."
+    change, actions = rng.random(), [a for a in _actions[kind] if a != action]
+    if change < .75: return [(rng.choice(actions), topic) for _ in range(count)]
+    if kind == 'city' and change < .85: return [(action, topic[::-1])] * count
+    others = [t for t in (_draw_topic(rng, kind, pool) for _ in range(4 * count)) if not set(t) & set(topic)]
+    return [(action, other) for other in others[:count]]
 
-# %% ../nbs/00_questions.ipynb #72dae1b7
+# %% ../nbs/00_questions.ipynb #bd32ce93
 def generated_questions(
     split:str, # "train", "choose" or "test": no topic is in two of them
     size:int, # how many pairs; the first pairs of a seed do not depend on it
@@ -122,13 +82,13 @@ def generated_questions(
 ) -> list[tuple[str, str, int]]: # question, question, label: 1 when both ask the same
     "Labelled pairs of questions, half of each class."
     rng, pool = random.Random(f'{split} {seed}'), topics(split)
-    kinds, pairs, seen = list(_wording_table), [], set()
+    pairs, seen = [], set()
     while len(pairs) < size:
-        kind = rng.choice(kinds)
-        intent, topic = rng.choice(list(_wording_table[kind])), _draw_topic(rng, kind, pool)
-        question = _ask(rng, kind, intent, topic)
-        same = _ask(rng, kind, intent, topic, avoid=(question,))
-        others = [_ask(rng, kind, *_negative(rng, kind, intent, topic, pool), avoid=(question,)) for _ in range(4)]
+        kind = rng.choice(list(_actions))
+        action, topic = rng.choice(_actions[kind]), _draw_topic(rng, kind, pool)
+        question = _ask(rng, action, topic)
+        same = _ask(rng, action, topic, avoid=(question,))
+        others = [_ask(rng, *other, avoid=(question,)) for other in _negatives(rng, kind, action, topic, pool, 8)]
         overlap = word_overlap(question, same)
         other = min(others, key=lambda text: abs(word_overlap(question, text) - overlap))
         if (question, same) in seen or (question, other) in seen: continue
@@ -136,7 +96,7 @@ def generated_questions(
         pairs += rng.sample([(question, same, 1), (question, other, 0)], 2)
     return pairs[:size]
 
-# %% ../nbs/00_questions.ipynb #62be9bc6
+# %% ../nbs/00_questions.ipynb #af3b7626
 def _made_up(rng):
     "A name that is none: two or three syllables."
     parts = [rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') + rng.choice(['', '', 'n', 'r', 'l', 's']) for _ in range(rng.choice((2, 2, 3)))]
@@ -151,15 +111,15 @@ def unlabelled_lists(
     "Lists of questions on train topics and made-up names, for pretraining."
     rng, pool, lists = random.Random(f'unlabelled {seed}'), topics('train'), []
     while len(lists) < size:
-        kind = rng.choice(list(_wording_table))
+        kind = rng.choice(list(_actions))
         names = {kind: [_made_up(rng) for _ in range(3)]} if rng.random() < .5 else pool
         drawn = [_draw_topic(rng, kind, names) for _ in range(rng.choice((1, 2, 2, 3)))]
         if kind == 'city': drawn.append(drawn[0][::-1])
-        intents = rng.sample(list(_wording_table[kind]), rng.choice((1, 2, 2, 3)))
+        actions = rng.sample(_actions[kind], rng.choice((1, 2, 2, 3)))
         questions = []
         while len(questions) < 8:
             if questions and rng.random() < .3: questions.append(rng.choice(questions)); break
-            question = _ask(rng, kind, rng.choice(intents), rng.choice(drawn))
+            question = _ask(rng, rng.choice(actions), rng.choice(drawn))
             repeated = question in questions
             questions.append(question)
             if repeated: break
@@ -167,7 +127,7 @@ def unlabelled_lists(
         lists.append(questions)
     return lists
 
-# %% ../nbs/00_questions.ipynb #db669b4e
+# %% ../nbs/00_questions.ipynb #48ae839c
 def unlabelled_questions(
     size:int, # how many questions
     seed:int=0, # another seed, other questions

@@ -169,7 +169,7 @@ def test_generated_pairs_and_subsets():
     small, large = (d.subset(task.train, size, 7) for size in (500, 1000))
     assert small == large[:500] and len({e.id for e in large}) == 1000
     assert {e.id for e in small} != {e.id for e in d.subset(task.train, 500, 8)}
-    with pytest.raises(DataError, match="4,000"): d.subset(task.train, 4001, 0)
+    with pytest.raises(DataError, match="16,000"): d.subset(task.train, 16_001, 0)
     with pytest.raises(DataError, match="0 examples were asked for"): d.subset(task.train, 0, 0)
 
 

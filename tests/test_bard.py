@@ -1,0 +1,36 @@
+"The backbone that comes with the package: it fits the tasks, and learns."
+import pandas as pd
+import pytest
+
+from sftdpo.config import Sampling, Study
+from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
+from sftdpo.evaluate import mean_interval
+from sftdpo.model import load_backbone
+from sftdpo.study import compare, run_name
+
+
+@pytest.fixture(scope="module")
+def bard(): return load_backbone("bard")
+
+
+def test_verbalizers_are_single_tokens(bard):
+    data = load_task("paraphrase")
+    rows = verbalizer_rows(data.test[:3], bard[1], data.verbalizers)
+    assert all(len(answer) == 1 for row in rows for answer in row.completions)
+
+
+def test_every_sonnet_pair_fits(bard):
+    model, tokenizer = bard
+    sonnets = load_task("sonnet")
+    rows = tokenize(make_pairs(sonnets.train + sonnets.choose + sonnets.test, "swap", 0), tokenizer, True, model.config.max_position_embeddings)
+    assert max(len(row.prompt) + sum(map(len, row.completions)) for row in rows) <= model.config.max_position_embeddings
+
+
+def test_sft_makes_the_true_sonnets_likelier(tmp_path):
+    "By more than the paired interval over the sonnets, at the recommended settings."
+    nll = lambda run: pd.read_parquet(tmp_path / "out" / "runs" / run_name(run) / "examples.parquet").groupby("id").nll.first()
+    study = Study("a test", tasks=("sonnet",), recipes=("sft",), tunings=("full",), sampling=Sampling(samples=1, max_new_tokens=20))
+    compare(study, tmp_path / "out", progress=False)
+    before, after = (nll(run) for run in study.runs())
+    mean, low, high = mean_interval(after - before)
+    assert high < 0

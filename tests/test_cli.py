@@ -1,0 +1,49 @@
+"The command line: options are the settings' fields, and mistakes are told in a line."
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sftdpo.cli import QUICKSTART, Compare, Generate, Train, main, parse
+
+
+def test_options_are_the_fields_of_the_settings():
+    command = parse("compare --tasks sonnet --recipes sft dpo --seeds 0 1 --learning-rates.sft-full 1e-4 --dpo.beta 0.2 --sweep lora.rank 4,8 --out there".split())
+    assert isinstance(command, Compare) and str(command.out) == "there"
+    assert (command.study.recipes, command.study.seeds, command.study.dpo.beta) == (("sft", "dpo"), (0, 1), 0.2)
+    assert command.study.sweep == {"lora.rank": [4, 8]} and command.study.dpo.kind == "dpo"
+    assert isinstance(parse(["train", "--recipe", "sft-dpo", "--tuning", "lora"]), Train)
+    assert parse(["generate", "bard", "--prompt", "Shall I"]) == Generate("bard", prompt="Shall I")
+
+
+def test_a_settings_file_and_options_that_win_over_it(tmp_path):
+    (tmp_path / "study.yaml").write_text("name: mine\nseeds: [1, 2]\ndpo: {beta: 0.3}\n")
+    study = parse(["compare", "--settings", str(tmp_path / "study.yaml"), "--seeds", "7"]).study
+    assert (study.name, study.seeds, study.dpo.beta) == ("mine", (7,), 0.3)
+
+
+@pytest.mark.parametrize("words, told", [
+    (["compare", "--train-size", "0"], "train_size = 0"),
+    (["compare", "--settings", "nowhere.yaml"], "nowhere.yaml"),
+    (["compare", "--tasks", "paraphrase", "--data", "nowhere/pairs.tsv"], "nowhere/pairs.tsv"),
+    (["compare", "--backbone", "no/such-model"], "bard"),
+    (["compare", "--train-size", "99999999"], "99,999,999"),
+    (["evaluate", "no/such-model"], "bard"),
+    (["train", "--recipe", "backbone"], "trains nothing"),
+])
+def test_mistakes_are_told_in_a_line(words, told, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "out")] if words[0] != "evaluate" else []
+    with pytest.raises(SystemExit) as end: main(words + out)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and told in said and "Traceback" not in said
+
+
+def test_quickstart_is_both_tasks_and_six_cells():
+    assert [study.tasks for study in QUICKSTART] == [("paraphrase",), ("sonnet",)]
+    for study in QUICKSTART: assert len(study.runs()) == 7 and study.backbone == "bard"
+
+
+def test_it_is_installed_as_a_command():
+    found = subprocess.run([Path(sys.executable).with_name("sftdpo"), "--help"], capture_output=True, text=True)
+    assert found.returncode == 0 and "quickstart" in found.stdout
