@@ -29,8 +29,8 @@ class Compare:
 
 # %% ../nbs/11_cli.ipynb #af52c04b
 QUICKSTART = (
-    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=400, test_size=400),
-    Study("quickstart sonnet", tasks=("sonnet",), sampling=Sampling(samples=4, max_new_tokens=200)))
+    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=6000),
+    Study("quickstart sonnet", tasks=("sonnet",)))
 
 # %% ../nbs/11_cli.ipynb #61c3dcf5
 @dataclass
@@ -107,7 +107,8 @@ def parse(
     words: list[str],  # the command line, without the program's name
 ):
     "The command that was asked for, ready to be called."
-    file = next((word for before, word in zip(words, words[1:]) if before == "--settings"), None)
+    pieces = [piece for word in words for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
+    file = next((word for before, word in zip(pieces, pieces[1:]) if before == "--settings"), None)
     study = from_yaml(Study, Path(file).read_text(encoding="utf-8")) if file else Study()
     kinds = dict(compare=Compare, quickstart=Quickstart, train=Train, evaluate=Evaluate, generate=Generate, fetch=Fetch)
     defaults = dict(compare=Compare(study), train=Train(Run()))

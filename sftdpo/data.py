@@ -416,7 +416,7 @@ def _check_rows(rows:list[Row], max_length:int) -> list[Row]:
     if too_long:
         length, row = longest
         raise DataError(f"{too_long:,} of {len(rows):,} rows are longer than max_length={max_length} tokens; the longest, {row.id!r}, has {length} "
-                        f"({len(row.prompt)} of them the prompt). Set max_length={length} if the backbone's context allows it, or leave these examples out.")
+                        f"({len(row.prompt)} of them the prompt). Shorten these examples or leave them out, or take a backbone that reads {length} tokens.")
     return rows
 
 # %% ../nbs/01_data.ipynb #ac253e0f

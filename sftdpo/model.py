@@ -242,11 +242,11 @@ def apply_tuning(
 # %% ../nbs/02_model.ipynb #926a1991
 def set_dropout(
     model,              # any policy; changed in place
-    probability: float, # of the model's own dropout; 0 also turns LoRA's off
+    probability: float, # of the model's own dropout; LoRA's is a setting of its own
 ):
-    "Set every dropout of a model, in its layers and in its attention"
+    "Set a model's own dropout, in its layers and in its attention"
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and (".lora_dropout" not in name or probability == 0): module.p = probability
+        if isinstance(module, nn.Dropout) and ".lora_dropout" not in name: module.p = probability
         for key, value in vars(module).items():
             if "dropout" in key and isinstance(value, (int, float)) and not isinstance(value, bool): setattr(module, key, probability)
     return model
@@ -256,6 +256,8 @@ def disable_dropout(
     model, # any policy; changed in place
 ):
     "Turn off every dropout, LoRA's included: training then computes what evaluation computes"
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and ".lora_dropout" in name: module.p = 0.
     return set_dropout(model, 0.)
 
 # %% ../nbs/02_model.ipynb #84a904d9
@@ -267,8 +269,10 @@ def written_whole(
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not (folder/"sftdpo.json").exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds files that sftdpo did not write: give another folder, or empty it")
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    part.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))   # a name that nothing left behind can have
+    part.chmod(0o755)
+    old = part.with_suffix(".old")
     try:
         yield part
         if folder.exists(): os.replace(folder, old)

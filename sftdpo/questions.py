@@ -46,7 +46,7 @@ _actions = dict(
     activity=('prepare for {x}', 'recover from {x}', 'dress for {x}', 'eat before {x}'))
 
 # %% ../nbs/00_questions.ipynb #13037cd7
-def _words(text): return set(re.findall(r'[a-z]+', text.lower()))
+def _words(text): return set(re.findall(r'\w+', text.lower()))
 
 def word_overlap(
     question1:str, # one question

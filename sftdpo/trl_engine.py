@@ -6,7 +6,9 @@
 __all__ = ['NAMES', 'trl_rows', 'ScoredDPOTrainer', 'trl_loss', 'trl_trainer', 'train_stage_with_trl']
 
 # %% ../nbs/04_trl_engine.ipynb #cb85ad02
+import tempfile
 import time
+from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -18,8 +20,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from .batches import Scorer, best_precision, score
 from .config import Stage
 from .data import Row
-from .model import set_dropout
-from .trainer import StageResult, Watch, result_of, training_arguments
+from .trainer import StageResult, Watch, prepare_dropout, reset_peak_memory, result_of, training_arguments
 
 # %% ../nbs/04_trl_engine.ipynb #88729334
 def trl_rows(
@@ -49,23 +50,23 @@ def trl_loss(
 # %% ../nbs/04_trl_engine.ipynb #834d8700
 def trl_trainer(
     model,                           # a causal language model or a PEFT model around one
-    tokenizer,                       # TRL asks it for a pad token
-    rows: list[Row],
+    tokenizer,                       # left as it is: TRL gives a copy of it a pad token
+    rows: list[Row],                 # one completion each for SFT; chosen and rejected for DPO
     stage: Stage,                    # settled settings
     seed: int,                       # of the run
     reference: np.ndarray | None,    # for DPO
-    folder: Path | str = ".",        # for checkpoints
+    folder: Path | str,              # TRL's output folder
     **others,                        # further arguments of TRL's config
 ):
     "TRL's trainer for the stage, at the stage's settings: no checkpointing of activations, nothing truncated."
-    bf16 = (best_precision() if stage.precision == "auto" else stage.precision) == "bf16"
+    bf16 = (best_precision(model.device) if stage.precision == "auto" else stage.precision) == "bf16"
     names = {field.name for field in fields(SFTConfig)}
     recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"  # renamed in transformers 5
     arguments = training_arguments(stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, max_length=None, **{recompute: False})
     if stage.kind == "sft":
-        return SFTTrainer(model, args=SFTConfig(**arguments | dict(completion_only_loss=True) | others), train_dataset=trl_rows(rows), processing_class=tokenizer)
+        return SFTTrainer(model, args=SFTConfig(**arguments | dict(completion_only_loss=True) | others), train_dataset=trl_rows(rows), processing_class=deepcopy(tokenizer))
     config = DPOConfig(**arguments | dict(beta=stage.beta, precompute_ref_log_probs=True) | trl_loss(stage.label_smoothing) | others)
-    return ScoredDPOTrainer(model, args=config, train_dataset=trl_rows(rows, reference), processing_class=tokenizer)
+    return ScoredDPOTrainer(model, args=config, train_dataset=trl_rows(rows, reference), processing_class=deepcopy(tokenizer))
 
 # %% ../nbs/04_trl_engine.ipynb #f9e0f21c
 NAMES = {  # TRL's names in the history, and ours
@@ -83,17 +84,20 @@ def train_stage_with_trl(
     progress: bool = True,       # draw a progress bar?
     label: str = "",             # what the bar is called
 ) -> StageResult:
-    "Like `train_stage`, with TRL's trainers and their own order of the rows."
+    "Like `train_stage`, with TRL's trainers and their own order of the rows, and without checkpoints."
     started = time.perf_counter()
-    set_dropout(model, 0.0) if stage.kind == "dpo" else stage.dropout is not None and set_dropout(model, stage.dropout)
+    prepare_dropout(model, stage)
+    reset_peak_memory()
     scorer = Scorer(model, stage.precision)
     reference, held_out_reference = (score(scorer, rows), score(scorer, list(held_out))) if stage.kind == "dpo" else (None, None)
     reference_seconds = time.perf_counter() - started
-    trainer = trl_trainer(model, tokenizer, rows, stage, seed, reference)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trl_trainer(model, tokenizer, rows, stage.replace(checkpoint_steps=0), seed, reference, folder)
     watch = Watch(list(held_out), held_out_reference, progress, label)
     watch.trainer, trainer.stage = trainer, stage
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
     trainer.train()
-    result = result_of(trainer, rows, watch.durations, time.perf_counter() - started, reference_seconds)
+    tokens = sum(len(row.prompt) * len(row.completions) + sum(map(len, row.completions)) for row in rows) / len(rows)  # a pair is two sequences
+    result = result_of(trainer, tokens, time.perf_counter() - started, reference_seconds)
     return replace(result, history=result.history.rename(columns=NAMES))

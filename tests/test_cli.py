@@ -19,8 +19,9 @@ def test_options_are_the_fields_of_the_settings():
 
 def test_a_settings_file_and_options_that_win_over_it(tmp_path):
     (tmp_path / "study.yaml").write_text("name: mine\nseeds: [1, 2]\ndpo: {beta: 0.3}\n")
-    study = parse(["compare", "--settings", str(tmp_path / "study.yaml"), "--seeds", "7"]).study
-    assert (study.name, study.seeds, study.dpo.beta) == ("mine", (7,), 0.3)
+    for given in (["--settings", str(tmp_path / "study.yaml")], [f"--settings={tmp_path / 'study.yaml'}"]):
+        study = parse(["compare", *given, "--seeds", "7"]).study
+        assert (study.name, study.seeds, study.dpo.beta) == ("mine", (7,), 0.3)
 
 
 @pytest.mark.parametrize("words, told", [

@@ -70,7 +70,7 @@ def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
         assert {"settings.yaml", "environment.json", "metrics.json", "examples.parquet"} <= written
         assert ("history.csv" in written) == (run.recipe != "backbone")
         settings = yaml.safe_load((home / "settings.yaml").read_text())
-        assert settings["sft"]["learning_rate"] == 1e-3 and settings["recipe"] == run.recipe
+        assert settings["recipe"] == run.recipe and (run.recipe == "backbone" or settings["sft"]["learning_rate"] == 1e-3)
         assert json.loads((home / "environment.json").read_text())["data"]["name"] == "little"
         assert len(pd.read_parquet(home / "examples.parquet")) == (20 if run.task == "paraphrase" else 10)
         if run.recipe == "sft-dpo":
@@ -111,6 +111,46 @@ def test_goes_on_after_a_stop(backbone, tmp_path, monkeypatch):
     monkeypatch.setattr(sftdpo.study, "judge", judge)
     found = steady(compare(study, tmp_path / "stopped", progress=False))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_goes_on_inside_a_stage(backbone, tmp_path, monkeypatch):
+    "Stopped in the middle of SFT and again of DPO, with checkpoints: the results of an undisturbed study."
+    from sftdpo.trainer import Watch
+    study = small(backbone, tasks=("sonnet",), recipes=("sft-dpo",), tunings=("lora",)).replace(**{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1})
+    expected = steady(compare(study, tmp_path / "undisturbed", progress=False))
+    begin, stops = Watch.on_step_begin, []
+    def stopped(self, args, state, *rest, **more):
+        begin(self, args, state, *rest, **more)
+        if state.global_step == 1 and self.trainer.stage.kind not in stops:
+            stops.append(self.trainer.stage.kind)
+            raise KeyboardInterrupt
+    monkeypatch.setattr(Watch, "on_step_begin", stopped)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): compare(study, tmp_path / "stopped", progress=False)
+    found = steady(compare(study, tmp_path / "stopped", progress=False))
+    assert stops == ["sft", "dpo"]
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_a_sweep_writes_each_run_once(backbone, tmp_path):
+    "A value that a run does not use makes no run of its own; the table keeps the others apart."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft", "dpo"), tunings=("full",), sweep={"dpo.beta": [0.05, 0.2]})
+    results = compare(study, tmp_path / "out", progress=False)
+    assert results.run.nunique() == 4 and not results.duplicated(["run", "metric"]).any()
+    cells = list(cells_table(results, "paraphrase").index)
+    assert cells[:2] == ["backbone", "sft full"] and len(set(cells)) == 4
+
+
+def test_what_will_fail_is_said_before_training(backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr(sftdpo.study, "finish_run", lambda *rest: pytest.fail("something was trained"))
+    with pytest.raises(ValueError, match="were asked for"): compare(small(backbone, train_size=10_000), tmp_path / "size")
+    with pytest.raises(ValueError, match="nope"): compare(small(backbone, lora={"targets": ["nope"]}), tmp_path / "targets")
+
+
+def test_a_folder_keeps_what_an_earlier_study_of_its_name_found(backbone, tmp_path):
+    compare(small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",)), tmp_path / "out", progress=False)
+    results = compare(small(backbone, tasks=("paraphrase",), recipes=("dpo",), tunings=("full",)), tmp_path / "out", progress=False)
+    assert set(results.recipe) == {"backbone", "sft", "dpo"} and not results.duplicated(["run", "metric"]).any()
 
 
 def test_sharing_equals_not_sharing(backbone, tmp_path):

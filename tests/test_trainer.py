@@ -185,12 +185,32 @@ def test_half_written_checkpoints_are_not_believed(tmp_path):
     assert not (tmp_path / "checkpoint-4").exists()
 
 
-def test_reference_is_scored_once(tokenizer, tmp_path):
+def test_a_left_over_reference_is_not_believed(tokenizer, tmp_path):
+    "Without a checkpoint it is scored again; with one that does not fit, the stage's first loss would not be log 2."
     rows = pair_rows()
     np.save(tmp_path / "reference.npy", np.full((len(rows), 2), -1.0))
-    np.save(tmp_path / "held_out_reference.npy", np.zeros((0, 2)))
     history = train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO, folder=tmp_path, progress=False).history
-    assert history.loss.dropna().iloc[0] != pytest.approx(math.log(2), abs=1e-3)
+    assert history.loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_a_wrong_reference_ends_the_stage(tokenizer, monkeypatch):
+    import sftdpo.trainer
+    score_rightly = sftdpo.trainer.stored_scores
+    monkeypatch.setattr(sftdpo.trainer, "stored_scores", lambda path, scorer, rows, *rest: score_rightly(path, scorer, rows, *rest) + (np.array([5.0, 0.0]) if rows else 0))
+    with pytest.raises(ValueError, match="must be log 2"): train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(), DPO, progress=False)
+
+
+def test_stopped_after_the_last_step(tokenizer, tmp_path, monkeypatch):
+    rows, stage = pair_rows(), DPO.replace(checkpoint_steps=1)
+    undisturbed = tuned("gpt2", tokenizer, "full")
+    expected = train_stage(undisturbed, rows, stage, progress=False)
+    def stop(*rest, **more): raise Stop
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_end", stop)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False)
+    resumed = tuned("gpt2", tokenizer, "full")
+    found = train_stage(resumed, rows, stage, folder=tmp_path, progress=False)
+    assert same(trained(undisturbed), trained(resumed)) and found.steps == expected.steps and found.examples_per_second > 0
 
 
 def test_loss_that_is_not_finite_names_step_and_rows(tokenizer):
@@ -207,12 +227,25 @@ def test_nothing_to_train_on_is_an_error(tiny_gpt2):
     with pytest.raises(ValueError, match="no rows to train on"): train_stage(tiny_gpt2[0], [], SFT)
 
 
-def test_sft_and_dpo_see_the_same_order():
+def test_sft_and_dpo_see_the_same_order(tokenizer, monkeypatch):
+    seen = []
+    compute = StageTrainer.compute_loss
+    monkeypatch.setattr(StageTrainer, "compute_loss", lambda self, model, inputs, *rest, **more: seen.append(inputs["rows"].tolist()) or compute(self, model, inputs, *rest, **more))
     rows = pair_rows(50)
-    lengths = [len(row.prompt) for row in rows]
-    assert lengths == [len(row.prompt) for row in answers(rows)]
-    first = epoch_batches(lengths, 8, seed=3, epoch=1)
-    assert first == epoch_batches(lengths, 8, seed=3, epoch=1) and sorted(sum(first, [])) == list(range(50))
+    train_stage(tuned("gpt2", tokenizer, "full"), answers(rows), SFT, seed=3, progress=False)
+    sft, seen[:] = list(seen), []
+    train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO, seed=3, progress=False)
+    assert seen == sft and sorted(sum(seen[:7], [])) == list(range(50)) and seen[:7] != seen[7:]
+
+
+def test_engines_leave_no_file_behind(tokenizer, tmp_path, monkeypatch):
+    from sftdpo.trl_engine import train_stage_with_trl
+    monkeypatch.chdir(tmp_path)
+    for stage in (SFT.replace(checkpoint_steps=1, epochs=1), DPO.replace(checkpoint_steps=1, epochs=1)):
+        rows = pair_rows() if stage.kind == "dpo" else answers(pair_rows())
+        train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, progress=False)
+        train_stage_with_trl(tuned("gpt2", tokenizer, "full"), tokenizer, rows, stage, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_trl_engine_trains_the_same_stage(tokenizer):

@@ -1,0 +1,46 @@
+"Losses against numbers worked out by hand."
+import math
+
+import pytest
+import torch
+
+from sftdpo.loss import dpo_loss, implicit_rewards, reward_accuracy, sequence_log_probabilities, sft_loss, token_log_probabilities
+
+log = math.log
+
+
+def tensor(*values): return torch.tensor(values, dtype=torch.float64)
+
+
+def test_log_probabilities_of_a_padded_batch():
+    "Two sequences over three words; the second is one token shorter."
+    logits = torch.tensor([[[0, log(2), log(5)], [log(3), 0, 0]], [[0, 0, 0], [9.0, 9.0, 9.0]]])   # 1/8 2/8 5/8 · 3/5 1/5 1/5 · thirds
+    targets, mask = torch.tensor([[2, 0], [1, 0]]), torch.tensor([[1, 1], [1, 0]])
+    assert token_log_probabilities(logits, targets)[0].exp().tolist() == pytest.approx([5 / 8, 3 / 5])
+    assert sequence_log_probabilities(logits, targets, mask).exp().tolist() == pytest.approx([3 / 8, 1 / 3])
+    assert sft_loss(sequence_log_probabilities(logits, targets, mask)).tolist() == pytest.approx([log(8 / 3), log(3)])
+
+
+def test_dpo_by_hand():
+    "Pair 1: chosen 4 times as likely, rejected half: margin beta·log 8. Pair 2: both doubled: margin 0."
+    losses, chosen, rejected = dpo_loss(tensor(log(4), log(2)), tensor(-log(2), log(2)), tensor(0, 0), tensor(0, 0), beta=1 / 3)
+    assert losses.tolist() == pytest.approx([log(3 / 2), log(2)])
+    assert chosen.tolist() == pytest.approx([log(4) / 3, log(2) / 3]) and rejected.tolist() == pytest.approx([-log(2) / 3, log(2) / 3])
+    assert reward_accuracy(chosen, rejected).tolist() == [1, 0.5]
+
+
+def test_label_smoothing_by_hand():
+    losses, *_ = dpo_loss(tensor(log(4)), tensor(-log(2)), tensor(0), tensor(0), beta=1 / 3, label_smoothing=0.25)
+    assert losses.item() == pytest.approx(0.75 * log(3 / 2) + 0.25 * log(3))
+
+
+def test_gradient_by_hand():
+    "The loss falls by beta·sigmoid(-margin) per nat of the chosen log-probability: 1/3 · 1/3."
+    chosen = tensor(log(4)).requires_grad_()
+    losses, reward, _ = dpo_loss(chosen, tensor(-log(2)), tensor(0), tensor(0), beta=1 / 3)
+    losses.sum().backward()
+    assert chosen.grad.item() == pytest.approx(-1 / 9) and not reward.requires_grad
+
+
+def test_implicit_rewards_are_scaled_log_ratios():
+    assert implicit_rewards(tensor(-1, -3), tensor(-2, -2), 0.5).tolist() == [0.5, -0.5]
