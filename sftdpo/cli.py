@@ -13,7 +13,7 @@ from typing import Annotated, Union
 
 import tyro
 
-from .config import Run, Sampling, Study, TaskName, from_yaml
+from .config import Run, Sampling, Stage, Study, TaskName, from_yaml
 
 # %% ../nbs/11_cli.ipynb #966dd84e
 @dataclass
@@ -29,8 +29,8 @@ class Compare:
 
 # %% ../nbs/11_cli.ipynb #af52c04b
 QUICKSTART = (
-    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=6000),
-    Study("quickstart sonnet", tasks=("sonnet",)))
+    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=3000, test_size=500, sft=Stage("sft", looks=1), dpo=Stage("dpo", looks=1)),
+    Study("quickstart sonnet", tasks=("sonnet",), sampling=Sampling(samples=2), sft=Stage("sft", epochs=1, looks=1), dpo=Stage("dpo", epochs=1, rejected="swap", looks=1)))
 
 # %% ../nbs/11_cli.ipynb #61c3dcf5
 @dataclass
