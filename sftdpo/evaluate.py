@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['scheme', 'mean_interval', 'with_interval', 'predict', 'calibration_error', 'classification_metrics', 'questions_of',
-           'jaccard', 'best_threshold', 'choose', 'generate_ids', 'sample', 'chrf', 'chrf_corpus', 'words',
-           'pronunciations', 'syllables', 'ten_syllables', 'iambic', 'rhymes', 'rhyme_share', 'Seen', 'seen', 'form',
-           'sonnet_metrics', 'Evaluation', 'evaluate', 'baselines']
+           'best_threshold', 'choose', 'generate_ids', 'sample', 'chrf', 'chrf_corpus', 'words', 'pronunciations',
+           'syllables', 'ten_syllables', 'iambic', 'rhymes', 'rhyme_share', 'Seen', 'seen', 'form', 'sonnet_metrics',
+           'Evaluation', 'evaluate', 'baselines']
 
 # %% ../nbs/05_evaluate.ipynb #571635f6
 import re
@@ -26,7 +26,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .batches import autocast, score
 from .config import Sampling
 from .data import Example, TaskData, tokenize, verbalizer_rows
-from .model import pad_id
+from .questions import word_overlap
 
 # %% ../nbs/05_evaluate.ipynb #2dba95c3
 def mean_interval(
@@ -105,15 +105,6 @@ def questions_of(
     found = re.match(r'Question 1: "(.*)"\nQuestion 2: "(.*)"\n', prompt, flags=re.DOTALL)
     return found and (found[1], found[2])
 
-# %% ../nbs/05_evaluate.ipynb #01edaa88
-def jaccard(
-    question1: str,  # first question
-    question2: str,  # second question
-) -> float:  # in [0, 1]
-    "Jaccard similarity |A ∩ B| / |A ∪ B| of the questions' sets of lower-cased words."
-    first, second = (set(re.findall(r"\w+", question.lower())) for question in (question1, question2))
-    return len(first & second) / max(len(first | second), 1)
-
 # %% ../nbs/05_evaluate.ipynb #6153830f
 def best_threshold(
     overlaps,  # one number per example
@@ -135,7 +126,7 @@ def _paraphrase_baselines(data, examples):
     majority = Counter(example.label for example in data.train).most_common(1)[0][0]
     found = with_interval("majority", labels == majority)
     if all(questions_of(example.prompt) for example in (*data.train, *examples)):
-        train, test = ([jaccard(*questions_of(example.prompt)) for example in part] for part in (data.train, examples))
+        train, test = ([word_overlap(*questions_of(example.prompt)) for example in part] for part in (data.train, examples))
         threshold = best_threshold(train, [example.label for example in data.train])
         found |= with_interval("word_overlap", (np.array(test) >= threshold) == labels)
     return found
