@@ -233,7 +233,7 @@ class Run(Settings):
 
 # %% ../nbs/00_config.ipynb #c1c02809
 RECOMMENDED = {  # (backbone, task): batch size, epochs, and the learning rate of each stage and tuning
-    ("bard", "paraphrase"): dict(batch_size=16, epochs=1, sft_full=7e-4, sft_lora=3e-3, dpo_full=1.5e-3, dpo_lora=5e-3),
+    ("bard", "paraphrase"): dict(batch_size=16, epochs=1, sft_full=7e-4, sft_lora=3e-3, dpo_full=1.5e-3, dpo_lora=1.5e-3),
     ("bard", "sonnet"): dict(batch_size=8, epochs=2, sft_full=1e-3, sft_lora=5e-3, dpo_full=1e-4, dpo_lora=1e-3),
     (None, "paraphrase"): dict(batch_size=16, epochs=1, sft_full=5e-5, sft_lora=5e-4, dpo_full=5e-5, dpo_lora=5e-4),
     (None, "sonnet"): dict(batch_size=8, epochs=2, sft_full=5e-5, sft_lora=5e-4, dpo_full=1e-5, dpo_lora=1e-4),
