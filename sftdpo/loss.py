@@ -51,11 +51,15 @@ def dpo_loss(
     reference_chosen: Tensor,    # [batch] log-probability of the chosen one under the reference
     reference_rejected: Tensor,  # [batch] the same for the rejected one
     beta: float = 0.1,           # strength of the pull towards the reference
-    label_smoothing: float = 0.0,  # assumed share of flipped preferences
+    label_smoothing: float = 0.0,  # assumed share of flipped preferences; the loss "sigmoid" only
+    loss: str = "sigmoid",         # "sigmoid" as in DPO, "hinge" as in SLiC-HF, "ipo"
 ) -> tuple[Tensor, Tensor, Tensor]:  # losses, chosen rewards, rejected rewards, each [batch]
-    "DPO loss of each pair (Rafailov et al. 2023, equation 7) and the detached implicit rewards."
+    "DPO loss of each pair (Rafailov et al. 2023, equation 7), or one of its kin, and the detached implicit rewards."
     margins = beta * ((policy_chosen - reference_chosen) - (policy_rejected - reference_rejected))
-    losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    if loss == "sigmoid": losses = -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
+    elif loss == "hinge": losses = (1 - margins).clamp(min=0)          # Zhao et al. 2023, with the reference in the margin
+    elif loss == "ipo": losses = ((margins - 1 / 2) / beta).square()   # Azar et al. 2023, equation 17
+    else: raise ValueError(f"There is no loss {loss!r}: use 'sigmoid', 'hinge' or 'ipo'.")
     return (losses, implicit_rewards(policy_chosen, reference_chosen, beta),
             implicit_rewards(policy_rejected, reference_rejected, beta))
 

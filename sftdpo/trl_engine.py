@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from .batches import Scorer, best_precision, score
 from .config import Stage
-from .data import Row
+from .rows import Row
 from .trainer import StageResult, Watch, prepare_dropout, reset_peak_memory, result_of, training_arguments
 
 # %% ../nbs/04_trl_engine.ipynb #88729334
@@ -41,10 +41,12 @@ class ScoredDPOTrainer(DPOTrainer):
 
 # %% ../nbs/04_trl_engine.ipynb #d3c3f586
 def trl_loss(
-    label_smoothing: float,  # assumed share of flipped preferences
+    label_smoothing: float,   # assumed share of flipped preferences
+    loss: str = "sigmoid",    # the stage's loss
 ) -> dict:
     "TRL's loss types and weights that add up to the stage's DPO loss."
-    if not label_smoothing: return dict(loss_type=["sigmoid"])
+    if loss == "ipo": raise ValueError("dpo.loss = 'ipo' cannot be used with dpo.engine = 'trl', whose IPO divides by the completion's length: use the engine 'sftdpo'.")
+    if not label_smoothing: return dict(loss_type=[loss])
     return dict(loss_type=["sigmoid", "robust"], loss_weights=[2 * (1 - label_smoothing), -(1 - 2 * label_smoothing)], label_smoothing=label_smoothing)
 
 # %% ../nbs/04_trl_engine.ipynb #834d8700
@@ -65,7 +67,7 @@ def trl_trainer(
     arguments = training_arguments(stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, max_length=None, **{recompute: False})
     if stage.kind == "sft":
         return SFTTrainer(model, args=SFTConfig(**arguments | dict(completion_only_loss=True) | others), train_dataset=trl_rows(rows), processing_class=deepcopy(tokenizer))
-    config = DPOConfig(**arguments | dict(beta=stage.beta, precompute_ref_log_probs=True) | trl_loss(stage.label_smoothing) | others)
+    config = DPOConfig(**arguments | dict(beta=stage.beta, precompute_ref_log_probs=True) | trl_loss(stage.label_smoothing, stage.loss) | others)
     return ScoredDPOTrainer(model, args=config, train_dataset=trl_rows(rows, reference), processing_class=deepcopy(tokenizer))
 
 # %% ../nbs/04_trl_engine.ipynb #f9e0f21c
@@ -85,19 +87,19 @@ def train_stage_with_trl(
     label: str = "",             # what the bar is called
 ) -> StageResult:
     "Like `train_stage`, with TRL's trainers and their own order of the rows, and without checkpoints."
-    started = time.perf_counter()
+    started, stage = time.perf_counter(), stage.replace(checkpoint_steps=0, checkpoint_minutes=0)
     prepare_dropout(model, stage)
     reset_peak_memory()
     scorer = Scorer(model, stage.precision)
     reference, held_out_reference = (score(scorer, rows), score(scorer, list(held_out))) if stage.kind == "dpo" else (None, None)
     reference_seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl_trainer(model, tokenizer, rows, stage.replace(checkpoint_steps=0), seed, reference, folder)
-    watch = Watch(list(held_out), held_out_reference, progress, label)
+        trainer = trl_trainer(model, tokenizer, rows, stage, seed, reference, folder)
+    watch = Watch(list(held_out), held_out_reference, progress, label, elapsed=time.perf_counter() - started)
     watch.trainer, trainer.stage = trainer, stage
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
     trainer.train()
     tokens = sum(len(row.prompt) * len(row.completions) + sum(map(len, row.completions)) for row in rows) / len(rows)  # a pair is two sequences
-    result = result_of(trainer, tokens, time.perf_counter() - started, reference_seconds)
+    result = result_of(trainer, tokens, time.perf_counter() - started, reference_seconds, trainer.args.per_device_train_batch_size)
     return replace(result, history=result.history.rename(columns=NAMES))

@@ -62,6 +62,13 @@ def tokenizer():
 
 
 @pytest.fixture
+def backbone(tokenizer, tmp_path):
+    "A folder with a tiny GPT-2 that has dropout."
+    from sftdpo.model import save_policy
+    return str(save_policy(tiny_model("gpt2", tokenizer, dropout=0.1), tokenizer, tmp_path / "tiny backbone"))
+
+
+@pytest.fixture
 def tiny_gpt2(tokenizer):
     "A fresh (model, tokenizer): random GPT-2, the same weights every time, no dropout."
     return tiny_model("gpt2", tokenizer), tokenizer

@@ -23,7 +23,7 @@ from sftdpo.config import LoRA, Run, SettingsError, Stage, Study, from_dict, fro
     (lambda: Run(recipe="sft_dpo"), ["did you mean 'sft-dpo'?"]),
     (lambda: Run(seed=-1), ["run.seed = -1"]),
     (lambda: Run(train_size=0), ["run.train_size = 0", "leave it out for all"]),
-    (lambda: Run(task="sonnet", dpo=Stage("dpo", rejected="flip")), ["no label to flip"]),
+    (lambda: Run(task="sonnet", dpo=Stage("dpo", rejected="flip")), ["sample, swap, shuffle, corrupt"]),
     (lambda: Run(task="sonnet", shuffle_labels=True), ["no labels"]),
     (lambda: Study(name="../escape"), ["study.name"]),
     (lambda: Study(name=".."), ["study.name"]),

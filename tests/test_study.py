@@ -8,51 +8,28 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-import sftdpo.study
-from sftdpo.config import Run, Sampling, Stage, Study
-from sftdpo.data import TaskData, load_task
+import sftdpo.keys
+import sftdpo.runs
+import sftdpo.work
+from sftdpo.config import Run, Stage
+from sftdpo.keys import run_name, stage_keys
 from sftdpo.model import save_policy
-from sftdpo.study import COLUMNS, cells_table, compare, print_tables, read_results, run_name, stage_keys, train_run
+from sftdpo.store import COLUMNS, read_results
+from sftdpo.study import compare, train_run
+from sftdpo.tables import cells_table, print_tables
+from little import little_data, small, steady
 from tiny import tiny_model
 
 
-@pytest.fixture
-def backbone(tokenizer, tmp_path):
-    model = tiny_model("gpt2", tokenizer, dropout=0.1)
-    return str(save_policy(model, tokenizer, tmp_path / "tiny backbone"))
-
-
 @pytest.fixture(autouse=True)
-def little_data(monkeypatch):
-    "Short sonnets of four lines, and short questions, that fit the tiny models' 256 positions."
-    from sftdpo.data import Example, cloze_prompt
-    def short(task, data="embedded", seed=0):
-        if task == "sonnet":
-            poems = [Example(str(i), f"line {i}\nshall I\ncompare\n", f"thee {i}\nto a day {i * 7}") for i in range(30)]
-            return TaskData("sonnet", "little", poems[:20], poems[20:25], poems[25:], (), True, "made for a test")
-        pairs = [Example(str(i), cloze_prompt(f"What {i % 7}?", f"How {i % 7 if i % 2 else i % 5 + 7}?"), ("no", "yes")[i % 2], label=i % 2) for i in range(90)]
-        return TaskData("paraphrase", "little", pairs[:60], pairs[60:70], pairs[70:], ("no", "yes"), False, "made for a test")
-    monkeypatch.setattr(sftdpo.study, "load_task", short)
-    sftdpo.study.task_data.cache_clear()
-    yield
-    sftdpo.study.task_data.cache_clear()
-
-
-def small(backbone, **changes):
-    stage = dict(epochs=1, batch_size=8, learning_rate=1e-3, precision="fp32")
-    return Study("a small study", **dict(dict(tasks=("paraphrase", "sonnet"), backbone=backbone, train_size=16, sampling=Sampling(samples=2, max_new_tokens=20),
-                 sft=Stage("sft", **stage), dpo=Stage("dpo", **stage)), **changes))
-
-
-def steady(results):
-    "Results without what depends on the clock."
-    return results[~results.metric.str.contains("second|memory")].reset_index(drop=True)
+def little(monkeypatch):
+    little_data(monkeypatch)
 
 
 def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
     trained = []
-    finish = sftdpo.study.finish_stage
-    monkeypatch.setattr(sftdpo.study, "finish_stage", lambda folder, run, *rest: trained.append((folder.name, run.cell)) or finish(folder, run, *rest))
+    finish = sftdpo.work.finish_stage
+    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, run, *rest: trained.append((folder.name, run.cell)) or finish(folder, run, *rest))
     folder, study = tmp_path / "out", small(backbone)
     results = compare(study, folder, progress=False)
 
@@ -101,14 +78,14 @@ def test_same_seed_same_bits_other_seed_not(backbone, tmp_path):
 def test_goes_on_after_a_stop(backbone, tmp_path, monkeypatch):
     study = small(backbone, tasks=("paraphrase",), tunings=("full",))
     expected = steady(compare(study, tmp_path / "undisturbed", progress=False))
-    judge, calls = sftdpo.study.judge, []
+    judge, calls = sftdpo.runs.judge, []
     def stopped(*args, **more):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return judge(*args, **more)
-    monkeypatch.setattr(sftdpo.study, "judge", stopped)
+    monkeypatch.setattr(sftdpo.runs, "judge", stopped)
     with pytest.raises(KeyboardInterrupt): compare(study, tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(sftdpo.study, "judge", judge)
+    monkeypatch.setattr(sftdpo.runs, "judge", judge)
     found = steady(compare(study, tmp_path / "stopped", progress=False))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
@@ -142,8 +119,8 @@ def test_a_sweep_writes_each_run_once(backbone, tmp_path):
 
 
 def test_what_will_fail_is_said_before_training(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(sftdpo.study, "finish_run", lambda *rest: pytest.fail("something was trained"))
-    with pytest.raises(ValueError, match="were asked for"): compare(small(backbone, train_size=10_000), tmp_path / "size")
+    monkeypatch.setattr(sftdpo.work, "finish_node", lambda *rest: pytest.fail("something was trained"))
+    with pytest.raises(ValueError, match="has 60 examples there"): compare(small(backbone, train_size=10_000), tmp_path / "size")
     with pytest.raises(ValueError, match="nope"): compare(small(backbone, lora={"targets": ["nope"]}), tmp_path / "targets")
 
 
@@ -190,7 +167,7 @@ def test_folders_are_not_mixed_up(backbone, tmp_path):
 
 
 def test_the_control_has_shuffled_labels(backbone, tmp_path):
-    from sftdpo.study import training_examples
+    from sftdpo.keys import training_examples
     run = Run(backbone=backbone, train_size=40)
     plain, shuffled = training_examples(run), training_examples(run.replace(shuffle_labels=True))
     assert [e.id for e in plain] == [e.id for e in shuffled] and [e.label for e in plain] != [e.label for e in shuffled]

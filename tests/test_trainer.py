@@ -12,7 +12,8 @@ from sftdpo.config import LoRA, Stage
 from sftdpo.data import Row
 from sftdpo.loss import sequence_log_probabilities
 from sftdpo.model import apply_tuning
-from sftdpo.trainer import StageTrainer, Watch, last_checkpoint, stage_losses, train_stage
+from sftdpo.checkpoints import write_scores
+from sftdpo.trainer import StageTrainer, Watch, stage_losses, train_stage
 from tiny import tiny_model
 
 SFT = Stage("sft", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
@@ -170,34 +171,30 @@ def test_resumed_equals_undisturbed(kind, tuning, at, tokenizer, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "on_step_begin", stop)
         with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, tuning, dropout=0.1), rows, stage, held_out=rows[:4], folder=tmp_path, progress=False)
-    assert last_checkpoint(tmp_path / "checkpoints").endswith(f"checkpoint-{at}")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"checkpoint-{at}"]
     resumed = tuned("gpt2", tokenizer, tuning, dropout=0.1)
     found = train_stage(resumed, rows, stage, held_out=rows[:4], folder=tmp_path, progress=False).history
     assert same(trained(undisturbed), trained(resumed))
-    watched = [name for name in expected if name != "seconds"]
+    watched = [name for name in expected if name not in ("seconds", "elapsed")]
     assert found[watched].equals(expected[watched])
 
 
-def test_half_written_checkpoints_are_not_believed(tmp_path):
-    for step in (2, 4): (tmp_path / f"checkpoint-{step}").mkdir()
-    (tmp_path / "checkpoint-2" / "complete").touch()
-    assert last_checkpoint(tmp_path).endswith("checkpoint-2")
-    assert not (tmp_path / "checkpoint-4").exists()
-
-
 def test_a_left_over_reference_is_not_believed(tokenizer, tmp_path):
-    "Without a checkpoint it is scored again; with one that does not fit, the stage's first loss would not be log 2."
+    "Scores of another policy or other rows carry another key."
     rows = pair_rows()
-    np.save(tmp_path / "reference.npy", np.full((len(rows), 2), -1.0))
+    write_scores(tmp_path / "reference.npz", "of another policy", np.full((len(rows), 2), -1.0), 1.0)
     history = train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO, folder=tmp_path, progress=False).history
     assert history.loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-5)
 
 
 def test_a_wrong_reference_ends_the_stage(tokenizer, monkeypatch):
     import sftdpo.trainer
-    score_rightly = sftdpo.trainer.stored_scores
-    monkeypatch.setattr(sftdpo.trainer, "stored_scores", lambda path, scorer, rows, *rest: score_rightly(path, scorer, rows, *rest) + (np.array([5.0, 0.0]) if rows else 0))
-    with pytest.raises(ValueError, match="must be log 2"): train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(), DPO, progress=False)
+    score_rightly = sftdpo.trainer.reference_of
+    def wrongly(*arguments):
+        scores, held_out, seconds = score_rightly(*arguments)
+        return scores + np.array([5.0, 0.0]), held_out, seconds
+    monkeypatch.setattr(sftdpo.trainer, "reference_of", wrongly)
+    with pytest.raises(ValueError, match="must be 0.6931"): train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(), DPO, progress=False)
 
 
 def test_stopped_after_the_last_step(tokenizer, tmp_path, monkeypatch):
@@ -229,8 +226,8 @@ def test_nothing_to_train_on_is_an_error(tiny_gpt2):
 
 def test_sft_and_dpo_see_the_same_order(tokenizer, monkeypatch):
     seen = []
-    compute = StageTrainer.compute_loss
-    monkeypatch.setattr(StageTrainer, "compute_loss", lambda self, model, inputs, *rest, **more: seen.append(inputs["rows"].tolist()) or compute(self, model, inputs, *rest, **more))
+    compute = StageTrainer.step_gradients
+    monkeypatch.setattr(StageTrainer, "step_gradients", lambda self, model, step: seen.append(step) or compute(self, model, step))
     rows = pair_rows(50)
     train_stage(tuned("gpt2", tokenizer, "full"), answers(rows), SFT, seed=3, progress=False)
     sft, seen[:] = list(seen), []

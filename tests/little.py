@@ -1,0 +1,32 @@
+"A study that takes seconds: tiny models, short sonnets of four lines, short questions."
+import sftdpo.keys
+from sftdpo.config import Sampling, Stage, Study
+from sftdpo.data import Example, TaskData, cloze_prompt
+
+
+def short(task, data="embedded", seed=0, reading=None):
+    "Both tasks with texts that fit the tiny models' 256 positions."
+    if task == "sonnet":
+        poems = [Example(str(i), f"line {i}\nshall I\ncompare\n", f"thee {i}\nto a day {i * 7}") for i in range(30)]
+        return TaskData("sonnet", "little", poems[:20], poems[20:25], poems[25:], (), True, "made for a test")
+    pairs = [Example(str(i), cloze_prompt(f"What {i % 7}?", f"How {i % 7 if i % 2 else i % 5 + 7}?"), ("no", "yes")[i % 2], label=i % 2) for i in range(90)]
+    return TaskData("paraphrase", "little", pairs[:60], pairs[60:70], pairs[70:], ("no", "yes"), False, "made for a test")
+
+
+def little_data(monkeypatch=None):
+    "Let every task load its short data, for one test or for the rest of this process."
+    if monkeypatch: monkeypatch.setattr(sftdpo.keys, "load_task", short)
+    else: sftdpo.keys.load_task = short
+    sftdpo.keys._load.cache_clear()
+
+
+def small(backbone, **changes):
+    "A study of six cells on both tasks."
+    stage = dict(epochs=1, batch_size=8, learning_rate=1e-3, precision="fp32")
+    return Study("a small study", **dict(dict(tasks=("paraphrase", "sonnet"), backbone=backbone, train_size=16, sampling=Sampling(samples=2, max_new_tokens=20),
+                 sft=Stage("sft", **stage), dpo=Stage("dpo", **stage)), **changes))
+
+
+def steady(results):
+    "Results without what depends on the clock or on the machine's memory."
+    return results[~results.metric.str.contains("second|memory")].reset_index(drop=True)

@@ -1,0 +1,390 @@
+"""Verdicts from results: synthetic studies whose truth is known, folders, sweeps, and claims of one's own."""
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, cell_values, claim, deciding, dominance, judge, judge_claims, judge_difference, judge_time,
+                           not_asked, parts_of, read_margins, save_margins, verdict_table, Verdict)
+from sftdpo.config import SettingsError, from_yaml, to_yaml
+from sftdpo.stats import Estimate, contrast, difference, paired, ratio
+
+
+def study(
+    effects: dict,       # (recipe, tuning): what the cell adds
+    seeds: int = 5,      # per cell
+    examples: int = 300,  # judged
+    tasks: tuple = ("sonnet",),  # which
+    seconds: dict | None = None,  # (recipe, tuning): seconds of the training
+    spread: float = 1.0,  # standard deviation of one value
+    random: int = 0,     # where the numbers come from
+    **columns,           # further columns of the results
+):
+    "Results and examples with known truth: chrF 40 and so much more, or answers whose share is 0.6 and so much more."
+    random, results, lines = np.random.default_rng(random), [], []
+    for task in tasks:
+        ease = random.random(examples)
+        for (recipe, tuning), gain in effects.items():
+            for seed in range(1 if recipe == "backbone" else seeds):
+                run = f"{task}-{recipe}-{tuning}-{seed}"
+                fresh = np.where(random.random(examples) < 0.1, random.random(examples), ease)
+                value = (fresh < 0.6 + gain) * 1. if task == "paraphrase" else 40 + gain + 5 * ease + spread * random.normal(size=examples) + 0.2 * spread * random.normal()
+                column, metric = ("correct", "accuracy") if task == "paraphrase" else ("chrf", "chrf")
+                cell = dict(run=run, task=task, recipe=recipe, tuning=tuning, seed=seed, resplit=0)
+                lines.append(pd.DataFrame(cell | {"id": np.arange(examples).astype(str), column: value}))
+                metrics = {metric: value.mean()}
+                if seconds and recipe != "backbone":
+                    time = seconds[recipe, tuning] * math.exp(0.01 * random.normal())
+                    metrics |= {"stage1_sft_seconds": time, "stage1_sft_examples_per_second": 100 / time}
+                results += [dict(study="s", backbone="gpt2", data="qqp", train_size=9, **cell, split="train" if "stage" in name else "test", metric=name, value=number)
+                            for name, number in metrics.items()]
+    return pd.DataFrame(results).assign(**columns), pd.concat(lines, ignore_index=True)
+
+
+def verdicts(
+    frames,     # results and examples
+    name: str,  # of the claim
+    margins: Margins = Margins(),
+) -> dict:
+    "(task, where): verdict."
+    return {(one.task, one.where): one for one in judge(*frames, margins, [name])}
+
+
+ALL = list(itertools.product(("sft", "dpo", "sft-dpo", "sft-sft"), ("full", "lora")))
+
+
+# --- margins
+
+def test_margins_are_settings(tmp_path):
+    margins = Margins(accuracy=0.02, time=1.25)
+    assert from_yaml(Margins, to_yaml(margins)) == margins
+    assert read_margins(tmp_path) == Margins()
+    save_margins(tmp_path / "study", margins)
+    assert read_margins(tmp_path / "study") == margins
+    save_margins(tmp_path / "study", margins)
+    with pytest.raises(FileExistsError, match="set beforehand"):
+        save_margins(tmp_path / "study", Margins())
+    save_margins(tmp_path / "study", Margins(), replace=True)
+    for wrong in (dict(accuracy=0), dict(accuracy=1), dict(time=1), dict(level=95), dict(chrf=-1), dict(large=0)):
+        with pytest.raises(SettingsError):
+            Margins(**wrong)
+
+
+# --- the plain case
+
+def made(low, high, error=0.1):
+    "An estimate with these ends."
+    return Estimate((low + high) / 2, low, high, error, 50, 5, 100, components=dict(seed=.01, example=.1, residual=.1), weights=(.2, .01, .002))
+
+
+@pytest.mark.parametrize("low, high, said", [(0.1, 0.3, "supported"), (-0.3, 0.2, "undecided"), (-0.1, 0.05, "undecided"), (-3, 0.9, "refuted"), (0.5, 0.9, "supported")])
+def test_better_is_judged_by_zero_and_the_margin(low, high, said):
+    asked = Verdict("X", "?", "sonnet", "undecided", margin=1., unit="chrF")
+    below = 1. if said == "refuted" else -1.
+    one = judge_difference(asked, "a − b", made(low, high), above=0., below=below)
+    assert one.verdict == said and one.effects[0][0] == "a − b"
+    assert bool(one.decides) == (said == "undecided")
+
+
+def test_deciding_between_the_bounds():
+    assert "no number of seeds or examples" in deciding(made(-0.3, 0.1), "chrF", 0., -0.2)
+
+
+# --- C1
+
+def test_small_gains_are_supported():
+    found = verdicts(study({("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 0.3, ("sft-sft", "full"): 0.1}), "C1")
+    one = found["sonnet", "full"]
+    assert one.verdict == "supported" and one.effects[0][0] == "sft-dpo full − sft-sft full" and len(one.effects) == 2
+    assert one.margin == 1 and one.unit == "chrF" and not one.notes
+
+
+def test_a_large_gain_needs_the_control():
+    cells = {("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 5}
+    alone = verdicts(study(cells), "C1")["sonnet", "full"]
+    assert alone.verdict == "undecided" and alone.decides == "Run sft-sft full, which has as many steps." and "No control" in alone.notes[0]
+    assert verdicts(study(cells | {("sft-sft", "full"): 0}), "C1")["sonnet", "full"].verdict == "refuted"
+    depth = verdicts(study(cells | {("sft-long", "full"): 4.9}), "C1")["sonnet", "full"]
+    assert depth.verdict == "supported" and "sft-long" in depth.effects[0][0]  # the gain came from depth
+
+
+def test_a_loss_is_no_large_gain_and_is_said():
+    one = verdicts(study({("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): -3, ("sft-sft", "full"): 0}), "C1")["sonnet", "full"]
+    assert one.verdict == "supported" and "a loss" in one.why
+
+
+def test_a_weak_sft_is_said():
+    cells = {("sft", "full"): 0, ("sft-dpo", "full"): 0, ("sft-sft", "full"): 0}
+    assert "not judged" in verdicts(study(cells), "C1")["sonnet", "full"].notes[0]
+    assert "not strong" in verdicts(study({("backbone", "-"): 3} | cells), "C1")["sonnet", "full"].notes[0]
+
+
+def test_gains_that_depend_on_the_task():
+    cells = {("backbone", "-"): -0.3, ("sft", "full"): 0, ("sft-dpo", "full"): 0.1, ("sft-sft", "full"): 0}
+    one = verdicts(study(cells, tasks=("paraphrase", "sonnet")), "C1")
+    assert one["paraphrase", "full"].verdict == "refuted" and one["sonnet", "full"].verdict == "supported"
+    both = one["all tasks", "full"]
+    assert both.verdict == "refuted" and "the gains differ between tasks" in both.why
+    same = verdicts(study(cells | {("sft-dpo", "full"): 0.}, tasks=("paraphrase", "sonnet")), "C1")["all tasks", "full"]
+    assert same.verdict == "supported" and "is not shown" in same.why
+
+
+# --- C2
+
+@pytest.mark.parametrize("gain, said", [(0, "supported"), (2, "supported"), (-3, "refuted")])
+def test_dpo_alone(gain, said):
+    frames = study({("backbone", "-"): -5, ("sft", "full"): 0, ("dpo", "full"): gain}, rejected="swap")
+    one = verdicts(frames, "C2")["sonnet", "full"]
+    assert one.verdict == said and "Condition not met" in one.notes[0] and "'swap'" in one.notes[0]
+
+
+def test_flipped_pairs_meet_the_condition():
+    frames = study({("backbone", "-"): -.3, ("sft", "lora"): 0, ("dpo", "lora"): 0}, tasks=("paraphrase",), examples=3000, rejected="flip")
+    one = verdicts(frames, "C2")["paraphrase", "lora"]
+    assert one.verdict == "supported" and one.notes[0].startswith("Condition: pairs of the right and the flipped answer")
+
+
+# --- C3
+
+def test_full_beats_lora():
+    frames = study({(recipe, tuning): 3 * (tuning == "full") for recipe, tuning in ALL})
+    found = verdicts(frames, "C3")
+    assert {one.verdict for one in found.values()} == {"supported"} and ("sonnet", "all recipes") in found and len(found) == 5
+    frames = study({(recipe, tuning): 3 * (tuning == "full") * (recipe != "dpo") for recipe, tuning in ALL})
+    found = verdicts(frames, "C3")
+    assert found["sonnet", "dpo"].verdict == "refuted" and found["sonnet", "all recipes"].verdict == "refuted"
+
+
+def test_holm_over_recipes_takes_back_a_lucky_gain():
+    for random in range(40):  # find a study where one plain interval lies above 0 and Holm's p value does not
+        frames = study({(recipe, tuning): 0.25 * (tuning == "full") for recipe, tuning in ALL}, random=random)
+        for one in verdicts(frames, "C3").values():
+            if one.effects[0][1].low > 0 and one.verdict == "undecided" and one.where != "all recipes":
+                assert "correction" in one.why and one.decides
+                return
+    raise AssertionError("no such study among forty")
+
+
+def test_unequal_depth_is_said():
+    results, examples = study({("sft", "full"): 0, ("sft", "lora"): 0})
+    results["epochs"] = np.where(results["tuning"] == "lora", 2, 1)
+    assert "Depths do not match" in verdicts((results, examples), "C3")["sonnet", "sft"].notes[0]
+
+
+# --- C4
+
+@pytest.mark.parametrize("lora, said", [(100, "supported"), (97, "supported"), (130, "supported"), (60, "refuted"), (85, "refuted")])
+def test_wall_clock(lora, said):
+    cells = {("sft", "full"): 0, ("sft", "lora"): 0}
+    frames = study(cells, seconds={("sft", "full"): 100, ("sft", "lora"): lora}, engine="trl", hardware="H")
+    one = verdicts(frames, "C4")["sonnet", "engine trl, H"]
+    assert one.verdict == said and one.effects[0][1].mean == pytest.approx(lora / 100, rel=0.03)
+    assert [name for name, _ in one.effects] == ["LoRA / full, whole training", "LoRA / full, steps alone", "LoRA / full, sft"]
+
+
+def test_wall_clock_per_engine_and_hardware():
+    cells = {("sft", "full"): 0, ("sft", "lora"): 0}
+    parts = [study(cells, seconds={("sft", "full"): 100, ("sft", "lora"): lora}, engine=engine, hardware=machine)[0].assign(run=lambda t: t.run + engine + machine)
+             for engine, machine, lora in (("trl", "A", 50), ("sftdpo", "A", 100), ("sftdpo", "B", 100))]
+    found = CLAIMS["C4"](pd.concat(parts), None, Margins())
+    assert [(one.where, one.verdict) for one in found] == [("engine trl, A", "refuted"), ("engine sftdpo, A", "supported"), ("engine sftdpo, B", "supported")]
+
+
+def test_one_seed_of_time_is_undecided():
+    frames = study({("sft", "full"): 0, ("sft", "lora"): 0}, seeds=1, seconds={("sft", "full"): 100, ("sft", "lora"): 50})
+    (one,) = verdicts(frames, "C4").values()
+    assert one.verdict == "undecided" and "run 5 seeds" in one.decides and one.effects[0][1].low == 0
+
+
+def test_undecided_time_says_how_many_seeds():
+    effect = ratio(pd.Series([0.9, 1.1, 0.7]), pd.Series([1., 1., 1.]))
+    one = judge_time(Verdict("C4", "?", "sonnet", "undecided"), effect, (), Margins())
+    assert one.verdict == "undecided" and "seeds" in one.decides and "examples" not in one.decides
+
+
+def test_untimed_is_not_asked():
+    (one,) = verdicts(study({("sft", "full"): 0, ("sft", "lora"): 0}), "C4").values()
+    assert one.verdict == "not asked" and "sft full with its time" in one.why
+
+
+# --- C5
+
+def test_tuning_dominates():
+    cells = {(recipe, tuning): 4 * (tuning == "lora") + (recipe == "dpo") for recipe, tuning in ALL}
+    one = verdicts(study(cells), "C5")["sonnet", ""]  # LoRA is better: the size counts
+    assert one.verdict == "supported" and one.effects[0][1].mean == pytest.approx(3, abs=0.5)
+    assert one.effects[1][1].mean == pytest.approx(-4, abs=0.5)
+    cells = {(recipe, tuning): (tuning == "lora") + 4 * (recipe == "dpo") for recipe, tuning in ALL}
+    one = verdicts(study(cells), "C5")["sonnet", ""]
+    assert one.verdict == "refuted" and one.effects[0][1].mean == pytest.approx(-3, abs=0.5)
+
+
+def test_no_effects_do_not_dominate():
+    assert verdicts(study(dict.fromkeys(ALL, 0)), "C5")["sonnet", ""].verdict == "refuted"  # the excess is below the margin
+    assert verdicts(study(dict.fromkeys(ALL, 0), spread=20, examples=30), "C5")["sonnet", ""].verdict == "undecided"
+
+
+def test_two_recipes_are_enough():
+    cells = {cell: 4 * (cell[1] == "full") for cell in ALL if cell[0] in ("sft", "dpo")}
+    one = verdicts(study(cells), "C5")["sonnet", ""]
+    assert one.verdict == "supported" and "sft-dpo lacks a tuning" in one.notes[0]
+
+
+def test_dominance_holds_its_level():
+    "Interval of |T| - |R| where both are equal: it lies above 0, or below it, in at most 1 case of 20 together."
+    random, repeats = np.random.default_rng(0), 150
+    cells = list(itertools.product(("sft", "dpo"), ("full", "lora")))
+    for effect in (0., 1.):
+        outside = 0
+        for _ in range(repeats):
+            tables = {}
+            for recipe, tuning in cells:
+                value = effect * (tuning == "full") + effect * (recipe == "sft") + random.normal(size=(5, 12)) + 0.5 * random.normal(size=(5, 1)) + random.normal(size=(1, 12))
+                seed, example = np.indices(value.shape)
+                tables[recipe, tuning] = pd.DataFrame({"seed": seed.ravel(), "id": example.ravel(), "value": value.ravel()})
+            found = dominance(paired([tables[cell] for cell in cells]), ["sft", "dpo"], ("sft", "dpo"), 0.95)
+            outside += found.low > 0 or found.high < 0
+        assert outside / repeats <= 0.08
+
+
+# --- all of them
+
+def test_what_lacks_is_named():
+    found = judge(*study({("sft", "full"): 0}))
+    assert {one.verdict for one in found} == {"not asked"} and {one.claim for one in found} == {"C1", "C2", "C3", "C4", "C5"}
+    why = {one.claim: one.why for one in found}
+    assert why["C1"] == "The study lacks sft-dpo full." and why["C2"] == "The study lacks dpo full." and why["C3"] == "The study lacks sft lora."
+    assert "sft-dpo lora" in why["C5"]
+
+
+def test_only_a_backbone():
+    assert {one.verdict for one in judge(*study({("backbone", "-"): 0}))} == {"not asked"}
+
+
+def test_a_whole_study_becomes_a_table():
+    seconds = {cell: 100. for cell in ALL}
+    found = judge(*study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase", "sonnet"), seconds=seconds, examples=50))
+    table = verdict_table(found)
+    assert set(table["claim"]) == {"C1", "C2", "C3", "C4", "C5"} and len(table) == len(found)
+    asked = table[table["verdict"] != "not asked"]
+    assert asked[["mean", "low", "high", "seeds"]].notna().all(axis=None) and (asked["low"] <= asked["high"]).all()
+    assert (table.loc[table["verdict"] == "undecided", "decides"] != "").all()
+    assert len(verdict_table([])) == 0 and "verdict" in verdict_table([])
+
+
+@pytest.mark.parametrize("seeds, examples", [(1, 1), (1, 5), (2, 2), (3, 11)])
+def test_tiny_studies_get_verdicts(seeds, examples):
+    frames = study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, seeds, examples, ("paraphrase", "sonnet"), {cell: 100. for cell in ALL})
+    for one in judge(*frames):
+        assert one.verdict in ("supported", "refuted", "undecided", "not asked") and one.why
+        assert any("a look, not a claim" in note for note in one.notes) or one.verdict == "not asked"
+
+
+def test_notes_on_backbone_rates_and_seeds():
+    frames = study({("sft", "full"): 0, ("dpo", "full"): 0}, seeds=3, picked=False)
+    frames[0]["backbone"] = "smollm2-135m"
+    notes = " ".join(verdicts(frames, "C2")["sonnet", "full"].notes)
+    assert "3 seeds: a look, not a claim" in notes and "not picked per cell" in notes and "preference-tuned by its makers" in notes
+    frames = study({("sft", "full"): 0, ("dpo", "full"): 0}, picked=True, rejected="swap")
+    assert not any("look" in note or "picked" in note for note in verdicts(frames, "C2")["sonnet", "full"].notes)
+
+
+def test_resplits_are_replicates():
+    results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0})
+    other = examples.assign(resplit=1, run=examples.run + "r1", id="r1-" + examples.id)
+    both = pd.concat([examples, other])
+    table = cell_values(both, "sonnet", ("sft", "full"))
+    assert table["seed"].nunique() == 10 and set(table["seed"].str[-2:]) == {"/0", "/1"}
+    found = CLAIMS["C2"](results, both, Margins())[0].effects[0][1]
+    assert found.seeds == 10 and found.examples == 600
+
+
+def test_a_sweep_is_judged_part_by_part():
+    results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0})
+    dpo = results[results.recipe == "dpo"].assign(**{"dpo.beta": 0.5}, run=lambda t: t.run + "b")
+    more = examples[examples.recipe == "dpo"].assign(run=lambda t: t.run + "b", chrf=lambda t: t.chrf - 10)
+    results = pd.concat([results.assign(**{"dpo.beta": 0.1}), dpo], ignore_index=True)
+    found = judge(results, pd.concat([examples, more]), claims=["C2"], fields=("dpo.beta",))
+    assert [(one.where, one.verdict) for one in found] == [("full, dpo.beta = 0.1", "supported"), ("full, dpo.beta = 0.5", "refuted")]
+    with pytest.raises(ValueError, match="has several runs"):
+        parts_of(results)
+
+
+def test_a_claim_of_ones_own():
+    @claim("mine", "Is DPO better?")
+    def better(results, examples, margins):
+        cells = [cell_values(examples, "sonnet", (recipe, "full")) for recipe in ("dpo", "sft")]
+        if any(cell.empty for cell in cells):
+            return [not_asked("mine", "sonnet", ["dpo full"])]
+        return [judge_difference(asked_of("mine", "sonnet", margins), "dpo − sft", difference(*cells), above=0, below=margins.chrf)]
+
+    try:
+        assert verdicts(study({("sft", "full"): 0, ("dpo", "full"): 3}), "mine")["sonnet", ""].verdict == "supported"
+        assert verdicts(study({("sft", "full"): 0}), "mine")["sonnet", ""].verdict == "not asked"
+        assert "mine" in {one.claim for one in judge(*study({("sft", "full"): 0}))}
+    finally:
+        del CLAIMS["mine"], QUESTIONS["mine"]
+    with pytest.raises(ValueError, match="'mine' is no claim"):
+        judge(*study({("sft", "full"): 0}), claims=["mine"])
+
+
+def test_verdicts_seldom_err():
+    "Two equal cells: 'full beats LoRA' must not be supported in more than about 1 study of 40."
+    wrong = sum(verdicts(study({("sft", "full"): 0, ("sft", "lora"): 0}, examples=11, random=random), "C3")["sonnet", "sft"].verdict == "supported" for random in range(100))
+    assert wrong <= 6
+
+
+# --- folders
+
+def write(folder, results, examples, sweep=None, **changed):
+    "A study's folder as the store writes it."
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="s", sweep=sweep or {})))
+    results.to_csv(folder / "results.csv", index=False)
+    for run, rows in examples.groupby("run"):
+        home, about = folder / "runs" / run, rows.iloc[0]
+        home.mkdir(parents=True)
+        stage = dict(engine="sftdpo", epochs=1, beta=0.1, rejected="flip") | changed
+        cell = {name: about[name] if isinstance(about[name], str) else int(about[name]) for name in ("task", "recipe", "tuning", "seed", "resplit")}
+        (home / "settings.yaml").write_text(yaml.safe_dump(cell | dict(sft=stage, dpo=stage)))
+        (home / "environment.json").write_text(json.dumps(dict(processor="P", threads=2, gpu=None)))
+        (home / "sftdpo.json").write_text(json.dumps(cell | dict(run=run)))
+        rows.drop(columns=["run", *cell]).dropna(axis=1).to_parquet(home / "examples.parquet")
+    return folder
+
+
+def test_a_folder_is_judged(tmp_path):
+    frames = study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase",), examples=40, seconds={cell: 100. for cell in ALL})
+    folder = write(tmp_path / "one", *frames)
+    found = judge_claims(folder)
+    assert {one.claim: one.where for one in found}["C4"] == "engine sftdpo, P, 2 threads"
+    notes = " ".join(next(one for one in found if one.claim == "C2").notes)
+    assert "flipped answer" in notes and "not picked" in notes
+    (folder / "choosing.csv").write_text("task\n")
+    assert not any("not picked" in note for one in judge_claims(folder, claims=["C2"]) for note in one.notes)
+    save_margins(folder, Margins(accuracy=0.5, large=0.9))
+    assert judge_claims(folder, claims=["C2"])[0].margin == 0.5 and judge_claims(folder, Margins(), ["C2"])[0].margin == 0.01
+    assert {one.verdict for one in judge_claims(folder, claims=["C2"])} == {"supported"}
+
+
+def test_a_swept_folder_is_judged(tmp_path):
+    results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, examples=20)
+    swept, judged = results.assign(run=results.run + "-b"), examples.assign(run=examples.run + "-b")
+    folder = write(tmp_path / "s", results, examples)
+    write(tmp_path / "s", pd.concat([results, swept]), judged, sweep={"dpo.beta": [0.1, 0.5]}, beta=0.5)
+    found = judge_claims(folder, claims=["C2"])
+    assert [one.where for one in found] == ["full, dpo.beta = 0.1", "full, dpo.beta = 0.5"]
+
+
+def test_a_contrast_is_what_c5_averages():
+    _, examples = study({cell: 0. for cell in ALL}, examples=10)
+    tables = {cell: cell_values(examples, "sonnet", cell) for cell in ALL}
+    mean = contrast([tables["sft", "full"], tables["sft", "lora"], tables["dpo", "full"], tables["dpo", "lora"]], [.5, -.5, .5, -.5])
+    parts = [difference(tables[recipe, "full"], tables[recipe, "lora"]).mean for recipe in ("sft", "dpo")]
+    assert mean.mean == pytest.approx(np.mean(parts))
+    assert dataclasses.is_dataclass(mean)

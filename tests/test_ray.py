@@ -1,0 +1,50 @@
+"The executor `ray`: a real cluster of two nodes on this machine, with the results of a single process."
+import pandas as pd
+import pytest
+import torch
+
+from sftdpo.config import Execution, Sampling, Stage, Study
+from sftdpo.study import compare
+from little import steady
+
+ray = pytest.importorskip("ray", reason="the extra is not installed: pip install 'sftdpo[ray]'")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    "Two nodes of one core each; what a task may use is decided by Ray."
+    from ray.cluster_utils import Cluster
+    place = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000))
+    place.add_node(num_cpus=1, object_store_memory=100_000_000)
+    ray.init(address=place.address, log_to_driver=False)
+    yield place
+    ray.shutdown()
+    place.shutdown()
+
+
+@pytest.fixture(scope="module")
+def study():
+    stage = dict(epochs=1, batch_size=4, looks=0)
+    return Study("on ray", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10),
+                 recipes=("sft", "dpo", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
+
+
+def test_results_equal_those_of_one_process(cluster, study, tmp_path):
+    assert len([node for node in ray.nodes() if node["Alive"]]) == 2
+    found = compare(study, tmp_path / "ray", execution=Execution(executor="ray", cpus_per_run=1))
+    assert torch.get_num_threads() == 1
+    pd.testing.assert_frame_equal(steady(found), steady(compare(study, tmp_path / "alone", progress=False)), check_exact=True)
+    pd.testing.assert_frame_equal(compare(study, tmp_path / "ray", execution=Execution(executor="ray", cpus_per_run=1)), found)   # nothing left to do
+
+
+def test_a_failed_node_is_told_and_the_others_go_on(cluster, study, tmp_path, capsys):
+    broken = study.replace(recipes=("sft", "dpo"), tunings=("full",), cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30})
+    found = compare(broken, tmp_path / "ray", execution=Execution(executor="ray", cpus_per_run=1))
+    said = capsys.readouterr().out
+    assert set(found.recipe) == {"backbone", "dpo"} and "FAILED sonnet: sft full" in said and "1 of 3 runs failed" in said
+
+
+def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):
+    import importlib.util
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install sftdpo\[ray\]"): compare(study, tmp_path / "out", progress=False, execution=Execution(executor="ray"))

@@ -1,0 +1,391 @@
+"""Intervals and comparisons: other libraries as oracles, odd tables, and coverage by simulation."""
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats as distributions
+
+from sftdpo.stats import (Estimate, contrast, detectable, difference, equivalence, full_tables, holm, interval, mcnemar, needed, planned_error, ratio,
+                          share_interval, spread_of_variance, steady_variance, sums_of, table_of, variance_of_mean, verdict)
+
+
+def long(
+    values: np.ndarray,  # [seeds, examples]; nan where a seed was not judged
+) -> pd.DataFrame:
+    "A table of seed, id, value."
+    seed, example = np.indices(values.shape)
+    return pd.DataFrame({"seed": seed.ravel(), "id": example.ravel(), "value": values.ravel()}).dropna()
+
+
+def crossed(
+    random: np.random.Generator,  # where the numbers come from
+    seeds: int = 5,               # how many
+    examples: int = 20,           # how many
+    of_seed: float = 1.0,         # standard deviation of seeds
+    of_example: float = 1.0,      # of examples
+) -> np.ndarray:                  # [seeds, examples]
+    "Numbers from the crossed model, with a residual of 1."
+    return of_seed * random.normal(size=(seeds, 1)) + of_example * random.normal(size=(1, examples)) + random.normal(size=(seeds, examples))
+
+
+def spread_written_out(
+    table: pd.DataFrame,  # seed, id, value
+) -> float:
+    "Variance of the estimated variance from N x N matrices."
+    sums = sums_of(table)
+    _, (of_seed, of_example, residual), shares = variance_of_mean(sums)
+    seeds, examples = (pd.get_dummies(table[name]).to_numpy(float) for name in ("seed", "id"))
+    total = len(table)
+    one, mean = np.eye(total), np.full((total, total), 1 / total)
+    forms = [Z @ np.diag(1 / Z.sum(0)) @ Z.T - mean for Z in (seeds, examples)] + [one - mean]
+    Q = sum(share * form for share, form in zip(shares, forms))
+    Sigma = of_seed * seeds @ seeds.T + of_example * examples @ examples.T + residual * one
+    return 2 * np.trace(Q @ Sigma @ Q @ Sigma)
+
+
+# --- oracles
+
+def test_mean_squares_are_those_of_an_analysis_of_variance():
+    import statsmodels.api as sm
+    from statsmodels.formula.api import ols
+
+    table = long(crossed(np.random.default_rng(0), 4, 7))
+    anova = sm.stats.anova_lm(ols("value ~ C(seed) + C(id)", table).fit(), typ=1)
+    seed, example, rest = anova["sum_sq"] / anova["df"]
+    variance, freedom, components = steady_variance(sums_of(table))
+    assert components == pytest.approx([(seed - rest) / 7, (example - rest) / 4, rest])
+    assert variance == pytest.approx((seed + example - rest) / 28)
+    assert freedom == pytest.approx((seed + example - rest)**2 / (seed**2 / 3 + example**2 / 6 + rest**2 / 18))
+
+
+@pytest.mark.parametrize("share", [0.4, 0.7, 1.0])
+def test_spread_of_the_variance_equals_the_matrices_written_out(share):
+    random = np.random.default_rng(1)
+    for _ in range(10):
+        values = crossed(random, 4, 9)
+        values[random.random(values.shape) > share] = np.nan
+        table = long(values)
+        sums = sums_of(table)
+        assert spread_of_variance(sums, *variance_of_mean(sums)[1:]) == pytest.approx(spread_written_out(table))
+
+
+def test_moments_are_unbiased_with_holes():
+    random = np.random.default_rng(2)
+    there = random.random((6, 15)) < 0.6
+    assert there.any(0).all() and there.any(1).all()
+    seed, example = np.nonzero(there)
+    sums = sums_of(pd.DataFrame({"seed": seed, "id": example, "value": 0.}))
+    found = []
+    for _ in range(5000):
+        values = crossed(random, 6, 15, 1.5, 0.7)[there]
+        centred = values - values.mean()
+        squares = [(np.bincount(seed, centred)**2 / there.sum(1)).sum(), (np.bincount(example, centred)**2 / there.sum(0)).sum(), (centred**2).sum()]
+        found.append((values.mean(), *np.linalg.solve(sums.expected, squares)))
+    means, *components = np.transpose(found)
+    assert np.mean(components, axis=1) == pytest.approx([1.5**2, 0.7**2, 1], rel=0.07)
+    assert sums.weights @ np.mean(components, axis=1) == pytest.approx(means.var(), rel=0.1)
+
+
+def test_one_seed_is_the_paired_t_test():
+    random = np.random.default_rng(3)
+    first, second = crossed(random, 1, 30), crossed(random, 1, 30)
+    found, test = difference(long(first), long(second)), distributions.ttest_rel(first[0], second[0])
+    ends = test.confidence_interval()
+    assert (found.p_value, found.low, found.high) == pytest.approx((test.pvalue, ends.low, ends.high))
+    assert found.unknown == ("seed",) and found.components["seed"] is None and "One seed" in found.notes[0]
+    assert found.components["example"] == pytest.approx((first - second).var(ddof=1))
+
+
+def test_one_example_is_a_t_test_over_seeds():
+    values = crossed(np.random.default_rng(4), 6, 1)
+    found, ends = interval(long(values)), distributions.ttest_1samp(values[:, 0], 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
+    assert found.unknown == ("example",) and found.components["example"] is None
+
+
+def test_every_seed_with_its_own_examples():
+    values = np.full((4, 12), np.nan)
+    for seed in range(4):
+        values[seed, 3 * seed:3 * seed + 3] = np.random.default_rng(seed).normal(size=3) + seed
+    found = interval(long(values))
+    means = np.nanmean(values, axis=1)
+    assert found.standard_error == pytest.approx(means.std(ddof=1) / 2)  # then seeds' means say it all
+    assert found.degrees_of_freedom == pytest.approx(3)
+    assert any("cannot be told apart" in note for note in found.notes)
+
+
+def test_wilson():
+    from statsmodels.stats.proportion import proportion_confint
+
+    assert share_interval(0.3, 50, distributions.norm.ppf(0.975)) == pytest.approx(proportion_confint(15, 50, method="wilson"))
+
+
+def test_equivalence_is_the_paired_tost():
+    from statsmodels.stats.weightstats import ttost_paired
+
+    random = np.random.default_rng(5)
+    first, second = crossed(random, 1, 40), crossed(random, 1, 40)
+    assert equivalence(difference(long(first), long(second)), 0.8) == pytest.approx(ttost_paired(first[0], second[0], -0.8, 0.8)[0])
+
+
+def test_detectable_is_the_power_of_a_t_test():
+    from statsmodels.stats.power import TTestPower
+
+    values = crossed(np.random.default_rng(6), 1, 40)
+    found = interval(long(values))
+    effect = detectable(found) / values.std(ddof=1)
+    assert TTestPower().power(effect, 40, 0.05) == pytest.approx(0.8, abs=1e-4)
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert holm([]) == []
+
+
+def test_mcnemar_is_a_binomial_test():
+    first, second = long(np.array([[1, 1, 1, 1, 1, 1, 0, 1, 0.]])), long(np.array([[0, 0, 0, 0, 0, 0, 1, 1, 0.]]))
+    assert mcnemar(first, second) == pytest.approx(distributions.binomtest(1, 7).pvalue)
+    assert mcnemar(first, first) == 1
+    with pytest.raises(ValueError, match="2 seeds"):
+        mcnemar(pd.concat([first, first.assign(seed=1)]), second)
+    with pytest.raises(ValueError, match="0 or 1"):
+        mcnemar(first.assign(value=0.5), second)
+
+
+# --- verdicts
+
+def made(mean, error=1.0, freedom=100.0, **kwargs):
+    "An estimate with a t interval."
+    half = distributions.t.ppf(0.975, freedom) * error
+    return Estimate(mean, mean - half, mean + half, error, freedom, 5, 100, **kwargs)
+
+
+def test_verdicts():
+    assert verdict(made(3), 1) == "gain"
+    assert verdict(made(-3), 1) == "loss"
+    assert verdict(made(0), 3, "no gain") == "no gain"
+    assert verdict(made(0), 1) == "undecided"
+    with pytest.raises(ValueError, match="margin = 0"):
+        verdict(made(0), 0)
+
+
+def test_a_match_is_the_test_at_half_the_level():
+    for mean, margin in itertools.product((-1, -0.2, 0, 0.3, 1), (1.5, 2, 2.5, 3)):
+        inside = -margin < made(mean).low and made(mean).high < margin
+        assert inside == (equivalence(made(mean), margin) < 0.025)
+
+
+def test_needed_decides():
+    components = dict(seed=0.02, example=1., residual=4.)
+    found = made(0.02, 0.1, 6, components=components, weights=(1 / 5, 1 / 100, 1 / 500))
+    wanted = needed(found, 0.1)
+    assert wanted.seeds is None and wanted.examples is None and "both are needed" in wanted.why
+    wanted = needed(made(0.02, 0.1, 6, components=components, weights=(1 / 5, 1 / 100, 1 / 500)), 0.5)
+    for number, times in ((wanted.seeds, dict(seeds=wanted.seeds / 5)), (wanted.examples, dict(examples=wanted.examples / 100))):
+        assert number is not None
+        error, freedom = planned_error(found, **times)
+        assert (distributions.t.ppf(0.975, freedom) + distributions.t.ppf(0.8, freedom)) * error <= 0.48
+    assert needed(made(3), 1).why == "It is decided already."
+
+
+def test_needed_with_one_seed_says_what_is_unknown():
+    random = np.random.default_rng(7)
+    values = crossed(random, 1, 50)
+    found = interval(long(values - values.mean() + 0.02))
+    assert verdict(found, 0.1) == "undecided"
+    wanted = needed(found, 0.1)
+    assert wanted.seeds is None and "unknown" in wanted.why and "Run 5 seeds" in wanted.why
+
+
+def test_planned_error_is_the_present_one_at_the_present_size():
+    found = interval(long(crossed(np.random.default_rng(8), 5, 30)))
+    assert planned_error(found) == pytest.approx((found.standard_error, found.degrees_of_freedom), rel=0.1)
+
+
+# --- odd tables
+
+def finite(found):
+    "No field is an unexplained nan."
+    numbers = [found.mean, found.low, found.high, found.standard_error, found.degrees_of_freedom, found.p_value, found.effect_size]
+    assert not any(math.isnan(number) for number in numbers)
+    assert found.low <= found.mean <= found.high and 0 <= found.p_value <= 1
+    assert all(value is None or value >= 0 for value in found.components.values())
+    detectable(found)
+    return found
+
+
+@pytest.mark.parametrize("shape", list(itertools.product((1, 2, 3, 5), (1, 2, 11))))
+@pytest.mark.parametrize("kind", ["ones", "zeros", "constant", "binary", "numbers", "alike seeds", "alike examples", "tiny"])
+def test_every_shape_gives_an_interval(shape, kind):
+    random = np.random.default_rng(9)
+    values = {"ones": np.ones(shape), "zeros": np.zeros(shape), "constant": np.full(shape, 41.6), "binary": random.integers(0, 2, shape).astype(float),
+              "numbers": random.normal(size=shape), "alike seeds": np.repeat(random.normal(size=(1, shape[1])), shape[0], 0),
+              "alike examples": np.repeat(random.normal(size=(shape[0], 1)), shape[1], 1), "tiny": 1 + 1e-9 * random.normal(size=shape)}[kind]
+    found = finite(interval(long(values)))
+    if values.size == 1:
+        assert "no ends" in " ".join(found.notes)
+    elif kind in ("ones", "zeros"):
+        assert 0 <= found.low < found.high <= 1 and found.scale == "share"
+    finite(interval(long(values), share=False))
+    finite(difference(long(values), long(np.zeros(shape))))
+    if values.std() > 0 and verdict(found, 0.01) == "undecided":
+        needed(found, 0.01)
+
+
+def test_no_answer_changed():
+    ones = long(np.ones((5, 11)))
+    found = difference(ones, ones)
+    assert found.p_value == 1 and found.high == pytest.approx(1 - 0.05**(1 / 11)) and found.low == -found.high
+    assert verdict(found, 0.01) == "undecided" and "could still behave otherwise" in found.notes[-1]
+
+
+def test_negative_components_are_shown_as_zero_and_said():
+    values = np.array([[1., 2., 3.], [3., 1., 2.], [2., 3., 1.]])  # every seed's mean is 2, every example's too
+    found = finite(interval(long(values)))
+    assert found.components["seed"] == found.components["example"] == 0
+    assert found.below_zero == ("seed", "example") and found.standard_error > 0
+
+
+def test_order_and_labels_do_not_matter():
+    table = long(crossed(np.random.default_rng(10)))
+    other = table.assign(seed="s" + table.seed.astype(str), id=("x" + table.id.astype(str)).astype("category")).sample(frac=1, random_state=0)
+    one, two = interval(table), interval(other)
+    assert (one.low, one.high) == pytest.approx((two.low, two.high))
+    assert interval(table.assign(value=table.value + 1e6)).standard_error == pytest.approx(one.standard_error, rel=1e-6)
+
+
+def test_a_difference_is_the_interval_of_the_differences():
+    random = np.random.default_rng(11)
+    first, second = crossed(random), crossed(random)
+    assert difference(long(first), long(second)) == interval(long(first - second), share=False)
+    backbone = long(second[:1]).drop(columns="seed")
+    assert difference(long(first), backbone) == interval(long(first - second[:1]), share=False)
+
+
+def test_a_contrast_of_contrasts():
+    random = np.random.default_rng(17)
+    a, b, c, d = (crossed(random) for _ in range(4))
+    assert contrast([long(x) for x in (a, b, c, d)], [1, -1, -1, 1]) == interval(long(a - b - c + d), share=False)
+    backbone = long(d[:1]).drop(columns="seed")
+    assert contrast([backbone, long(a)], [-1, 1]).mean == pytest.approx((a - d[:1]).mean())
+
+
+def test_partners_that_lack_are_said():
+    values = long(crossed(np.random.default_rng(12)))
+    found = difference(values, values.assign(value=0.)[values.seed < 3])
+    assert found.seeds == 3 and "40 values have no partner" in found.notes[0]
+    with pytest.raises(ValueError, match="no seed and id in common"):
+        difference(values, values.assign(seed=values.seed + 9))
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="column 'value'"):
+        table_of(pd.DataFrame({"seed": [1], "id": [1]}))
+    with pytest.raises(ValueError, match="no lines"):
+        interval(pd.DataFrame({"seed": [], "id": [], "value": []}))
+    with pytest.raises(ValueError, match="has the value nan"):
+        interval(pd.DataFrame({"seed": [0], "id": ["a"], "value": [np.nan]}))
+    with pytest.raises(ValueError, match="level = 95"):
+        interval(long(np.ones((2, 2))), level=95)
+    with pytest.raises(ValueError, match="cannot be compared"):
+        ratio(pd.Series({0: 0.}), pd.Series({0: 1.}))
+
+
+def test_ratio_is_a_t_interval_of_logarithms():
+    first, second = pd.Series({0: 3., 1: 2., 2: 5., 7: 1.}), pd.Series({0: 2., 1: 2., 2: 2.})
+    found, ends = ratio(first, second), distributions.ttest_1samp(np.log([1.5, 1, 2.5]), 0).confidence_interval()
+    assert (found.low, found.high) == pytest.approx((math.exp(ends.low), math.exp(ends.high)))
+    assert found.scale == "ratio" and found.seeds == 3
+    alone = ratio(first[:1], second)
+    assert (alone.low, alone.high, alone.unknown) == (0, math.inf, ("seed",))
+
+
+def test_many_rows_are_quick():
+    values = (crossed(np.random.default_rng(13), 5, 40_000) > 0).astype(float)
+    assert interval(long(values)).high < 1
+
+
+# --- coverage
+
+@pytest.mark.parametrize("shape", [(5, 11), (3, 40), (2, 4)])
+@pytest.mark.parametrize("share", [False, True])
+def test_simulated_intervals_are_the_public_ones(shape, share):
+    random = np.random.default_rng(14)
+    values = np.stack([crossed(random, *shape, *random.choice([0, 0.3, 1], 2)) for _ in range(40)])
+    if share:
+        values = (values > -0.7).astype(float)
+    found = [interval(long(one), share=share) for one in values]
+    for ours, theirs in zip(full_tables(values, share=share), np.transpose([(one.mean, one.low, one.high) for one in found])):
+        assert np.clip(ours, 0, 1) == pytest.approx(theirs) if share else ours == pytest.approx(theirs)
+
+
+def draw(random, tables, examples, binary, paired, of_seed, seeds=5, accuracy=0.75, of_example=1.0, suits=0.5):
+    "Tables of a cell, or of the difference of two without a true difference, and the true mean."
+    def normal(*shape):
+        return random.standard_normal(shape, dtype=np.float32)
+
+    centre = np.float32(distributions.norm.ppf(accuracy) * (1 + of_seed**2 + of_example**2 + paired * suits**2)**0.5)
+    ease = of_example * normal(tables, 1, examples)
+
+    def cell():
+        latent = ease + normal(tables, seeds, examples) + of_seed * normal(tables, seeds, 1)
+        if paired:
+            latent += suits * normal(tables, 1, examples)
+        return (latent + centre > 0).astype(np.float32) if binary else latent
+
+    return (cell() - cell(), 0.) if paired else (cell(), accuracy if binary else 0.)
+
+
+def covered(tables, binary, paired, **world):
+    "Share of 95 % intervals that hold the true mean."
+    random, hits, batch = np.random.default_rng(15), 0, 500
+    for _ in range(tables // batch):
+        values, true = draw(random, batch, binary=binary, paired=paired, **world)
+        _, low, high = full_tables(values, share=binary and not paired)
+        hits += ((low <= true) & (true <= high)).sum()
+    return hits / tables
+
+
+@pytest.mark.parametrize("of_seed", [0, 0.1, 0.3])
+@pytest.mark.parametrize("paired", [False, True], ids=["cell", "difference"])
+@pytest.mark.parametrize("binary", [False, True], ids=["numbers", "binary"])
+@pytest.mark.parametrize("examples, tables", [(11, 20_000), (1000, 5000)])
+def test_intervals_cover(examples, tables, binary, paired, of_seed):
+    share = covered(tables, binary, paired, examples=examples, of_seed=of_seed)
+    assert 0.93 <= share <= 0.97
+    if paired:
+        assert 1 - share <= 0.06  # there is no difference: these are false positives
+
+
+@pytest.mark.parametrize("world", [dict(of_example=2.), dict(of_example=0.), dict(accuracy=0.6), dict(accuracy=0.6, of_example=2.)], ids=str)
+def test_cells_of_answers_cover_elsewhere(world):
+    for of_seed in (0, 0.3):
+        assert 0.93 <= covered(20_000, True, False, examples=11, of_seed=of_seed, **world) <= 0.97
+
+
+@pytest.mark.parametrize("world", [dict(suits=0.), dict(suits=1.)], ids=str)
+def test_differences_cover_elsewhere(world):
+    for of_seed, binary in itertools.product((0, 0.3), (False, True)):
+        assert 0.94 <= covered(20_000, binary, True, examples=11, of_seed=of_seed, **world) <= 0.97
+
+
+def test_where_the_simulated_intervals_are_wide():
+    "The limit that the notebook states: few examples and an accuracy near 1 give intervals too wide, not too narrow."
+    assert 0.97 <= covered(10_000, True, False, examples=11, of_seed=0.3, accuracy=0.9) <= 0.99
+
+
+def test_other_crossings_cover():
+    "Re-splits, holes, and one seed, through the public function."
+    random, hits = np.random.default_rng(16), np.zeros(3)
+    for _ in range(1000):
+        skill, ease = 0.5 * random.normal(size=8), random.normal(size=154)
+        rows = [(r, j, skill[r] + ease[j] + random.normal()) for r in range(8) for j in random.choice(154, 11, replace=False)]
+        holes = crossed(random, 5, 20, 0.3)
+        holes[random.random(holes.shape) < 0.3] = np.nan
+        tables = pd.DataFrame(rows, columns=["seed", "id", "value"]), long(holes), long(crossed(random, 1, 20, 0))
+        for k, table in enumerate(tables):
+            found = interval(table)
+            hits[k] += found.low <= 0 <= found.high
+    assert (hits >= 930).all() and (hits <= 975).all(), hits

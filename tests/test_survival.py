@@ -1,0 +1,239 @@
+"Whatever ends a study, the same command goes on, and ends with what an undisturbed study ends with."
+import errno
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from sftdpo.config import Execution
+from sftdpo.keys import run_name
+from sftdpo.store import finished_runs, read_results
+from sftdpo.study import compare
+from sftdpo.tree import plan, stage_tree
+from little import little_data, small, steady
+
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["sftdpo.study", "sftdpo.trainer", "little"])
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch):
+    little_data(monkeypatch)
+
+
+def dies_in(moment):
+    "Let this process kill itself, with no chance to clean up, in the middle of something."
+    import sftdpo.runs
+    import sftdpo.store
+    import sftdpo.trainer
+    def die(*rest, **more): os.kill(os.getpid(), signal.SIGKILL)
+    if moment == "checkpoint":
+        from transformers import Trainer
+        Trainer._save_rng_state = die                       # weights and optimizer are written, the rest is not
+    if moment == "step":
+        start = sftdpo.trainer.Watch.on_step_begin
+        def dies(self, args, state, *rest, **more):
+            if self.trainer.stage.kind == "dpo" and state.global_step == 1: die()
+            start(self, args, state, *rest, **more)
+        sftdpo.trainer.Watch.on_step_begin = dies
+    if moment == "policy": sftdpo.runs.save_policy = die
+    if moment == "stage": sftdpo.runs.write_json = die       # the policy is saved, the stage's record is not
+    if moment == "run": pd.DataFrame.to_parquet = die         # in the middle of a run's folder
+    if moment == "results": os.replace = lambda source, target: die() if str(target).endswith("results.csv") else os.rename(source, target)
+
+
+def study_process(study, folder, log, moment):
+    "What a child does: the study, and a line in the log for each stage that it finishes."
+    import sftdpo.work
+    torch.set_num_threads(1)
+    little_data()
+    finish = sftdpo.work.finish_stage
+    def logged(home, *rest, **more):
+        result = finish(home, *rest, **more)
+        with open(log, "a") as file: file.write(home.name + "\n")
+        return result
+    sftdpo.work.finish_stage = logged
+    dies_in(moment)
+    compare(study, folder, progress=False)
+
+
+def start(study, folder, log, moment=None):
+    child = processes.Process(target=study_process, args=(study, folder, log, moment))
+    child.start()
+    return child
+
+
+def weights(folder):
+    "A digest of every model that was kept."
+    return {path.parent.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted((folder / "runs").glob("*/policy/*.safetensors"))}
+
+
+def check_equal(folder, expected, study):
+    "Every run once, with the results and the weights of the undisturbed study, and nothing left lying about."
+    assert finished_runs(folder) == finished_runs(expected) and len(finished_runs(folder)) == len({run_name(run) for run in study.runs()})
+    order = ["run", "metric"]
+    found, wanted = (steady(read_results(place)).sort_values(order).reset_index(drop=True) for place in (folder, expected))
+    assert not found.duplicated(order).any()
+    pd.testing.assert_frame_equal(found, wanted, check_exact=True)
+    assert weights(folder) == weights(expected) and len(weights(folder)) == len(finished_runs(folder)) - len(study.tasks)
+    left = [path for path in folder.rglob("*") if path.name.endswith((".part", ".old")) or path.name.startswith("checkpoint")]
+    assert not left and not list((folder / "failures").glob("*")) and not list((folder / "stages").glob("*/policy"))
+
+
+def checkpointed(backbone, **changes):
+    return small(backbone, **changes).replace(weights="all", **{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1, "sft.epochs": 2, "dpo.epochs": 2})
+
+
+def test_killed_at_twenty_moments(backbone, tmp_path):
+    study = checkpointed(backbone)
+    expected = tmp_path / "undisturbed"
+    compare(study, expected, progress=False)
+    folder, log, chance, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), Counter()
+    for moment in ("checkpoint", "step", "policy", "stage", "run", "results"):
+        child = start(study, folder, log, moment)
+        child.join(120)
+        assert child.exitcode == -signal.SIGKILL, moment
+        kills[moment] += 1
+    while sum(kills.values()) < 20:
+        child = start(study, folder, log)
+        child.join(chance.uniform(0.1, 2.5))
+        if not child.is_alive(): break
+        child.kill()
+        child.join()
+        kills["by chance"] += 1
+    child = start(study, folder, log)
+    child.join(300)
+    assert child.exitcode == 0 and sum(kills.values()) >= 20, kills
+    check_equal(folder, expected, study)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop(number, backbone, tmp_path):
+    "SIGTERM and Ctrl-C end at once, and leave what can be gone on with."
+    study = checkpointed(backbone, tasks=("sonnet",), tunings=("full",))
+    child = start(study, tmp_path / "out", tmp_path / "log")
+    while not list((tmp_path / "out").glob("stages/*/checkpoints/*/complete")): time.sleep(0.05)
+    os.kill(child.pid, number)
+    child.join(30)
+    assert child.exitcode not in (0, None)
+    compare(study, tmp_path / "out", progress=False)
+    compare(study, tmp_path / "undisturbed", progress=False)
+    check_equal(tmp_path / "out", tmp_path / "undisturbed", study)
+
+
+def test_two_processes_on_one_folder(backbone, tmp_path):
+    study = checkpointed(backbone)
+    children = [start(study, tmp_path / "out", tmp_path / "log") for _ in range(2)]
+    for child in children: child.join(300)
+    assert [child.exitcode for child in children] == [0, 0]
+    trained = Counter((tmp_path / "log").read_text().split())
+    assert set(trained) == {node.key for node in stage_tree(study) if node.stage} and set(trained.values()) == {1}
+    compare(study, tmp_path / "undisturbed", progress=False)
+    check_equal(tmp_path / "out", tmp_path / "undisturbed", study)
+
+
+def test_worker_processes(tmp_path):
+    "Real worker processes, on the embedded backbone."
+    from sftdpo.config import Sampling, Stage, Study
+    sftdpo_load = __import__("sftdpo.data", fromlist=["load_task"]).load_task
+    import sftdpo.keys
+    sftdpo.keys.load_task = sftdpo_load
+    sftdpo.keys._load.cache_clear()
+    stage = dict(epochs=1, batch_size=4, looks=0)
+    study = Study("workers", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10), weights="all",
+                  recipes=("sft", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
+    compare(study, tmp_path / "alone", progress=False)
+    compare(study, tmp_path / "shared", progress=False, execution=Execution(workers=2))
+    cores = len(os.sched_getaffinity(0))
+    if cores // 2 == torch.get_num_threads(): check_equal(tmp_path / "shared", tmp_path / "alone", study)
+    assert finished_runs(tmp_path / "shared") == finished_runs(tmp_path / "alone")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 8 MB."
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", place], capture_output=True).returncode: pytest.skip("a small file system cannot be mounted here: that needs root")
+    yield place
+    subprocess.run(["umount", "-l", place], check=True)
+
+
+def test_a_full_disk(backbone, small_disk, tmp_path):
+    "The study ends with one line that says so, and goes on after space is made; it is filled more tightly each time."
+    study = checkpointed(backbone, tasks=("sonnet",), recipes=("sft-dpo",))
+    compare(study, tmp_path / "undisturbed", progress=False)
+    folder, ballast, full = small_disk / "out", small_disk / "ballast", 0
+    for free in (1000, 300_000, 700_000, 1_100_000, 1_500_000, 2_000_000):
+        room = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
+        if room > free: ballast.write_bytes(bytes(room - free))
+        try: compare(study, folder, progress=False)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC and "Make space; the same command goes on" in str(error) or "results.csv" in str(error), error
+            full += 1
+        ballast.unlink(missing_ok=True)
+    assert full >= 2
+    compare(study, folder, progress=False)
+    check_equal(folder, tmp_path / "undisturbed", study)
+
+
+def test_a_failed_run_does_not_stop_the_others(backbone, tmp_path, capsys):
+    study = small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo"), cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30})
+    results = compare(study, tmp_path / "out")
+    assert set(results.recipe) == {"backbone", "dpo", "sft-dpo"}
+    said = capsys.readouterr().out
+    assert "1 of 4 runs failed" in said and "--execution.retry-failed" in said
+    [told] = (tmp_path / "out" / "failures").iterdir()
+    assert "FloatingPointError: The loss is not finite" in told.read_text() and "Traceback" in told.read_text()
+    assert "failed" in plan(study, tmp_path / "out", measure=False).states
+    before = told.stat().st_mtime_ns
+    compare(study, tmp_path / "out", progress=False)
+    assert told.stat().st_mtime_ns == before                                          # not tried again
+    compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True))
+    assert told.stat().st_mtime_ns != before
+
+
+def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatch):
+    import sftdpo.work
+    finish = sftdpo.work.finish_stage
+    def fails(home, run, stage, *rest, **more):
+        if stage.kind == "sft": raise MemoryError("no memory")
+        return finish(home, run, stage, *rest, **more)
+    monkeypatch.setattr(sftdpo.work, "finish_stage", fails)
+    study = small(backbone, tasks=("sonnet",), tunings=("full",))
+    assert set(compare(study, tmp_path / "out", progress=False).recipe) == {"backbone", "dpo"}
+    monkeypatch.setattr(sftdpo.work, "finish_stage", finish)
+    found = compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True))
+    expected = compare(study, tmp_path / "undisturbed", progress=False)
+    pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)
+
+
+def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path, monkeypatch):
+    import dataclasses
+    import sftdpo.keys
+    from little import short
+    study = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("full",))
+    compare(study, tmp_path / "out", progress=False)
+    monkeypatch.setattr(sftdpo.keys, "load_task", lambda *rest: dataclasses.replace(short(*rest), train=short(*rest).train[1:]))
+    sftdpo.keys._load.cache_clear()
+    with pytest.raises(ValueError, match="The data 'embedded' of the task sonnet is not what it was"): compare(study, tmp_path / "out", progress=False)
+
+
+def test_other_versions_under_an_old_folder_are_named(backbone, tmp_path, capsys):
+    from sftdpo.safe_files import read_json, write_json
+    study = small(backbone, tasks=("sonnet",), recipes=("backbone",))
+    compare(study, tmp_path / "out", progress=False)
+    path = tmp_path / "out" / "begun_with.json"
+    before = read_json(path)
+    write_json(path, before | {"software": before["software"] | {"torch": "2.0.1"}})
+    compare(study, tmp_path / "out")
+    assert "begun with torch 2.0.1" in capsys.readouterr().out
