@@ -33,7 +33,7 @@ setup(
     package_data={"sftdpo": ["assets/**/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"dev": [*settings["dev_requirements"].split(), *settings["ray_requirements"].split()], "ray": settings["ray_requirements"].split()},
     entry_points={
         "console_scripts": settings["console_scripts"].split("\n"),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

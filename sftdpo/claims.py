@@ -258,9 +258,11 @@ def judge_small(
     "Is the least of the gains small?"
     gains = {recipe: difference(ours, table, margins.level) for recipe, table in others.items()}
     strict = {recipe: difference(ours, table, 1 - (1 - margins.level) / len(gains)) for recipe, table in others.items()}
-    large, least = margins.large * asked.margin, min(gains, key=lambda recipe: gains[recipe].mean)
+    large = margins.large * asked.margin
     small, controls = any(gain.high < large for gain in strict.values()), [recipe for recipe in gains if recipe != "sft"]
     said = "supported" if small else "refuted" if controls and all(gain.low >= large for gain in gains.values()) else "undecided"
+    ends = {"supported": lambda recipe: strict[recipe].high, "refuted": lambda recipe: gains[recipe].low, "undecided": lambda recipe: gains[recipe].mean}
+    least = min(gains, key=ends[said])  # the gain that decided
     effects = tuple((f"sft-dpo {tuning} − {recipe} {tuning}", gains[recipe]) for recipe in sorted(gains, key=lambda recipe: recipe != least))
     why = f"{effects[0][0]}: {told(gains[least], asked.unit)}, {words[verdict(gains[least], asked.margin, 'no gain')]}; large would be {worded(large, asked.unit)}."
     decides, notes = "", asked.notes + tuple(dict.fromkeys(note for gain in gains.values() for note in gain.notes))

@@ -409,7 +409,7 @@ class Study(Settings):
         for task, recipe, tuning in product(self.tasks, recipes, self.tunings):
             cell = Run(**shared, task=task, recipe=recipe, tuning=tuning).replace(**self.overrides(task, recipe, tuning))
             for resplit, seed, *swept in product(self.resplits, seeds or self.seeds, *map(tuple, self.sweep.values())):
-                runs.append(cell.replace(resplit=resplit, seed=seed, **dict(zip(self.sweep, swept))))
+                runs.append(cell.replace(**dict(resplit=resplit, seed=seed) | dict(zip(self.sweep, swept))))
         if not recipes: runs = [Run(**shared, task=task, recipe="backbone", resplit=resplit) for task in self.tasks for resplit in self.resplits]
         return list(dict.fromkeys([run.untouched for run in runs] + runs))
 

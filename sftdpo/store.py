@@ -45,12 +45,16 @@ def gather(
     "Make `results.csv` from the folders of the finished runs."
     with held(folder / "locks" / "results.lock", wait=-1):
         for leftover in folder.glob(".results.csv.*.part"): leftover.unlink()  # of a process that was killed
-        place, study, lines = {name: i for i, name in enumerate(order)}, study_name(folder), []
+        place, study, runs, found = {name: i for i, name in enumerate(order)}, study_name(folder), [], []
         for name in sorted(finished_runs(folder), key=lambda name: place.get(name, len(place))):
             about, metrics = (json.loads((folder / "runs" / name / file).read_bytes()) for file in ("sftdpo.json", "metrics.json"))
-            cell = [study, *(about[column] for column in COLUMNS[1:-3])]
-            lines += [[*cell, "train" if metric.startswith(("stage", "parameters")) else about["split"], metric, value] for metric, value in metrics.items()]
-        results = pd.DataFrame(lines, columns=COLUMNS).astype({"value": float})
+            runs.append([study, *(about[column] for column in COLUMNS[1:-2])])
+            found.append(metrics)
+        results = pd.DataFrame(runs, columns=COLUMNS[:-2])
+        results = results.loc[results.index.repeat([len(metrics) for metrics in found])].reset_index(drop=True)
+        results["metric"] = [metric for metrics in found for metric in metrics]
+        results["value"] = pd.array([value for metrics in found for value in metrics.values()], dtype="Float64").to_numpy(float, na_value=float("nan"))
+        results.loc[results.metric.str.startswith(("stage", "parameters")), "split"] = "train"
         write_text(folder / "results.csv", results.to_csv(index=False))
     return results
 

@@ -7,7 +7,6 @@ __all__ = ['wanted', 'ready', 'sweep', 'finish_node', 'give_up_weights', 'is_ful
            'left_in_words', 'stops_like_an_interrupt', 'worker', 'share_work']
 
 # %% ../nbs/06e_work.ipynb #a4de3203
-import errno
 import gc
 import json
 import os
@@ -107,8 +106,7 @@ def attempt(
         finish_node(folder, node, weights, progress)
         return True
     except Exception as error:
-        if is_full_disk(error):
-            raise OSError(errno.ENOSPC, f"The disk with {folder} is full. Make space; the same command goes on from here. ({error})") from error
+        if is_full_disk(error): raise
         path = failure_file(folder, node.key)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, f"{node.label}\n{type(error).__name__}: {error}\n\nruns: {', '.join(node.runs) or 'none end here'}\n\n{traceback.format_exc()}")

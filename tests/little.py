@@ -17,7 +17,7 @@ def little_data(monkeypatch=None):
     "Let every task load its short data, for one test or for the rest of this process."
     if monkeypatch: monkeypatch.setattr(sftdpo.keys, "load_task", short)
     else: sftdpo.keys.load_task = short
-    sftdpo.keys._load.cache_clear()
+    sftdpo.keys.forget_data()
 
 
 def small(backbone, **changes):

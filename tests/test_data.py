@@ -129,14 +129,14 @@ def test_an_open_quote_swallows_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("a\tb\n1\t2\n", "line 1: no column sentence1 or question1"),
-    ("", "line 1: no column"),
+    ("a\tb\n1\t2\n", "line 1: the task 'paraphrase' finds no column for question1 and question2 and label"),
+    ("", "is empty"),
     ("id\tsentence1\tsentence2\tis_duplicate\n", "a header and no rows"),
     ("sentence1\tsentence2\tis_duplicate\nA?\tB?\tmaybe\n", "line 2: the label is 'maybe', not 0 or 1"),
     ("sentence1\tsentence2\tis_duplicate\n\nA?\t \t1\n", "line 3: an empty question"),
     ("sentence1\tsentence2\tis_duplicate\nA?\tB?\n", "line 2: 2 fields where the header has 3"),
     ("question1,question2,is_duplicate\n\"A?\nB?,C?,1\n", "line 2: .*check the quotes"),
-    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: byte 0xff is not UTF-8"),
+    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: the question holds the byte 0xff, which is not UTF-8"),
 ])
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as error: d.read_question_pairs(write(tmp_path, "some.tsv", text))

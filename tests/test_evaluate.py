@@ -7,7 +7,8 @@ import torch
 from sftdpo.config import LoRA, Sampling
 from sftdpo.data import Example, TaskData
 from sftdpo.evaluate import (baselines, best_threshold, calibration_error, choose, chrf, classification_metrics, evaluate, form,
-                             generate_ids, iambic, mean_interval, predict, questions_of, rhyme_share, rhymes, sample, seen,
+                             generate_ids, iambic, mean_interval, predict, questions_of, reward_accuracy, rhyme_share, rhymes, sample,
+                             sampling_that_fits, score_pairs, seen,
                              syllables, ten_syllables)
 from sftdpo.model import apply_tuning
 
@@ -262,3 +263,63 @@ def test_sonnet_baselines_on_the_course_sonnets():
     assert found["chrf_floor"] == pytest.approx(26.2, abs=.6) and found["chrf_whole_floor"] == pytest.approx(41.6, abs=.6)
     assert found["chrf_floor"] < found["chrf_best_training"] < found["chrf_ceiling"]
     assert found["lines_14_true"] == 1 and found["copied_5grams_true"] < .01
+
+
+# -- data of one's own
+
+def test_labels_of_three_classes(tiny):
+    model, tokenizer = tiny
+    examples = [Example(str(i), f"a {i}\n", "yno"[i % 3], label=i % 3) for i in range(9)]
+    data = TaskData("labels", "by hand", examples, [], examples, ("y", "n", "o"), False, "This test.")
+    found = evaluate(model, tokenizer, data, examples, Sampling(), 0, precision="fp32")
+    probabilities = found.examples.filter(like="probability_")
+    assert list(probabilities) == ["probability_y", "probability_n", "probability_o"] and probabilities.sum(axis=1).tolist() == pytest.approx([1] * 9)
+    assert found.metrics["accuracy"] == (probabilities.to_numpy().argmax(1) == found.examples.label).mean()
+    assert baselines(data, examples) == pytest.approx({"majority": 1/3} | {k: v for k, v in baselines(data, examples).items() if k != "majority"})
+    unlabelled = predict(model, tokenizer, data, [Example("x", "a\n", "")], precision="fp32")
+    assert "label" not in unlabelled and "correct" not in unlabelled and unlabelled.prediction[0] in (0, 1, 2)
+
+
+def test_completions(tiny):
+    model, tokenizer = tiny
+    examples = [Example(str(i), f"Shall I {i} ", f"compare {i}") for i in range(6)]
+    data = TaskData("completions", "by hand", examples[:4], [], examples[4:], (), True, "This test.")
+    found = evaluate(ragged(model, tokenizer, 3.), tokenizer, data, data.test, Sampling(samples=3, max_new_tokens=30), 0, precision="fp32")
+    assert list(found.examples["sample"]) == [0, 1, 2] * 2
+    assert found.metrics["chrf"] == pytest.approx(found.examples.chrf.mean()) and 0 <= found.metrics["ended"] <= 1
+    assert found.metrics["nll"] == pytest.approx(found.examples.nll.mean())
+    for line in found.examples.itertuples(): assert line.chrf == chrf(line.generated, line.true) and line.length_ratio == len(line.generated) / 9
+    beside = baselines(data, data.test)
+    assert beside["chrf_floor"] <= beside["chrf_best_training"] < beside["chrf_ceiling"] == 100
+    long = [Example("x", "Shall I " * 40, "compare")]
+    room = model.config.max_position_embeddings - len(tokenizer(long[0].prompt)["input_ids"])
+    assert sampling_that_fits(model, tokenizer, [long[0].prompt], Sampling()).max_new_tokens == min(room, 200)
+    with pytest.raises(ValueError, match="nothing can be sampled"): sampling_that_fits(model, tokenizer, ["Shall I " * 400], Sampling())
+
+
+def test_preferences_by_hand(tiny):
+    model, tokenizer = tiny
+    examples = [Example("a", "Shall I ", "compare", "no"), Example("b", "Thou ", "art more", "a day of May"), Example("c", "Thou ", "art", "art")]
+    data = TaskData("preferences", "by hand", examples, [], examples, (), True, "This test.")
+    found = evaluate(model, tokenizer, data, examples, Sampling(), 0, precision="fp32")
+
+    def summed(prompt, completion):
+        start, end = (tokenizer(text)["input_ids"] for text in (prompt, completion))
+        ids = torch.tensor([start + end + [tokenizer.eos_token_id]])
+        with torch.no_grad(): logps = model(ids).logits[0, :-1].log_softmax(-1)
+        return logps.gather(-1, ids[0, 1:, None])[len(start) - 1:].sum().item(), len(end) + 1
+    for line, e in zip(found.examples.itertuples(), examples):
+        (chosen, n), (rejected, m) = summed(e.prompt, e.completion), summed(e.prompt, e.rejected)
+        assert (line.chosen_logp, line.rejected_logp) == pytest.approx((chosen, rejected), rel=1e-4) and (line.chosen_tokens, line.rejected_tokens) == (n, m)
+        assert line.nll == pytest.approx(-chosen / n, rel=1e-4)
+        if e.id != "c": assert line.correct == float(chosen / n > rejected / m) and line.correct_summed == float(chosen > rejected)
+    assert found.examples.correct[2] == .5  # equal texts: half
+    assert found.metrics["accuracy"] == pytest.approx(found.examples.correct.mean())
+    assert baselines(data, examples)["longer"] == pytest.approx((1 + 0 + .5) / 3)
+    with pytest.raises(ValueError, match="no rejected completion"): score_pairs(model, tokenizer, data, [Example("x", "a ", "b")])
+
+
+def test_reward_accuracy_by_hand():
+    before = pd.DataFrame({"id": list("abc"), "chosen_logp": [-5., -5., -5.], "rejected_logp": [-2., -2., -2.]})
+    after = pd.DataFrame({"id": list("cab"), "chosen_logp": [-5., -4., -6.], "rejected_logp": [-2., -3., -2.]})
+    assert reward_accuracy(after, before).loc[["a", "b", "c"]].tolist() == [1, 0, .5]

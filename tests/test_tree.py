@@ -1,0 +1,137 @@
+"The stage tree, what it plans, which weights stay, and how rates are chosen."
+import pandas as pd
+import pytest
+import yaml
+
+from sftdpo.config import PRIMARY, Choosing, Run, Sampling, SettingsError, Stage, Study
+from sftdpo.keys import run_name, stage_keys, task_data
+from sftdpo.model import save_policy
+from sftdpo.safe_files import read_json
+from sftdpo.study import compare
+from sftdpo.tree import plan, stage_tree
+from little import little_data, small, steady
+from tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def little(monkeypatch):
+    little_data(monkeypatch)
+
+
+def test_equal_stages_are_one_node(backbone):
+    nodes = stage_tree(small(backbone, recipes=("sft", "dpo", "sft-dpo", "sft-sft", "sft-long"), seeds=(0, 1)))
+    assert len({node.key for node in nodes}) == len(nodes) == 2 + 2 * 2 * 2 * 5                       # roots; task, tuning, seed: sft, dpo, sft → dpo, sft → sft, sft-long
+    for node in nodes:
+        assert node.parent is None or nodes.index(node.parent) < nodes.index(node)
+        assert node.users == sum(len(inner.runs) for inner in nodes if node is inner or node in inner.ancestors) or node.stage is None
+    seeds = [node.run.seed for node in nodes if node.stage and node.run.task == "sonnet"]
+    assert seeds == sorted(seeds)                                                                  # a seed is finished before the next begins
+
+
+@pytest.mark.parametrize("field, values", [
+    ("sft.learning_rate", [1e-3, 2e-3]), ("dpo.beta", [0.1, 0.2]), ("lora.rank", [2, 4]), ("dpo.loss", ["sigmoid", "hinge", "ipo"]),
+    ("dpo.rejected", ["swap", "shuffle"]), ("train_size", [8, 16]), ("seed", [3, 4]), ("second_sft_rate", [1e-4, 1e-3])])
+def test_any_field_can_be_swept(backbone, field, values, tmp_path):
+    study = small(backbone, tasks=("sonnet",), recipes=("sft-sft",) if field == "second_sft_rate" else ("sft-dpo",), tunings=("lora",), sweep={field: values})
+    study = study.replace(**{"sampling.samples": 1, "sampling.max_new_tokens": 5})
+    results = compare(study, tmp_path / "out", progress=False)
+    assert results[results.recipe != "backbone"].run.nunique() == len(values)
+    shared = {"sft.learning_rate": False, "dpo.beta": True, "dpo.loss": True, "dpo.rejected": True, "second_sft_rate": True}.get(field, False)
+    assert len(list((tmp_path / "out" / "stages").iterdir())) == (1 if shared else len(values)) + len(values)
+
+
+def test_backbones_can_be_swept(backbone, tokenizer, tmp_path):
+    other = str(save_policy(tiny_model("llama", tokenizer), tokenizer, tmp_path / "other backbone"))
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sweep={"backbone": [backbone, other]})
+    results = compare(study, tmp_path / "out", progress=False)
+    assert results[results.recipe == "sft"].backbone.nunique() == results[results.recipe == "backbone"].backbone.nunique() == 2
+
+
+def test_one_schedule_of_twice_the_epochs(backbone):
+    run = Run(task="sonnet", backbone=backbone, recipe="sft-long", sft=Stage("sft", epochs=3))
+    assert [stage.epochs for stage in run.stages] == [6] and stage_keys(run) != stage_keys(run.replace(recipe="sft"))
+
+
+def test_sonnets_are_split_anew_and_alike_in_every_cell(monkeypatch):
+    from sftdpo.data import load_task
+    import sftdpo.keys
+    monkeypatch.setattr(sftdpo.keys, "load_task", load_task)
+    sftdpo.keys.forget_data()
+    study = Study(tasks=("sonnet",), recipes=("sft", "dpo"), resplits=(0, 1, 2))
+    tests = {}
+    for run in study.runs(): tests.setdefault(run.resplit, set()).add(tuple(example.id for example in task_data(run).test))
+    assert [len(found) for found in tests.values()] == [1, 1, 1] and len(set.union(*tests.values())) == 3
+    assert [node.run.resplit for node in stage_tree(study) if node.stage is None] == [0, 1, 2]           # each split has its own untouched backbone
+    assert "split2-seed0" in run_name(study.runs()[-1])
+
+
+def test_the_plan_tells_what_is_done(backbone, tmp_path):
+    study = small(backbone, tasks=("sonnet",), tunings=("lora",))
+    before = plan(study, tmp_path / "out", say=lambda words: None)
+    assert before.left > 0 and set(before.states) == {"to do"} and not (tmp_path / "out").exists()
+    compare(study.replace(recipes=("sft",)), tmp_path / "out", progress=False)
+    after = plan(study, tmp_path / "out", measure=False)
+    assert [state for node, state in zip(after.nodes, after.states) if node.stage and node.stage.kind == "sft"] == ["done"]
+    assert "2 of 4 nodes done" in str(after) or "1 of 4 nodes done" in str(after)
+    compare(study, tmp_path / "out", progress=False)
+    assert set(plan(study, tmp_path / "out", measure=False).states) == {"done"} and plan(study, tmp_path / "out", measure=False).left == 0
+    once, apart = after.shared if None not in after.shared else plan(study, tmp_path / "out", measure=False).shared
+    assert apart > once > 0
+
+
+def test_the_disk_holds_no_more_than_planned(backbone, tmp_path, monkeypatch):
+    "Looked at whenever something was written, over a whole study."
+    import sftdpo.checkpoints
+    import sftdpo.runs
+    study = small(backbone, tasks=("sonnet",)).replace(weights="best", **{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1})
+    planned, folder, seen = plan(study, tmp_path / "out", measure=False).disk, tmp_path / "out", []
+    def look(): seen.append(sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".pt") and path.is_file()))
+    for module, name in ((sftdpo.runs, "save_policy"), (sftdpo.trainer, "mark_whole"), (sftdpo.work, "finish_run")):
+        def looked(*rest, inner=getattr(module, name), **more):
+            found = inner(*rest, **more)
+            look()
+            return found
+        monkeypatch.setattr(module, name, looked)
+    compare(study, folder, progress=False)
+    assert 0.3 * planned < max(seen) <= 1.05 * planned                                              # headers and random states beside the weights
+
+
+@pytest.mark.parametrize("weights, kept", [("none", 0), ("best", 2), ("all", 4)])
+def test_weights_are_kept_by_a_stated_policy(backbone, weights, kept, tmp_path):
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), seeds=(0, 1)).replace(weights=weights)
+    results = compare(study, tmp_path / "out", progress=False)
+    homes = [path.parent for path in (tmp_path / "out" / "runs").glob("*/policy")]
+    assert len(homes) == kept and not list((tmp_path / "out" / "stages").glob("*/policy"))
+    if weights != "best": return
+    choose = results[results.metric == f"choose_{PRIMARY['paraphrase']}"].set_index("run")
+    for _, cell in choose.groupby("tuning"): assert cell.value.idxmax() in {home.name for home in homes} or cell.value.nunique() == 1
+    card = (homes[0] / "policy" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == backbone and "| accuracy |" in card and "learning_rate: 0.001" in card
+
+
+def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path):
+    study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo", "sft-sft"), seeds=(0, 1),
+                  choosing=Choosing(trials=4, seeds=(7,), train_size=8))
+    results = compare(study, tmp_path / "out", progress=False)
+    tried = pd.read_csv(tmp_path / "out" / "choosing.csv")
+    assert tried.groupby("recipe").size().to_dict() == {"sft": 4, "dpo": 4, "sft-dpo": 4, "sft-sft": 4} and tried.chosen.sum() == 4
+    assert "7" not in {str(seed) for seed in results.seed} and set(results.split) == {"test", "train"}
+    trials = [read_json(path) for path in (tmp_path / "out" / "choosing" / "runs").glob("*/sftdpo.json")]
+    assert {about["split"] for about in trials} == {"choose"} and {about["seed"] for about in trials if about["recipe"] != "backbone"} == {7}
+    rate = tried[tried.chosen].set_index("recipe").learning_rate
+    for path in (tmp_path / "out" / "runs").glob("*-sft-dpo-*/settings.yaml"):
+        settings = yaml.safe_load(path.read_text())
+        assert (settings["sft"]["learning_rate"], settings["dpo"]["learning_rate"]) == (rate["sft"], rate["sft-dpo"])
+    pd.testing.assert_frame_equal(compare(study, tmp_path / "out", progress=False), results)
+    with pytest.raises(SettingsError, match="seeds that choose do not report"): study.replace(seeds=(7,))
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "..", "C:\\x", "nul\0", " ", ""])
+def test_names_cannot_leave_the_folder(name):
+    with pytest.raises(SettingsError): Study(name)
+
+
+def test_names_of_runs_are_made_of_plain_words(backbone):
+    for run in small(backbone, recipes=("sft-dpo",)).replace(backbone=backbone).runs():
+        assert run_name(run).replace("-", "").isalnum()
