@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pandas as pd
 
-KEPT = ("settings.yaml", "environment.json", "history.csv", "metrics.json")
+KEPT = ("settings.yaml", "environment.json", "history.csv", "metrics.json", "sftdpo.json")
 
 
 def keep(study: Path, place: Path):
     "Copy a finished study's results to `place`, replacing what was there."
-    runs = sorted(path for path in (study / "runs").iterdir() if (path / "metrics.json").exists())
+    runs = sorted(path for path in (study / "runs").iterdir() if (path / "sftdpo.json").exists())
     if not runs: raise SystemExit(f"{study} holds no finished run; run `sftdpo compare --out {study}` first.")
     shutil.rmtree(place, ignore_errors=True)
     for run in runs:
@@ -21,9 +21,10 @@ def keep(study: Path, place: Path):
         for name in KEPT:
             if (run / name).exists(): shutil.copy(run / name, home / name)
         examples = pd.read_parquet(run / "examples.parquet")
-        if "generated" not in examples: examples = examples.drop(columns="prompt")
+        if "generated" not in examples: examples = examples.drop(columns="prompt", errors="ignore")
         examples.to_parquet(home / "examples.parquet", index=False, compression="zstd")
-    for name in ("study.yaml", "results.csv"): shutil.copy(study / name, place / name)
+    for name in ("study.yaml", "results.csv", "choosing.csv", "margins.yaml"):
+        if (study / name).exists(): shutil.copy(study / name, place / name)
 
 
 if __name__ == "__main__":
