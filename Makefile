@@ -20,7 +20,7 @@ quickstart: $(VENV)/installed ## set up, then compare the six cells on both task
 
 test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
 	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
-	$(TEST_ENVIRONMENT) python -m pytest
+	$(TEST_ENVIRONMENT) python -m pytest -n $(WORKERS)
 
 check: $(VENV)/installed-dev ## are notebooks clean, and package and README in step with them?
 	$(BIN)/python tools/check_in_step.py

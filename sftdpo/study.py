@@ -38,7 +38,7 @@ def claim_folder(
     if path.exists():
         there = yaml.safe_load(path.read_text(encoding="utf-8")).get("name")
         if there != study.name: raise FileExistsError(f"{folder} holds the study {there!r}, not {study.name!r}; give another folder, or the same name.")
-    elif folder.exists() and any(entry.name != "locks" for entry in folder.iterdir()):
+    elif folder.exists() and not all(entry.name == "locks" or entry.name.startswith(".study.yaml.") for entry in folder.iterdir()):
         raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a new one.")
     with held(folder / "locks" / "study.lock", wait=-1):
         for leftover in [*folder.glob(".study.yaml.*.part"), *folder.glob(".begun_with.json.*.part")]: leftover.unlink()  # of a process that was killed

@@ -71,9 +71,9 @@ def estimated(
     before: list[str],              # names of the untouched backbones' runs
     metric: str,                    # a column of the table
 ) -> Estimate | None:
-    "A metric over seeds and examples, if it has values per example and there are several runs."
+    "A metric over seeds and examples, if it has values per example."
     column = PER_EXAMPLE.get(metric.removesuffix("_change"))
-    if examples is None or len(runs) < 2 or column not in examples: return None
+    if examples is None or column not in examples or not examples.run.isin(runs).any(): return None
     values = values_of(examples, runs, column)
     if not metric.endswith("_change"): return interval(values[["seed", "id", "value"]])
     untouched = values_of(examples, before, column).rename(columns={"value": "before"})
@@ -117,10 +117,9 @@ def print_tables(
         size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]
         print(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
-        examples = read_examples(folder, list(part.run.unique())) if seeds > 1 or trained.resplit.nunique() > 1 else None
-        print(cells_table(results, task, examples).to_string())
+        print(cells_table(results, task, read_examples(folder, list(part.run.unique()))).to_string())
         found = part[part.recipe == "backbone"].set_index("metric").value
         beside = [f"{title} {found[f'baseline_{metric}'] * factor:.1f}" for metric, (title, factor) in BESIDE[task].items() if f"baseline_{metric}" in found]
         print("without training: " + ", ".join(beside))
         if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")
-    print(f"\n± is a 95 % interval: over the judged examples of one run, or over seeds and examples where there are several (their range in brackets otherwise). Everything is in {folder}.")
+    print(f"\n± is half the width of a 95 % interval, over seeds and examples; with one seed it is over examples alone, and says nothing of other seeds. Everything is in {folder}.")

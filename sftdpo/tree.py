@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Node', 'stage_tree', 'trained', 'judged', 'complete', 'failure', 'over', 'status', 'judged_count', 'work_of',
-           'Timing', 'calibrate', 'weight_bytes', 'peak_disk', 'time_in_words', 'Plan', 'existing_parent', 'plan']
+           'Timing', 'calibrate', 'weight_bytes', 'peak_disk', 'time_in_words', 'Plan', 'existing_parent', 'trial_cost',
+           'plan']
 
 # %% ../nbs/06d_tree.ipynb #15a60ce5
 import copy
@@ -273,13 +274,16 @@ class Plan:
     training: list[float | None]  # of which: training
     disk: int                   # bytes at the peak
     free: int                   # bytes free at the folder's place
-    workers: int                # processes at once
+    workers: int = 1            # processes at once
+    trials: int = 0             # trials that choose learning rates first
+    trial_seconds: float | None = 0.0  # what they take
 
     @property
     def left(self) -> float | None:
         "Seconds until all is done, if they can be told."
         open_ones = [(node, state, seconds) for node, state, seconds in zip(self.nodes, self.states, self.seconds) if state != "done"]
-        return None if any(seconds is None for *_, seconds in open_ones) else sum(seconds for *_, seconds in open_ones) / self.workers
+        known = [self.trial_seconds] + [seconds for *_, seconds in open_ones]
+        return None if None in known else sum(known) / self.workers
 
     @property
     def shared(self) -> tuple[float | None, float | None]:
@@ -295,6 +299,7 @@ class Plan:
         for node, state, seconds in shown[:60]:
             lines.append(f"{'  ' * node.depth}{node.label} · {state}" + (f" · {time_in_words(seconds)}" if seconds is not None and state != "done" else ""))
         if len(shown) > 60: lines.append(f"… and {len(shown) - 60:,} more")
+        if self.trials: lines.append(f"before that: {self.trials:,} trials that choose learning rates, {time_in_words(self.trial_seconds)}")
         once, apart = self.shared
         if once is not None and apart: lines.append(f"training: {time_in_words(once)} in all; sharing saves {time_in_words(apart - once)} of {time_in_words(apart)}")
         lines.append(f"time left: {time_in_words(self.left)}" + (f" with {self.workers} workers" if self.workers > 1 else ""))
@@ -311,6 +316,23 @@ def existing_parent(
     return folder
 
 # %% ../nbs/06d_tree.ipynb #cb12c262
+def trial_cost(
+    study: Study,    # perhaps with trials
+    timing: Timing,  # seconds per example
+) -> tuple[int, float | None]:  # trials, seconds
+    "How many trials choose the learning rates, and what they take, as far as it can be told."
+    choosing, count, total = study.choosing, 0, 0.0
+    if not choosing.trials: return 0, 0.0
+    cells = {(run.task, run.recipe, run.tuning): run for run in study.runs(study.seeds[:1]) if run.stages}
+    for run in cells.values():
+        run = run.replace(judge="choose", **({"train_size": choosing.train_size} if choosing.train_size else {}))
+        each = choosing.trials * len(choosing.seeds) * len(study.resplits)
+        count += each
+        parts = [timing.seconds(cost_group(run, run.stages[-1]), (run.train_size or len(task_data(run).train)) * run.stages[-1].epochs), timing.seconds(cost_group(run, None), judged_count(run))]
+        total = None if total is None or None in parts else total + each * sum(parts)
+    return count, total
+
+# %% ../nbs/06d_tree.ipynb #45aae2be
 def plan(
     study: Study,            # what to compare
     folder: str | Path,      # where its results are or will be
@@ -323,4 +345,6 @@ def plan(
     timing = Timing(folder).read(nodes) if folder.is_dir() else Timing()
     states = [status(folder, node) for node in nodes] if folder.is_dir() else ["to do"] * len(nodes)
     if measure: calibrate([node for node, state in zip(nodes, states) if state != "done"], timing, say)
-    return Plan(nodes, states, [timing.of(node) for node in nodes], [timing.of(node, judge=False) for node in nodes], peak_disk(nodes, study.weights, workers), shutil.disk_usage(existing_parent(folder)).free, workers)
+    trials = (0, 0.0) if (folder / "choosing.csv").exists() else trial_cost(study, timing)
+    return Plan(nodes, states, [timing.of(node) for node in nodes], [timing.of(node, judge=False) for node in nodes], peak_disk(nodes, study.weights, workers),
+                shutil.disk_usage(existing_parent(folder)).free, workers, *trials)
