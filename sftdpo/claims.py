@@ -298,7 +298,7 @@ def over_tasks(
         p = min(holm(apart(one.effects[0][1], two.effects[0][1], (one.margin, two.margin)) for one, two in combinations(parts, 2)))
         depends = f"the gains differ between tasks (p = {p:.2g}, in margins)" if p < 1 - margins.level else f"a difference of the gains between tasks is not shown (p = {p:.2g}, in margins)"
         summaries.append(Verdict("C1", "Does DPO after SFT bring only small gains on every task, and do they depend on the task?", "all tasks", said,
-                                 tuple((f"{one.task}: {one.effects[0][0]}", one.effects[0][1]) for one in parts), None, "", where=tuning,
+                                 (), None, "", where=tuning,  # the effects stand with their tasks, in their units
                                  why=f"{'; '.join(f'{one.task} {one.verdict}' for one in parts)}; {depends}.",
                                  decides=" ".join(f"{one.task}: {one.decides}" for one in parts if one.decides) if said == "undecided" else ""))
     return summaries
