@@ -15,9 +15,9 @@ from pathlib import Path
 
 # %% ../nbs/02_check.ipynb #00d31904
 from .config import Reading
-from .data import TaskData, load_task, text_key
-from .examples import DataError, Example, chance
-from .files import Problem, tables_of, write_problems
+from .data import TaskData, encoding_of, gathered, load_task, text_key
+from .examples import DataError, Example, chance, counted
+from .files import Problem, UnusableRows, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
 from .shapes import guess_task
 
@@ -26,11 +26,7 @@ def reasons(
     problems:Sequence[Problem], # rows that cannot be used
 ) -> list[tuple[str, int, list[str]]]: # what is wrong, how many rows, the first places; the commonest first
     "What is wrong with how many rows."
-    kinds = {}
-    for p in problems:
-        kind = re.sub(r"'[^']*'|\"[^\"]*\"|\b\d+\b", "…", p.reason.split(", none of ")[0])
-        kinds.setdefault(kind, []).append(p)
-    found = [(some[0].reason if len(some) == 1 else kind, len(some), [f"{Path(p.file).name} {p.place}" for p in some[:3]]) for kind, some in kinds.items()]
+    found = [(some[0].reason + (f", and {len(some) - 1:,} more like it" if len(some) > 1 else ""), len(some), [f"{Path(p.file).name} {p.place}" for p in some[:3]]) for some in gathered(problems)]
     return sorted(found, key=lambda item: -item[1])
 
 # %% ../nbs/02_check.ipynb #b8fc58a4
@@ -94,7 +90,7 @@ class DataReport:
     task: str # as asked for, or guessed
     data: str # its name
     source: str = "" # where it comes from
-    files: list[dict] = field(default_factory=list) # role, file, format, rows, usable
+    files: list[dict] = field(default_factory=list) # role, file, format, rows, usable (None: not every row was looked at)
     columns: dict[str, str] = field(default_factory=dict) # part -> column; the prompt as a template
     unused: list[str] = field(default_factory=list) # columns that play no part
     sizes: dict[str, int] = field(default_factory=dict) # split -> examples
@@ -125,8 +121,8 @@ class DataReport:
 
     def sections(self) -> list[tuple[str, list[str]]]:
         "Heading and lines of each part that has something to say."
-        count = lambda n, what: f"{n:,} {what}{'s' * (n != 1)}"
-        parts = [("read", [f"{Path(f['file']).name} ({f['format']}, {f['role']}): {count(f['rows'], 'row')}, {f['usable']:,} usable" for f in self.files] or ([self.source] if self.source else []))]
+        count, usable = counted, lambda f: "" if f["usable"] is None else f", {f['usable']:,} usable"
+        parts = [("read", [f"{Path(f['file']).name} ({f['format']}, {f['role']}): {count(f['rows'], 'row')}{usable(f)}" for f in self.files] or ([self.source] if self.source else []))]
         parts.append(("columns", [f"{role}: {column!r}" for role, column in self.columns.items()] + ([f"not used: {', '.join(map(repr, self.unused))}"] if self.unused else [])))
         parts.append(("cannot be used", [f"{count(n, 'row')}: {reason} ({', '.join(places)}{', ...' if n > len(places) else ''})" for reason, n, places in reasons(self.problems)]))
         parts.append(("left out or cut", [f"{why}: {count(n, 'example')}" for why, n in self.left_out.items()]))
@@ -158,11 +154,11 @@ class DataReport:
 
     def short(self) -> str:
         "Two to four lines, for the head of a run."
-        lines = [f"{self.data}: {self.task}, {self.rows:,} rows{f', {len(self.problems):,} cannot be used' if self.problems else ''} · " + ", ".join(f"{split} {n:,}" for split, n in self.sizes.items())]
+        lines = [f"{self.data}: {self.task}, {counted(self.rows, 'row')}{f', {len(self.problems):,} cannot be used' if self.problems else ''} · " + ", ".join(f"{split} {n:,}" for split, n in self.sizes.items())]
         if "train" in self.balance: lines.append("labels in train: " + ", ".join(f"{label} {n:,}" for label, n in self.balance["train"].items()))
         if self.lengths: lines.append("tokens (median, longest): " + " · ".join(f"{part} {some['median']:,}, {some['longest']:,}" for part, some in self.lengths.items()) + (f" of {self.max_length:,}" if self.max_length else ""))
         seen = [f"{n:,} {pair}" for pair, n in self.shared.items() if n] + [f"{n:,} {why}" for why, n in self.left_out.items()]
-        seen += [f"{some['exact']:,} duplicates in {split}" for split, some in self.duplicates.items() if some["exact"]]
+        seen += [f"{counted(some['exact'], 'duplicate')} in {split}" for split, some in self.duplicates.items() if some["exact"]]
         if seen: lines.append("note: " + "; ".join(seen))
         return "\n".join(lines)
 
@@ -201,7 +197,7 @@ def check_data(
                 report.too_long[split] = dict(count=len(found), over=max(prompt + answer for _, prompt, answer in found) - max_length, ids=[examples[i].id for i, *_ in found[:3]])
     if data.task in ("completions", "preferences"):
         glued = sum(not (e.prompt[-1:].isspace() or e.completion[:1].isspace()) for e in everything)
-        if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {len(everything):,} prompts end, and their completions begin, without white space: --reading.prompt '{{COLUMN}}\\n' puts a line end between them")
+        if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, without white space: --reading.prompt '{{COLUMN}}\\n' puts a line end between them")
     return report
 
 # %% ../nbs/02_check.ipynb #c5c37516
@@ -220,23 +216,40 @@ def check_file(
         if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
         columns = list(tables["train"].columns)
         task = guess_task(columns, reading)
-        if task is None: raise DataError(f"{tables['train'].file}: the columns {columns} fit no task: name one and its columns, such as --task labels --reading.prompt '{{COLUMN}}\\n' --reading.label COLUMN.")
+        if task is None: raise DataError(f"{tables['train'].file}: the columns {columns} fit no task.{tables['train'].hint()} Name one and its columns, such as --task labels --reading.prompt '{{COLUMN}}\\n' --reading.label COLUMN.")
     command = command_of(task, data, reading)
     try: loaded = load_task(task, data, seed, replace(reading, unusable="drop"))
     except DataError as e:
-        problems = [p for table in tables.values() for p in table.problems] + [p for p in getattr(e, "problems", []) if not any(p in t.problems for t in tables.values())]
-        report = DataReport(task, Path(str(data)).stem if named else "data", files=[dict(role=role, file=t.file, format=t.format, rows=len(t) + len(t.problems), usable=len(t)) for role, t in tables.items()], problems=problems, stops=[str(e)])
+        unread = [p for table in tables.values() for p in table.problems]
+        seen = set(unread)
+        found = [p for p in getattr(e, "problems", []) if p not in seen]
+        problems, bad = unread + found, Counter(p.file for p in found)
+        counts = lambda t: dict(rows=len(t) + len(t.problems), usable=len(t) - bad[t.file] if isinstance(e, UnusableRows) else None)
+        report = DataReport(task, Path(str(data)).stem if named else "data", files=[dict(role=role, file=t.file, format=t.format, **counts(t)) for role, t in tables.items()], problems=problems, stops=[str(e)])
         if not tables: raise
+        if better := _better_encoding(task, data, reading, seed, problems): report.command = command_of(task, data, better)
         return report
     report = check_data(loaded, tokenizer, max_length, command)
-    if report.problems and reading.unusable == "stop": report.stops.append(f"{len(report.problems):,} of {report.rows:,} rows cannot be used: correct them, or leave them out: --reading.unusable drop")
+    better = _better_encoding(task, data, reading, seed, report.problems)
+    if report.problems and reading.unusable == "stop":
+        remedy = f"give the encoding that the file was saved with (--reading.encoding {better.encoding})" if better else "correct them"
+        report.stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: {remedy}, or leave them out: --reading.unusable drop")
     if report.too_long and reading.too_long == "stop":
-        report.stops.append(f"{sum(some['count'] for some in report.too_long.values()):,} examples are too long: leave them out (--reading.too_long drop) or cut their prompts (--reading.too_long truncate)")
+        report.stops.append(f"{counted(n := sum(some['count'] for some in report.too_long.values()), 'example')} {'is' if n == 1 else 'are'} too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)")
     if any(n != 1 for n in report.verbalizers.values()):
-        better = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}" for label, answer in zip(loaded.intake.labels or loaded.verbalizers, loaded.verbalizers) if answer in report.suggestion)
-        report.stops.append("some answers are not one token" + (f": --reading.verbalizers {better}" if better else ": choose others with --reading.verbalizers"))
-    if report.stops: report.command = command_of(task, data, mended(reading, report, loaded))
+        words = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}" for label, answer in zip(loaded.intake.labels or loaded.verbalizers, loaded.verbalizers) if answer in report.suggestion)
+        report.stops.append("some answers are not one token" + (f": --reading.verbalizers {words}" if words else ": choose others with --reading.verbalizers"))
+    if report.stops: report.command = command_of(task, data, mended(reading, report, loaded) if not better else replace(mended(reading, report, loaded), encoding=better.encoding, unusable=better.unusable))
     return report
+
+def _better_encoding(task, data, reading, seed, problems) -> Reading|None:
+    "The reading with the encoding in which the file seems to have been saved, if it then loads."
+    if not (encoding := encoding_of(problems)): return None
+    for name, unusable in ((encoding, reading.unusable), (encoding, "drop"), ("latin-1", reading.unusable), ("latin-1", "drop")):
+        try: load_task(task, data, seed, better := replace(reading, encoding=name, unusable=unusable))
+        except DataError: continue
+        return better
+    return None
 
 def mended(
     reading:Reading, # as given

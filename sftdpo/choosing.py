@@ -118,7 +118,7 @@ def try_cells(
     def spend(asked: list[tuple[CellTrials, tuple]]):
         carry_out([run for cell, trial in asked for run in cell.runs(trial)])
         for cell, trial in asked: cell.read(folder, trial)
-    say(f"choosing learning rates: {len(cells)} cells, {choosing.trials} trials each")
+    say(f"choosing learning rates for {', '.join(cell.name for cell in cells)}: {choosing.trials} trials each")
     spend([(cell, trial) for cell in cells for trial in cell.first()])
     while short := [cell for cell in cells if len(cell.scores) < choosing.trials]: spend([(cell, next_trial(cell.scores, choosing.factor)) for cell in short])
 

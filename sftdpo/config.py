@@ -81,7 +81,7 @@ def convert(
         check_choice(where, value, arguments)
         return value
     if origin is tuple:
-        check(isinstance(value, (list, tuple)), where, value, "give a list")
+        check(isinstance(value, (list, tuple, range)), where, value, "give a list")
         return tuple(convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict or kind is dict:
         check(isinstance(value, dict), where, value, "give a mapping of names to values")
@@ -388,7 +388,7 @@ class Study(Settings):
             check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values, "give a list of values")
         for name in self.cells:
             *words, _ = name.split()
-            for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *RECIPES, "full", "lora"])
+            for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *self.recipes, "sft", *self.tunings])
         both = set(self.seeds) & set(self.choosing.seeds) if self.choosing.trials else set()
         check(not both, "study.choosing.seeds", self.choosing.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
         self.runs(self.seeds[:1])  # raises what a run would

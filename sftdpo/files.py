@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # %% ../nbs/00_files.ipynb #b1a64da0
-from .examples import DataError
+from .examples import DataError, counted
 
 # %% ../nbs/00_files.ipynb #e8282e02
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,12 @@ class Problem:
 
     @property
     def place(self) -> str: return f"{self.unit} {self.line}"
+
+    @property
+    def kind(self) -> str:
+        "The reason without its values: what many rows may have in common."
+        reason = self.reason.split(", none of ")[0].split(" (the row has ")[0].split(" (saved in ")[0]
+        return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b0x[0-9a-f]+\b|(?<!UTF-)\b\d+\b", "…", reason)
 
 # %% ../nbs/00_files.ipynb #3baa32a9
 @dataclass
@@ -46,6 +52,15 @@ class Table:
         "A column as a list of plain values."
         column = self.columns[name]
         return column if isinstance(column, list) else _arrow_values(column, name, self.file)
+
+    def hint(self) -> str:
+        "What else may be wrong where the columns are not those that are needed: a complete sentence with a blank before it, or nothing."
+        names = list(self.columns)
+        if self.format not in ("CSV", "TSV") or not names: return ""
+        if len(names) == 1 and (signs := [sign for sign in ",;\t|" if sign in names[0]]):
+            return f" The name of the only column, {names[0]!r}, holds {signs[0]!r}: read it with --reading.delimiter {repr(signs[0]) if signs[0] != chr(9) else repr(signs[0]) + ' (a tab)'}."
+        if names[-1] in self.values(names[-1]): return f" The first line looks like a row, as {names[-1]!r} occurs again in the column that it names: is the header missing? Put the columns' names in the first line."
+        return ""
 
 # %% ../nbs/00_files.ipynb #00d3c932
 class UnusableRows(DataError):
@@ -127,6 +142,11 @@ def decode(
     return text.removeprefix("\ufeff")
 
 # %% ../nbs/00_files.ipynb #03901df5
+def _likely_encoding(text:str) -> str:
+    "The encoding of a text whose bytes are not UTF-8: Windows' own where it has one of the signs that only that has."
+    raw = bytes(ord(c) - 0xdc00 for c in text if 0xdc80 <= ord(c) <= 0xdcff)
+    return "cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d" for byte in raw) else "latin-1"
+
 def as_text(
     value, # of one cell
 ) -> str:
@@ -137,7 +157,7 @@ def as_text(
             try: value.encode()
             except UnicodeEncodeError as e:
                 code = ord(value[e.start])
-                raise ValueError(f"holds the byte {code - 0xdc00:#04x}, which is not UTF-8 (another encoding? --reading.encoding)" if 0xdc80 <= code <= 0xdcff
+                raise ValueError(f"holds the byte {code - 0xdc00:#04x}, which is not UTF-8 (saved in another encoding? --reading.encoding {_likely_encoding(value)})" if 0xdc80 <= code <= 0xdcff
                                  else f"holds a lone surrogate U+{code:04X} at character {e.start + 1}") from None
         return value
     if hasattr(value, "item") and not hasattr(value, "__len__"): value = value.item() # numpy's numbers
@@ -219,6 +239,13 @@ def _unquote(field:str) -> str:
     return found[1].replace('""', '"') if found and found[2] else field
 
 # %% ../nbs/00_files.ipynb #61366b91
+_signs = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
+
+def _miscounted(found:int, width:int, delimiter:str) -> str:
+    "Why a row of another number of fields cannot be used, with the usual cause of too many."
+    cause = f" (a {_signs.get(delimiter, repr(delimiter))} within a text that is not quoted?)" if found > width else ""
+    return f"{counted(found, 'field')} where the header has {width}{cause}"
+
 def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str]|None, str]]:
     "Number, fields and trouble of each record from a line on; one of the last two is empty."
     i, count, patience = start, len(lines), 20 * len(lines) + 10_000 # lines looked at in vain: bounds the time that hostile files take
@@ -229,7 +256,7 @@ def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str
             fields = line.split(delimiter)
             if len(fields) == width:
                 if width > 1 or line.strip(): yield i, fields, ""
-            elif len(fields) > 1 or line.strip(): yield i, None, f"{len(fields)} field{'s' * (len(fields) != 1)} where the header has {width}"
+            elif len(fields) > 1 or line.strip(): yield i, None, _miscounted(len(fields), width, delimiter)
             continue
         plain = line.split(delimiter)
         fits = delimiter == "\t" and len(plain) == width
@@ -246,7 +273,7 @@ def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str
             i = after
         elif fits: yield i, [_unquote(f) for f in plain], ""
         elif fields:
-            yield i, None, f"{len(fields)} field{'s' * (len(fields) != 1)} where the header has {width}"
+            yield i, None, _miscounted(len(fields), width, delimiter)
             i = after # well quoted, so all of it is one row
         else: yield i, None, f"{trouble}: check the quotes"
 
@@ -259,7 +286,7 @@ def _delimiter_of(header:str) -> str:
 def _check_names(names, file) -> list[str]:
     "Column names without blanks around them; two of the same name, or one that is no text, are an error."
     names = [name.strip() for name in names]
-    if twice := [name for name in names if name and names.count(name) > 1]: raise DataError(f"{file}, line 1: the column {twice[0]!r} stands twice: rename one of them.")
+    if twice := [name for name in names if name and names.count(name) > 1]: raise DataError(f"{file}, line 1: the column {twice[0]!r} stands twice: rename one of them (or is the header missing?).")
     for name in names:
         try: as_text(name)
         except ValueError as e: raise DataError(f"{file}, line 1: the column name {name!r} {e}: is it a text file with a header?") from None
@@ -286,7 +313,7 @@ def read_delimited(
     if not kept and problems:
         other = _delimiter_of(lines[first])
         hint = f"; {other!r} looks like the delimiter" if other != wanted and other in lines[first] else ""
-        raise UnusableRows(f"{file}: none of {len(problems):,} rows has the {len(names)} column{'s' * (len(names) != 1)} of the header {names}; {problems[0].place}: {problems[0].reason}. "
+        raise UnusableRows(f"{file}: none of {len(problems):,} rows has the {counted(len(names), 'column')} of the header {names}; {problems[0].place}: {problems[0].reason}. "
                            f"The delimiter is {wanted!r}{hint}: give another with --reading.delimiter, or correct the header.", problems)
     columns = dict(zip(names, map(list, zip(*kept)))) if kept else {name: [] for name in names}
     return Table(file, "TSV" if wanted == "\t" else "CSV", columns, at, problems)

@@ -24,10 +24,12 @@ def finish_remotely(
     runs: list[dict],  # settings of the runs that end with it
     weights: str,    # models to keep
     threads: int,    # for the mathematics
+    workers: int,    # tasks at once on one machine
 ) -> str:
     "What a Ray task does: finish one node, unless another process has done it."
     import torch
     torch.set_num_threads(threads)
+    os.environ["SFTDPO_WORKERS"] = str(workers)
     if not Path(folder).is_dir(): raise FileNotFoundError(f"This machine does not see {folder}: put the study on a file system that all machines of the cluster share.")
     node = next(node for node in stage_tree(None, [from_dict(Run, run)]) if node.key == key)
     node.runs = {run_name(one): one for one in (from_dict(Run, one) for one in runs)}
@@ -64,7 +66,7 @@ def work_on_ray(
                 elif node.key not in begun and ready(folder, node) and wanted(folder, node):
                     begun.add(node.key)
                     say(f"[{len(begun)}/{len(nodes)}] {node.label}")
-                    running[task.remote(str(folder.absolute()), to_dict(node.run), node.key, [to_dict(run) for run in node.runs.values()], weights, cpus)] = node
+                    running[task.remote(str(folder.absolute()), to_dict(node.run), node.key, [to_dict(run) for run in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
             if not running: break
             for result in ray.wait(list(running), num_returns=1)[0]:
                 node = running.pop(result)

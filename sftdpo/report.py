@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'BESIDE', 'MOST_RUNS', 'NOTE', 'STYLE', 'PAGE', 'MARKS', 'MOST_LINES',
-           'cut', 'data', 'planned', 'read_study', 'up_to_date', 'setting_of', 'variants_of', 'uses', 'failures_of',
-           'writable', 'flat', 'environment_table', 'stage_said', 'settings_table', 'changes', 'cells_of', 'metrics_of',
-           'beside_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'task_part', 'caveats_of', 'plain',
-           'write_tables', 'margin_told', 'plain_number', 'page', 'grouped', 'chosen_rates', 'write_report']
+           'cut', 'data', 'planned', 'read_study', 'up_to_date', 'failures_of', 'writable', 'flat', 'environment_table',
+           'stage_said', 'settings_table', 'changes', 'cells_of', 'metrics_of', 'beside_of', 'between', 'cell_lines',
+           'curve_runs', 'about', 'figure', 'task_part', 'caveats_of', 'shared_texts', 'plain', 'write_tables',
+           'margin_told', 'plain_number', 'page', 'grouped', 'chosen_rates', 'write_report']
 
 # %% ../nbs/09_report.ipynb #2de13342
 import base64
 import csv
 import hashlib
+import json
 import re
 import shlex
 from collections import Counter
@@ -31,7 +32,7 @@ from .plots import (Picture, against_parameters, against_time, calibration, cell
                           number, primary, reliability, said, side_by_side, stages_of, time_said, UNITS, values_of, visible, with_cells)
 from .safe_files import write_text
 from .stats import difference
-from .store import finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name
+from .store import finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name, variants_of
 from .tables import CAVEATS
 
 # %% ../nbs/09_report.ipynb #ec09be7c
@@ -83,42 +84,6 @@ def up_to_date(
     known = [] if there is None else list(there["run"].unique())
     if set(finished_runs(folder)) - set(known): return gather(folder, known)
     return pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed", "resplit", "metric", "value"]) if there is None else there
-
-# %% ../nbs/09_report.ipynb #c6e70b28
-def setting_of(
-    settings: dict,  # of a run
-    name: str,       # dotted: dpo.beta
-):
-    "One setting by its dotted name; None where there is none."
-    for word in name.split("."): settings = settings.get(word) if isinstance(settings, dict) else None
-    return settings
-
-
-def variants_of(
-    folder: Path,         # of a study
-    swept: list[str],     # dotted names
-    runs: list[str],      # names of runs
-) -> dict[str, str]:      # run: dpo.beta 0.05
-    "What a sweep sets each run apart with."
-    if not swept: return {}
-    loader, found = getattr(yaml, "CSafeLoader", yaml.SafeLoader), {}
-    for run in runs:
-        path = folder / "runs" / run / "settings.yaml"
-        settings = yaml.load(path.read_text(encoding="utf-8"), loader) if path.exists() else {}
-        used = [name for name in swept if uses(settings, name)]
-        found[run] = ", ".join(f"{name} {setting_of(settings, name)}" for name in used)
-    return found
-
-
-def uses(
-    settings: dict,  # of a run
-    name: str,       # dotted: dpo.beta
-) -> bool:
-    "Can the setting change what the run gives? (That of another recipe's stage cannot.)"
-    head, recipe = name.split(".")[0], settings.get("recipe", "")
-    if head in ("sft", "dpo"): return head in recipe.split("-")
-    if head == "lora": return settings.get("tuning") == "lora" and recipe != "backbone"
-    return recipe != "backbone" or head not in ("train_size", "shuffle_labels", "second_sft_rate")
 
 # %% ../nbs/09_report.ipynb #0f841a01
 def failures_of(
@@ -368,6 +333,18 @@ def caveats_of(
     if len(trained) and not chosen: found.append("Learning rates are those of the settings, not each cell's best: a difference between cells may be one between rates.")
     found += [f"{part['task']}: {part['missing']:,} values could not be judged and are left out of the intervals." for part in parts if part["missing"]]
     if len(trained): found.append("Times are those of the hardware named below; where several runs shared it, they slowed one another.")
+    return found
+
+# %% ../nbs/09_report.ipynb #5fc3db4b
+def shared_texts(
+    folder: Path,  # of a study
+) -> list[str]:
+    "What the report on load says of texts that stand in two splits, and of rows that were left out."
+    found = []
+    for path in sorted((folder / "data").glob("*/data.json")):
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} of {splits}: what was learnt there may be judged there." for splits, count in about.get("shared", {}).items() if count]
+        if lost := len(about.get("problems", [])): found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be used (data/{path.parent.name}/unusable.csv).")
     return found
 
 # %% ../nbs/09_report.ipynb #ff65876e
@@ -657,7 +634,7 @@ def write_report(
     again = shlex.quote(visible(folder.absolute().name))
     text = page(
         name=name, parts=parts, runs=f"{len(runs):,}", asked_for=asked_for, verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
-        caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0), environment=environment, settings=whole, tables=home.name,
+        caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0) + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
         command=f"sftdpo compare --settings study.yaml --out {again}\nsftdpo report {again}")
     out.parent.mkdir(parents=True, exist_ok=True)
     tables = {kind: together(kind) for kind in ("cells", "metrics", "texts", "settings")}

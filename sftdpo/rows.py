@@ -56,7 +56,7 @@ def _check_rows(rows:list[Row], max_length:int) -> list[Row]:
         if length > longest[0]: longest = (length, row)
     if too_long:
         length, row = longest
-        raise DataError(f"{too_long:,} of {len(rows):,} rows are longer than max_length={max_length} tokens; the longest, {row.id!r}, has {length} "
+        raise DataError(f"{too_long:,} of {len(rows):,} rows {'is' if too_long == 1 else 'are'} longer than max_length={max_length} tokens; the longest, {row.id!r}, has {length} "
                         f"({len(row.prompt)} of them the prompt). Shorten these examples or leave them out, or take a backbone that reads {length} tokens.")
     return rows
 
@@ -131,17 +131,17 @@ def fit(
     if not (found := longer_than(examples, tokenizer, end_of_text, max_length)): return list(examples)
     at, prompt, answer = max(found, key=lambda f: f[1] + f[2])
     longest = f"the longest, {examples[at].id!r}, has {prompt + answer:,} ({prompt:,} of them the prompt)"
-    head = f"{len(found):,} of {len(examples):,} {where + ' ' if where else ''}examples are longer than the {max_length:,} tokens that this backbone reads; {longest}."
+    head = f"{len(found):,} of {len(examples):,} {where + ' ' if where else ''}examples {'is' if len(found) == 1 else 'are'} longer than the {max_length:,} tokens that this backbone reads; {longest}."
     if too_long == "drop":
         if len(found) == len(examples): raise DataError(f"{head} None would be left: take a backbone that reads more, or a shorter prompt (--reading.prompt).")
         out = {i for i, *_ in found}
         return [e for i, e in enumerate(examples) if i not in out]
     if too_long == "truncate":
         if hopeless := [examples[i].id for i, _, answer in found if answer >= max_length]:
-            raise DataError(f"{head} In {len(hopeless):,} of them the completion alone is too long, the first is {hopeless[0]!r}: leave them out (--reading.too_long drop).")
+            raise DataError(f"{head} In {len(hopeless):,} of them the completion alone is too long, the first is {hopeless[0]!r}: leave them out (--reading.too-long drop).")
         rooms = {i: max_length - answer for i, _, answer in found}
         return [replace(e, prompt=_cut(e.prompt, rooms[i], tokenizer)) if i in rooms else e for i, e in enumerate(examples)]
-    raise DataError(f"{head} Leave them out (--reading.too_long drop), cut their prompts' beginnings (--reading.too_long truncate), or take a backbone that reads more.")
+    raise DataError(f"{head} Leave them out (--reading.too-long drop), cut their prompts' beginnings (--reading.too-long truncate), or take a backbone that reads more.")
 
 # %% ../nbs/00_rows.ipynb #c1871cd9
 def suggest_verbalizers(

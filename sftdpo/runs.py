@@ -158,7 +158,7 @@ def environment(
     "What a result was made with: versions, hardware, commit, data."
     data = task_data(run)
     return dict(
-        software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), precision=precision_of(run),
+        software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         backbone=dict(name=run.backbone, fingerprint=backbone_fingerprint(run.backbone)),
         data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),

@@ -89,6 +89,7 @@ def find_shape(
     task:str, # what it is for
     reading:Reading=Reading(), # columns and template, where they are given
     file:str="the data", # for messages
+    hint:str="", # what else may be wrong, said first where columns are not found
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
     if task not in NEEDED: raise DataError(f"The task {task!r} has no columns: use {', '.join(NEEDED)}.")
@@ -103,7 +104,7 @@ def find_shape(
         other = guess_task(columns, reading)
         usual = "; ".join(f"a column for the {role} is usually called {', '.join(USUAL_NAMES[role][:4])}" for role in absent)
         options = " ".join(f"--reading.{role} COLUMN" for role in absent) if task != "paraphrase" else ""
-        raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} among {list(columns)} ({usual}). "
+        raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} among {list(columns)} ({usual}).{hint} "
                         + (f"The columns fit the task {other!r}: --tasks {other}. " if other and other != task else "")
                         + (f"Name the columns: --tasks {task} {options}" + (", or make the prompt of several: --reading.prompt '{ONE}: {OTHER}'." if "prompt" in absent else ".") if options
                            else "Name them in the first line, or take the task 'labels' with --reading.prompt '{ONE} {OTHER}'."))

@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['table_of', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'floor_of_variance', 'steady_variance',
-           'Estimate', 'notes_on', 'share_interval', 'example_part', 'share_freedom', 'interval', 'estimate_of',
-           'bounds_without_spread', 'paired', 'contrast', 'difference', 'equivalence', 'verdict', 'holm', 'detectable',
-           'planned_error', 'Needed', 'needed_to_reach', 'needed', 'ratio', 'mcnemar', 'full_tables']
+           'Estimate', 'replicates_in_words', 'notes_on', 'share_interval', 'example_part', 'share_freedom', 'interval',
+           'estimate_of', 'bounds_without_spread', 'at_level', 'paired', 'contrast', 'difference', 'equivalence',
+           'verdict', 'holm', 'detectable', 'planned_error', 'Needed', 'needed_to_reach', 'needed', 'ratio', 'mcnemar',
+           'full_tables']
 
 # %% ../nbs/07a_stats.ipynb #a79f03f0
+import dataclasses
 import math
 from dataclasses import dataclass, field
 
@@ -158,19 +160,30 @@ class Estimate:
     def __str__(self): return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 # %% ../nbs/07a_stats.ipynb #316c03ed
+def replicates_in_words(
+    labels,   # of replicates: seeds, or "seed/re-split"
+) -> str:
+    "How many seeds, and how many re-splits where there are any."
+    labels = [str(label).split("/") for label in dict.fromkeys(labels)]
+    seeds, splits = len({label[0] for label in labels}), len({label[-1] for label in labels})
+    said = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    return said if any(len(label) != 2 for label in labels) else f"{len(labels)} replicates ({said}, {splits} split{'' if splits == 1 else 's'})"
+
+# %% ../nbs/07a_stats.ipynb #03fae36a
 def notes_on(
-    sums: Sums,  # of a table
-) -> tuple:      # sentences
+    sums: Sums,        # of a table
+    replicates: str,   # how many, in words
+) -> tuple:            # sentences
     "What a reader must know about an interval: what it cannot show, and where it is rough."
     seeds, examples = sums.counts.shape
     notes = []
     if seeds == 1 and examples > 1: notes.append("One seed: the interval is over examples only; how much seeds vary is unknown.")
     if examples == 1 and seeds > 1: notes.append("One example: the interval is over seeds only; how much examples vary is unknown.")
     if seeds == examples == 1: notes.append("One seed and one example: nothing shows how much either varies, so the interval has no ends.")
-    if examples > 1 and seeds in (2, 3, 4): notes.append(f"{seeds} seeds: in simulations such 95 % intervals held the true mean in as few as {({2: 87, 3: 92, 4: 93})[seeds]} % of cases.")
+    if examples > 1 and seeds in (2, 3, 4): notes.append(f"{replicates}: in simulations such 95 % intervals held the true mean in as few as {({2: 87, 3: 92, 4: 93})[seeds]} % of cases.")
     if 1 < examples < 8: notes.append(f"{examples} examples: too few to show how examples vary.")
     if seeds > 1 and examples > 1 and sums.counts.max(0).sum() == sums.counts.sum():
-        notes.append("No example was judged with two seeds: the variances of examples and of residuals cannot be told apart, and their sum is shown as half each.")
+        notes.append(f"No example was judged by two {'replicates' if 'replicates' in replicates else 'seeds'}: the variances of examples and of residuals cannot be told apart, and their sum is shown as half each.")
     return tuple(notes)
 
 # %% ../nbs/07a_stats.ipynb #ebfef43f
@@ -225,12 +238,14 @@ def estimate_of(
     level: float,         # of the interval
     share: bool,          # Wilson's interval?
     notes: tuple = (),    # sentences to put first
+    bounds: tuple | None = None,  # least and largest value possible; none given: -1 and 1 if all values are one of -1, 0, 1
+    scale: float = 0.,    # of the numbers that the values were computed from; a spread of a trillionth of it is rounding
 ) -> Estimate:
     "The estimate that a checked table gives."
     sums = sums_of(table)
     variance, freedom, components = steady_variance(sums)
     (seeds, examples), mean = sums.counts.shape, float(sums.mean)
-    notes += notes_on(sums)
+    notes += notes_on(sums, replicates_in_words(table["seed"]))
     error, low, high, p_value = math.sqrt(variance), -math.inf, math.inf, 1.
     if len(table) == 1:
         error = math.inf
@@ -243,10 +258,11 @@ def estimate_of(
         quantile = distributions.norm.ppf((1 + level) / 2) if mean in (0, 1) else distributions.t.ppf((1 + level) / 2, freedom)
         low, high = share_interval(mean, number, quantile)
         p_value = float(2 * distributions.t.sf(mean / error, freedom)) if error > 0 else float(mean == 0)
-    elif variance <= 1e-24 * mean**2:
-        error, freedom, mean, p_value = 0., math.inf, float(table["value"].iloc[0]), float(mean == 0)
-        low, high, words = bounds_without_spread(table["value"], examples, level)
-        notes += (words,)
+    elif variance <= 1e-24 * max(abs(mean), scale)**2:
+        mean = float(table["value"].iloc[0])
+        mean = 0. if abs(mean) <= 1e-12 * scale else mean
+        low, high, p_value, words = bounds_without_spread(mean, len(table), examples, level, bounds or ((-1, 1) if mean in (-1, 0, 1) else (-math.inf, math.inf)))
+        error, freedom, notes = 0. if math.isfinite(low) else math.inf, math.inf, notes + (words,)
     else:
         half = distributions.t.ppf((1 + level) / 2, freedom) * error
         low, high, p_value = mean - half, mean + half, float(2 * distributions.t.sf(abs(mean) / error, freedom))
@@ -263,17 +279,31 @@ def estimate_of(
 
 # %% ../nbs/07a_stats.ipynb #e32de636
 def bounds_without_spread(
-    values: pd.Series,  # all alike
-    examples: int,      # how many different ones
-    level: float,       # of the interval
-) -> tuple[float, float, str]:
-    "Interval, and a sentence, for values that are all the same."
-    value = float(values.iloc[0])
-    if value in (-1, 0, 1):
-        most = 1 - (1 - level)**(1 / examples)
-        return max(-1., value - most - most * abs(value)), min(1., value + most + most * abs(value)), \
-            f"All {len(values)} values are {value:g}: were they changes of right and wrong answers, up to {100 * most:.2g} % of the examples could still behave otherwise."
-    return value, value, f"All {len(values)} values are {value:.6g}: without any spread the interval has no width."
+    value: float,    # that all of them have
+    number: int,     # of values
+    examples: int,   # how many different ones
+    level: float,    # of the interval
+    bounds: tuple,   # least and largest value possible
+) -> tuple[float, float, float, str]:  # ends, p value, a sentence
+    "Interval, p value and a sentence for values that are all the same."
+    if not all(map(math.isfinite, bounds)):
+        return -math.inf, math.inf, 1., f"All {number} values are {value:.6g}: without any spread nothing shows how sure this is, and the interval has no ends."
+    most = 1 - (1 - level)**(1 / examples)
+    return value - most * max(value - bounds[0], 0), value + most * max(bounds[1] - value, 0), min(1., 2 * 0.5**examples) if value else 1., \
+        f"All {number} values are {value:.6g}: were they changes of right and wrong answers, up to {100 * most:.2g} % of the examples could still behave otherwise."
+
+# %% ../nbs/07a_stats.ipynb #b023de45
+def at_level(
+    estimate: Estimate,  # of a difference or a contrast
+    level: float,        # of the interval wanted
+) -> Estimate:
+    "The estimate with the interval of another level."
+    if estimate.scale != "mean": raise ValueError(f"an estimate of the scale {estimate.scale!r} cannot change its level: compute it again.")
+    if not math.isfinite(estimate.high): return dataclasses.replace(estimate, level=level)
+    if estimate.standard_error == 0: factor = (1 - (1 - level)**(1 / estimate.examples)) / (1 - (1 - estimate.level)**(1 / estimate.examples))
+    else: factor = distributions.t.ppf((1 + level) / 2, estimate.degrees_of_freedom) / distributions.t.ppf((1 + estimate.level) / 2, estimate.degrees_of_freedom)
+    low, high = (float(estimate.mean + factor * (end - estimate.mean)) for end in (estimate.low, estimate.high))
+    return dataclasses.replace(estimate, low=low, high=high, level=level)
 
 # %% ../nbs/07a_stats.ipynb #9da91ba4
 def paired(
@@ -282,16 +312,18 @@ def paired(
     "Cells side by side, where all of them have a value."
     if not any("seed" in cell for cell in cells): cells = [cell.assign(seed="every") for cell in cells]
     order = sorted(range(len(cells)), key=lambda k: "seed" not in cells[k])  # the first one has seeds
-    both, alone = None, 0
+    both, alone, names = None, 0, []
     for k in order:
         on = ["seed", "id"] if "seed" in cells[k] else ["id"]
-        table = table_of(cells[k] if "seed" in cells[k] else cells[k].assign(seed="every"), f"cell {k + 1}'s values")[[*on, "value"]].rename(columns={"value": k})
+        name = cells[k].attrs.get("name", f"cell {k + 1}")
+        table = table_of(cells[k] if "seed" in cells[k] else cells[k].assign(seed="every"), f"the values of {name}")[[*on, "value"]].rename(columns={"value": k})
+        names.append(name)
         if both is None:
             both = table
             continue
         joined = both.merge(table, on=on)
         if joined.empty:
-            raise ValueError(f"two cells have no {' and '.join(on)} in common (for instance {both[on].iloc[0].to_dict()} and {table[on].iloc[0].to_dict()}): "
+            raise ValueError(f"{', '.join(names[:-1])} and {name} have no {' and '.join(on)} in common (for instance {both[on].iloc[0].to_dict()} and {table[on].iloc[0].to_dict()}): "
                              "judge both with the same seeds, on the same examples.")
         alone += len(both) - len(joined) + (len(table) - len(joined) if len(on) == 2 else 0)
         both = joined
@@ -308,7 +340,10 @@ def contrast(
     number = len(both.columns) - 2
     if number != len(weights): raise ValueError(f"there are {number} cells and {len(weights)} weights: give one weight per cell.")
     values = sum(weight * both[k] for k, weight in enumerate(weights) if weight)
-    return estimate_of(both[["seed", "id"]].assign(value=values), level, False, notes)
+    judged = both[list(range(number))].to_numpy(float)
+    answers = np.isin(judged, (0, 1)).all()  # right and wrong ones: then it is known how far the sum can go
+    bounds = tuple(sum(weight for weight in weights if side * weight > 0) for side in (-1, 1)) if answers else (-math.inf, math.inf)
+    return estimate_of(both[["seed", "id"]].assign(value=values), level, False, notes, bounds, float(abs(judged).max()))
 
 # %% ../nbs/07a_stats.ipynb #b291126f
 def difference(
@@ -418,14 +453,22 @@ def needed_to_reach(
             low, high = (low, middle) if enough(**{name: middle / present}) else (middle, high)
         return high
     def told(name, number, others):
-        if name[:-1] in estimate.unknown: return f"how many {name} is unknown, because there is only one"
-        return f"no number of {name} alone can" + (f", because the {others} bound it" if estimate.examples else "") if number is None else f"about {number:,} {name}"
-    if math.isinf(estimate.standard_error): return Needed(None, None, f"Nothing shows yet how much values vary: run 5 seeds to show {goal}.")
+        present = f" on the present {others}" if name == "seeds" and estimate.examples else f" with the present {others if estimate.seeds > 1 else others[:-1]}" if name == "examples" else ""
+        if name[:-1] in estimate.unknown: return f"how many {name} it takes is unknown, because there is only one"
+        if number is None: return f"more {name} alone are not enough" + (f", because the present {others} set a limit" if estimate.examples else "")
+        return f"about {number:,} {name}{present}"
+    if not math.isfinite(estimate.standard_error) or not math.isfinite(estimate.high):
+        return Needed(None, None, f"Nothing shows yet how much values vary: run 5 seeds{' or more, on more examples,' if estimate.examples and estimate.seeds > 1 else ''} to show {goal}.")
+    if estimate.standard_error == 0:  # no spread: the interval's width comes from the number of examples alone
+        most_changed = 1 - (1 - estimate.level)**(1 / estimate.examples)
+        reach = max(estimate.high - estimate.mean, estimate.mean - estimate.low) / most_changed
+        examples = max(estimate.examples, math.ceil(math.log(1 - estimate.level) / math.log1p(-distance / reach))) if distance < reach else estimate.examples
+        return Needed(None, examples, f"To show {goal}: about {examples:,} examples, if they are as alike as the present ones; more seeds alone are not enough.")
     seeds, examples = search("seeds", estimate.seeds), search("examples", estimate.examples)
-    parts = [f"{told('seeds', seeds, 'examples')}{' on the present examples' if estimate.examples else ''}"]
-    if estimate.examples: parts.append(f"{told('examples', examples, 'seeds')} with the present seed{'s' if estimate.seeds > 1 else ''}")
-    if seeds is None and examples is None and not estimate.unknown and estimate.examples: parts = ["more seeds or more examples alone cannot, both are needed"]
-    why = f"To show {goal} with probability {power:g}: {'; '.join(parts)}."
+    parts = [told("seeds", seeds, "examples")]
+    if estimate.examples: parts.append(told("examples", examples, "seeds"))
+    if seeds is None and examples is None and not estimate.unknown and estimate.examples: parts = ["more seeds alone or more examples alone are not enough, both are needed"]
+    why = f"To show {goal} with probability {power:g}: {'; or '.join(parts)}."
     return Needed(seeds, examples, why + (" Run 5 seeds before believing a number." if "seed" in estimate.unknown else ""))
 
 # %% ../nbs/07a_stats.ipynb #fb7ec4f2
@@ -451,7 +494,7 @@ def ratio(
     if not (both > 0).all(axis=None): raise ValueError(f"a time of {both.min(axis=None):g} cannot be compared: leave out stages that were not timed.")
     logs = np.log(both["first"] / both["second"])
     table = pd.DataFrame({"seed": both.index, "id": 0, "value": logs.to_numpy()})
-    found = estimate_of(table, level, False)
+    found = estimate_of(table, level, False, (), (-math.inf, math.inf), 1.)
     notes = tuple(note for note in found.notes if "example" not in note) + (("One seed: how much times vary is unknown.",) if len(both) == 1 else ())
     return Estimate(math.exp(found.mean), math.exp(found.low), math.exp(min(found.high, 700)) if np.isfinite(found.high) else math.inf, found.standard_error,
                     found.degrees_of_freedom, found.seeds, 0, level, found.p_value, found.effect_size, found.components, found.weights,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'IDENTITY', 'finished_runs', 'study_name', 'gather', 'read_results', 'described', 'read_examples',
-           'read_texts', 'read_history', 'read_settings', 'read_environment']
+           'read_texts', 'read_history', 'read_settings', 'read_environment', 'setting_of', 'variants_of', 'uses']
 
 # %% ../nbs/06c_store.ipynb #7cd89f01
 import json
@@ -135,3 +135,39 @@ def read_environment(
 ) -> dict:
     "What a run was made with: versions, hardware, data."
     return read_json(Path(folder) / "runs" / run / "environment.json")
+
+# %% ../nbs/06c_store.ipynb #e5d74a75
+def setting_of(
+    settings: dict,  # of a run
+    name: str,       # dotted: dpo.beta
+):
+    "One setting by its dotted name; None where there is none."
+    for word in name.split("."): settings = settings.get(word) if isinstance(settings, dict) else None
+    return settings
+
+
+def variants_of(
+    folder: Path,         # of a study
+    swept: list[str],     # dotted names
+    runs: list[str],      # names of runs
+) -> dict[str, str]:      # run: dpo.beta 0.05
+    "What a sweep sets each run apart with."
+    if not swept: return {}
+    loader, found = getattr(yaml, "CSafeLoader", yaml.SafeLoader), {}
+    for run in runs:
+        path = folder / "runs" / run / "settings.yaml"
+        settings = yaml.load(path.read_text(encoding="utf-8"), loader) if path.exists() else {}
+        used = [name for name in swept if uses(settings, name)]
+        found[run] = ", ".join(f"{name} {setting_of(settings, name)}" for name in used)
+    return found
+
+
+def uses(
+    settings: dict,  # of a run
+    name: str,       # dotted: dpo.beta
+) -> bool:
+    "Can the setting change what the run gives? (That of another recipe's stage cannot.)"
+    head, recipe = name.split(".")[0], settings.get("recipe", "")
+    if head in ("sft", "dpo"): return head in recipe.split("-")
+    if head == "lora": return settings.get("tuning") == "lora" and recipe != "backbone"
+    return recipe != "backbone" or head not in ("train_size", "shuffle_labels", "second_sft_rate")

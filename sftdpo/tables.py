@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import RECIPES
+from .config import RECIPES, Study, from_yaml
 from .stats import Estimate, interval
-from .store import read_examples
+from .store import read_examples, variants_of
 
 # %% ../nbs/07c_tables.ipynb #d7e85166
 HEADLINES = {  # per task: metrics shown in a table, with a title and a factor
@@ -27,7 +27,7 @@ BESIDE = {  # what is reached without a model: metric, title, factor
     "paraphrase": {"majority": ("majority class", 100), "word_overlap": ("word overlap", 100)},
     "sonnet": {"chrf_floor": ("chrF of a random training sonnet", 1), "chrf_whole_floor": ("the same, whole", 1), "chrf_best_training": ("of the best one", 1),
                "rhyme_true": ("rhyme of the true sonnets", 100)},
-    "labels": {"majority": ("majority class", 100), "word_overlap": ("word overlap", 100)},
+    "labels": {"majority": ("always the training rows' commonest label", 100), "word_overlap": ("word overlap", 100)},
     "completions": {"chrf_floor": ("chrF of a random training completion", 1), "chrf_best_training": ("of the best one", 1)},
     "preferences": {"coin": ("a coin", 100), "longer": ("the longer one", 100)}}
 
@@ -43,13 +43,16 @@ def shown(
 ) -> str:
     "A metric of one cell's runs as text: with its interval, or with the range over seeds."
     if metric not in group or group[metric].isna().all(): return ""
+    def ends(low, high):
+        if factor == 100: low, high = max(low, -1), min(high, 1)  # shares, and differences of shares
+        return f"[{low * factor:{sign}.{digits}f}, {high * factor:{sign}.{digits}f}]"
     digits, sign = 1 if factor == 100 or metric.startswith("chrf") else 3, "+" if metric.endswith("_change") else ""
-    if estimate: return f"{estimate.mean * factor:{sign}.{digits}f} ± {(estimate.high - estimate.low) * factor / 2:.{digits}f}"
+    if estimate: return f"{estimate.mean * factor:{sign}.{digits}f} {ends(estimate.low, estimate.high)}"
     value = group[metric] * factor
     text = f"{value.mean():{sign}.{digits}f}"
     if len(group) > 1: return f"{text} ({value.min():{sign}.{digits}f} to {value.max():{sign}.{digits}f})"
     if f"{metric}_low" not in group: return text
-    return f"{text} ± {(group[f'{metric}_high'] - group[f'{metric}_low']).iloc[0] * factor / 2:.{digits}f}"
+    return f"{text} {ends(group[f'{metric}_low'].iloc[0], group[f'{metric}_high'].iloc[0])}"
 
 # %% ../nbs/07c_tables.ipynb #a9fb507b
 PER_EXAMPLE = {"accuracy": "correct", "chrf": "chrf", "nll": "nll"}  # metric: the column of its examples
@@ -85,10 +88,12 @@ def cells_table(
     results: pd.DataFrame,  # from `compare` or `read_results`
     task: str,              # which task's runs
     examples: pd.DataFrame | None = None,  # from `read_examples`: intervals over seeds and examples
+    variants: dict[str, str] = {},         # from `variants_of`: what a sweep sets runs apart with
 ) -> pd.DataFrame:          # indexed by cell
     "The cells of a task, with their intervals and the speed of each stage; runs that a sweep sets apart get a line each."
     wide = results[results.task == task].pivot_table(index=["recipe", "tuning", "seed", "resplit", "run"], columns="metric", values="value").reset_index()
     wide["cell"] = [recipe if recipe == "backbone" else f"{recipe} {tuning}" for recipe, tuning in zip(wide.recipe, wide.tuning)]
+    wide["cell"] = [f"{cell}, {variants[run]}" if variants.get(run) else cell for cell, run in zip(wide.cell, wide.run)]
     swept = wide.duplicated(["cell", "seed", "resplit"], keep=False)
     wide["cell"] = wide.cell.where(~swept, wide.run.str.split("-", n=1).str[1])
     order, before = {run: i for i, run in enumerate(results.run.unique())}, wide[wide.recipe == "backbone"].run.tolist()
@@ -109,6 +114,7 @@ def print_tables(
     folder: Path,           # of the study; named at the end
 ):
     "Print each task's table of cells, its baselines, and where the files are."
+    sweep = from_yaml(Study, (Path(folder) / "study.yaml").read_text(encoding="utf-8")).sweep
     for task in results.task.unique():
         part = results[results.task == task]
         first = part.iloc[0]
@@ -117,9 +123,10 @@ def print_tables(
         size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]
         print(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
-        print(cells_table(results, task, read_examples(folder, list(part.run.unique()))).to_string())
-        found = part[part.recipe == "backbone"].set_index("metric").value
+        runs = list(part.run.unique())
+        print(cells_table(results, task, read_examples(folder, runs), variants_of(Path(folder), list(sweep), runs)).to_string())
+        found = part[part.recipe == "backbone"].groupby("metric").value.mean()  # over splits
         beside = [f"{title} {found[f'baseline_{metric}'] * factor:.1f}" for metric, (title, factor) in BESIDE[task].items() if f"baseline_{metric}" in found]
         print("without training: " + ", ".join(beside))
         if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")
-    print(f"\n± is half the width of a 95 % interval, over seeds and examples; with one seed it is over examples alone, and says nothing of other seeds. Everything is in {folder}.")
+    print(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")

@@ -190,7 +190,7 @@ def left_in_words(
         if seconds is None: unknown = True
         else: known += seconds
     known *= len(pending) / max(1, len(pending[:2000]))
-    return f" · {'more than' if unknown else 'about'} {time_in_words(known / workers)} left" if known else ""
+    return f" · {'more than' if unknown else 'about'} {time_in_words(known / workers)} left" if known / workers >= 1 else ""
 
 # %% ../nbs/06e_work.ipynb #03d88702
 @contextlib.contextmanager
@@ -235,7 +235,7 @@ def share_work(
     orders.parent.mkdir(parents=True, exist_ok=True)
     try:
         for number in range(workers):
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "SFTDPO_WORKERS": str(workers)}
             if gpus: environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
             path = orders.with_name(f"{orders.stem}-{number}.json")
             write_json(path, dict(folder=str(folder.absolute()), runs=[to_dict(run) for run in runs], weights=weights, threads=threads, number=number, workers=workers))

@@ -62,7 +62,7 @@ def test_broken_rows_are_named_by_line():
     bad = [n for n, line in enumerate(path.read_text().split("\n"), 1) if line and not line.endswith(("0.0", "1.0", "is_duplicate"))]
     assert len(bad) == 2
     with pytest.raises(DataError, match="2 of 502 rows cannot be used") as error: d.read_question_pairs(path)
-    assert all(f"line {n}:" in str(error.value) for n in bad)
+    assert all(f"line {n}" in str(error.value) for n in bad)
 
 
 @needs_course_sonnets
@@ -269,7 +269,7 @@ def test_tokenized_apart(tokenizer):
 def test_rows_that_do_not_fit(tokenizer):
     examples = [Example("short", "?", "yes"), Example("long", "?" * 40, "yes", None)]
     assert len(d.tokenize(examples, tokenizer, True, max_length=42)) == 2
-    with pytest.raises(DataError, match="1 of 2 rows are longer than max_length=41 tokens; the longest, 'long', has 42 .40 of them"):
+    with pytest.raises(DataError, match="1 of 2 rows is longer than max_length=41 tokens; the longest, 'long', has 42 .40 of them"):
         d.tokenize(examples, tokenizer, True, max_length=41)
     pair = [Example("p", "?", "yes", "yes" * 9)]
     with pytest.raises(DataError, match="'p', has 10"): d.tokenize(pair, tokenizer, False, max_length=9)

@@ -66,7 +66,7 @@ def moods(rows=30):
     ("paraphrase", "quote.csv", qqp + '1,"A" or B,B?,1\n2,C?,D?,1\n', "line 2: text stands after the quote that closes field 2"),
     ("paraphrase", "pair.csv", qqp + '1,"A?,B?,1\n2,C?,D?,1\n3,so",D?,1\n', "line 2: a quote opens here and closes on line 4, and line 3 looks like a row of its own"),
     ("paraphrase", "null.csv", qqp + "1,A?,B?,1\n2,A\0?,B?,1\n", "line 3: the question holds a null byte at character 2"),
-    ("paraphrase", "latin.csv", (qqp + "1,café?,B?,1\n").encode("latin-1"), "line 2: the question holds the byte 0xe9, which is not UTF-8 .another encoding. --reading.encoding"),
+    ("paraphrase", "latin.csv", (qqp + "1,café?,B?,1\n").encode("latin-1"), "line 2: the question holds the byte 0xe9, which is not UTF-8 .saved in another encoding. --reading.encoding latin-1.*Give the encoding that the file was saved with: --reading.encoding latin-1"),
     ("completions", "surrogate.jsonl", '{"prompt": "a\\ud800", "completion": "b"}\n', r"line 1: the prompt holds a lone surrogate U\+D800 at character 2"),
     ("completions", "missing.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "line 2: the completion is missing"),
     ("completions", "nan.jsonl", '{"prompt": "a", "completion": NaN}\n', "line 1: the completion is nan, not a text"),
@@ -120,7 +120,7 @@ def test_fewer_rows_than_asked_for(tmp_path):
 def test_over_long_texts(tmp_path, tokenizer):
     rows = [dict(prompt="short ", completion="x")] * 20 + [dict(id="long", prompt="word " * 400 + "end ", completion="x")] * 1
     task = load_task("completions", rows)
-    with pytest.raises(DataError, match=r"examples are longer than the 100 tokens .*'long'.*--reading.too_long drop.*--reading.too_long truncate"): fit_task(task, tokenizer, 100)
+    with pytest.raises(DataError, match=r"examples is longer than the 100 tokens .*'long'.*--reading.too-long drop.*--reading.too-long truncate"): fit_task(task, tokenizer, 100)
     dropped, cut = (fit_task(task, tokenizer, 100, way) for way in ("drop", "truncate"))
     count = lambda data: sum(len(s) for s in data.splits.values())
     assert (count(dropped), count(cut)) == (20, 21) and sum(dropped.intake.too_long.values()) == sum(cut.intake.too_long.values()) == 1
@@ -139,7 +139,7 @@ def test_byte_bound_is_a_bound(tokenizer):
 
 def test_many_bad_rows_are_counted_listed_and_written(tmp_path):
     path = write(tmp_path, "bad.csv", qqp + "".join(f"{i},A{i}?,B?,{'1' if i % 3 else 'x'}\n" for i in range(60)))
-    with pytest.raises(UnusableRows, match="20 of 60 rows cannot be used: line 2: .*; line 5: .*; ...") as error: load_task("paraphrase", path)
+    with pytest.raises(UnusableRows, match=r"20 of 60 rows cannot be used: line 2: the label is 'x', not 0 or 1, and 19 more like it .line 5, line 8, line 11, ....\. Correct or delete them, or leave") as error: load_task("paraphrase", path)
     listed = write_problems(error.value.problems, tmp_path / "out" / "unusable.csv")
     rows = list(csv.DictReader(open(listed, newline="")))
     assert len(rows) == 20 and [r["line"] for r in rows[:3]] == ["2", "5", "8"] and rows[0]["reason"] == "the label is 'x', not 0 or 1"
@@ -211,7 +211,7 @@ def test_shapes_of_data_in_python(tmp_path):
 def test_missing_values_in_a_frame():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame(dict(text=["a", None, "c"] * 9, label=[0, 1, float("nan")] * 9))
-    with pytest.raises(UnusableRows, match="18 of 27 rows cannot be used: row 2: the prompt is missing; row 3: the label is missing"): load_task("labels", frame.assign(label=[0, 1, None] * 9, x=0).replace({"a": "a"}))
+    with pytest.raises(UnusableRows, match="18 of 27 rows cannot be used: row 2: the prompt is missing, and 8 more like it .*; row 3: the label is missing, and 8 more like it"): load_task("labels", frame.assign(label=[0, 1, None] * 9, x=0).replace({"a": "a"}))
     table = table_of(frame)
     assert table.values("label")[:3] == [0.0, 1.0, None]
 
@@ -365,7 +365,108 @@ def test_the_command_is_understood_by_the_command_line(tmp_path):
 
 def test_reasons_gather():
     from sftdpo.files import Problem
-    assert reasons([Problem("f", i, f"the label is '{i}', none of 'a', 'b'") for i in range(5)])[0][:2] == ("the label is …", 5)
+    some = [Problem("f", i, f"the label is {word!r}, none of 'a', 'b'") for i, word in enumerate(["x", "y's", 'z"', "'\"", "1"])]
+    assert reasons(some) == [("the label is 'x', none of 'a', 'b', and 4 more like it", 5, ["f line 0", "f line 1", "f line 2"])]
+    same = [Problem("f", i, f"the chosen completion equals the rejected one, {word!r}") for i, word in enumerate(["a", "it's", "b"])]
+    odd = [Problem("f", i, f"the prompt holds the byte {byte:#04x}, which is not UTF-8 (saved in another encoding? --reading.encoding {name})") for i, (byte, name) in enumerate([(0xe9, "latin-1"), (0x80, "cp1252")])]
+    assert [reason for reason, *_ in reasons(same + odd)] == ["the chosen completion equals the rejected one, 'a', and 2 more like it",
+                                                             "the prompt holds the byte 0xe9, which is not UTF-8 (saved in another encoding? --reading.encoding latin-1), and 1 more like it"]
+
+
+def labelled(folder, texts, name="some.csv", labels=("good", "bad")):
+    return write(folder, name, "text,label\n" + "".join(f"{text},{labels[i % len(labels)]}\n" for i, text in enumerate(texts)))
+
+
+def test_an_encoding_that_is_not_utf_8(tmp_path):
+    for encoding, word, name in (("latin-1", "café", "latin-1"), ("cp1252", "café “so”", "cp1252")):
+        path = write(tmp_path, "old.csv", "text,label\n".encode() + "".join(f"{word} {i},{'ab'[i % 2]}\n" for i in range(200)).encode(encoding))
+        report = check_file("labels", path)
+        assert f"--reading.encoding {name} --out" in report.command and "Correct or delete" not in report.stops[0] and report.stops[0].count("not UTF-8") == 1
+        assert "200 rows, 0 usable" in str(report) and len(str(report)) < 1200
+        assert load_task("labels", path, reading=Reading(encoding=name)).train[0].prompt.startswith(word)
+    some = write(tmp_path, "some.csv", "text,label\n".encode() + "".join(f"{'café' if i % 9 == 0 else 'tea'} {i},{'ab'[i % 2]}\n" for i in range(90)).encode("latin-1"))
+    report = check_file("labels", some)
+    assert "90 rows, 80 usable" in str(report) and "--reading.encoding latin-1 --out" in report.command and "--reading.encoding latin-1" in report.stops[0]
+
+
+def test_counts_are_true_where_nothing_can_be_used_or_loading_stops(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pandas.DataFrame(dict(prompt=[["a", "b"]] * 200, completion=["x"] * 200)).to_parquet(tmp_path / "list.parquet")
+    report = check_file("completions", tmp_path / "list.parquet")
+    assert "200 rows, 0 usable" in str(report) and report.stops[0].count("is a list") == 1 and "Write each list as one text" in report.stops[0] and "Correct" not in report.stops[0]
+    report = check_file("labels", labelled(tmp_path, "abcdef", labels=["good"]))
+    assert report.files[0]["usable"] is None and "6 rows" in str(report) and "usable" not in str(report)
+    assert json.loads(write_check(report, tmp_path / "out")[0].read_text())["rows"] == 6
+    for i in range(2): write(tmp_path / "shards", f"train-0000{i}-of-00002.csv", "text,label\n" + " ,a\n ,b\n ,b\n" + "b\n")
+    report = check_file("labels", tmp_path / "shards")
+    assert (report.files[0]["rows"], report.files[0]["usable"], len(report.problems)) == (8, 0, 8)
+
+
+def test_null_bytes_in_every_row(tmp_path):
+    for line in ("tea\0 leaves and so on {},{}\n", "tea leaves and so on {},{}\0\n"):
+        report = check_file("labels", write(tmp_path, "null.csv", "text,label\n" + "".join(line.format(i, "ab"[i % 2]) for i in range(200))))
+        assert "200 rows, 0 usable" in str(report) and "holds a null byte" in report.stops[0] and "without null bytes" in report.stops[0] and not report.sizes
+    with pytest.raises(DataError, match="the column name .* holds a null byte"): load_task("labels", write(tmp_path, "null.csv", "text,label\0\na,b\n"))
+
+
+def test_labels_that_may_be_misspelt_or_missing(tmp_path):
+    from sftdpo.data import nearly_equal
+    rows = "".join(f"text {i},{'billing' if i % 2 else ' refund '}\n" for i in range(200))
+    report = check_file("labels", write(tmp_path, "near.csv", f"text,label\n{rows}x,biling\ny,Billing \nz,NaN\nw,nan\nv,null\nt,NA\nu,\n"))
+    assert set(report.balance["train"]) == {"Billing", "biling", "billing", "refund"}
+    assert sum("did you mean 'billing'" in note for note in report.notes) == 2 and "the label 'biling' stands in 1 row:" in str(report)
+    assert [p.line for p in report.problems] == list(range(204, 209)) and "stands for a missing value" in report.problems[0].reason
+    named = write(tmp_path, "named.csv", f"text,label\n{rows}z,NA\n")
+    assert load_task("labels", named, reading=Reading(verbalizers={"NA": "none", "billing": "b", "refund": "r"})).verbalizers == ("none", "b", "r")
+    with pytest.raises(UnusableRows, match="the label is 'nan', which stands for a missing value.*and 8 more"): load_task("labels", labelled(tmp_path, "abcdefghi", labels=["nan"]))
+    assert not nearly_equal({"positive": 1, "negative": 900, "class 1": 1, "class 2": 500, "good": 40, "bad": 2})
+    assert nearly_equal({"Yes": 40, "yes": 60}) == [("Yes", "yes")]
+
+
+def test_hints_on_columns(tmp_path):
+    rows = "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(20))
+    bare, whole = write(tmp_path, "bare.csv", rows), write(tmp_path, "whole.csv", f"text,label\n{rows}")
+    with pytest.raises(DataError, match="'bad' occurs again in the column that it names: is the header missing"): load_task("labels", bare)
+    with pytest.raises(DataError, match="is the header missing"): check_file(None, bare)
+    with pytest.raises(DataError, match="The name of the only column, 'text,label', holds ',': read it with --reading.delimiter ','"): load_task("labels", whole, reading=Reading(delimiter=";"))
+    with pytest.raises(DataError, match="3 fields where the header has 2 .a comma within a text that is not quoted"): load_task("labels", write(tmp_path, "commas.csv", f"text,label\n{rows}so, so,good\n"))
+    other = str(write(tmp_path, "other.csv", "texts,label\na,good\n"))
+    with pytest.raises(DataError, match="whole.csv and other.csv differ in their columns: only whole.csv has 'text', only other.csv has 'texts'"): load_task("labels", whole, reading=Reading(test=other))
+    other = str(write(tmp_path, "other.csv", "review,label\na,good\n"))
+    assert "only other.csv has 'review'" in load_task("labels", whole, reading=Reading(test=other)).intake.notes[0]
+    keys = write(tmp_path, "keys.jsonl", '{"text": "a", "label": "b"}\n{"txt": "a", "label": "c"}\n')
+    with pytest.raises(DataError, match="line 2: the prompt is missing .the row has 'label', 'txt'"): load_task("labels", keys)
+
+
+def test_options_are_spelled_as_the_command_line_has_them(tokenizer):
+    with pytest.raises(DataError) as error: fit([Example("x", "word " * 90, "a")], tokenizer, True, 10)
+    assert "--reading.too-long drop" in str(error.value) and "too_long" not in str(error.value)
+    report = check_file("completions", [dict(prompt=f"{'word ' * 90 if i == 3 else i} ", completion="a") for i in range(20)], Reading(), tokenizer, 50)
+    assert report.stops == ["1 example is too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)"]
+
+
+def test_one_of_a_thing_is_said_as_one(tmp_path):
+    from sftdpo.examples import counted, subset
+    assert [counted(n, "row") for n in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
+    with pytest.raises(DataError, match="1 example was asked for, of 0"): subset([], 1, 0)
+    report = check_file("labels", labelled(tmp_path, ["a"] * 2 + list("bcdefghijklm"), labels=["good"] * 2 + ["bad"]), Reading())
+    assert not re.search(r"\b1 (examples|duplicates|rows)\b", f"{report}{report.short()}")
+
+
+def test_copies_of_a_text_stay_on_one_side(tmp_path):
+    from sftdpo.data import _by_chance, _hold_out, _hold_out_texts, text_key
+    path = labelled(tmp_path, [f"{'Text' if i % 2 else ' TEXT'}  {i // 3}" for i in range(300)])
+    for seed in range(5):
+        task = load_task("labels", path, seed)
+        assert not any(check_data(task).shared.values()) and [abs(len(s) - n) <= 3 for s, n in zip(task.splits.values(), (192, 48, 60))] == [True] * 3
+    ten = [Example(str(i), f"p{i}", "a", label=0) for i in range(50)]
+    assert _hold_out_texts(ten, 0) == _hold_out(ten, 0)
+    pairs = write(tmp_path, "pairs.csv", qqp + "".join(f"{i},Who is {i // 2}?,Who was {i // 2}?,{i % 2}\n" for i in range(100)))
+    assert not any(check_data(load_task("paraphrase", pairs)).shared.values())
+    assert sum(map(len, load_task("labels", labelled(tmp_path, ["same"] * 30 + ["other"])).splits.values())) == 31  # nothing to keep apart
+    for name in ("train", "dev"): write(tmp_path / "course", f"{name}.csv", pairs.read_text())
+    train, choose = _hold_out(read_question_pairs(pairs), 0)
+    assert load_task("paraphrase", tmp_path / "course").choose == choose  # the published split
 
 
 # -- any text in gives the same text out, or a named error

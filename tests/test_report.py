@@ -200,6 +200,7 @@ def test_a_sweep_sets_cells_apart(tmp_path):
 
 
 def test_which_settings_a_run_uses():
+    from sftdpo.store import uses
     full, lora = dict(recipe="sft-dpo", tuning="full"), dict(recipe="sft", tuning="lora")
     assert uses(full, "dpo.beta") and uses(full, "sft.epochs") and not uses(full, "lora.rank") and uses(full, "train_size")
     assert uses(lora, "lora.rank") and not uses(lora, "dpo.beta") and not uses(dict(recipe="backbone"), "train_size") and uses(dict(recipe="backbone"), "backbone")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats as distributions
 
-from sftdpo.stats import (Estimate, contrast, detectable, difference, equivalence, full_tables, holm, interval, mcnemar, needed, planned_error, ratio,
+from sftdpo.stats import (Estimate, at_level, contrast, detectable, difference, equivalence, full_tables, holm, interval, mcnemar, needed, needed_to_reach, planned_error, ratio,
                           share_interval, spread_of_variance, steady_variance, sums_of, table_of, variance_of_mean, verdict)
 
 
@@ -239,6 +239,36 @@ def test_no_answer_changed():
     found = difference(ones, ones)
     assert found.p_value == 1 and found.high == pytest.approx(1 - 0.05**(1 / 11)) and found.low == -found.high
     assert verdict(found, 0.01) == "undecided" and "could still behave otherwise" in found.notes[-1]
+
+
+def test_no_spread_asks_for_more_examples():
+    ones = long(np.ones((5, 11)))
+    wanted = needed_to_reach(difference(ones, ones), 0.01, "a match")
+    assert wanted.seeds is None and "more seeds alone are not enough" in wanted.why
+    many = long(np.ones((5, wanted.examples)))
+    assert difference(many, many).high <= 0.01 < difference(many[many.id > 0], many[many.id > 0]).high
+
+
+def test_no_spread_is_no_certainty():
+    right, wrong = long(np.ones((5, 11))), long(np.zeros((5, 11)))
+    found = contrast([right, wrong], [1 / 3, -1 / 3])  # constant, and a fraction
+    assert found.low < found.mean == found.high and 0 < found.p_value < 0.01  # a third is the most there can be
+    chrf = contrast([long(np.full((5, 11), 41.6)), wrong], [1, -1])
+    assert (chrf.low, chrf.high, chrf.p_value) == (-math.inf, math.inf, 1) and "no ends" in chrf.notes[-1]
+    alike = ratio(pd.Series([2., 4., 6.]), pd.Series([1., 2., 3.]))
+    assert alike.mean == pytest.approx(2) and (alike.low, alike.high, alike.p_value) == (0, math.inf, 1) and "no ends" in alike.notes[-1]
+
+
+def test_sentences_on_what_is_needed():
+    wanted = needed(made(0.05, 0.1, 99, components=dict(seed=0., example=1., residual=0.), weights=(1 / 5, 1 / 100, 1 / 500)), 0.08).why
+    assert "more seeds alone are not enough, because the present examples set a limit; or about 3,1" in wanted and wanted.endswith("examples with the present seeds.")
+
+
+def test_another_level():
+    table = long(crossed(np.random.default_rng(18)))
+    assert at_level(interval(table), 0.99).low == pytest.approx(interval(table, 0.99).low)
+    ones = long(np.ones((5, 11)))
+    assert at_level(difference(ones, ones), 0.99).high == pytest.approx(difference(ones, ones, 0.99).high)
 
 
 def test_negative_components_are_shown_as_zero_and_said():
