@@ -1,6 +1,7 @@
 """The repository itself: version, imports, command, package."""
 import ast
 import configparser
+import json
 import re
 import subprocess
 import sys
@@ -75,6 +76,16 @@ def test_modules_import_only_from_those_above(repository):
         for name in imported(file):
             if name.startswith(".") and name != ".__version__":
                 assert order.index(name[1:]) < order.index(file.stem), f"{file.stem} imports {name[1:]}, which lies below it"
+
+
+def test_explorers_are_stored_without_their_widgets(repository):
+    seen = 0
+    for notebook in sorted((repository / "nbs").glob("[0-9]*.ipynb")):
+        for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+            if re.search(r"^interact\(", "".join(cell["source"]), re.MULTILINE):
+                seen += 1
+                assert cell["outputs"] == [], f"{notebook.name}: clear the output of the cell that calls interact; a page without a kernel shows a dead widget"
+    assert seen
 
 
 def test_command_line_starts_light():
