@@ -62,6 +62,12 @@ class Picture(Figure):
     "A matplotlib figure with an alternative text."
     alternative = ""  # what a reader needs who does not see it
 
+    def __init__(
+        self,
+        height: float,  # inches
+    ):
+        super().__init__(figsize=(SIZE, height), layout="constrained")
+
     def svg(self) -> str:
         "The figure as SVG: no scripts, no fonts, nothing from elsewhere; readable on light and on dark."
         file = io.StringIO()
@@ -105,7 +111,7 @@ def panels(
     "A picture with so many axes, in rows."
     across = max(1, min(across, number))
     rows = math.ceil(max(number, 1) / across)
-    picture = Picture(figsize=(SIZE, height * rows + 0.3), layout="constrained")
+    picture = Picture(height * rows + 0.3)
     axes = list(picture.subplots(rows, across, squeeze=False, **shared).flat)
     for empty in axes[number:]: empty.remove()
     return picture, axes[:number]
@@ -116,7 +122,7 @@ def nothing(
 ) -> Picture:
     "A small picture that says why there is none."
     with style():
-        picture = Picture(figsize=(SIZE, 0.7), layout="constrained")
+        picture = Picture(0.7)
         picture.text(0.5, 0.5, short(why, 110), ha="center", va="center", style="italic")
     picture.alternative = why
     return picture
@@ -468,7 +474,7 @@ def cell_comparison(
     shown = intervals.loc[intervals["mean"].nlargest(MOST_ROWS).index.sort_values()]
     factor, looks = UNITS.get(metric, ("", 1))[1], looks_of(dict.fromkeys(shown["tuning"].where(shown["recipe"] != "backbone", "as it came")))
     with style():
-        picture = Picture(figsize=(SIZE, 1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2)), layout="constrained")
+        picture = Picture(1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2))
         axis = picture.subplots()
         for row, cell in enumerate(shown.itertuples()):
             look = looks["as it came" if cell.recipe == "backbone" else cell.tuning] | {"linestyle": "none"}
@@ -549,7 +555,7 @@ def against(
     aside = {recipe: 1 + 0.05 * (place - (len(markers) - 1) / 2) for place, recipe in enumerate(markers)} if costs.groupby("tuning")[column].nunique().max() == 1 else {}
     cells = costs.groupby("cell", observed=True).agg(recipe=("recipe", "first"), tuning=("tuning", "first"), x=(column, "mean"), y=("value", "mean"))
     with style():
-        picture = Picture(figsize=(SIZE, 3.2), layout="constrained")
+        picture = Picture(3.2)
         axis = picture.subplots()
         for (recipe, tuning), means in cells.groupby(["recipe", "tuning"]):
             look = dict(color=tunings[tuning]["color"], fillstyle=tunings[tuning]["fillstyle"], marker=markers[recipe], linestyle="none")
