@@ -66,7 +66,7 @@ def test_source_lines_are_those_of_the_module():
     assert source[line - 1].startswith("def dpo_loss(")
 
 
-def test_a_page_asks_no_other_server(tmp_path):
+def test_themes_ask_for_no_fonts(tmp_path):
     sheet = tmp_path / "theme.css"
     sheet.write_text('@charset "UTF-8";@import url(https://fonts.googleapis.com/css2?family=Lato:wght@0,400;1,400&display=swap);:root{--a:1}')
     docs.at_home(tmp_path)

@@ -100,7 +100,7 @@ def with_plain_names(
 def at_home(
     site,  # the folder with the site
 ):
-    "Drop the themes' fonts from Google: a page asks no other server for anything."
+    "Drop the themes' fonts from Google: a page needs none of them."
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         if "fonts.googleapis" in text:
