@@ -76,7 +76,7 @@ def documented(
     names = [f"{'*' if part.kind is part.VAR_POSITIONAL else '**' if part.kind is part.VAR_KEYWORD else ''}{name}" for name, part in (shows.sig.parameters.items() if shows.sig else ()) if name != "self"]
     table = api_table(shows.sym)
     signature = f"```python\n{shows.nm}({', '.join(names)})\n```" if table or not shows.sig else f"```python\n{str(shows.dm).replace('`', '')}\n```"
-    return f"---\n\n{link}{'#' * shows.title_level} {shows.nm}\n\n{signature}\n\n{shows.docs or ''}\n\n{table}\n"
+    return f"---\n\n{link}{'#' * shows.title_level} {shows.nm} {{#{shows.nm.lower()}}}\n\n{signature}\n\n{shows.docs or ''}\n\n{table}\n"
 
 
 class Pages(FilterDefaults):
