@@ -216,7 +216,7 @@ def check_file(
         if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
         columns = list(tables["train"].columns)
         task = guess_task(columns, reading)
-        if task is None: raise DataError(f"{tables['train'].file}: the columns {columns} fit no task.{tables['train'].hint()} Name one and its columns, such as --task labels --reading.prompt '{{COLUMN}}\\n' --reading.label COLUMN.")
+        if task is None: raise DataError(f"{tables['train'].file}: the columns {columns} fit no task.{tables['train'].hint()} Name one and its columns, such as --task labels --reading.prompt '{{{(columns or ['COLUMN'])[0]}}}\\n' --reading.label {shlex.quote((columns or ['COLUMN'])[-1])}.")
     command = command_of(task, data, reading)
     try: loaded = load_task(task, data, seed, replace(reading, unusable="drop"))
     except DataError as e:

@@ -1,11 +1,88 @@
-"""Build the site into _docs, with Quarto where it is installed and with smalldocs where it is not."""
+"""Build the site into _docs, with Quarto where it is installed and with smalldocs where it is not. A warning stops it."""
+import fnmatch
+import os
 import re
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
+import nbdev.serve
+import nbformat
+import yaml
 from nbdev.config import get_config
-from nbdev.quarto import nbdev_sidebar, refresh_quarto_yml
-from nbdev.serve import proc_nbs
+from nbdev.doclinks import NbdevLookup
+from nbdev.quarto import refresh_quarto_yml
+
+from pages import Pages
+
+SECTIONS = {  # a notebook's section and place are those of the first pattern that its name without number matches
+    "Tutorial": ["index", "study/playground*", "study/own_data", "extending"],
+    "Method": ["examples", "questions", "rows", "data", "model", "loss", "batches", "trainer", "evaluate", "choosing", "stats", "claims"],
+    "Analysis": ["study/*"],
+    "Reference": ["glossary", "cli", "config", "*"],
+}
+LATER = {"study/playground*"}  # patterns of what need not be there
+
+
+def without_numbers(
+    text,  # that may name numbered notebooks
+):  # the text, naming them without
+    "Drop the numbers from the names of notebooks, as nbdev and Quarto do."
+    return re.sub(r"(?<!\w)\d+[a-z]?_(\w+\.ipynb)", r"\1", text)
+
+
+def place(
+    notebook,  # path below nbs
+):  # section, and which of its patterns
+    "Where a notebook stands in the sidebar."
+    name = without_numbers(notebook).removesuffix(".ipynb")
+    return next((section, number) for section, patterns in SECTIONS.items()
+                for number, pattern in enumerate(patterns) if fnmatch.fnmatchcase(name, pattern))
+
+
+def sidebar(
+    notebooks,  # paths below nbs
+):  # what Quarto reads in sidebar.yml
+    "The four sections and the notebooks in them."
+    found = sorted((*place(notebook), notebook) for notebook in notebooks)
+    contents = [{"section": section, "contents": [notebook for where, _, notebook in found if where == section]} for section in SECTIONS]
+    return {"website": {"sidebar": {"contents": [part for part in contents if part["contents"]]}}}
+
+
+def opening(
+    cell,      # the first one of a notebook: title, promise and question
+    notebook,  # its path below nbs
+    config,    # nbdev's settings
+):  # Markdown
+    "What stands between the promise and the next cell, and how to run the page; nbdev makes a title and a subtitle of the rest."
+    text = re.sub(r"^#\s.*\n+(>.*\n*)?", "", cell.source, count=1).strip()
+    address = f"https://colab.research.google.com/github/{config.user}/{config.repo}/blob/{config.branch}/nbs/{notebook}"
+    folder = "/".join([config.repo, "nbs", *Path(notebook).parts[:-1]])
+    first = f"`!git clone --depth 1 {config.git_url} && pip install -q './{config.repo}[dev]'` and `%cd {folder}`"
+    return f"{NbdevLookup().linkify(text)}\n\n::: {{.colab}}\n[Open in Colab]({address}); there, first run {first}.\n:::\n"
+
+
+def finish(
+    project,  # folder of processed notebooks
+    config,   # nbdev's settings
+):
+    "Give pages back the text beside their title, which nbdev drops, and make links inside the site relative, so that they are checked."
+    home = f"{config.doc_host}{config.doc_baseurl}/"
+    for source in notebooks(config.nbs_path):
+        page = nbformat.read(project / source, as_version=4)
+        cells = nbformat.read(config.nbs_path / source, as_version=4).cells
+        page.cells.insert(1, nbformat.v4.new_markdown_cell(opening(cells[0], source, config)))
+        up = "../" * source.count("/") or "./"
+        (project / source).write_text(nbformat.writes(page).replace(f"]({home}", f"]({up}").replace(f'href=\\"{home}', f'href=\\"{up}'), encoding="utf-8")
+
+
+def notebooks(
+    folder,  # nbs
+):  # sorted paths below it
+    "The notebooks that are pages."
+    found = [path.relative_to(folder) for path in folder.rglob("*.ipynb")]
+    return sorted(str(path) for path in found if not any(part.startswith((".", "_")) for part in path.parts))
 
 
 def with_plain_names(
@@ -15,29 +92,50 @@ def with_plain_names(
     for notebook in list(project.rglob("*.ipynb")):
         text = re.sub(r'"output-file: [^"]*",?', "", notebook.read_text(encoding="utf-8"))
         notebook.unlink()
-        notebook.with_name(re.sub(r"^\d+[a-z]?_", "", notebook.name)).write_text(without_numbers(text), encoding="utf-8")
-    sidebar = project / "sidebar.yml"
-    sidebar.write_text(without_numbers(sidebar.read_text(encoding="utf-8")), encoding="utf-8")
+        notebook.with_name(without_numbers(notebook.name)).write_text(without_numbers(text), encoding="utf-8")
+    plan = project / "sidebar.yml"
+    plan.write_text(without_numbers(plan.read_text(encoding="utf-8")), encoding="utf-8")
 
 
-def without_numbers(
-    text,  # that may name numbered notebooks
-):  # the text, naming them without
-    "Drop the numbers from the names of notebooks."
-    return re.sub(r"(?<!\w)\d+[a-z]?_(\w+\.ipynb)", r"\1", text)
+def at_home(
+    site,  # the folder with the site
+):
+    "Drop the themes' fonts from Google: a page needs none of them."
+    for sheet in site.rglob("*.css"):
+        text = sheet.read_text(encoding="utf-8")
+        if "fonts.googleapis" in text:
+            sheet.write_text(re.sub(r"@import url\([^)]*fonts\.googleapis[^)]*\);?|@import ?[\"'][^\"']*fonts\.googleapis[^\"']*[\"'];?", "", text), encoding="utf-8")
+
+
+def quarto(
+    project,  # folder of processed notebooks
+):
+    "Render with Quarto; what it warns of stops the build."
+    done = subprocess.run(["quarto", "render", "--no-cache"], cwd=project, text=True, stderr=subprocess.PIPE)
+    print(done.stderr, file=sys.stderr)
+    if done.returncode or re.search(r"\bWARN", done.stderr): sys.exit("quarto failed or warned: see above")
+
+
+def smalldocs(
+    project,  # folder of processed notebooks
+):
+    "Render with smalldocs, after its check of links; what it warns of stops the build."
+    with_plain_names(project)
+    command = Path(sys.executable).parent / "smalldocs"
+    subprocess.run([command, "check"], cwd=project, check=True)
+    subprocess.run([command, "render", "--strict"], cwd=project, check=True)
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONWARNINGS"] = "error:Found cells containing imports"  # nbdev would run their other lines as well
     config = get_config()
     refresh_quarto_yml()
-    nbdev_sidebar.__wrapped__()
-    project = proc_nbs(force=True)
-    if shutil.which("quarto"):
-        subprocess.run(["quarto", "render", "--no-cache"], cwd=project, check=True)
-    else:
-        with_plain_names(project)
-        subprocess.run(["smalldocs", "check"], cwd=project, check=True)  # dead links too
-        subprocess.run(["smalldocs", "render", "--strict"], cwd=project, check=True)
+    (config.nbs_path / "sidebar.yml").write_text(yaml.safe_dump(sidebar(notebooks(config.nbs_path)), sort_keys=False), encoding="utf-8")
+    nbdev.serve.FilterDefaults = Pages
+    project = nbdev.serve.proc_nbs(force=True)
+    finish(project, config)
+    (quarto if shutil.which("quarto") else smalldocs)(project)
+    at_home(project / config.doc_path.name)
     shutil.rmtree(config.doc_path, ignore_errors=True)
     shutil.move(project / config.doc_path.name, config.doc_path)
     print(f"The site is in {config.doc_path.name}/index.html")

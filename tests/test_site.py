@@ -1,0 +1,73 @@
+"""The site: where its pages stand, what opens them, and the tables of its reference. `make docs` builds it whole and checks its links."""
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+pytest.importorskip("nbdev")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+
+import docs
+import pages
+from nbdev.config import get_config
+
+from sftdpo.claims import Margins, judge
+from sftdpo.loss import dpo_loss
+
+
+@pytest.fixture(scope="module")
+def nbs():
+    return Path(__file__).resolve().parent.parent / "nbs"
+
+
+def test_every_notebook_stands_in_a_section(nbs):
+    names = docs.notebooks(nbs)
+    parts = docs.sidebar(names)["website"]["sidebar"]["contents"]
+    assert [part["section"] for part in parts] == ["Tutorial", "Method", "Analysis", "Reference"]
+    listed = [name for part in parts for name in part["contents"]]
+    assert sorted(listed) == names and listed[0] == "index.ipynb"
+    assert docs.place("03_loss.ipynb")[0] == "Method" and docs.place("study/bard.ipynb")[0] == "Analysis"
+
+
+def test_no_section_names_a_notebook_that_has_gone(nbs):
+    met = {docs.place(name) for name in docs.notebooks(nbs)}
+    for section, patterns in docs.SECTIONS.items():
+        for number, pattern in enumerate(patterns):
+            assert (section, number) in met or pattern in docs.LATER, f"{section}: no notebook is {pattern!r}"
+
+
+def test_pages_have_a_title_and_a_promise(nbs):
+    for name in docs.notebooks(nbs):
+        first = nbformat.read(nbs / name, as_version=4).cells[0].source
+        assert re.match(r"# .+\n+> .+", first), f"{name} begins with {first[:60]!r}"
+
+
+def test_the_text_beside_a_title_is_kept(nbs):
+    cell = nbformat.v4.new_markdown_cell("# A title\n\n> A promise.\n\nA question?\n\n> A quotation.")
+    text = docs.opening(cell, "study/bard.ipynb", get_config(path=nbs.parent))
+    assert text.startswith("A question?\n\n> A quotation.\n")
+    assert "colab.research.google.com/github/sftdpo/sftdpo/blob/main/nbs/study/bard.ipynb" in text and "%cd sftdpo/nbs/study`" in text
+
+
+def test_parameters_become_a_table():
+    table = pages.api_table(dpo_loss)
+    assert table.count("<tr>") == 1 + 7 + 1  # head, parameters, what is returned
+    assert "<td><code>beta</code></td><td><code>float</code></td><td><code>0.1</code></td><td>strength of the pull towards the reference</td>" in table
+    assert "<td><code>Margins()</code></td>" in pages.api_table(judge)
+    assert pages.shown(Margins(chrf=2.0)) == "<code>Margins(chrf=2.0)</code>"
+    assert pages.worded("1 < 2, see `dpo_loss` and `nothing_known`").startswith("1 &lt; 2, see <a href=") and "<code>nothing_known</code>" in pages.worded("`nothing_known`")
+
+
+def test_source_lines_are_those_of_the_module():
+    line = pages.line_of(dpo_loss)
+    source = Path(sys.modules["sftdpo.loss"].__file__).read_text(encoding="utf-8").splitlines()
+    assert source[line - 1].startswith("def dpo_loss(")
+
+
+def test_themes_ask_for_no_fonts(tmp_path):
+    sheet = tmp_path / "theme.css"
+    sheet.write_text('@charset "UTF-8";@import url(https://fonts.googleapis.com/css2?family=Lato:wght@0,400;1,400&display=swap);:root{--a:1}')
+    docs.at_home(tmp_path)
+    assert sheet.read_text() == '@charset "UTF-8";:root{--a:1}'
