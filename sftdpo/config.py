@@ -200,6 +200,7 @@ class Stage(Settings):
     epochs: int | None = None  # passes over the training examples; none given: the recommended number
     batch_size: int | None = None  # examples (or pairs) per optimizer step; none given: the recommended number
     micro_batch_size: int | None = neutral(None)  # examples in memory at once; none given: the whole batch
+    gradient_checkpointing: bool = neutral(False)  # keep less in memory, and compute activations again for the gradients: slower
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # course of the learning rate after warm-up
     warmup: float = 0.1  # share of the steps in which the learning rate rises from 0
     weight_decay: float = 0.0  # AdamW's decoupled weight decay

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WARM_UP', 'step_items', 'stage_losses', 'TrainingOrder', 'micro_batches', 'check_start', 'StageTrainer', 'Watch',
            'StageResult', 'reset_peak_memory', 'peak_memory_gb', 'prepare_dropout', 'training_arguments',
-           'our_arguments', 'open_stage', 'reference_of', 'result_of', 'too_large', 'train_stage']
+           'our_arguments', 'open_stage', 'reference_of', 'result_of', 'too_large', 'fast_training', 'train_stage']
 
 # %% ../nbs/04_trainer.ipynb #cbdeb679
 import math
@@ -14,7 +14,7 @@ import re
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from .batches import Scorer, collate, epoch_batches, halve, out_of_memory, score
 from .checkpoints import (last_checkpoint, mark_whole, policy_key, remove, remove_checkpoints, remove_leftovers, remove_others, stage_key,
                                 stored_scores)
 from .config import Stage
+from .fast_lora import fast_lora
 from .loss import dpo_loss, reward_accuracy, sft_loss
 from .model import disable_dropout, full_disk_named, set_dropout
 from .rows import Row
@@ -378,6 +379,21 @@ def too_large(
     return (f"Out of memory with {micro_batch} row{'s' if micro_batch > 1 else ''} in memory at once; rows have up to {max(map(width_of, rows))} tokens. "
             f"Use {remedy}LoRA instead of full fine-tuning, a smaller backbone, shorter rows, or a machine with more memory. ({reason})")
 
+# %% ../nbs/04_trainer.ipynb #7d6a6b50
+@contextmanager
+def fast_training(
+    model,         # a causal language model or a PEFT model around one
+    stage: Stage,  # settled settings
+):
+    "Within the block, adapters compute fast, and activations are kept or recomputed as the stage says."
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    word = "activation" if hasattr(causal, "activation_checkpointing_enable") else "gradient"  # renamed within transformers 5
+    if stage.gradient_checkpointing: getattr(causal, f"{word}_checkpointing_enable")(dict(use_reentrant=False))
+    try:
+        with fast_lora(model): yield
+    finally:
+        if stage.gradient_checkpointing: getattr(causal, f"{word}_checkpointing_disable")()
+
 # %% ../nbs/04_trainer.ipynb #0ed230ca
 def train_stage(
     model,                       # a causal language model or a PEFT model around one; trained in place
@@ -403,16 +419,17 @@ def train_stage(
     key = stage_key(policy, rows, stage, seed)
     checkpoint, record = open_stage(folder, key) if folder else (None, {})
     setup_seconds, progress = time.perf_counter() - started, progress and PartialState().is_main_process
-    reference, held_out_reference, reference_seconds = reference_of(folder, scorer, rows, held_out, policy, progress, label) if stage.kind == "dpo" else (None, None, 0.0)
-    watch = Watch(held_out, held_out_reference, progress, label, elapsed=setup_seconds + record.get("elapsed", reference_seconds))
-    micro_batch = min(stage.micro_batch_size or stage.batch_size, record.get("micro_batch_size", stage.batch_size), math.ceil(stage.batch_size / arguments.world_size))
-    trainer = StageTrainer(scorer, rows, stage, reference, micro_batch, key, args=arguments, callbacks=[watch])
-    trainer.watch, watch.trainer = watch, trainer
-    trainer.remove_callback(PrinterCallback)
-    try: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error): raise
-        raise MemoryError(too_large(rows, trainer.micro_batch, str(error).strip().split("\n")[0])) from error
+    with fast_training(model, stage):
+        reference, held_out_reference, reference_seconds = reference_of(folder, scorer, rows, held_out, policy, progress, label) if stage.kind == "dpo" else (None, None, 0.0)
+        watch = Watch(held_out, held_out_reference, progress, label, elapsed=setup_seconds + record.get("elapsed", reference_seconds))
+        micro_batch = min(stage.micro_batch_size or stage.batch_size, record.get("micro_batch_size", stage.batch_size), math.ceil(stage.batch_size / arguments.world_size))
+        trainer = StageTrainer(scorer, rows, stage, reference, micro_batch, key, args=arguments, callbacks=[watch])
+        trainer.watch, watch.trainer = watch, trainer
+        trainer.remove_callback(PrinterCallback)
+        try: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error): raise
+            raise MemoryError(too_large(rows, trainer.micro_batch, str(error).strip().split("\n")[0])) from error
     if folder and not keep_checkpoint and PartialState().is_main_process: remove_checkpoints(folder)
     tokens = sum(map(width_of, rows)) / len(rows)
     return result_of(trainer, tokens, watch.elapsed(), reference_seconds, trainer.micro_batch)

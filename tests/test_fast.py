@@ -1,0 +1,176 @@
+"Every fast path against the plain one: PEFT's own layers, all logits at once, a whole last block, kept activations."
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+import sftdpo.batches
+import sftdpo.trainer
+from sftdpo.batches import Scorer, collate, score
+from sftdpo.config import LoRA
+from sftdpo.fast_lora import fast_lora, lora_groups
+from sftdpo.model import add_adapter, apply_tuning, save_policy
+from sftdpo.rows import Row
+from sftdpo.trainer import stage_losses, train_stage
+from test_trainer import DPO, SFT, answers, pair_rows, trained, tuned
+from tiny import tiny_model
+
+TWENTY = dict(epochs=4, batch_size=4, learning_rate=1e-3)  # 20 rows: 20 steps
+
+
+@pytest.fixture
+def plainly(monkeypatch):
+    "A context in which nothing is fast."
+    @contextmanager
+    def plain():
+        with monkeypatch.context() as patch:
+            patch.setattr(sftdpo.trainer, "fast_lora", lambda model: nothing())
+            patch.setattr(sftdpo.batches, "last_layers", lambda causal: [])
+            patch.setattr(sftdpo.batches, "AT_ONCE", 2**40)
+            yield
+    @contextmanager
+    def nothing(): yield
+    return plain
+
+
+@pytest.fixture
+def chunks(monkeypatch):
+    "Chunks of three places of the tiny vocabulary."
+    monkeypatch.setattr(sftdpo.batches, "AT_ONCE", 3 * 400)
+
+
+def vector(tensors): return torch.cat([tensor.flatten() for tensor in tensors])
+
+
+def gradients(model, rows, stage, precision):
+    "Losses of rows, and the gradient of their sum."
+    policy = Scorer(model, precision).train()(**collate(rows))
+    reference = policy.detach() - torch.linspace(-2, 2, policy.numel()).view_as(policy)  # margins that are not zero
+    losses, _ = stage_losses(policy, reference, stage)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return losses.detach(), vector(torch.autograd.grad(losses.sum(), weights))
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+def test_twenty_steps_end_alike(stage, architecture, tuning, tokenizer, plainly, chunks):
+    rows, stage = pair_rows(20), stage.replace(**TWENTY)
+    rows = rows if stage.kind == "dpo" else answers(rows)
+    with plainly():
+        plain = tuned(architecture, tokenizer, tuning)
+        start = vector(trained(plain).values())
+        expected = train_stage(plain, rows, stage, progress=False)
+    fast = tuned(architecture, tokenizer, tuning)
+    found = train_stage(fast, rows, stage, progress=False)
+    assert found.steps == 20
+    for name in ("loss", "grad_norm"): assert found.history[name].tolist() == pytest.approx(expected.history[name].tolist(), rel=2e-3, abs=1e-5)
+    one, other = vector(trained(plain).values()), vector(trained(fast).values())
+    assert 0.01 * (one - start).norm() > (one - other).norm()
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+def test_losses_and_gradients(stage, architecture, tuning, tokenizer, plainly, chunks):
+    rows = pair_rows(7) if stage.kind == "dpo" else answers(pair_rows(7))
+    model = tuned(architecture, tokenizer, tuning)
+    with plainly():
+        losses, expected = gradients(model, rows, stage, "fp32")
+        rough_losses, rough = gradients(model, rows, stage, "bf16")
+    with fast_lora(model):
+        fast_losses, fast = gradients(model, rows, stage, "fp32")
+        fast_rough_losses, fast_rough = gradients(model, rows, stage, "bf16")
+    torch.testing.assert_close(fast_losses, losses, rtol=1e-5, atol=1e-5)
+    assert (fast - expected).norm() < 1e-5 * expected.norm()
+    assert fast_rough.dtype == torch.float32
+    assert (fast_rough - expected).norm() < 1.5 * (rough - expected).norm()  # bf16 strays no further than it does plainly
+    assert (fast_rough_losses - losses).norm() < 1.5 * (rough_losses - losses).norm() + 0.01 * losses.norm()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_a_fast_adapter_is_an_ordinary_one(architecture, tokenizer, tmp_path):
+    "Saved, and loaded by PEFT alone, it gives the logits that it was trained to."
+    base = save_policy(tiny_model(architecture, tokenizer), tokenizer, tmp_path / "base")
+    model = add_adapter(AutoModelForCausalLM.from_pretrained(base), LoRA(rank=4), seed=0)
+    names = set(model.state_dict())
+    train_stage(model, answers(pair_rows(20)), SFT, progress=False)
+    assert set(model.state_dict()) == names and not any("forward" in vars(layer) for layer in model.modules())
+    save_policy(model, tokenizer, tmp_path / "adapter")
+    loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "adapter").eval()
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        expected, untrained = loaded(input_ids=ids).logits, AutoModelForCausalLM.from_pretrained(base).eval()(input_ids=ids).logits
+        with fast_lora(model): fast = model.eval()(input_ids=ids).logits
+    torch.testing.assert_close(fast, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - untrained).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_layers_with_one_input_are_computed_together(architecture, tokenizer):
+    model = tuned(architecture, tokenizer, "lora")
+    assert [len(group) for group in lora_groups(model)] == ([1, 1, 1, 1] if architecture == "gpt2" else [3, 1, 2, 1]) * 2
+
+
+def test_what_is_not_plain_keeps_its_own_computation(tokenizer):
+    model = apply_tuning(tiny_model("llama", tokenizer), "lora", LoRA(rank=4, dropout=0.1))
+    assert lora_groups(model) == [] and lora_groups(tiny_model("llama", tokenizer)) == []
+    model = tuned("llama", tokenizer, "lora")
+    with model.disable_adapter(): assert lora_groups(model) == []
+    assert lora_groups(tuned("llama", tokenizer, "lora").to(torch.bfloat16)) == []
+    model.merge_adapter()
+    assert lora_groups(model) == []
+
+
+def test_layers_are_given_back_after_an_error(tokenizer):
+    model = tuned("llama", tokenizer, "lora")
+    with pytest.raises(KeyError), fast_lora(model): raise KeyError
+    assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_recomputed_activations_change_nothing(architecture, tuning, tokenizer):
+    def result(**settings):
+        model = tuned(architecture, tokenizer, tuning)
+        train_stage(model, answers(pair_rows(20)), SFT.replace(**TWENTY, **settings), progress=False)
+        assert not any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        return trained(model)
+    expected = result()
+    start = vector(trained(tuned(architecture, tokenizer, tuning)).values())
+    found = result(gradient_checkpointing=True)
+    assert (vector(found.values()) - vector(expected.values())).norm() < 0.01 * (vector(expected.values()) - start).norm()
+
+
+def test_recomputing_happens(tokenizer):
+    "Each block runs forward twice a step."
+    counts = {}
+    for recompute in (False, True):
+        model = tuned("llama", tokenizer, "full")
+        seen = []
+        model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: seen.append(1))
+        train_stage(model, answers(pair_rows(8)), SFT.replace(epochs=1, gradient_checkpointing=recompute), progress=False)
+        counts[recompute] = len(seen)
+    assert counts == {False: 1, True: 2}
+
+
+@pytest.mark.parametrize("config, kind", [(Qwen2Config, Qwen2ForCausalLM), (MistralConfig, MistralForCausalLM)])
+def test_the_last_block_of_other_types(config, kind, tokenizer, plainly):
+    torch.manual_seed(0)
+    model = kind(config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                        num_key_value_heads=1, initializer_range=0.3)).eval()
+    rows = pair_rows(9)
+    assert len(sftdpo.batches.last_layers(model)) == 2
+    with plainly(): expected = score(model, rows, precision="fp32")
+    np.testing.assert_allclose(score(model, rows, precision="fp32"), expected, rtol=1e-5)
+
+
+def test_the_last_block_works_at_scored_places_only(tokenizer):
+    model = tuned("llama", tokenizer, "full")
+    seen = []
+    model.model.layers[1].mlp.down_proj.register_forward_hook(lambda layer, inputs, output: seen.append(tuple(output.shape)))
+    score(model, [Row("a", [1] * 30, [[5], [6]]), Row("b", [2] * 30, [[7], [8]])], precision="fp32")
+    assert seen == [(2, 64)]
