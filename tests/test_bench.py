@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from sftdpo import bench as bench_module
-from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_log_probabilities, rounds_of, seen_pairs, speeds
+from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns
 from sftdpo.batches import score
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, settle
 from sftdpo.rows import Row
@@ -100,7 +100,7 @@ def test_the_bound_by_hand(tiny_llama):
 
 def answer(seconds, reference=0.0):
     "An engine's record with a slow first round."
-    return dict(start_up_seconds=3.0, reference_seconds=reference, settings={}, turns=[dict(seconds=s, peak_memory_gb=1.0) for s in (9.0, *seconds)])
+    return dict(start_up_seconds=3.0, reference_seconds=reference, settings={}, reference_processor_seconds=reference / 2, turns=[dict(seconds=s, processor_seconds=s / 2, peak_memory_gb=1.0) for s in (9.0, *seconds)])
 
 
 def test_speeds_by_hand():
@@ -110,6 +110,7 @@ def test_speeds_by_hand():
     rounds = rounds_of({"one": result})
     assert rounds[rounds.engine == "sftdpo"].seconds.tolist() == [2, 3, 4]  # a quarter of the reference pass in each
     assert rounds[rounds.engine == "plain"].times_ours.tolist() == [2, 2, 4]
+    assert rounds_of({"one": result}, "processor_seconds").seconds.tolist() == (rounds.seconds / 2).tolist()
     table = speeds({"one": result}).loc["one"]
     assert table.loc["sftdpo", "share_of_bound"] == pytest.approx(1 / 3)  # the bound is half a second of operations and half of bytes
     assert table.loc["plain", ["examples_per_second", "times_ours", "times_ours_high", "tokens_per_second"]].tolist() == pytest.approx([8 / 6, 2, 4, 80 / 6])
@@ -139,15 +140,25 @@ def test_a_file_is_written_after_each_configuration_and_goes_on(tmp_path, monkey
     with pytest.raises(ValueError, match="other settings .rounds."): bench(settings.replace(rounds=7), file)
 
 
-def test_processes_take_turns(backbone, monkeypatch):
-    settings = Benchmark(backbone=backbone, batch_sizes=(4,), rounds=2, engines=("sftdpo", "plain"), lora=LoRA(rank=4))
-    result = measured(settings, configurations(settings)["train sonnet dpo lora 4"])
-    assert {engine: len(found["turns"]) for engine, found in result["engines"].items()} == dict(sftdpo=3, plain=3, machine=3)
-    ours, plain = (torch.tensor([turn["losses"] for turn in result["engines"][engine]["turns"]]) for engine in ("sftdpo", "plain"))
-    torch.testing.assert_close(ours, plain, atol=1e-4, rtol=0)
-    assert (speeds({"one": result}).share_of_bound > 0).all() and result["environment"]["processor"]
+def test_processes_take_turns_and_an_engine_that_fails_is_named(backbone):
+    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=0), Run())
+    jobs = [Job("train", engine, backbone, rows_of("sft"), 8, stage) for engine in ("plain", "machine")]
+    found = take_turns(jobs, rounds=2, minutes=9)
+    assert {engine: len(said["turns"]) for engine, said in found.items()} == dict(plain=3, machine=3)
+    assert found["plain"]["turns"][0]["losses"] == pytest.approx(ran(jobs[0], 1)[0][0]["losses"], abs=1e-4)
+    assert all(turn["operations_per_second"] > 0 and turn["bytes_per_second"] > 0 for turn in found["machine"]["turns"])
+    with pytest.raises(ChildProcessError, match="'plain' has failed: FileNotFoundError"): take_turns([replace(jobs[0], backbone="no/where/at/all")], 1, 9)
 
 
-def test_an_engine_that_fails_is_named(backbone):
-    settings = Benchmark(backbone=backbone, batch_sizes=(4,), rounds=1, engines=("sftdpo",), learning_rate=1e30)
-    with pytest.raises(ChildProcessError, match="'sftdpo' has failed: FloatingPointError"): measured(settings.replace(steps=3), configurations(settings)["train paraphrase sft full 4"])
+def test_what_is_measured_says_what_it_was(monkeypatch):
+    settings = Benchmark(batch_sizes=(4,), rounds=2, steps=2, prompts=16, texts=3)
+    for name, configuration in configurations(settings).items():
+        asked = []
+        monkeypatch.setattr(bench_module, "take_turns", lambda jobs, rounds, minutes: asked.extend(jobs) or {job.engine: dict(answer([1.0, 1.0])) for job in jobs if job.engine != "machine"})
+        result = measured(settings, configuration)
+        assert {job.engine for job in asked} == set(WORKERS[result["what"]]), name
+        assert len({id(job.rows) for job in asked}) == 1 and result["environment"]["processor"] and result["settings"]["rounds"] == 2
+        assert result["examples"] == dict(train=8, score=16, sample=3 * 8)[result["what"]]
+        if result["what"] == "train": assert result["rows"] == 24 and len(result["tokens"]) == len(result["counted"]) == 3
+        json.dumps(result)
+        assert (speeds({name: result}).rounds == 2).all()
