@@ -6,7 +6,7 @@
 __all__ = ['RECIPES', 'TaskName', 'RecipeName', 'TuningName', 'RejectedName', 'REJECTED', 'PRIMARY', 'RECOMMENDED', 'LIKE',
            'SettingsError', 'check', 'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'Reading',
            'neutral', 'Stage', 'Run', 'untouched', 'settle', 'LearningRates', 'Choosing', 'Study', 'Execution',
-           'to_dict', 'from_dict', 'to_yaml', 'from_yaml', 'relevant', 'identity']
+           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/00_config.ipynb #a30deac0
 import dataclasses
@@ -429,6 +429,35 @@ class Execution(Settings):
         check(self.workers >= 1, "execution.workers", self.workers, "use a whole number from 1 up")
         check(self.cpus_per_run is None or self.cpus_per_run >= 1, "execution.cpus_per_run", self.cpus_per_run, "use a whole number from 1 up")
         check(self.gpus_per_run is None or self.gpus_per_run >= 0, "execution.gpus_per_run", self.gpus_per_run, "use 0 or a positive number")
+
+# %% ../nbs/00_config.ipynb #fe0f0ec1
+@dataclass(frozen=True)
+class Benchmark(Settings):
+    "Which engines are timed side by side, on what."
+    what: tuple[Literal["train", "score", "sample"], ...] = ("train", "score", "sample")  # training, scoring prompts, drawing texts
+    backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
+    tasks: tuple[Literal["paraphrase", "sonnet"], ...] = ("paraphrase", "sonnet")  # training: whose rows
+    data: str = "embedded"  # question pairs: embedded, hub, or the path of a folder or file
+    kinds: tuple[Literal["sft", "dpo"], ...] = ("sft", "dpo")  # training: the loss
+    tunings: tuple[TuningName, ...] = ("full", "lora")  # training: all weights, or LoRA's
+    batch_sizes: tuple[int, ...] = (8, 32)  # training: examples (or pairs) per optimizer step
+    engines: tuple[Literal["sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain"], ...] = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")  # who takes turns; all are in memory at once
+    rounds: int = 5  # turns of each engine that count; one more warms up
+    steps: int = 1  # training: optimizer steps in a turn
+    minutes: float = 30.0  # after so many, a configuration begins no further round; the result says how many there were
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 where the hardware multiplies it fast
+    learning_rate: float = 1e-5  # training: the same for all
+    lora: LoRA = LoRA()  # LoRA's settings
+    prompts: int = 1000  # scoring: prompts in a turn
+    texts: int = 12  # sampling: prompts in a turn
+    sampling: Sampling = Sampling(samples=8)  # sampling: how texts are drawn
+    seed: int = 0  # of the rows, their order, the adapter's start and the samples
+
+    def validate(self):
+        for name in ("rounds", "steps", "prompts", "texts", "minutes", "learning_rate"):
+            check(getattr(self, name) > 0, f"benchmark.{name}", getattr(self, name), "use a number above 0")
+        for size in self.batch_sizes: check(size > 0, "benchmark.batch_sizes", size, "use whole numbers above 0, such as 8 32")
+        check("sftdpo" in self.engines, "benchmark.engines", self.engines, "name sftdpo among them: the others are held against it")
 
 # %% ../nbs/00_config.ipynb #44c98e68
 def to_dict(

@@ -1,0 +1,164 @@
+"The benchmark: every engine does the same mathematics, files go on, and the bound is what a hand counts."
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import transformers
+
+from sftdpo import bench as bench_module
+from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns
+from sftdpo.batches import score
+from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, settle
+from sftdpo.rows import Row
+from sftdpo.runs import stage_rows
+
+ENGINES = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")
+
+
+class Listener:
+    "Stands for the asking process: notes what an engine says, and lets it go on for some turns."
+    def __init__(self, rounds): self.said, self.rounds = [], rounds
+
+    def __call__(self, **facts):
+        self.said.append(facts)
+        return len(self.said) <= self.rounds
+
+
+def ran(job, rounds):
+    "What an engine said in its turns, and in the end."
+    usual, listener = list(transformers.trainer.DEFAULT_CALLBACKS), Listener(rounds)
+    try: end = WORKERS[job.what][job.engine](job, listener)
+    finally: transformers.trainer.DEFAULT_CALLBACKS[:] = usual
+    return listener.said[1:], end
+
+
+def rows_of(kind):
+    "Rows of several lengths; completions of one to three tokens."
+    completions = [[[7 + i % 5, 9, 11][:1 + i % 3], [8, 10][:1 + i % 2]] for i in range(24)]
+    return [Row(str(i), [20 + (3 * i + k) % 200 for k in range(4 + i % 7)], some[:2 if kind == "dpo" else 1]) for i, some in enumerate(completions)]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_engines_have_the_same_losses(kind, tuning, backbone):
+    stage = settle(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=None if kind == "dpo" else 0), Run())
+    losses = {}
+    for engine in ENGINES:
+        turns, end = ran(Job("train", engine, backbone, rows_of(kind), 8, stage, tuning, LoRA(rank=4)), 3)
+        losses[engine] = torch.tensor([turn["losses"] for turn in turns])
+        assert losses[engine].shape == (3, 2) and end["settings"] and end["reference_seconds"] >= 0
+        assert (end["reference_seconds"] > 0) == (kind == "dpo" and engine in ("sftdpo", "trl-best"))
+        json.dumps(end)
+    for engine in ENGINES[1:]: torch.testing.assert_close(losses[engine], losses["sftdpo"], atol=2e-4, rtol=0, msg=lambda said: f"{engine}: {said}")
+    assert losses["sftdpo"].std() > 1e-3, "weights do not move, so equal losses would mean little"
+
+
+def test_an_engine_stops_when_told(backbone):
+    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, looks=0, precision="fp32"), Run())
+    for engine in ("sftdpo", "plain"): assert len(ran(Job("train", engine, backbone, rows_of("sft"), 4, stage), 2)[0]) == 2
+
+
+def test_padded_logits_say_the_same_as_scored_positions(tiny):
+    model, _ = tiny
+    rows = rows_of("dpo")
+    found = torch.stack([padded_log_probabilities(model, [row.prompt for row in rows], [row.completions[k] for row in rows], "fp32") for k in (0, 1)], 1)
+    torch.testing.assert_close(found.detach().double(), torch.tensor(score(model, rows, precision="fp32")), atol=1e-4, rtol=0)
+
+
+def test_scoring_engines_agree(backbone):
+    rows = [Row(row.id, row.prompt, [[5], [6]]) for row in rows_of("sft")]
+    means = [ran(Job("score", engine, backbone, rows, len(rows), Stage("sft", batch_size=5, precision="fp32")), 1)[0][0]["mean"] for engine in ("sftdpo", "plain")]
+    assert means[0] == pytest.approx(means[1], abs=1e-5)
+
+
+def test_sampling_engines_draw_as_many_texts(backbone):
+    sampling = Sampling(samples=3, max_new_tokens=5)
+    for engine in ("sftdpo", "generate", "generate-one"):
+        turns, _ = ran(Job("sample", engine, backbone, ["Shall I", "Thou art more"], 2, Stage("sft", precision="fp32"), sampling=sampling), 2)
+        assert len(turns) == 2 and all(2 * 3 <= turn["tokens"] <= 2 * 3 * 5 for turn in turns)
+
+
+def test_the_bound_by_hand(tiny_llama):
+    model, _ = tiny_llama  # 2 layers, width 64, 4 heads of 16, 2 for keys and values, 128 inside
+    blocks = 2 * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128)
+    row = Row("", [1, 2, 3], [[4, 5], [6]])  # 4 tokens are read; after the prompt and after 4 something is predicted
+    assert seen_pairs(row) == 6 + 4
+    job = Job("train", "machine", "", [row], 1, Stage("dpo", batch_size=1))
+    found = counted(model, [row], job)
+    forward = 2 * blocks * 4 + 4 * 10 * 2 * 64 + 2 * model.config.vocab_size * 64 * 2
+    assert found.pop("bytes") == 32 * model.num_parameters()
+    assert sum(found.values()) == 4 * forward  # forward, twice that backward, and the reference
+
+    lora = counted(model, [row], replace(job, tuning="lora", lora=LoRA(rank=1)))
+    adapter = 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
+    assert adapter_size(model, LoRA(rank=1)) == adapter and lora.pop("bytes") == 32 * adapter
+    assert sum(lora.values()) == 3 * forward + 4 * 10 * 2 * 64 + 6 * adapter * 4  # attention has no weights to be spared
+    scored = counted(model, [row], replace(job, what="score"))
+    assert scored.pop("bytes") == 0 and sum(scored.values()) == forward
+
+
+def answer(seconds, reference=0.0):
+    "An engine's record with a slow first round."
+    return dict(start_up_seconds=3.0, reference_seconds=reference, settings={}, reference_processor_seconds=reference / 2, turns=[dict(seconds=s, processor_seconds=s / 2, peak_memory_gb=1.0) for s in (9.0, *seconds)])
+
+
+def test_speeds_by_hand():
+    machine = dict(start_up_seconds=1.0, turns=[dict(seconds=1.0, operations_per_second=100.0, bytes_per_second=10.0)] * 4)
+    result = dict(what="train", examples=8, rows=32, tokens=[80] * 4, counted=[dict(forward=50, bytes=5)] * 4,
+                  engines=dict(sftdpo=answer([1.0, 2.0, 3.0], reference=4.0), plain=answer([4.0, 6.0, 16.0]), machine=machine))
+    rounds = rounds_of({"one": result})
+    assert rounds[rounds.engine == "sftdpo"].seconds.tolist() == [2, 3, 4]  # a quarter of the reference pass in each
+    assert rounds[rounds.engine == "plain"].times_ours.tolist() == [2, 2, 4]
+    assert rounds_of({"one": result}, "processor_seconds").seconds.tolist() == (rounds.seconds / 2).tolist()
+    table = speeds({"one": result}).loc["one"]
+    assert table.loc["sftdpo", "share_of_bound"] == pytest.approx(1 / 3)  # the bound is half a second of operations and half of bytes
+    assert table.loc["plain", ["examples_per_second", "times_ours", "times_ours_high", "tokens_per_second"]].tolist() == pytest.approx([8 / 6, 2, 4, 80 / 6])
+    assert table.loc["plain", "start_up_seconds"] == 3 and table.loc["sftdpo", "start_up_seconds"] == -1  # the reference pass is no start-up
+
+
+def test_configurations():
+    assert len(configurations(Benchmark(what=("train",)))) == 2 * 2 * 2 * 2
+    assert list(configurations(Benchmark(what=("score", "sample")))) == ["score paraphrase", "sample sonnet"]
+
+
+def test_a_file_is_written_after_each_configuration_and_goes_on(tmp_path, monkeypatch):
+    done = []
+
+    def stopped(benchmark, configuration):
+        if len(done) == 2: raise KeyboardInterrupt
+        done.append(configuration["kind"] + configuration["tuning"])
+        return dict(settings=bench_module.shared_settings(benchmark))
+
+    monkeypatch.setattr(bench_module, "measured", stopped)
+    settings, file = Benchmark(what=("train",), tasks=("sonnet",), batch_sizes=(8,)), tmp_path / "in" / "speed.json"
+    with pytest.raises(KeyboardInterrupt): bench(settings, file)
+    assert len(json.loads(file.read_text())) == 2
+    del done[:2]
+    monkeypatch.setattr(bench_module, "measured", lambda benchmark, configuration: done.append(configuration["kind"] + configuration["tuning"]) or stopped(benchmark, configuration))
+    assert len(bench(settings, file)) == 4 and set(done) == {"dpofull", "dpolora"}
+    with pytest.raises(ValueError, match="other settings .rounds."): bench(settings.replace(rounds=7), file)
+
+
+def test_processes_take_turns_and_an_engine_that_fails_is_named(backbone):
+    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=0), Run())
+    jobs = [Job("train", engine, backbone, rows_of("sft"), 8, stage) for engine in ("plain", "machine")]
+    found = take_turns(jobs, rounds=2, minutes=9)
+    assert {engine: len(said["turns"]) for engine, said in found.items()} == dict(plain=3, machine=3)
+    assert found["plain"]["turns"][0]["losses"] == pytest.approx(ran(jobs[0], 1)[0][0]["losses"], abs=1e-4)
+    assert all(turn["operations_per_second"] > 0 and turn["bytes_per_second"] > 0 for turn in found["machine"]["turns"])
+    with pytest.raises(ChildProcessError, match="'plain' has failed: FileNotFoundError"): take_turns([replace(jobs[0], backbone="no/where/at/all")], 1, 9)
+
+
+def test_what_is_measured_says_what_it_was(monkeypatch):
+    settings = Benchmark(batch_sizes=(4,), rounds=2, steps=2, prompts=16, texts=3)
+    for name, configuration in configurations(settings).items():
+        asked = []
+        monkeypatch.setattr(bench_module, "take_turns", lambda jobs, rounds, minutes: asked.extend(jobs) or {job.engine: dict(answer([1.0, 1.0])) for job in jobs if job.engine != "machine"})
+        result = measured(settings, configuration)
+        assert {job.engine for job in asked} == set(WORKERS[result["what"]]), name
+        assert len({id(job.rows) for job in asked}) == 1 and result["environment"]["processor"] and result["settings"]["rounds"] == 2
+        assert result["examples"] == dict(train=8, score=16, sample=3 * 8)[result["what"]]
+        if result["what"] == "train": assert result["rows"] == 24 and len(result["tokens"]) == len(result["counted"]) == 3
+        json.dumps(result)
+        assert (speeds({name: result}).rounds == 2).all()
