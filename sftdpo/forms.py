@@ -240,8 +240,8 @@ class Form:
     ):
         self.kind, self.changed, self.quiet, self.settings, self.problems = kind, changed, False, None, {}
         self.entries = {path: Entry(path, *about, self.look) for path, about in field_paths(kind).items()}
-        folds = {}
-        for path, entry in self.entries.items(): folds.setdefault(fold_of(path), []).append(entry.widget)
+        folds = {fold: [] for fold in FOLDS if kind is Study or not fold}
+        for path, entry in self.entries.items(): folds[fold_of(path)].append(entry.widget)
         self.folds, boxes = list(folds), [widgets.VBox(rows) for rows in folds.values()]
         self.accordion = widgets.Accordion(boxes, selected_index=0)
         self.note = widgets.HTML()

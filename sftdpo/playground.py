@@ -9,6 +9,8 @@ __all__ = ['COLOURS', 'progress_html', 'time_left', 'save_settings', 'load_setti
 # %% ../nbs/10d_playground.ipynb #8d9af16c
 import asyncio
 import contextlib
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,9 +22,9 @@ from markupsafe import Markup
 from .claims import judge_claims
 from .config import Execution, SettingsError, Study, from_yaml, to_yaml
 from .forms import PRESETS, WRONG, Form, field_of
-from .live import (Estimate, begin, command_words, estimate, known_times, live_history, log_file, measure, progress_of, said_last, seconds_left, settings_file, stop, working)
+from .live import (Estimate, begin, command_words, estimate, known_times, live_history, progress_of, said_last, seconds_left, settings_file, stop, working)
 from .plots import learning_curves, visible
-from .report import data, figure, up_to_date
+from .report import data, figure
 from .safe_files import write_text
 from .store import finished_runs
 from .tree import stage_tree, time_in_words
@@ -87,7 +89,7 @@ def button(
     style: str = "",  # of ipywidgets: primary, danger
 ) -> widgets.Button:
     "A button."
-    one = widgets.Button(description=text, tooltip=hint, button_style=style, layout=widgets.Layout(width="auto"))
+    one = widgets.Button(description=text, tooltip=hint, button_style=style, layout=widgets.Layout(width="auto", align_self="flex-start"))
     one.on_click(lambda _: pressed())
     return one
 
@@ -129,7 +131,7 @@ class Playground:
         where = widgets.HBox([self.folder, button("Open", "show what an existing folder holds", self.open)])
         who = widgets.Accordion([self.who.widget], titles=("Who trains",), selected_index=None)
         self.settings_box = widgets.VBox([widgets.Box([self.preset, where], layout=widgets.Layout(flex_flow="row wrap")), self.form.widget, who, files, self.noted,
-                                          widgets.HBox([self.run_button, self.stop_button, self.measure_button]), self.told])
+                                          widgets.HBox([self.run_button, self.stop_button, self.measure_button], layout=widgets.Layout(overflow="hidden")), self.told])
 
     def make_course(self):
         "The middle: how far it is."
@@ -222,7 +224,6 @@ class Playground:
     def measure(self):
         "Time a few steps, in another process."
         if self.form.settings is None: return
-        import subprocess, sys
         path = settings_file(self.home)
         def timed(study=self.form.settings):
             save_settings(study, path)
