@@ -231,7 +231,7 @@ def begin(
     write_text(settings_file(folder), to_yaml(study))
     with open(log_file(folder), "w", encoding="utf-8") as log:
         return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *command_words(folder, execution)[1:]], stdin=subprocess.DEVNULL, stdout=log,
-                                stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1", "TQDM_DISABLE": "1"})
+                                stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
 # %% ../nbs/10b_live.ipynb #443ada9d
 def working(
@@ -259,6 +259,6 @@ def said_last(
     folder: Path,    # of a study
     lines: int = 12,  # at most
 ) -> str:
-    "The last lines of what the process said."
+    "The last lines of what the process said; of a progress bar, its last state."
     path = log_file(folder)
-    return "\n".join(path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.exists() else ""
+    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.exists() else ""

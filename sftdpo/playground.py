@@ -103,7 +103,7 @@ class Playground:
         every: float = 1.0,                      # seconds between looks at a process
     ):
         self.every, self.process, self.nodes, self.drawn, self.version, self.pool = every, None, [], None, 0, ThreadPoolExecutor(1)
-        self.told, self.noted = widgets.HTML(), widgets.HTML(layout=widgets.Layout(width="100%"))
+        self.told, self.noted = widgets.HTML(), widgets.HTML()
         self.make_settings(str(folder))
         self.make_course()
         self.make_results()

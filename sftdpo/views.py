@@ -165,7 +165,7 @@ def disagreements(
 ) -> pd.DataFrame:          # id, prompt, true, first, second, value_first, value_second, difference
     "The examples of two runs side by side, those that are asked for."
     one, other = (answers[answers["name"] == name].set_index("id") for name in (first, second))
-    table = one[["prompt", "true", "answer", "value"]].join(other[["answer", "value"]], how="inner", rsuffix="_second").rename(columns={"answer": "first", "answer_second": "second", "value": "value_first", "value_second": "value_second"})
+    table = one[["prompt", "true", "answer", "value"]].join(other[["answer", "value"]].add_suffix("_second"), how="inner").rename(columns={"answer": "first", "answer_second": "second", "value": "value_first", "value_second": "value_second"})
     table = table.assign(difference=table["value_first"] - table["value_second"]).reset_index()
     table = table[SHOW[show](table["value_first"], table["value_second"])]
     if search:
