@@ -273,7 +273,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.shoot("predictions")
     page.tab("Command")
     page.wait(lambda: page.text(f"sftdpo compare --settings results-{name}.yaml --out results-{name}"), "the command")
-    errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and "favicon" not in line["message"]]
+    errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
     assert errors == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))
     assert history["step"].max() == 200 and history["loss"].notna().sum() == 200
