@@ -209,4 +209,5 @@ def remove_checkpoints(
 ):
     "Remove what a stage goes on from: to be called when what came out of it is safe."
     remove(folder / "checkpoints")
+    remove(folder / "progress.jsonl")
     for path in folder.glob("*reference.npz"): remove(path)

@@ -8,6 +8,7 @@ __all__ = ['WARM_UP', 'step_items', 'stage_losses', 'TrainingOrder', 'micro_batc
            'our_arguments', 'open_stage', 'reference_of', 'result_of', 'too_large', 'fast_training', 'train_stage']
 
 # %% ../nbs/04_trainer.ipynb #cbdeb679
+import json
 import math
 import os
 import re
@@ -201,7 +202,9 @@ class Watch(TrainerCallback):
         progress: bool,                # draw a bar?
         label: str,                    # what the bar is called
         elapsed: float = 0.0,          # seconds that the stage has had before now
+        folder: Path | None = None,    # of the stage; its `progress.jsonl` then says how far it is
     ):
+        self.folder = folder
         self.held_out, self.reference, self.progress, self.label = held_out, held_out_reference, progress, label
         self.trainer, self.bar, self.duration, self.began = None, None, 0.0, time.perf_counter() - elapsed
 
@@ -213,7 +216,14 @@ class Watch(TrainerCallback):
         looks = self.trainer.stage.looks
         self.when = {round(state.max_steps * k / looks) for k in range(1, looks + 1)}
         self.saved = time.perf_counter()
+        self.tell(state, state.log_history, "w")
         if state.global_step == 0: self.look()
+
+    def tell(self, state, lines: list[dict], mode: str = "a"):
+        "Write history to where others can follow it."
+        if not self.folder or not state.is_world_process_zero: return
+        with open(self.folder / "progress.jsonl", mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(line | {"steps": state.max_steps}, default=float) + "\n" for line in lines)
 
     def examples(self, state) -> int: return min(self.total, state.global_step * self.trainer.stage.batch_size)
 
@@ -233,8 +243,9 @@ class Watch(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         state.log_history[-1]["elapsed"] = round(self.elapsed(), 4)
+        if "loss" in logs: state.log_history[-1]["seconds"] = round(self.duration, 4)
+        self.tell(state, state.log_history[-1:])
         if "loss" not in logs: return
-        state.log_history[-1]["seconds"] = round(self.duration, 4)
         if not math.isfinite(logs["loss"]): raise FloatingPointError(f"The loss is not finite at step {state.global_step}; lower the learning rate, or train with precision fp32.")
         self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
         if state.global_step in self.when: self.look()
@@ -421,7 +432,7 @@ def train_stage(
     setup_seconds, progress = time.perf_counter() - started, progress and PartialState().is_main_process
     with fast_training(model, stage):
         reference, held_out_reference, reference_seconds = reference_of(folder, scorer, rows, held_out, policy, progress, label) if stage.kind == "dpo" else (None, None, 0.0)
-        watch = Watch(held_out, held_out_reference, progress, label, elapsed=setup_seconds + record.get("elapsed", reference_seconds))
+        watch = Watch(held_out, held_out_reference, progress, label, elapsed=setup_seconds + record.get("elapsed", reference_seconds), folder=folder)
         micro_batch = min(stage.micro_batch_size or stage.batch_size, record.get("micro_batch_size", stage.batch_size), math.ceil(stage.batch_size / arguments.world_size))
         trainer = StageTrainer(scorer, rows, stage, reference, micro_batch, key, args=arguments, callbacks=[watch])
         trainer.watch, watch.trainer = watch, trainer
