@@ -217,6 +217,9 @@ class Page:
     def tab(self, label): self.one(f"//*[contains(@class,'TabBar-tabLabel')][normalize-space()='{label}']").click()
 
 
+VOILAS_OWN = "The getter for the shared module is not a function"  # Voilà 0.5 says so of JupyterLab extensions that it does not share modules with
+
+
 @in_a_browser
 @pytest.mark.parametrize("name", ["lab", "voila"])
 def test_in_a_browser(server, browser, tmp_path, name):
@@ -232,8 +235,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.shoot("form")
 
     page.fill("train size", "many")  # a mistake is named beside its field, and nothing can be run
-    problem = page.one("//*[contains(@class,'sftdpo-problem')]")
-    assert "train_size = 'many' cannot be used: give a whole number" in problem.text
+    page.wait(lambda: "train_size = 'many' cannot be used: give a whole number" in page.one("//*[contains(@class,'sftdpo-problem')]").text, "a mistake that is named")
     page.wait(lambda: not page.button("Run").is_enabled(), "a Run that cannot be pressed")
     page.shoot("mistake")
     page.fill("name", "in a browser")
@@ -274,6 +276,6 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.tab("Command")
     page.wait(lambda: page.text(f"sftdpo compare --settings results-{name}.yaml --out results-{name}"), "the command")
     errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
-    assert errors == []
+    assert [message for message in errors if VOILAS_OWN not in message] == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))
     assert history["step"].max() == 200 and history["loss"].notna().sum() == 200

@@ -22,7 +22,7 @@ SECTIONS = {  # a notebook's section and place are those of the first pattern th
     "Analysis": ["study/*"],
     "Reference": ["glossary", "cli", "config", "*"],
 }
-LATER = {"study/playground*"}  # patterns of what need not be there
+LATER = set()  # patterns of what need not be there
 
 
 def without_numbers(
