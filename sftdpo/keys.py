@@ -76,6 +76,8 @@ def forget_data():
     for one in (_load, _fitted): one.cache_clear()
 
 # %% ../nbs/06a_keys.ipynb #0c8bb799
+_plain, _relevant = lru_cache(maxsize=1024)(to_dict), lru_cache(maxsize=1024)(relevant)  # thousands of runs differ in little but their seeds
+
 def stage_keys(
     run: Run,  # any run
 ) -> list[str]:
@@ -84,9 +86,9 @@ def stage_keys(
     shared = dict(seed=run.seed, data=data.fingerprint, train_size=run.train_size or len(data.train), shuffle_labels=run.shuffle_labels)
     if run.reading.too_long != "stop": shared["too_long"] = run.reading.too_long
     for stage in run.stages:
-        settings = relevant(stage, run.tuning, run.lora)
+        settings = dict(_relevant(stage, run.tuning, run.lora))
         if settings["precision"] == "auto": settings["precision"] = best_precision(device())
-        if settings.get("rejected") == "sample": settings["sampling"] = to_dict(run.sampling.replace(samples=1))
+        if settings.get("rejected") == "sample": settings["sampling"] = _plain(run.sampling.replace(samples=1))
         keys.append(identity(dict(settings, **shared, parent=keys[-1])))
     return keys[1:]
 
@@ -96,7 +98,7 @@ def run_name(
     keys: list[str] | None = None,  # its `stage_keys`, if they are known
 ) -> str:
     "A readable name that only an equal run has: its stages, and what and how it is judged."
-    judged = dict(backbone=backbone_fingerprint(run.backbone), data=task_data(run).fingerprint, test_size=run.test_size, sampling=to_dict(run.sampling))
+    judged = dict(backbone=backbone_fingerprint(run.backbone), data=task_data(run).fingerprint, test_size=run.test_size, sampling=_plain(run.sampling))
     if run.judge != "test": judged["judge"] = run.judge
     words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "backbone") + [f"split{run.resplit}"] * bool(run.resplit) + [f"seed{run.seed}"]
     return "-".join([*words, identity(dict(judged, stages=stage_keys(run) if keys is None else keys))[:10]])

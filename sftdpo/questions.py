@@ -7,6 +7,7 @@ __all__ = ['topics', 'word_overlap', 'generated_questions', 'unlabelled_lists', 
 
 # %% ../nbs/00_questions.ipynb #91c554ed
 import random, re
+from functools import lru_cache
 
 # %% ../nbs/00_questions.ipynb #b8897657
 _topics = dict(
@@ -46,7 +47,8 @@ _actions = dict(
     activity=('prepare for {x}', 'recover from {x}', 'dress for {x}', 'eat before {x}'))
 
 # %% ../nbs/00_questions.ipynb #13037cd7
-def _words(text): return set(re.findall(r'\w+', text.lower()))
+@lru_cache(maxsize=1024) # one question is held against many
+def _words(text): return frozenset(re.findall(r'\w+', text.lower()))
 
 def word_overlap(
     question1:str, # one question
