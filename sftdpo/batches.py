@@ -13,6 +13,7 @@ import gc
 import re
 import warnings
 from contextlib import contextmanager, nullcontext
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -90,6 +91,7 @@ def collate(
     return batch
 
 # %% ../nbs/04_batches.ipynb #67f649f9
+@lru_cache
 def best_precision(
     device: str = "cpu",  # where the model is
 ) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 # %% ../nbs/02_check.ipynb #00d31904
 from .config import Reading
 from .data import TaskData, encoding_of, gathered, load_task, text_key
-from .examples import DataError, Example, chance, counted
+from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
 from .shapes import guess_task
@@ -165,6 +165,7 @@ class DataReport:
 def _printable(line): return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() if ord(c) < 0xd800 or ord(c) > 0xdfff else f"\\u{ord(c):04x}" for c in line)
 
 # %% ../nbs/02_check.ipynb #3aebc2a5
+@collector_at_rest()
 def check_data(
     data:TaskData, # from `load_task`, perhaps fitted to the backbone
     tokenizer=None, # of the backbone; none given: nothing is said of tokens

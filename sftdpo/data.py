@@ -19,7 +19,7 @@ from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #4628ca0e
 from .config import Reading
-from .examples import DataError, Example, chance, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
+from .examples import DataError, Example, chance, collector_at_rest, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
 from .files import Problem, Table, UnusableRows, as_text, decode, keep, read_bytes, read_table, tables_of
 from .questions import generated_questions
 from .rows import Row, check_verbalizers, fit, tokenize, verbalizer_rows
@@ -471,6 +471,7 @@ def _own_task(task, data, seed, reading) -> TaskData:
     return _from_tables(task, data, seed, reading)
 
 # %% ../nbs/01_data.ipynb #36667dcb
+@collector_at_rest()
 def load_task(
     task:str, # "paraphrase", "sonnet", "labels", "completions" or "preferences"
     data="embedded", # "embedded", "hub", "hub:owner/name", the path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts

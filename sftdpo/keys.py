@@ -76,7 +76,18 @@ def forget_data():
     for one in (_load, _fitted): one.cache_clear()
 
 # %% ../nbs/06a_keys.ipynb #0c8bb799
-_plain, _relevant = lru_cache(maxsize=1024)(to_dict), lru_cache(maxsize=1024)(relevant)  # thousands of runs differ in little but their seeds
+_plain = lru_cache(maxsize=1024)(to_dict)  # thousands of runs differ in little but their seeds
+
+@lru_cache(maxsize=1024)
+def _settings(stage, tuning, lora, sampling):
+    settings = relevant(stage, tuning, lora)
+    if settings["precision"] == "auto": settings["precision"] = best_precision(device())
+    if settings.get("rejected") == "sample": settings["sampling"] = to_dict(sampling.replace(samples=1))
+    return settings
+
+@lru_cache(maxsize=65536)
+def _identity(stage, tuning, lora, sampling, parent, *shared):
+    return identity(dict(_settings(stage, tuning, lora, sampling), **dict(shared), parent=parent))
 
 def stage_keys(
     run: Run,  # any run
@@ -86,10 +97,7 @@ def stage_keys(
     shared = dict(seed=run.seed, data=data.fingerprint, train_size=run.train_size or len(data.train), shuffle_labels=run.shuffle_labels)
     if run.reading.too_long != "stop": shared["too_long"] = run.reading.too_long
     for stage in run.stages:
-        settings = dict(_relevant(stage, run.tuning, run.lora))
-        if settings["precision"] == "auto": settings["precision"] = best_precision(device())
-        if settings.get("rejected") == "sample": settings["sampling"] = _plain(run.sampling.replace(samples=1))
-        keys.append(identity(dict(settings, **shared, parent=keys[-1])))
+        keys.append(_identity(stage, run.tuning, run.lora, run.sampling, keys[-1], *shared.items()))
     return keys[1:]
 
 # %% ../nbs/06a_keys.ipynb #c256e53e

@@ -47,8 +47,10 @@ _actions = dict(
     activity=('prepare for {x}', 'recover from {x}', 'dress for {x}', 'eat before {x}'))
 
 # %% ../nbs/00_questions.ipynb #13037cd7
+_word = re.compile(r'\w+').findall
+
 @lru_cache(maxsize=1024) # one question is held against many
-def _words(text): return frozenset(re.findall(r'\w+', text.lower()))
+def _words(text): return frozenset(_word(text.lower()))
 
 def word_overlap(
     question1:str, # one question
@@ -56,13 +58,16 @@ def word_overlap(
 ) -> float: # between 0 and 1
     "Shared words divided by all words of the two questions (Jaccard)."
     a, b = _words(question1), _words(question2)
-    return len(a & b) / max(1, len(a | b))
+    shared = len(a & b)
+    return shared / max(1, len(a) + len(b) - shared)
 
 # %% ../nbs/00_questions.ipynb #fc069bf6
+_before_vowel = re.compile(r'\ba (?=[aeio]|u[^s])')
+
 def _ask(rng, action, topic, avoid=()):
     "An action on a topic, asked with a random opening."
     question = f'{rng.choice(_openings)} {action}?'.replace('{x}', topic[0]).replace('{y}', topic[-1])
-    question = re.sub(r'\ba (?=[aeio]|u[^s])', 'an ', question)
+    question = _before_vowel.sub('an ', question)
     return question if question not in avoid else _ask(rng, action, topic, avoid)
 
 def _draw_topic(rng, kind, pool):

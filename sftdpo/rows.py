@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 # %% ../nbs/00_rows.ipynb #6714d8e7
-from .examples import DataError, Example
+from .examples import DataError, Example, collector_at_rest
 
 # %% ../nbs/00_rows.ipynb #5b59b202
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,9 @@ def _token_ids(texts:Sequence[str], tokenizer) -> list[list[int]]:
     for start in range(0, len(unique), 4096): # bounds the memory that the tokenizer's own records take
         batch = unique[start:start + 4096]
         ids.update(zip(batch, ([same[i] for i in some] for some in _encode(batch, tokenizer)))) # one number object per token of the vocabulary, not per place
+    end = tokenizer.eos_token_id # asked once: the tokenizer looks it up each time
     for text, some in ids.items():
-        if tokenizer.eos_token_id in some:
+        if end in some:
             raise DataError(f"The text {text[:60]!r} becomes the end-of-text token {tokenizer.eos_token!r} within: take these characters out of it.")
     return [ids[text] for text in texts]
 
@@ -61,6 +62,7 @@ def _check_rows(rows:list[Row], max_length:int) -> list[Row]:
     return rows
 
 # %% ../nbs/00_rows.ipynb #183d0ac2
+@collector_at_rest()
 def tokenize(
     examples:Sequence[Example], # with `rejected` in all of them or in none
     tokenizer, # of the backbone

@@ -8,7 +8,6 @@ __all__ = ['Node', 'stage_tree', 'trained', 'judged', 'complete', 'failure', 'ov
            'plan']
 
 # %% ../nbs/06d_tree.ipynb #15a60ce5
-import copy
 import gc
 import shutil
 import statistics
@@ -17,13 +16,14 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from .config import RECIPES, Run, Stage, Study
-from .data import tokenize
-from .keys import (device, failure_file, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
+from .config import Run, Stage, Study
+from .examples import collector_at_rest
+from .keys import (backbone_folder, device, failure_file, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
                          training_examples)
 from .model import apply_tuning, load_backbone, parameter_counts
-from .runs import HELD_OUT, cost_group, judge
+from .runs import cost_group, judge
 from .safe_files import holder, read_json, write_json
 
 # %% ../nbs/06d_tree.ipynb #f96d970e
@@ -53,6 +53,7 @@ class Node:
         return self.parent.ancestors + [self.parent] if self.parent else []
 
 # %% ../nbs/06d_tree.ipynb #b82c40e2
+@collector_at_rest()
 def stage_tree(
     study: Study,  # expanded into runs
     runs: list[Run] | None = None,  # these instead
@@ -227,7 +228,7 @@ def weight_bytes(
     lora,           # settings of the adapter
 ) -> int:
     "Bytes of the weights that a run trains, in single precision."
-    model, _ = load_backbone(backbone)
+    with torch.device("meta"): model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(backbone)))  # shapes alone
     return 4 * parameter_counts(apply_tuning(model, tuning, lora, 0))["trainable"]
 
 # %% ../nbs/06d_tree.ipynb #b753e68b
@@ -346,5 +347,7 @@ def plan(
     states = [status(folder, node) for node in nodes] if folder.is_dir() else ["to do"] * len(nodes)
     if measure: calibrate([node for node, state in zip(nodes, states) if state != "done"], timing, say)
     trials = (0, 0.0) if (folder / "choosing.csv").exists() else trial_cost(study, timing)
-    return Plan(nodes, states, [timing.of(node) for node in nodes], [timing.of(node, judge=False) for node in nodes], peak_disk(nodes, study.weights, workers),
+    training, judging = ([timing.of(node, **{part: False}) for node in nodes] for part in ("judge", "train"))
+    both = [None if None in parts else sum(parts) for parts in zip(training, judging)]
+    return Plan(nodes, states, both, training, peak_disk(nodes, study.weights, workers),
                 shutil.disk_usage(existing_parent(folder)).free, workers, *trials)
