@@ -24,7 +24,7 @@ class Compare:
     study: Annotated[Study, tyro.conf.arg(name="")]  # what to compare
     out: Path = Path("runs/study")  # folder for results
     settings: Path | None = None  # YAML file of a study; options given here win over it
-    execution: Execution = Execution()  # who trains
+    execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution()  # who trains
 
     def __call__(self):
         from sftdpo.study import compare

@@ -208,7 +208,7 @@ def execution_words(
     for name, value in to_dict(execution).items():
         if value == usual[name]: continue
         option = name.replace("_", "-")
-        words += [f"--execution.{option}"] if value is True else [f"--execution.{option}", str(value)]
+        words += [f"--{option}"] if value is True else [f"--{option}", str(value)]
     return words
 
 

@@ -48,7 +48,7 @@ def work_on_ray(
 ):
     "Give every node to Ray as soon as it is ready, until all is done."
     if importlib.util.find_spec("ray") is None:
-        raise ModuleNotFoundError("The executor 'ray' needs Ray: `pip install sftdpo[ray]`, or use --execution.executor local with --execution.workers.")
+        raise ModuleNotFoundError("The executor 'ray' needs Ray: `pip install sftdpo[ray]`, or use --executor local with --workers.")
     import ray
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpus = execution.cpus_per_run or max(1, cores // execution.workers)

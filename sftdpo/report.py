@@ -523,7 +523,7 @@ PAGE = """<!DOCTYPE html>
 
 {% if failures|length %}<section id="failures">
 <h2>Failures</h2>
-<p>The same command with <code>--execution.retry-failed</code> tries them again.</p>
+<p>The same command with <code>--retry-failed</code> tries them again.</p>
 {% for one in failures.head(40).itertuples() %}<details><summary>{{ one.stage|data(300) }}: {{ one.reason|data(300) }}</summary><pre tabindex="0" dir="auto">{{ one.whole|cut(6000) }}</pre></details>{% endfor %}
 {% if failures|length > 40 %}<p class="soft">{{ failures|length - 40 }} more are in the tables beside this report.</p>{% endif %}
 </section>{% endif %}

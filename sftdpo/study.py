@@ -192,7 +192,7 @@ def compare(
         nodes = stage_tree(study, runs)
         order = list(dict.fromkeys(run_name(run) for run in runs))
         carry_out(folder, nodes, study.weights, execution, progress, say, order)
-        if lost := failed_runs(folder, nodes): say(f"{len(lost)} of {len(order)} runs failed; the reasons are in {folder / 'failures'}, and --execution.retry-failed tries them again")
+        if lost := failed_runs(folder, nodes): say(f"{len(lost)} of {len(order)} runs failed; the reasons are in {folder / 'failures'}, and --retry-failed tries them again")
         return gather(folder, order)
 
 # %% ../nbs/06h_study.ipynb #ec045e7d

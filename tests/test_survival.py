@@ -193,7 +193,7 @@ def test_a_failed_run_does_not_stop_the_others(backbone, tmp_path, capsys):
     results = compare(study, tmp_path / "out")
     assert set(results.recipe) == {"backbone", "dpo", "sft-dpo"}
     said = capsys.readouterr().out
-    assert "1 of 4 runs failed" in said and "--execution.retry-failed" in said
+    assert "1 of 4 runs failed" in said and "--retry-failed" in said
     [told] = (tmp_path / "out" / "failures").iterdir()
     assert "FloatingPointError: The loss is not finite" in told.read_text() and "Traceback" in told.read_text()
     assert "failed" in plan(study, tmp_path / "out", measure=False).states
