@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from sftdpo import bench as bench_module
-from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns
+from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
 from sftdpo.batches import score
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, settle
 from sftdpo.rows import Row
@@ -105,16 +105,30 @@ def answer(seconds, reference=0.0):
 
 def test_speeds_by_hand():
     machine = dict(start_up_seconds=1.0, turns=[dict(seconds=1.0, operations_per_second=100.0, bytes_per_second=10.0)] * 4)
-    result = dict(what="train", examples=8, rows=32, tokens=[80] * 4, counted=[dict(forward=50, bytes=5)] * 4,
-                  engines=dict(sftdpo=answer([1.0, 2.0, 3.0], reference=4.0), plain=answer([4.0, 6.0, 16.0]), machine=machine))
+    work = dict(tokens=[80] * 4, counted=[dict(forward=50, bytes=5)] * 4)
+    result = dict(what="train", examples=8, rows=32, engines=dict(sftdpo=answer([1.0, 2.0, 3.0], reference=4.0) | work, plain=answer([4.0, 6.0, 16.0]) | work, machine=machine))
     rounds = rounds_of({"one": result})
     assert rounds[rounds.engine == "sftdpo"].seconds.tolist() == [2, 3, 4]  # a quarter of the reference pass in each
-    assert rounds[rounds.engine == "plain"].times_ours.tolist() == [2, 2, 4]
     assert rounds_of({"one": result}, "processor_seconds").seconds.tolist() == (rounds.seconds / 2).tolist()
     table = speeds({"one": result}).loc["one"]
     assert table.loc["sftdpo", "share_of_bound"] == pytest.approx(1 / 3)  # the bound is half a second of operations and half of bytes
-    assert table.loc["plain", ["examples_per_second", "times_ours", "times_ours_high", "tokens_per_second"]].tolist() == pytest.approx([8 / 6, 2, 4, 80 / 6])
+    assert table.loc["plain", ["examples_per_second", "tokens_per_second"]].tolist() == pytest.approx([8 / 6, 80 / 6])
+    assert table.loc["plain", ["times_ours", "times_ours_low", "times_ours_high"]].tolist() == pytest.approx([26 / 9, 10 / 5, 20 / 6])  # 26 of 9; without the last, 10 of 5
     assert table.loc["plain", "start_up_seconds"] == 3 and table.loc["sftdpo", "start_up_seconds"] == -1  # the reference pass is no start-up
+
+
+def test_few_steps_are_like_an_epochs():
+    rows = [Row(str(i), [0] * (1 + i * 37 % 97), [[1]]) for i in range(1000)]
+    some = typical_rows(rows, 8, 6, seed=0)
+    steps = [[len(row.prompt) for row in some[k:k + 8]] for k in range(0, 48, 8)]
+    assert sum(8 * max(step) for step in steps) < 1.1 * sum(map(sum, steps)), "more padding than in batches of like length"
+    assert len(typical_rows(rows[:5], 8, 2, seed=0)) == 16, "too few rows come again"
+
+
+def test_who_shuffles_meets_the_same_rows():
+    job = Job("train", "trl", "bard", rows_of("sft"), 8, Stage("sft", batch_size=4, precision="fp32"))
+    ours, theirs = job.in_order, replace(job, shuffled=True).in_order
+    assert ours[:8] == theirs[:8] and ours != theirs and {row.id for row in ours} == {row.id for row in theirs}
 
 
 def test_configurations():
@@ -159,6 +173,9 @@ def test_what_is_measured_says_what_it_was(monkeypatch):
         assert {job.engine for job in asked} == set(WORKERS[result["what"]]), name
         assert len({id(job.rows) for job in asked}) == 1 and result["environment"]["processor"] and result["settings"]["rounds"] == 2
         assert result["examples"] == dict(train=8, score=16, sample=3 * 8)[result["what"]]
-        if result["what"] == "train": assert result["rows"] == 24 and len(result["tokens"]) == len(result["counted"]) == 3
+        if result["what"] == "train":
+            ours, trl = result["engines"]["sftdpo"], result["engines"]["trl"]
+            assert result["rows"] == 24 and len(ours["tokens"]) == len(ours["counted"]) == 3
+            assert ours["tokens"][0] == trl["tokens"][0] and sum(ours["tokens"]) == sum(trl["tokens"]), "TRL's default shuffles what follows the warm-up"
         json.dumps(result)
         assert (speeds({name: result}).rounds == 2).all()
