@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMAND', 'memory_bytes', 'known_times', 'measure', 'Estimate', 'estimate', 'finished', 'stage_lines', 'progress_of',
-           'seconds_of', 'seconds_left', 'live_history', 'settings_file', 'log_file', 'page_lock', 'execution_words',
-           'command_words', 'begin', 'working', 'stop', 'said_last']
+           'seconds_of', 'seconds_left', 'trials_in_words', 'live_history', 'settings_file', 'log_file', 'page_lock',
+           'execution_words', 'command_words', 'begin', 'working', 'stop', 'said_last']
 
 # %% ../nbs/10b_live.ipynb #d78cb6b1
 import json
@@ -25,6 +25,7 @@ from .config import Execution, Run, Study, from_yaml, to_dict, to_yaml
 from .keys import failure_file, stage_folder
 from .runs import cost_group
 from .safe_files import holder, read_json, write_text
+from .store import finished_runs
 from .study import check_folder, check_runs
 from .tree import Node, Timing, calibrate, existing_parent, judged, peak_disk, stage_tree, time_in_words, trained, trial_cost, weight_bytes
 
@@ -76,7 +77,11 @@ class Estimate:
     disk: int                # bytes at the peak
     trials: int = 0          # that choose learning rates first
 
+    @property
+    def nothing(self) -> bool: return not (self.runs or self.stages or self.trials)
+
     def __str__(self):
+        if self.nothing: return "Nothing is left to do here. More seeds, recipes, tunings or tasks would add to it."
         runs = f"{self.runs:,} run{'s' if self.runs != 1 else ''}, {self.stages:,} stage{'s' if self.stages != 1 else ''} to train" + (f", {self.trials:,} trials before that" if self.trials else "")
         time = f"time left: {time_in_words(self.left)}" if self.left is not None else "time: unknown until a few steps are measured, or one such stage is finished"
         return (f"{runs} · {time} · memory: {self.memory / 1e6:,.0f} MB for weights, gradients and AdamW's moments, activations and libraries on top"
@@ -168,6 +173,16 @@ def seconds_left(
     "What is left, as far as it can be told."
     parts = [seconds_of(folder, node, timing) for node in nodes if not finished(folder, node) and not failure_file(folder, node.key).exists()]
     return sum(part for part in parts if part is not None) / workers, None not in parts
+
+# %% ../nbs/10b_live.ipynb #bdfa28b3
+def trials_in_words(
+    folder: Path,  # of the study
+    study: Study,  # perhaps with trials
+) -> str:          # empty where none is to come
+    "How far the choosing of learning rates is."
+    if not study.choosing.trials or (folder / "choosing.csv").exists(): return ""
+    count, _ = trial_cost(study, Timing(None))
+    return f"choosing learning rates: {len(finished_runs(folder / 'choosing')):,} of about {count:,} trials done"
 
 # %% ../nbs/10b_live.ipynb #48dfc8fe
 def live_history(

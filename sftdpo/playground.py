@@ -22,7 +22,8 @@ from markupsafe import Markup
 from .claims import judge_claims
 from .config import Execution, SettingsError, Study, from_yaml, to_yaml
 from .forms import PRESETS, WRONG, Form, field_of
-from .live import (Estimate, begin, command_words, estimate, known_times, live_history, progress_of, said_last, seconds_left, settings_file, stop, working)
+from .live import (Estimate, begin, command_words, estimate, known_times, live_history, progress_of, said_last, seconds_left, settings_file, stop,
+                         trials_in_words, working)
 from .plots import learning_curves, visible
 from .report import data, figure
 from .safe_files import write_text
@@ -227,6 +228,7 @@ class PageReadings:
         "Show the estimate."
         self.noted.value = message(str(found))
         self.measure_button.disabled = not found.unknown
+        if found.nothing: self.run_button.description, self.run_button.disabled = "Finished", True
 
     def refuse(self, error: Exception):
         "Show why the study cannot be run, beside the field if it is of one."
@@ -242,6 +244,7 @@ class PageReadings:
         at_work = self.process is not None and self.process.poll() is None
         table = progress_of(self.home, self.nodes, at_work)
         left = time_left(*seconds_left(self.home, self.nodes, known_times(self.home, self.nodes), self.execution.workers)) if (table.state != "done").any() else ""
+        left = " · ".join(part for part in (trials_in_words(self.home, study), left) if part)
         found = dict(table=table, left=left, log=said_last(self.home))
         lines = [(task, live_history(self.home, self.nodes, task)) for task in study.tasks]
         size = [len(history) for _, history in lines]

@@ -262,6 +262,8 @@ def test_in_a_browser(server, browser, tmp_path, name):
 
     page.press("Resume")
     page.wait(lambda: page.text("Finished."), "the end")
+    page.wait(lambda: page.text("Nothing is left to do here"), "an estimate that knows of the end")
+    assert not page.button("Finished").is_enabled()
     page.wait(lambda: page.all("//*[contains(@class,'sftdpo-table')]//td[normalize-space()='sft full']"), "the table of cells")
     pictures = page.all("//figure/img")
     assert pictures and all(browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 100", one) for one in pictures)

@@ -1,5 +1,6 @@
 """Build the site into _docs, with Quarto where it is installed and with smalldocs where it is not. A warning stops it."""
 import fnmatch
+import html
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import nbdev.serve
 import nbformat
 import yaml
+from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
@@ -107,6 +109,25 @@ def at_home(
             sheet.write_text(re.sub(r"@import url\([^)]*fonts\.googleapis[^)]*\);?|@import ?[\"'][^\"']*fonts\.googleapis[^\"']*[\"'];?", "", text), encoding="utf-8")
 
 
+def formula(
+    found,  # a match: display or inline, and the TeX
+):  # MathML
+    "A formula that a browser draws by itself."
+    kind, tex = found[1], html.unescape(found[2])
+    return convert(tex, display="block" if kind == "display" else "inline").replace("<mi>log</mi>", '<mi>log</mi><mspace width="0.17em"/>')
+
+
+def with_mathml(
+    site,  # the folder with the site
+):
+    "Write formulas as MathML, as Quarto is told to, instead of fetching KaTeX from outside."
+    for page in site.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        if "/katex" not in text: continue
+        text = re.sub(r'<link[^>]*/katex[^>]*>|<script[^>]*/katex[^>]*></script>', "", text)
+        page.write_text(re.sub(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', formula, text, flags=re.DOTALL), encoding="utf-8")
+
+
 def quarto(
     project,  # folder of processed notebooks
 ):
@@ -124,6 +145,7 @@ def smalldocs(
     command = Path(sys.executable).parent / "smalldocs"
     subprocess.run([command, "check"], cwd=project, check=True)
     subprocess.run([command, "render", "--strict"], cwd=project, check=True)
+    with_mathml(project / get_config().doc_path.name)
 
 
 if __name__ == "__main__":
