@@ -8,7 +8,7 @@ WORKERS ?= 2
 TEST_ENVIRONMENT = PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test check export docs readme wheel clean
+.PHONY: help quickstart playground test check export docs readme wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -17,6 +17,9 @@ help: ## say what there is
 
 quickstart: $(VENV)/installed ## set up, then compare the six cells on both tasks with the embedded backbone
 	$(BIN)/sftdpo quickstart
+
+playground: $(VENV)/installed-playground ## set up, then open the form for a study as a page in the browser
+	$(BIN)/voila nbs/study/playground.ipynb
 
 test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
 	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
@@ -52,7 +55,12 @@ $(VENV)/installed: settings.ini setup.py constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) -e .
 	@touch $@
 
+$(VENV)/installed-playground: settings.ini setup.py constraints.txt | $(VENV)/bin/python
+	@echo "Installing sftdpo and what its page needs into $(VENV) (some minutes the first time) ..."
+	$(PIP_INSTALL) -e '.[playground]'
+	@touch $(VENV)/installed $@
+
 $(VENV)/installed-dev: settings.ini setup.py constraints.txt | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its development needs into $(VENV) (some minutes the first time) ..."
 	$(PIP_INSTALL) -e '.[dev]'
-	@touch $(VENV)/installed $@
+	@touch $(VENV)/installed $(VENV)/installed-playground $@

@@ -9,6 +9,7 @@ parser = ConfigParser(delimiters=["="], interpolation=None)
 parser.read(here / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 readme = here / "README.md"
+extras = {name: settings[f"{name}_requirements"].split() for name in ("dev", "ray", "playground")}
 
 setup(
     name=settings["lib_name"],
@@ -33,7 +34,7 @@ setup(
     package_data={"sftdpo": ["assets/**/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": [*settings["dev_requirements"].split(), *settings["ray_requirements"].split()], "ray": settings["ray_requirements"].split()},
+    extras_require=extras | {"dev": sum(extras.values(), [])},
     entry_points={
         "console_scripts": settings["console_scripts"].split("\n"),
         "nbdev": [f"{settings['lib_name']}={settings['lib_name']}._modidx:d"],

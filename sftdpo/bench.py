@@ -140,12 +140,15 @@ def train_with_sftdpo(
 ) -> dict:         # how it was set up, and the seconds of the reference pass over all rows
     "Our engine, through the same function that a study calls."
     model, _ = start(job)
-    began = clocks()
-    if job.stage.kind == "dpo": score(model, job.rows, precision=job.stage.precision)  # as the stage does itself, here for both clocks
-    reference = clocks() - began
+    reference = (0, 0)
+    if job.stage.kind == "dpo":  # as the stage does itself, here for both clocks, and warmed up
+        score(model, job.turns[0], precision=job.stage.precision)
+        began = clocks()
+        score(model, job.rows, precision=job.stage.precision)
+        reference = clocks() - began
     gated(job, turns)
     train_stage(model, job.rows, job.stage, job.seed, progress=False)
-    return with_reference(reference if job.stage.kind == "dpo" else (0, 0), settings=to_dict(job.stage))
+    return with_reference(reference, settings=to_dict(job.stage))
 
 # %% ../nbs/10_bench.ipynb #4a62fc74
 TRL = {  # engine: computes activations again, reference beforehand, SFT batches without padding
@@ -163,10 +166,11 @@ def changed(
 # %% ../nbs/10_bench.ipynb #e22d1c07
 def reference_with_trl(
     trainer,          # TRL's DPO trainer
+    rows: list,       # of its data set
     batch_size: int,  # pairs at once
 ) -> list[list[float]]:  # [rows][2]
     "The reference's log-probabilities by TRL's own method, batch by batch."
-    found, rows = [], list(trainer.train_dataset)
+    found = []
     for begin in range(0, len(rows), batch_size):
         batch = to_device(trainer.data_collator(rows[begin:begin + batch_size]), trainer.args.device)
         found += torch.stack(trainer.compute_ref_log_probs(trainer.model, batch), 1).tolist()
@@ -191,8 +195,10 @@ def train_with_trl(
         trainer = trl_trainer(model, tokenizer, rows, job.stage, job.seed, np.zeros((len(rows), 2)) if dpo else None, folder, **others)
         trainer.remove_callback(PrinterCallback)
         if dpo and beforehand:
+            asked = list(trainer.train_dataset)
+            reference_with_trl(trainer, asked[:job.per_turn], job.stage.batch_size)  # warms up
             began = clocks()
-            trainer.train_dataset = trl_rows(rows, np.array(reference_with_trl(trainer, job.stage.batch_size)))
+            trainer.train_dataset = trl_rows(rows, np.array(reference_with_trl(trainer, asked, job.stage.batch_size)))
             reference = clocks() - began
         trainer.train()
     return with_reference(reference, settings=changed(trainer.args))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAMPLED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'options_of', 'command_of', 'DataReport',
-           'check_data', 'check_file', 'mended', 'write_check']
+           'check_data', 'tables_behind', 'fitting_task', 'better_encoding', 'unloaded_report', 'stops_of', 'mended',
+           'check_file', 'write_check']
 
 # %% ../nbs/02_check.ipynb #345d6e80
 import dataclasses, json, re, shlex
@@ -201,49 +202,36 @@ def check_data(
         if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, without white space: --reading.prompt '{{COLUMN}}\\n' puts a line end between them")
     return report
 
-# %% ../nbs/02_check.ipynb #c5c37516
-def check_file(
-    task:str|None, # what the data is for; None: what its columns fit
+# %% ../nbs/02_check.ipynb #3fff06ad
+def tables_behind(
+    task:str|None, # what the data is for, if it is named
     data, # path of a file or folder, or an object, as for `load_task`
-    reading:Reading=Reading(), # how it is read
-    tokenizer=None, # of the backbone
-    max_length:int|None=None, # tokens that the backbone reads
-    seed:int=0, # of the split
-) -> DataReport:
-    "What is in a file, whatever state it is in."
-    named = isinstance(data, (str, Path))
-    tables = {} if named and str(data) in ("embedded", "hub") or task == "sonnet" or named and str(data).startswith("hub:") else tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding)
-    if task is None:
-        if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
-        columns = list(tables["train"].columns)
-        task = guess_task(columns, reading)
-        if task is None: raise DataError(f"{tables['train'].file}: the columns {columns} fit no task.{tables['train'].hint()} Name one and its columns, such as --task labels --reading.prompt '{{{(columns or ['COLUMN'])[0]}}}\\n' --reading.label {shlex.quote((columns or ['COLUMN'])[-1])}.")
-    command = command_of(task, data, reading)
-    try: loaded = load_task(task, data, seed, replace(reading, unusable="drop"))
-    except DataError as e:
-        unread = [p for table in tables.values() for p in table.problems]
-        seen = set(unread)
-        found = [p for p in getattr(e, "problems", []) if p not in seen]
-        problems, bad = unread + found, Counter(p.file for p in found)
-        counts = lambda t: dict(rows=len(t) + len(t.problems), usable=len(t) - bad[t.file] if isinstance(e, UnusableRows) else None)
-        report = DataReport(task, Path(str(data)).stem if named else "data", files=[dict(role=role, file=t.file, format=t.format, **counts(t)) for role, t in tables.items()], problems=problems, stops=[str(e)])
-        if not tables: raise
-        if better := _better_encoding(task, data, reading, seed, problems): report.command = command_of(task, data, better)
-        return report
-    report = check_data(loaded, tokenizer, max_length, command)
-    better = _better_encoding(task, data, reading, seed, report.problems)
-    if report.problems and reading.unusable == "stop":
-        remedy = f"give the encoding that the file was saved with (--reading.encoding {better.encoding})" if better else "correct them"
-        report.stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: {remedy}, or leave them out: --reading.unusable drop")
-    if report.too_long and reading.too_long == "stop":
-        report.stops.append(f"{counted(n := sum(some['count'] for some in report.too_long.values()), 'example')} {'is' if n == 1 else 'are'} too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)")
-    if any(n != 1 for n in report.verbalizers.values()):
-        words = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}" for label, answer in zip(loaded.intake.labels or loaded.verbalizers, loaded.verbalizers) if answer in report.suggestion)
-        report.stops.append("some answers are not one token" + (f": --reading.verbalizers {words}" if words else ": choose others with --reading.verbalizers"))
-    if report.stops: report.command = command_of(task, data, mended(reading, report, loaded) if not better else replace(mended(reading, report, loaded), encoding=better.encoding, unusable=better.unusable))
-    return report
+    reading:Reading, # how it is read
+) -> dict: # role -> table; empty for built-in data
+    "The tables that data consists of."
+    named = str(data) if isinstance(data, (str, Path)) else ""
+    if task == "sonnet" or named in ("embedded", "hub") or named.startswith("hub:"): return {}
+    return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding)
 
-def _better_encoding(task, data, reading, seed, problems) -> Reading|None:
+def fitting_task(
+    tables:dict, # from `tables_behind`
+    reading:Reading, # how they are read
+) -> str:
+    "The task that the training table's columns fit."
+    if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
+    columns = list(tables["train"].columns)
+    if task := guess_task(columns, reading): return task
+    first, last = (columns or ["COLUMN"])[0], (columns or ["COLUMN"])[-1]
+    raise DataError(f"{tables['train'].file}: the columns {columns} fit no task.{tables['train'].hint()} Name one and its columns, such as --task labels --reading.prompt '{{{first}}}\\n' --reading.label {shlex.quote(last)}.")
+
+# %% ../nbs/02_check.ipynb #fc6e5ebd
+def better_encoding(
+    task:str, # what the data is for
+    data, # as for `load_task`
+    reading:Reading, # as given
+    seed:int, # of the split
+    problems:list[Problem], # rows that cannot be used
+) -> Reading|None:
     "The reading with the encoding in which the file seems to have been saved, if it then loads."
     if not (encoding := encoding_of(problems)): return None
     for name, unusable in ((encoding, reading.unusable), (encoding, "drop"), ("latin-1", reading.unusable), ("latin-1", "drop")):
@@ -251,6 +239,43 @@ def _better_encoding(task, data, reading, seed, problems) -> Reading|None:
         except DataError: continue
         return better
     return None
+
+def unloaded_report(
+    error:DataError, # why it does not load
+    task:str, # what the data is for
+    data, # as for `load_task`
+    tables:dict, # from `tables_behind`
+) -> DataReport:
+    "What can be said of data that does not load."
+    unread = [problem for table in tables.values() for problem in table.problems]
+    known = set(unread)
+    found = [problem for problem in getattr(error, "problems", []) if problem not in known]
+    bad = Counter(problem.file for problem in found)
+    def about(role, table):
+        usable = len(table) - bad[table.file] if isinstance(error, UnusableRows) else None
+        return dict(role=role, file=table.file, format=table.format, rows=len(table) + len(table.problems), usable=usable)
+    name = Path(str(data)).stem if isinstance(data, (str, Path)) else "data"
+    return DataReport(task, name, files=[about(role, table) for role, table in tables.items()], problems=unread + found, stops=[str(error)])
+
+# %% ../nbs/02_check.ipynb #0a22420e
+def stops_of(
+    report:DataReport, # of loaded data
+    data:TaskData, # as loaded
+    reading:Reading, # as given
+    better:Reading|None, # from `better_encoding`
+) -> list[str]:
+    "What stops a run with these settings, and the remedies."
+    stops = []
+    if report.problems and reading.unusable == "stop":
+        remedy = f"give the encoding that the file was saved with (--reading.encoding {better.encoding})" if better else "correct them"
+        stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: {remedy}, or leave them out: --reading.unusable drop")
+    if report.too_long and reading.too_long == "stop":
+        count = sum(some["count"] for some in report.too_long.values())
+        stops.append(f"{counted(count, 'example')} {'is' if count == 1 else 'are'} too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)")
+    if any(tokens != 1 for tokens in report.verbalizers.values()):
+        words = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}" for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers) if answer in report.suggestion)
+        stops.append("some answers are not one token" + (f": --reading.verbalizers {words}" if words else ": choose others with --reading.verbalizers"))
+    return stops
 
 def mended(
     reading:Reading, # as given
@@ -262,6 +287,32 @@ def mended(
     if report.too_long: reading = replace(reading, too_long="drop") if reading.too_long == "stop" else reading
     if report.suggestion: reading = replace(reading, verbalizers={label: report.suggestion[answer] for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers)})
     return reading
+
+# %% ../nbs/02_check.ipynb #c5c37516
+def check_file(
+    task:str|None, # what the data is for; None: what its columns fit
+    data, # path of a file or folder, or an object, as for `load_task`
+    reading:Reading=Reading(), # how it is read
+    tokenizer=None, # of the backbone
+    max_length:int|None=None, # tokens that the backbone reads
+    seed:int=0, # of the split
+) -> DataReport:
+    "What is in a file, whatever state it is in."
+    tables = tables_behind(task, data, reading)
+    task = task or fitting_task(tables, reading)
+    try: loaded = load_task(task, data, seed, replace(reading, unusable="drop"))
+    except DataError as error:
+        if not tables: raise
+        report = unloaded_report(error, task, data, tables)
+        if better := better_encoding(task, data, reading, seed, report.problems): report.command = command_of(task, data, better)
+        return report
+    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading))
+    better = better_encoding(task, data, reading, seed, report.problems)
+    report.stops += stops_of(report, loaded, reading, better)
+    if report.stops:
+        remedied = mended(reading, report, loaded)
+        report.command = command_of(task, data, replace(remedied, encoding=better.encoding, unusable=better.unusable) if better else remedied)
+    return report
 
 # %% ../nbs/02_check.ipynb #849b7c3d
 def write_check(

@@ -57,7 +57,7 @@ def test_constraints_satisfy_settings(settings, repository):
 
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (repository / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE))
     pins = {canonicalize_name(name): version for name, version in pins.items()}
-    for line in " ".join(settings[which] for which in ("requirements", "dev_requirements", "ray_requirements")).split():
+    for line in " ".join(settings[which] for which in ("requirements", "dev_requirements", "ray_requirements", "playground_requirements")).split():
         requirement = Requirement(line)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
 
