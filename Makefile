@@ -23,7 +23,7 @@ playground: $(VENV)/installed-playground ## set up, then open the form for a stu
 
 test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
 	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
-	$(TEST_ENVIRONMENT) python -m pytest -n $(WORKERS)
+	$(TEST_ENVIRONMENT) python -m pytest -n $(WORKERS) --dist worksteal
 
 check: $(VENV)/installed-dev ## are notebooks clean, and package and README in step with them?
 	$(BIN)/python tools/check_in_step.py

@@ -37,7 +37,7 @@ from .model import apply_tuning, linear_layers, load_backbone
 from .rows import Row, verbalizer_rows
 from .runs import environment, stage_rows
 from .safe_files import read_json, write_json
-from .trainer import TrainingOrder, peak_memory_gb, prepare_dropout, reset_peak_memory, step_items, train_stage
+from .trainer import TrainingOrder, fast_training, peak_memory_gb, prepare_dropout, reset_peak_memory, step_items, train_stage
 
 # %% ../nbs/10_bench.ipynb #d64f7412
 def clocks() -> np.ndarray:  # seconds on the wall, and of this process's processor time
@@ -142,10 +142,11 @@ def train_with_sftdpo(
     model, _ = start(job)
     reference = (0, 0)
     if job.stage.kind == "dpo":  # as the stage does itself, here for both clocks, and warmed up
-        score(model, job.turns[0], precision=job.stage.precision)
-        began = clocks()
-        score(model, job.rows, precision=job.stage.precision)
-        reference = clocks() - began
+        with fast_training(model, job.stage):
+            score(model, job.turns[0], precision=job.stage.precision)
+            began = clocks()
+            score(model, job.rows, precision=job.stage.precision)
+            reference = clocks() - began
     gated(job, turns)
     train_stage(model, job.rows, job.stage, job.seed, progress=False)
     return with_reference(reference, settings=to_dict(job.stage))
