@@ -121,10 +121,11 @@ class Gate(TrainerCallback):
 # %% ../nbs/10_bench.ipynb #ac8cbaac
 def with_reference(
     seconds,   # of the reference pass over all rows beforehand, by both clocks
+    scored: float = 0.0,  # seconds of everything that was scored before the first turn
     **others,  # what else an engine says in the end
 ) -> dict:
     "What a training engine says in the end."
-    return dict(reference_seconds=float(seconds[0]), reference_processor_seconds=float(seconds[1])) | others
+    return dict(reference_seconds=float(seconds[0]), reference_processor_seconds=float(seconds[1]), scored_seconds=scored) | others
 
 def gated(
     job: Job,      # its rows in a turn make the steps
@@ -140,16 +141,17 @@ def train_with_sftdpo(
 ) -> dict:         # how it was set up, and the seconds of the reference pass over all rows
     "Our engine, through the same function that a study calls."
     model, _ = start(job)
-    reference = (0, 0)
+    reference, beginning = (0, 0), time.perf_counter()
     if job.stage.kind == "dpo":  # as the stage does itself, here for both clocks, and warmed up
         with fast_training(model, job.stage):
             score(model, job.turns[0], precision=job.stage.precision)
             began = clocks()
             score(model, job.rows, precision=job.stage.precision)
             reference = clocks() - began
+    scored = time.perf_counter() - beginning
     gated(job, turns)
-    train_stage(model, job.rows, job.stage, job.seed, progress=False)
-    return with_reference(reference, settings=to_dict(job.stage))
+    result = train_stage(model, job.rows, job.stage, job.seed, progress=False)
+    return with_reference(reference, scored + result.reference_seconds, settings=to_dict(job.stage))
 
 # %% ../nbs/10_bench.ipynb #4a62fc74
 TRL = {  # engine: computes activations again, reference beforehand, SFT batches without padding
@@ -191,18 +193,18 @@ def train_with_trl(
     others = {recompute: again, "train_sampling_strategy": "sequential"} | (dict(precompute_ref_log_probs=beforehand) if dpo else dict(padding_free=no_padding))
     model, tokenizer = start(job)
     gated(job, turns)
-    rows, reference = job.in_order, (0, 0)
+    rows, reference, scored = job.in_order, (0, 0), 0.0
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(model, tokenizer, rows, job.stage, job.seed, np.zeros((len(rows), 2)) if dpo else None, folder, **others)
         trainer.remove_callback(PrinterCallback)
         if dpo and beforehand:
-            asked = list(trainer.train_dataset)
+            asked, beginning = list(trainer.train_dataset), time.perf_counter()
             reference_with_trl(trainer, asked[:job.per_turn], job.stage.batch_size)  # warms up
             began = clocks()
             trainer.train_dataset = trl_rows(rows, np.array(reference_with_trl(trainer, asked, job.stage.batch_size)))
-            reference = clocks() - began
+            reference, scored = clocks() - began, time.perf_counter() - beginning
         trainer.train()
-    return with_reference(reference, settings=changed(trainer.args))
+    return with_reference(reference, scored, settings=changed(trainer.args))
 
 # %% ../nbs/10_bench.ipynb #3eca267d
 def padded_log_probabilities(
@@ -606,7 +608,7 @@ def rounds_of(
                 tokens = turn.get("tokens") or (found["tokens"][i] if "tokens" in found else np.nan)
                 lines.append(dict(configuration=name, engine=engine, round=i, seconds=seconds, reference_seconds=reference, examples_per_second=result["examples"] / seconds,
                                   tokens_per_second=tokens / seconds, bound_seconds=bound, share_of_bound=bound / seconds,
-                                  peak_memory_gb=turn["peak_memory_gb"], start_up_seconds=found["start_up_seconds"] - found.get("reference_seconds", 0.0)))
+                                  peak_memory_gb=turn["peak_memory_gb"], start_up_seconds=found["start_up_seconds"] - found.get("scored_seconds", 0.0)))
     return pd.DataFrame(lines)
 
 # %% ../nbs/10_bench.ipynb #7a113e31
