@@ -142,6 +142,10 @@ def smalldocs(
 ):
     "Render with smalldocs, after its check of links; what it warns of stops the build."
     with_plain_names(project)
+    settings = project / "_quarto.yml"
+    told = settings.read_text(encoding="utf-8")
+    settings.unlink()  # perhaps a link to the one file
+    settings.write_text(re.sub(r"^ *html-math-method:.*\n", "", told, flags=re.MULTILINE), encoding="utf-8")  # smalldocs does not know it: `with_mathml` does the same
     command = Path(sys.executable).parent / "smalldocs"
     subprocess.run([command, "check"], cwd=project, check=True)
     subprocess.run([command, "render", "--strict"], cwd=project, check=True)
