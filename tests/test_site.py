@@ -49,6 +49,7 @@ def test_the_text_beside_a_title_is_kept(nbs):
     text = docs.opening(cell, "study/bard.ipynb", get_config(path=nbs.parent))
     assert text.startswith("A question?\n\n> A quotation.\n")
     assert "colab.research.google.com/github/sftdpo/sftdpo/blob/main/nbs/study/bard.ipynb" in text and "%cd sftdpo/nbs/study`" in text
+    assert docs.opening(nbformat.v4.new_markdown_cell("# A title\n\n> A promise."), "index.ipynb", get_config(path=nbs.parent)).lstrip().startswith("::: {.colab}")
 
 
 def test_parameters_become_a_table():

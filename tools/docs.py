@@ -62,7 +62,7 @@ def opening(
     address = f"https://colab.research.google.com/github/{config.user}/{config.repo}/blob/{config.branch}/nbs/{notebook}"
     folder = "/".join([config.repo, "nbs", *Path(notebook).parts[:-1]])
     first = f"`!git clone --depth 1 {config.git_url} && pip install -q './{config.repo}[dev]'` and `%cd {folder}`"
-    return f"{NbdevLookup().linkify(text)}\n\n::: {{.colab}}\n[Open in Colab]({address}); there, first run {first}.\n:::\n"
+    return f"{NbdevLookup().linkify(text) or ''}\n\n::: {{.colab}}\n[Open in Colab]({address}); there, first run {first}.\n:::\n"
 
 
 def finish(
