@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAMPLED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'options_of', 'command_of', 'DataReport',
+           'size_sections', 'doubt_sections', 'report_sections', 'report_text', 'report_markdown', 'short_report',
            'check_data', 'tables_behind', 'fitting_task', 'better_encoding', 'unloaded_report', 'stops_of', 'mended',
            'check_file', 'write_check']
 
 # %% ../nbs/02_check.ipynb #345d6e80
-import dataclasses, json, re, shlex
+import dataclasses, json, shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,14 +19,14 @@ from pathlib import Path
 from .config import Reading
 from .data import TaskData, encoding_of, gathered, load_task, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
-from .files import Problem, UnusableRows, tables_of, write_problems
+from .files import Problem, UnusableRows, plain_markdown, printable, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
 from .shapes import guess_task
 
 # %% ../nbs/02_check.ipynb #6da91ebd
 def reasons(
-    problems:Sequence[Problem], # rows that cannot be used
-) -> list[tuple[str, int, list[str]]]: # what is wrong, how many rows, the first places; the commonest first
+    problems: Sequence[Problem],        # rows that cannot be used
+) -> list[tuple[str, int, list[str]]]:  # what is wrong, how many rows, the first places; the commonest first
     "What is wrong with how many rows."
     found = [(some[0].reason + (f", and {len(some) - 1:,} more like it" if len(some) > 1 else ""), len(some), [f"{Path(p.file).name} {p.place}" for p in some[:3]]) for some in gathered(problems)]
     return sorted(found, key=lambda item: -item[1])
@@ -35,9 +36,9 @@ SAMPLED = 10_000
 _quantiles = {"shortest": 0, "median": .5, "90 %": .9, "99 %": .99, "longest": 1}
 
 def length_quantiles(
-    texts:Sequence[str], # of one kind: prompts, or completions
-    tokenizer, # of the backbone
-) -> dict[str, int]: # tokens
+    texts: Sequence[str],  # of one kind: prompts, or completions
+    tokenizer,             # of the backbone
+) -> dict[str, int]:       # tokens
     "How long texts are."
     if len(texts) > SAMPLED: texts = [texts[i] for i in sorted(range(len(texts)), key=lambda i: chance("lengths", i))[:SAMPLED]]
     counts = sorted(token_counts(texts, tokenizer))
@@ -45,8 +46,8 @@ def length_quantiles(
 
 # %% ../nbs/02_check.ipynb #16060e27
 def duplicates(
-    examples:Sequence[Example], # of one split
-) -> dict[str, int]: # exact, contradicting
+    examples: Sequence[Example],  # of one split
+) -> dict[str, int]:              # exact, contradicting
     "Examples that repeat another, and prompts that stand with several labels."
     seen, labels = Counter(hash((e.prompt, e.completion, e.rejected)) for e in examples), {}
     for e in examples:
@@ -54,8 +55,8 @@ def duplicates(
     return dict(exact=len(examples) - len(seen), contradicting=sum(len(some) > 1 for some in labels.values()))
 
 def shared(
-    splits:dict[str, Sequence[Example]], # train, choose, test
-) -> dict[str, int]: # how many examples of the first split stand in the second
+    splits: dict[str, Sequence[Example]],  # train, choose, test
+) -> dict[str, int]:                       # how many examples of the first split stand in the second
     "Texts that stand in two splits."
     keys = {name: [hash(text_key(e)) for e in examples] for name, examples in splits.items()}
     sets = {name: set(some) for name, some in keys.items()}
@@ -63,7 +64,7 @@ def shared(
 
 # %% ../nbs/02_check.ipynb #289a1f98
 def options_of(
-    reading:Reading, # as the data was read
+    reading: Reading,  # as the data was read
 ) -> list[str]:
     "The options that say so on the command line; those at their defaults are left out."
     words = []
@@ -76,9 +77,9 @@ def options_of(
     return words
 
 def command_of(
-    task:str, # what the data is for
-    data, # path, or "embedded" and the like
-    reading:Reading=Reading(), # as the data was read
+    task: str,                     # what the data is for
+    data,                          # path, or "embedded" and the like
+    reading: Reading = Reading(),  # as the data was read
 ) -> str:
     "The command that compares the cells on this data."
     path = str(data) if isinstance(data, (str, Path)) else "PATH"
@@ -88,27 +89,27 @@ def command_of(
 @dataclass
 class DataReport:
     "What is in the data, and what a run will make of it."
-    task: str # as asked for, or guessed
-    data: str # its name
-    source: str = "" # where it comes from
-    files: list[dict] = field(default_factory=list) # role, file, format, rows, usable (None: not every row was looked at)
-    columns: dict[str, str] = field(default_factory=dict) # part -> column; the prompt as a template
-    unused: list[str] = field(default_factory=list) # columns that play no part
-    sizes: dict[str, int] = field(default_factory=dict) # split -> examples
-    balance: dict[str, dict[str, int]] = field(default_factory=dict) # split -> label -> examples
-    problems: list[Problem] = field(default_factory=list) # rows that cannot be used
-    lengths: dict[str, dict[str, int]] = field(default_factory=dict) # prompt, completion, rejected -> quantiles in tokens
-    max_length: int|None = None # tokens that the backbone reads
-    too_long: dict[str, dict] = field(default_factory=dict) # split -> count, tokens over, ids of the first
-    duplicates: dict[str, dict[str, int]] = field(default_factory=dict) # split -> exact, contradicting
-    shared: dict[str, int] = field(default_factory=dict) # "train in test" ... -> examples
-    equal_pairs: int = 0 # pairs whose chosen completion equals the rejected one
-    verbalizers: dict[str, int] = field(default_factory=dict) # answer -> tokens in this backbone
-    suggestion: dict[str, str] = field(default_factory=dict) # answer -> word of one token, where some have more
-    left_out: dict[str, int] = field(default_factory=dict) # why -> examples that the settings left out or cut
-    stops: list[str] = field(default_factory=list) # what stops a run with these settings, and the remedy
-    notes: list[str] = field(default_factory=list) # what else a reader should know
-    command: str = "" # runs it
+    task: str                                                 # as asked for, or guessed
+    data: str                                                 # its name
+    source: str = ""                                          # where it comes from
+    files: list[dict] = field(default_factory=list)           # role, file, format, rows, usable (None: not every row was looked at)
+    columns: dict[str, str] = field(default_factory=dict)     # part -> column; the prompt as a template
+    unused: list[str] = field(default_factory=list)           # columns that play no part
+    sizes: dict[str, int] = field(default_factory=dict)       # split -> examples
+    balance: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> examples
+    problems: list[Problem] = field(default_factory=list)     # rows that cannot be used
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)  # prompt, completion, rejected -> quantiles in tokens
+    max_length: int | None = None                             # tokens that the backbone reads
+    too_long: dict[str, dict] = field(default_factory=dict)   # split -> count, tokens over, ids of the first
+    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> exact, contradicting
+    shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
+    equal_pairs: int = 0                                      # pairs whose chosen completion equals the rejected one
+    verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
+    suggestion: dict[str, str] = field(default_factory=dict)  # answer -> word of one token, where some have more
+    left_out: dict[str, int] = field(default_factory=dict)    # why -> examples that the settings left out or cut
+    stops: list[str] = field(default_factory=list)            # what stops a run with these settings, and the remedy
+    notes: list[str] = field(default_factory=list)            # what else a reader should know
+    command: str = ""                                         # runs it
 
     @property
     def rows(self) -> int: return sum(f["rows"] for f in self.files) or sum(self.sizes.values())
@@ -120,58 +121,94 @@ class DataReport:
         values["unusable"] = dict(rows=len(self.problems), reasons={reason: count for reason, count, _ in reasons(self.problems)})
         return values
 
-    def sections(self) -> list[tuple[str, list[str]]]:
-        "Heading and lines of each part that has something to say."
-        count, usable = counted, lambda f: "" if f["usable"] is None else f", {f['usable']:,} usable"
-        parts = [("read", [f"{Path(f['file']).name} ({f['format']}, {f['role']}): {count(f['rows'], 'row')}{usable(f)}" for f in self.files] or ([self.source] if self.source else []))]
-        parts.append(("columns", [f"{role}: {column!r}" for role, column in self.columns.items()] + ([f"not used: {', '.join(map(repr, self.unused))}"] if self.unused else [])))
-        parts.append(("cannot be used", [f"{count(n, 'row')}: {reason} ({', '.join(places)}{', ...' if n > len(places) else ''})" for reason, n, places in reasons(self.problems)]))
-        parts.append(("left out or cut", [f"{why}: {count(n, 'example')}" for why, n in self.left_out.items()]))
-        if self.sizes: parts.append(("splits", [", ".join(f"{split} {n:,}" for split, n in self.sizes.items())]))
-        parts.append(("balance", [f"{split}: " + ", ".join(f"{label} {n:,} ({n / max(1, sum(some.values())):.0%})" for label, n in some.items()) for split, some in self.balance.items()]))
-        parts.append(("tokens", [f"{part}: " + ", ".join(f"{name} {n:,}" for name, n in some.items()) for part, some in self.lengths.items()]))
-        parts.append(("too long", [f"{split}: {count(some['count'], 'example')} of more than {self.max_length:,} tokens, by {some['over']:,} at most; cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})"
-                                   for split, some in self.too_long.items()]))
-        parts.append(("repeated", [f"{split}: {count(some['exact'], 'exact duplicate')}" + (f", {count(some['contradicting'], 'prompt')} with several labels" if some["contradicting"] else "")
-                                   for split, some in self.duplicates.items() if any(some.values())]))
-        parts.append(("shared", [f"{pair}: {count(n, 'text')} (--reading.leaked drop leaves them out)" for pair, n in self.shared.items() if n]))
-        if self.equal_pairs: parts.append(("pairs", [f"{count(self.equal_pairs, 'pair')} whose chosen completion equals the rejected one"]))
-        parts.append(("answers", [f"{answer!r}: {count(n, 'token')}" for answer, n in self.verbalizers.items() if n != 1]))
-        parts += [("note", self.notes), ("stops a run", self.stops), ("run it", [self.command] if self.command else [])]
-        return [(heading, lines) for heading, lines in parts if lines]
+    def short(self) -> str: return short_report(self)
+    def __str__(self): return report_text(self)
+    def __repr__(self): return report_text(self)
+    def _repr_markdown_(self): return report_markdown(self)
 
-    def __str__(self):
-        width = max(len(heading) for heading, _ in self.sections())
-        lines = [f"{self.data}: {self.task}"]
-        for heading, some in self.sections(): lines += [f"  {heading if i == 0 else '':<{width}}  {_printable(line)}" for i, line in enumerate(some)]
-        return "\n".join(lines)
+# %% ../nbs/02_check.ipynb #16300e45
+def size_sections(
+    report: DataReport,            # of any data
+) -> list[tuple[str, list[str]]]:  # some may be empty
+    "What was read, and how much of it: files, columns, unusable rows, splits, labels, tokens."
+    def file_line(f): return f"{Path(f['file']).name} ({f['format']}, {f['role']}): {counted(f['rows'], 'row')}" + ("" if f["usable"] is None else f", {f['usable']:,} usable")
+    def reason_line(reason, n, places): return f"{counted(n, 'row')}: {reason} ({', '.join(places)}{', ...' if n > len(places) else ''})"
+    def label_line(split, some): return f"{split}: " + ", ".join(f"{label} {n:,} ({n / max(1, sum(some.values())):.0%})" for label, n in some.items())
+    return [
+        ("read", [file_line(f) for f in report.files] or ([report.source] if report.source else [])),
+        ("columns", [f"{role}: {column!r}" for role, column in report.columns.items()] + ([f"not used: {', '.join(map(repr, report.unused))}"] if report.unused else [])),
+        ("cannot be used", [reason_line(*reason) for reason in reasons(report.problems)]),
+        ("left out or cut", [f"{why}: {counted(n, 'example')}" for why, n in report.left_out.items()]),
+        ("splits", [", ".join(f"{split} {n:,}" for split, n in report.sizes.items())] if report.sizes else []),
+        ("balance", [label_line(split, some) for split, some in report.balance.items()]),
+        ("tokens", [f"{part}: " + ", ".join(f"{name} {n:,}" for name, n in some.items()) for part, some in report.lengths.items()])]
 
-    def __repr__(self): return str(self)
+# %% ../nbs/02_check.ipynb #7c97ae05
+def doubt_sections(
+    report: DataReport,            # of any data
+) -> list[tuple[str, list[str]]]:  # some may be empty
+    "What is wrong or doubtful with what was read: lengths, repetitions, leaks, answers, what stops a run."
+    def long_line(split, some):
+        return (f"{split}: {counted(some['count'], 'example')} of more than {report.max_length:,} tokens, by {some['over']:,} at most; "
+                f"cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})")
+    def repeated_line(split, some):
+        return f"{split}: {counted(some['exact'], 'exact duplicate')}" + (f", {counted(some['contradicting'], 'prompt')} with several labels" if some["contradicting"] else "")
+    return [
+        ("too long", [long_line(split, some) for split, some in report.too_long.items()]),
+        ("repeated", [repeated_line(split, some) for split, some in report.duplicates.items() if any(some.values())]),
+        ("shared", [f"{pair}: {counted(n, 'text')} (--reading.leaked drop leaves them out)" for pair, n in report.shared.items() if n]),
+        ("pairs", [f"{counted(report.equal_pairs, 'pair')} whose chosen completion equals the rejected one"] if report.equal_pairs else []),
+        ("answers", [f"{answer!r}: {counted(n, 'token')}" for answer, n in report.verbalizers.items() if n != 1]),
+        ("note", report.notes), ("stops a run", report.stops), ("run it", [report.command] if report.command else [])]
 
-    def _repr_markdown_(self):
-        escape = lambda line: re.sub(r"([|`*_\[\]\\])", r"\\\1", _printable(line).replace("&", "&amp;").replace("<", "&lt;"))
-        cell = lambda heading, line: f"`{line}`" if heading == "run it" and "`" not in line and "|" not in line else escape(line)
-        return "\n".join([f"**{escape(self.data)}**: {self.task}\n", "| | |", "|---|---|", *(f"| {heading if i == 0 else ''} | {cell(heading, line)} |" for heading, some in self.sections() for i, line in enumerate(some))])
+# %% ../nbs/02_check.ipynb #4298dd3b
+def report_sections(
+    report: DataReport,            # of any data
+) -> list[tuple[str, list[str]]]:  # heading and lines
+    "Each part that has something to say."
+    return [(heading, lines) for heading, lines in size_sections(report) + doubt_sections(report) if lines]
 
-    def short(self) -> str:
-        "Two to four lines, for the head of a run."
-        lines = [f"{self.data}: {self.task}, {counted(self.rows, 'row')}{f', {len(self.problems):,} cannot be used' if self.problems else ''} · " + ", ".join(f"{split} {n:,}" for split, n in self.sizes.items())]
-        if "train" in self.balance: lines.append("labels in train: " + ", ".join(f"{label} {n:,}" for label, n in self.balance["train"].items()))
-        if self.lengths: lines.append("tokens (median, longest): " + " · ".join(f"{part} {some['median']:,}, {some['longest']:,}" for part, some in self.lengths.items()) + (f" of {self.max_length:,}" if self.max_length else ""))
-        seen = [f"{n:,} {pair}" for pair, n in self.shared.items() if n] + [f"{n:,} {why}" for why, n in self.left_out.items()]
-        seen += [f"{counted(some['exact'], 'duplicate')} in {split}" for split, some in self.duplicates.items() if some["exact"]]
-        if seen: lines.append("note: " + "; ".join(seen))
-        return "\n".join(lines)
+# %% ../nbs/02_check.ipynb #f87d3765
+def report_text(
+    report: DataReport,  # of any data
+) -> str:
+    "A report for a terminal: headings to the left of their lines."
+    sections = report_sections(report)
+    width = max(len(heading) for heading, _ in sections)
+    return "\n".join([f"{report.data}: {report.task}"] + [
+        f"  {heading if i == 0 else '':<{width}}  {printable(line)}" for heading, lines in sections for i, line in enumerate(lines)])
 
-def _printable(line): return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() if ord(c) < 0xd800 or ord(c) > 0xdfff else f"\\u{ord(c):04x}" for c in line)
+# %% ../nbs/02_check.ipynb #5fc4c623
+def report_markdown(
+    report: DataReport,  # of any data
+) -> str:
+    "A report for a notebook: a table, in which no character of the data is taken for markup."
+    def cell(heading, line): return f"`{line}`" if heading == "run it" and "`" not in line and "|" not in line else plain_markdown(line)
+    rows = [f"| {heading if i == 0 else ''} | {cell(heading, line)} |" for heading, lines in report_sections(report) for i, line in enumerate(lines)]
+    return "\n".join([f"**{plain_markdown(report.data)}**: {report.task}\n", "| | |", "|---|---|", *rows])
+
+# %% ../nbs/02_check.ipynb #f7054e37
+def short_report(
+    report: DataReport,  # of any data
+) -> str:
+    "Two to four lines."
+    unusable = f", {len(report.problems):,} cannot be used" if report.problems else ""
+    lines = [f"{report.data}: {report.task}, {counted(report.rows, 'row')}{unusable} · " + ", ".join(f"{split} {n:,}" for split, n in report.sizes.items())]
+    if "train" in report.balance: lines.append("labels in train: " + ", ".join(f"{label} {n:,}" for label, n in report.balance["train"].items()))
+    if report.lengths:
+        tokens = " · ".join(f"{part} {some['median']:,}, {some['longest']:,}" for part, some in report.lengths.items())
+        lines.append(f"tokens (median, longest): {tokens}" + (f" of {report.max_length:,}" if report.max_length else ""))
+    seen = [f"{n:,} {pair}" for pair, n in report.shared.items() if n] + [f"{n:,} {why}" for why, n in report.left_out.items()]
+    seen += [f"{counted(some['exact'], 'duplicate')} in {split}" for split, some in report.duplicates.items() if some["exact"]]
+    return "\n".join(lines + (["note: " + "; ".join(seen)] if seen else []))
 
 # %% ../nbs/02_check.ipynb #3aebc2a5
 @collector_at_rest()
 def check_data(
-    data:TaskData, # from `load_task`, perhaps fitted to the backbone
-    tokenizer=None, # of the backbone; none given: nothing is said of tokens
-    max_length:int|None=None, # tokens that the backbone reads
-    command:str="", # that runs it
+    data: TaskData,                 # from `load_task`, perhaps fitted to the backbone
+    tokenizer=None,                 # of the backbone; none given: nothing is said of tokens
+    max_length: int | None = None,  # tokens that the backbone reads
+    command: str = "",              # that runs it
 ) -> DataReport:
     "What is in a loaded task."
     intake, about = data.intake, data.describe()
@@ -204,18 +241,18 @@ def check_data(
 
 # %% ../nbs/02_check.ipynb #3fff06ad
 def tables_behind(
-    task:str|None, # what the data is for, if it is named
-    data, # path of a file or folder, or an object, as for `load_task`
-    reading:Reading, # how it is read
-) -> dict: # role -> table; empty for built-in data
+    task: str | None,  # what the data is for, if it is named
+    data,              # path of a file or folder, or an object, as for `load_task`
+    reading: Reading,  # how it is read
+) -> dict:             # role -> table; empty for built-in data
     "The tables that data consists of."
     named = str(data) if isinstance(data, (str, Path)) else ""
     if task == "sonnet" or named in ("embedded", "hub") or named.startswith("hub:"): return {}
     return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding)
 
 def fitting_task(
-    tables:dict, # from `tables_behind`
-    reading:Reading, # how they are read
+    tables: dict,      # from `tables_behind`
+    reading: Reading,  # how they are read
 ) -> str:
     "The task that the training table's columns fit."
     if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
@@ -226,12 +263,12 @@ def fitting_task(
 
 # %% ../nbs/02_check.ipynb #fc6e5ebd
 def better_encoding(
-    task:str, # what the data is for
-    data, # as for `load_task`
-    reading:Reading, # as given
-    seed:int, # of the split
-    problems:list[Problem], # rows that cannot be used
-) -> Reading|None:
+    task: str,                # what the data is for
+    data,                     # as for `load_task`
+    reading: Reading,         # as given
+    seed: int,                # of the split
+    problems: list[Problem],  # rows that cannot be used
+) -> Reading | None:
     "The reading with the encoding in which the file seems to have been saved, if it then loads."
     if not (encoding := encoding_of(problems)): return None
     for name, unusable in ((encoding, reading.unusable), (encoding, "drop"), ("latin-1", reading.unusable), ("latin-1", "drop")):
@@ -241,10 +278,10 @@ def better_encoding(
     return None
 
 def unloaded_report(
-    error:DataError, # why it does not load
-    task:str, # what the data is for
-    data, # as for `load_task`
-    tables:dict, # from `tables_behind`
+    error: DataError,  # why it does not load
+    task: str,         # what the data is for
+    data,              # as for `load_task`
+    tables: dict,      # from `tables_behind`
 ) -> DataReport:
     "What can be said of data that does not load."
     unread = [problem for table in tables.values() for problem in table.problems]
@@ -252,17 +289,17 @@ def unloaded_report(
     found = [problem for problem in getattr(error, "problems", []) if problem not in known]
     bad = Counter(problem.file for problem in found)
     def about(role, table):
-        usable = len(table) - bad[table.file] if isinstance(error, UnusableRows) else None
+        usable = len(table) - sum(bad[file] for file in table.files) if isinstance(error, UnusableRows) else None
         return dict(role=role, file=table.file, format=table.format, rows=len(table) + len(table.problems), usable=usable)
     name = Path(str(data)).stem if isinstance(data, (str, Path)) else "data"
     return DataReport(task, name, files=[about(role, table) for role, table in tables.items()], problems=unread + found, stops=[str(error)])
 
 # %% ../nbs/02_check.ipynb #0a22420e
 def stops_of(
-    report:DataReport, # of loaded data
-    data:TaskData, # as loaded
-    reading:Reading, # as given
-    better:Reading|None, # from `better_encoding`
+    report: DataReport,      # of loaded data
+    data: TaskData,          # as loaded
+    reading: Reading,        # as given
+    better: Reading | None,  # from `better_encoding`
 ) -> list[str]:
     "What stops a run with these settings, and the remedies."
     stops = []
@@ -278,9 +315,9 @@ def stops_of(
     return stops
 
 def mended(
-    reading:Reading, # as given
-    report:DataReport, # with what stops a run
-    data:TaskData, # as loaded
+    reading: Reading,    # as given
+    report: DataReport,  # with what stops a run
+    data: TaskData,      # as loaded
 ) -> Reading:
     "The reading with the settings that let a run go on."
     if report.problems: reading = replace(reading, unusable="drop")
@@ -290,12 +327,12 @@ def mended(
 
 # %% ../nbs/02_check.ipynb #c5c37516
 def check_file(
-    task:str|None, # what the data is for; None: what its columns fit
-    data, # path of a file or folder, or an object, as for `load_task`
-    reading:Reading=Reading(), # how it is read
-    tokenizer=None, # of the backbone
-    max_length:int|None=None, # tokens that the backbone reads
-    seed:int=0, # of the split
+    task: str | None,               # what the data is for; None: what its columns fit
+    data,                           # path of a file or folder, or an object, as for `load_task`
+    reading: Reading = Reading(),   # how it is read
+    tokenizer=None,                 # of the backbone
+    max_length: int | None = None,  # tokens that the backbone reads
+    seed: int = 0,                  # of the split
 ) -> DataReport:
     "What is in a file, whatever state it is in."
     tables = tables_behind(task, data, reading)
@@ -316,9 +353,9 @@ def check_file(
 
 # %% ../nbs/02_check.ipynb #849b7c3d
 def write_check(
-    report:DataReport, # to keep
-    folder:str|Path, # of a study
-) -> list[Path]: # data.json, data.txt, and unusable.csv where rows cannot be used
+    report: DataReport,  # to keep
+    folder: str | Path,  # of a study
+) -> list[Path]:         # data.json, data.txt, and unusable.csv where rows cannot be used
     "Write a report, and the list of rows that cannot be used, into a folder."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

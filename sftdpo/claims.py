@@ -6,27 +6,27 @@
 __all__ = ['UNITS', 'CLAIMS', 'QUESTIONS', 'TRAIN_MORE', 'SMALL_GAINS', 'FEW_MORE', 'PARALLEL', 'TRAINED', 'CELL', 'Margins',
            'save_margins', 'read_margins', 'Verdict', 'name_of', 'cell_values', 'told', 'judge_difference',
            'one_seed_decides_nothing', 'worded', 'deciding', 'claim', 'not_asked', 'asked_of', 'tasks_of', 'tunings_of',
-           'not_learnt', 'condition_not_met', 'small_gains', 'judge_small', 'apart', 'over_tasks', 'builder_of',
-           'dpo_alone', 'full_beats_lora', 'judge_recipe', 'over_recipes', 'disagreement', 'depths_of', 'times_of',
-           'ratios_of', 'ratio_over_seeds', 'lora_saves_no_time', 'judge_time', 'timing_notes', 'dominance',
-           'interactions', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'judge', 'verdict_table', 'setting_at',
-           'conditions_of', 'read_conditions', 'judge_claims']
+           'not_learnt', 'condition_not_met', 'depth_of', 'controls_of', 'small_gains', 'judge_small', 'apart',
+           'over_tasks', 'builder_of', 'dpo_alone', 'full_beats_lora', 'judge_recipe', 'over_recipes', 'disagreement',
+           'depths_of', 'times_of', 'ratios_of', 'ratio_over_seeds', 'lora_saves_no_time', 'judge_time', 'timing_notes',
+           'dominance', 'interactions', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'judge', 'verdict_table',
+           'verdicts_of', 'setting_at', 'conditions_of', 'read_conditions', 'judge_claims']
 
 # %% ../nbs/07b_claims.ipynb #45d28ba8
 import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import yaml
 
-from .config import PRIMARY, Settings, check, from_yaml, to_yaml
+from .config import PRIMARY, RECIPES, Settings, check, from_yaml, to_yaml
 from .stats import Estimate, at_level, contrast, difference, holm, needed_to_reach, paired, ratio, verdict
-from .store import read_environment, read_examples, read_results, read_settings
+from .store import read_environment, read_examples, read_results, read_settings, setting_of, uses
 
 # %% ../nbs/07b_claims.ipynb #1d69d8a8
 @dataclass(frozen=True)
@@ -255,6 +255,34 @@ def condition_not_met(
 # %% ../nbs/07b_claims.ipynb #a906e43a
 TRAIN_MORE = "Train until sft is better than the backbone as it came: other rates, more data or more steps."
 
+# %% ../nbs/07b_claims.ipynb #5fc14305
+def depth_of(
+    results: pd.DataFrame,   # with the columns epochs and batch_sizes, as `judge_claims` adds them
+    task: str,               # which task
+    cell: tuple[str, str],   # recipe, tuning
+) -> str:                    # empty where nothing is known
+    "How long a cell was trained, in words."
+    if "epochs" not in results: return ""
+    rows = results[(results["task"] == task) & (results["recipe"] == cell[0]) & (results["tuning"] == cell[1])]
+    sizes = rows["batch_sizes"] if "batch_sizes" in rows else [""] * len(rows)
+    found = sorted(set(zip(rows["epochs"], sizes)))
+    return " or ".join(f"{epochs:g} epoch{'' if epochs == 1 else 's'}" + (f" in batches of {size}" if size else "") for epochs, size in found)
+
+
+def controls_of(
+    results: pd.DataFrame,   # as `judge_claims` completes them
+    examples: pd.DataFrame,  # as `read_examples` gives them
+    task: str,               # which task
+    tuning: str,             # full or lora
+) -> tuple[dict, tuple]:     # recipe: its values; notes on what is no control
+    "The controls of sft-dpo that were trained to its depth."
+    controls, notes, ours = {}, (), depth_of(results, task, ("sft-dpo", tuning))
+    for recipe in ("sft-sft", "sft-long"):
+        table, depth = cell_values(examples, task, (recipe, tuning)), depth_of(results, task, (recipe, tuning))
+        if len(table) and depth == ours: controls[recipe] = table
+        elif len(table): notes += (f"{recipe} {tuning} is no control of equal depth: it had {depth}, and sft-dpo {tuning} {ours}.",)
+    return controls, notes
+
 # %% ../nbs/07b_claims.ipynb #644b9ff2
 SMALL_GAINS = "After a strong SFT, does DPO bring only small gains?"
 
@@ -275,8 +303,8 @@ def small_gains(
                 continue
             weak, notes = not_learnt(examples, task, [("sft", tuning)], margins)
             asked = asked_of("C1", task, margins, tuning, notes)
-            tables = {recipe: cell_values(examples, task, (recipe, tuning)) for recipe in ("sft", "sft-sft", "sft-long")}
-            one = judge_small(asked, ours, {recipe: table for recipe, table in tables.items() if len(table)}, tuning, margins, words)
+            controls, unequal = controls_of(results, examples, task, tuning)
+            one = judge_small(dataclasses.replace(asked, notes=notes + unequal), ours, {"sft": sft} | controls, tuning, margins, words)
             found.append(condition_not_met(one, weak and f"SFT is not strong: {weak}", TRAIN_MORE))
     return found + over_tasks(found, margins)
 
@@ -335,7 +363,8 @@ def over_tasks(
         strict = 1 - (1 - margins.level) / len(parts)
         large = any(one.verdict == "refuted" and all(at_level(gain, strict).low >= margins.large * one.margin for _, gain in one.effects) for one in parts)
         said = "refuted" if large else "supported" if all(one.verdict == "supported" for one in parts) else "undecided"
-        p = min(holm(apart(one.effects[0][1], two.effects[0][1], (one.margin, two.margin)) for one, two in combinations(parts, 2)))
+        gains = [dict(one.effects)[f"sft-dpo {tuning} − sft {tuning}"] for one in parts]  # the same effect of each task, whichever decided there
+        p = min(holm(apart(first, second, (one.margin, two.margin)) for (one, first), (two, second) in combinations(list(zip(parts, gains)), 2)))
         depends = f"the gains differ between tasks (p = {p:.2g}, in margins)" if p < 1 - margins.level else f"a difference of the gains between tasks is not shown (p = {p:.2g}, in margins)"
         summaries.append(Verdict("C1", "Does DPO after SFT bring only small gains on every task?", "all tasks", said,
                                  (), None, "", where=tuning,  # the effects stand with their tasks, in their units
@@ -375,6 +404,8 @@ def dpo_alone(
                 found.append(not_asked("C2", task, lacking, tuning))
                 continue
             (apart, pairs), (weak, notes) = builder_of(results, task, tuning), not_learnt(examples, task, [("sft", tuning)], margins)
+            depths = [depth_of(results, task, (recipe, tuning)) for recipe in ("dpo", "sft")]
+            if depths[0] != depths[1]: notes += (f"Depths do not match: {depths[0]} of dpo, {depths[1]} of sft.",)
             one = judge_difference(asked_of("C2", task, margins, tuning, pairs + notes), f"dpo {tuning} − sft {tuning}", difference(dpo, sft, margins.level), above=-getattr(margins, PRIMARY[task]), below=0.)
             decides = " ".join(word for word in ((f"Run dpo with rejected = {' or '.join(PARALLEL)}, on a task that has it." if apart else ""), TRAIN_MORE if weak else "") if word)
             found.append(condition_not_met(one, "; ".join(word for word in (apart, weak) if word), decides))
@@ -468,12 +499,8 @@ def depths_of(
     recipe: str,            # with both tunings
 ) -> str:                   # empty where they match, or where nothing is known
     "What does not match where full and LoRA were not trained to the same depth."
-    if "epochs" not in results: return ""
-    rows = results[(results["task"] == task) & (results["recipe"] == recipe)]
-    depths = {tuning: sorted(set(rows.loc[rows["tuning"] == tuning, "epochs"])) for tuning in ("full", "lora")}
-    if depths["full"] == depths["lora"]: return ""
-    full, lora = (" or ".join(f"{depth:g}" for depth in depths[tuning]) for tuning in ("full", "lora"))
-    return f"depths do not match: epochs are {full} (full) and {lora} (LoRA)"
+    full, lora = (depth_of(results, task, (recipe, tuning)) for tuning in ("full", "lora"))
+    return "" if full == lora else f"depths do not match: {full} (full) and {lora} (LoRA)"
 
 # %% ../nbs/07b_claims.ipynb #4d32f531
 def times_of(
@@ -641,6 +668,8 @@ def caveats(
     splits = rows["resplit"].nunique() if len(rows) else 0
     if seeds < 5: notes.append(f"{seeds} seed{'' if seeds == 1 else 's'}{f' on {splits} re-splits' if splits > 1 else ''}: a look, not a claim; a claim takes 5 seeds or more.")
     if splits > 1: notes.append("Each replicate is a seed on a re-split. Re-splits share most of their training data: they vary less than new data would, and an interval is about training on these data.")
+    if splits > 1 and "picked" in rows and rows["picked"].any():
+        notes.append("Learning rates were picked once for all re-splits: rows that judge in one of them helped to choose in another.")
     if "picked" in rows and not rows["picked"].all(): notes.append("Learning rates are recommended or given ones, not picked per cell with equal trials: a cell may do worse than it could.")
     if "smollm2-135m" in set(rows["backbone"]):
         notes.append("Backbone smollm2-135m: instruction- and preference-tuned by its makers, quantized to 4 bits; \"DPO without a warm start\" is not asked of a raw base model, and verdicts are provisional.")
@@ -660,9 +689,11 @@ def parts_of(
     runs = results.drop_duplicates("run")
     several = runs[runs.duplicated(CELL, keep=False)]
     if several.empty: return {"": set(runs["run"])}
-    varied = [name for name in fields if (several.groupby(CELL)[name].nunique() > 1).any()]
-    parts = {", ".join(f"{name} = {value}" for name, value in zip(varied, values)): set(group["run"]) | (set(runs["run"]) - set(several["run"]))
-             for values, group in several.groupby(varied, sort=False)} if varied else {}
+    varied, alone = [name for name in fields if (several.groupby(CELL)[name].nunique() > 1).any()], set(runs["run"]) - set(several["run"])
+    def fits(values): return (several[varied].isna() | (several[varied] == values)).all(axis=1)  # a run that does not use a field fits every value of it
+    combined = list(product(*(several[name].dropna().unique() for name in varied))) if varied else []
+    found = {", ".join(f"{name} = {value}" for name, value in zip(varied, values)): several[fits(list(values))] for values in combined}
+    parts = {name: set(group["run"]) | alone for name, group in found.items() if group[varied].notna().any(axis=None)}
     if not parts or any(runs[runs["run"].isin(part)].duplicated(CELL).any() for part in parts.values()):
         first = several.iloc[0]
         raise ValueError(f"the cell {first['recipe']} {first['tuning']}, seed {first['seed']} of {first['task']} has several runs, such as {' and '.join(several['run'].iloc[:2])}: "
@@ -716,14 +747,23 @@ def verdict_table(
     columns = ["claim", "task", "where", "verdict", "effect", "mean", "low", "high", "p_value", "effect_size", "seeds", "examples", "margin", "unit", "why", "decides", "notes", "question"]
     return pd.DataFrame(lines, columns=columns)
 
+# %% ../nbs/07b_claims.ipynb #c13c0265
+def verdicts_of(
+    folders: list[Path],  # of studies
+    claims: list[str],    # which of `CLAIMS`
+) -> pd.DataFrame:        # study, claim, where, verdict, why
+    "What each study says of some claims."
+    tables = [verdict_table(judge_claims(folder, claims=claims)).assign(study=Path(folder).name) for folder in folders]
+    return pd.concat(tables)[["study", "claim", "where", "verdict", "why"]].reset_index(drop=True)
+
 # %% ../nbs/07b_claims.ipynb #e824fa56
 def setting_at(
     settings: dict,  # of a run
     name: str,       # dotted, such as dpo.beta
 ):
-    "A setting by its dotted name; None where there is none."
-    for word in name.split("."): settings = settings.get(word) if isinstance(settings, dict) else None
-    return settings if settings is None or isinstance(settings, (str, int, float, bool)) else str(settings)
+    "A setting by its dotted name, as text where it is no plain value; None where there is none."
+    value = setting_of(settings, name)
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 # %% ../nbs/07b_claims.ipynb #884c8c28
 def conditions_of(
@@ -731,21 +771,22 @@ def conditions_of(
     environment: dict,    # of the same run
 ) -> dict:
     "What verdicts must know of a run's settings and machine."
-    kinds = {"backbone": [], "sft": ["sft"], "dpo": ["dpo"], "sft-dpo": ["sft", "dpo"], "sft-sft": ["sft", "sft"], "sft-long": ["sft"]}.get(settings.get("recipe"), [])
+    kinds = RECIPES.get(settings.get("recipe"), ())
     stages = [settings.get(kind) or {} for kind in kinds]
     machine = environment.get("gpu") or environment.get("processor") or "not recorded"
     if not environment.get("gpu") and environment.get("threads"): machine += f", {environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
-    epochs = [stage.get("epochs") or 0 for stage in stages]
+    depth = [settings.get(kind) or {} for kind in (("sft", "dpo") if settings.get("recipe") in ("sft-sft", "sft-long") else kinds)]  # controls have the steps of sft-dpo
+    sizes = [str(stage["batch_size"]) for stage in depth[:len(kinds)] if stage.get("batch_size")]
     return dict(engine="+".join(dict.fromkeys(str(stage.get("engine", "sftdpo")) for stage in stages)) or "none", hardware=machine,
                 rejected=(settings.get("dpo") or {}).get("rejected") if "dpo" in kinds else None,
-                epochs=sum(epochs) * (2 if settings.get("recipe") == "sft-long" else 1), shuffle_labels=bool(settings.get("shuffle_labels")), workers=environment.get("workers"))
+                epochs=sum(stage.get("epochs") or 0 for stage in depth), batch_sizes=" and ".join(dict.fromkeys(sizes)), shuffle_labels=bool(settings.get("shuffle_labels")), workers=environment.get("workers"))
 
 # %% ../nbs/07b_claims.ipynb #8213498f
 def read_conditions(
     folder: str | Path,      # of a study
     results: pd.DataFrame,   # its results
 ) -> tuple[pd.DataFrame, tuple]:  # results with more columns; the names of those that the study swept
-    "Results with the columns engine, hardware, rejected, epochs, picked and what a sweep varied."
+    "Results with the columns engine, hardware, rejected, epochs, batch_sizes, picked and what a sweep varied (empty where a run does not use it)."
     folder = Path(folder)
     path = folder / "study.yaml"
     study = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -754,7 +795,7 @@ def read_conditions(
     lines = []
     for run in results["run"].unique():
         settings, environment = read_settings(folder, run), read_environment(folder, run)
-        lines.append(dict(run=run, picked=picked, **conditions_of(settings, environment), **{name: setting_at(settings, name) for name in swept}))
+        lines.append(dict(run=run, picked=picked, **conditions_of(settings, environment), **{name: setting_at(settings, name) if uses(settings, name) else None for name in swept}))
     added = pd.DataFrame(lines).set_index("run")
     return results.assign(**{name: results["run"].map(added[name]) for name in added if name not in results}), swept
 

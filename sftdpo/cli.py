@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from .config import Benchmark, Execution, Reading, Run, Sampling, Stage, Study, TaskName, from_yaml
+from .config import Benchmark, Execution, Reading, Run, Sampling, Stage, Study, TaskName, WorkFailed, from_yaml
 
 # %% ../nbs/11_cli.ipynb #966dd84e
 @dataclass
@@ -103,7 +103,7 @@ class Train:
 
     def __call__(self):
         from sftdpo.study import train_run
-        for name, value in train_run(self.run, self.out).items(): print(f"{name:>32} {value:,.4f}")
+        for name, value in train_run(self.run, self.out).items(): print(f"{name:>32} {'–' if value is None else format(value, ',.4f')}")
         print(f"The model is in {self.out / 'model'}.")
 
 # %% ../nbs/11_cli.ipynb #36c94c58
@@ -134,6 +134,7 @@ class Submit:
     data: tyro.conf.Positional[Path]  # a file of question pairs, labelled or not, or of numbered prompts of three lines
     out: tyro.conf.Positional[Path]  # the submission file
     task: Literal["paraphrase", "sonnet"] = "paraphrase"  # which of the two
+    reading: Reading = Reading()  # how the file is read
     seed: int = 0  # of the samples
     sampling: Sampling = Sampling(samples=1)  # how sonnets are continued
 
@@ -141,8 +142,8 @@ class Submit:
         from sftdpo.export import submit_paraphrases, submit_sonnets
         from sftdpo.study import load_any
         model, tokenizer = load_any(self.model)
-        if self.task == "paraphrase": print(submit_paraphrases(model, tokenizer, self.data, self.out))
-        else: print(submit_sonnets(model, tokenizer, self.data, self.out, self.sampling, self.seed))
+        if self.task == "paraphrase": print(submit_paraphrases(model, tokenizer, self.data, self.out, self.reading))
+        else: print(submit_sonnets(model, tokenizer, self.data, self.out, self.sampling, self.seed, self.reading))
 
 # %% ../nbs/11_cli.ipynb #e834213c
 @dataclass
@@ -188,6 +189,7 @@ def parse(
     words: list[str],  # the command line, without the program's name
 ):
     "The command that was asked for, ready to be called."
+    if words[:1] and words[0] in ("data", "train", "evaluate", "submit"): words = ["--task" if word == "--tasks" else word for word in words]  # messages name the option of `compare`
     pieces = [piece for word in words for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
     file = next((word for before, word in zip(pieces, pieces[1:]) if before == "--settings"), None)
     study = from_yaml(Study, Path(file).read_text(encoding="utf-8")) if file else Study()
@@ -201,10 +203,13 @@ def parse(
 def main(
     words: list[str] | None = None,  # the command line; none given: that of the process
 ):
-    "Run `sftdpo`; the exit code is 0, 1 where runs of a study failed, or 2 where the user can mend something."
+    "Run `sftdpo`; the exit code is 0, 1 where runs failed, or 2 where the user can mend something."
     try: parse(sys.argv[1:] if words is None else words)()
     except KeyboardInterrupt: sys.exit("\nstopped; the same command goes on from here")
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has gone
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         print(f"sftdpo: {error}", file=sys.stderr)
         sys.exit(2)
+    except WorkFailed as error:
+        print(f"sftdpo: {error}", file=sys.stderr)
+        sys.exit(1)

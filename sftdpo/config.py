@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TaskName', 'RecipeName', 'TuningName', 'RejectedName', 'REJECTED', 'PRIMARY', 'RECOMMENDED', 'LIKE',
-           'SettingsError', 'check', 'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'Reading',
-           'neutral', 'Stage', 'Run', 'untouched', 'settle', 'LearningRates', 'Choosing', 'Study', 'Execution',
-           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'from_yaml', 'relevant', 'identity']
+           'CHOSEN', 'SettingsError', 'WorkFailed', 'check', 'check_choice', 'convert', 'declared', 'Settings', 'LoRA',
+           'Sampling', 'Reading', 'neutral', 'Stage', 'Run', 'untouched', 'settle', 'LearningRates', 'Choosing',
+           'picked_of', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'from_yaml', 'relevant',
+           'identity']
 
 # %% ../nbs/00_config.ipynb #a30deac0
 import dataclasses
@@ -27,7 +28,7 @@ RECIPES = {"backbone": (), "sft": ("sft",), "dpo": ("dpo",), "sft-dpo": ("sft", 
 
 # %% ../nbs/00_config.ipynb #52e0e844
 TaskName = Literal["paraphrase", "sonnet", "labels", "completions", "preferences"]
-RecipeName = Literal["backbone", "sft", "dpo", "sft-dpo", "sft-sft", "sft-long"]
+RecipeName = Literal[tuple(RECIPES)]
 TuningName = Literal["full", "lora"]
 RejectedName = Literal["flip", "sample", "swap", "shuffle", "corrupt", "given"]
 
@@ -43,6 +44,10 @@ PRIMARY = {"paraphrase": "accuracy", "sonnet": "chrf", "labels": "accuracy", "co
 # %% ../nbs/00_config.ipynb #a5bf9d46
 class SettingsError(ValueError):
     "A setting that cannot be used; the message names the field, the value and the remedy."
+
+# %% ../nbs/00_config.ipynb #da70a49d
+class WorkFailed(RuntimeError):
+    "Training or judging failed; the message says why, and where the whole reason is."
 
 # %% ../nbs/00_config.ipynb #be837617
 def check(
@@ -287,8 +292,11 @@ class Run(Settings):
     def stages(self) -> list[Stage]:
         "The stages of the recipe, in order, with every open choice settled."
         stages = [settle(getattr(self, kind), self) for kind in RECIPES[self.recipe]]
-        if self.recipe == "sft-long": stages = [stages[0].replace(epochs=2 * stages[0].epochs)]
-        if self.recipe == "sft-sft" and self.second_sft_rate: stages[1] = stages[1].replace(learning_rate=self.second_sft_rate)
+        dpo = settle(self.dpo, self)  # whose steps the controls match
+        if self.recipe == "sft-long": stages = [stages[0].replace(epochs=stages[0].epochs + dpo.epochs)]
+        if self.recipe == "sft-sft":
+            stages[1] = stages[1].replace(epochs=dpo.epochs, batch_size=dpo.batch_size, micro_batch_size=dpo.micro_batch_size)
+            if self.second_sft_rate: stages[1] = stages[1].replace(learning_rate=self.second_sft_rate)
         return stages
 
 # %% ../nbs/00_config.ipynb #912ffb6a
@@ -346,9 +354,17 @@ class Choosing(Settings):
     def validate(self):
         least = 3 * len(self.betas)
         check(self.trials == 0 or self.trials >= least, "choosing.trials", self.trials, f"use 0, or at least {least}: three learning rates for each beta")
-        check(self.factor > 1, "choosing.factor", self.factor, "use a number above 1, such as 3")
+        check(self.factor >= 1.1, "choosing.factor", self.factor, "use a number from 1.1 up, such as 3")
         for name in ("betas", "seeds"):
             check(len(getattr(self, name)) > 0, f"choosing.{name}", getattr(self, name), "name at least one")
+
+# %% ../nbs/00_config.ipynb #05964875
+def picked_of(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    "The settings that are picked for a recipe of these stages."
+    if kinds == ("sft", "sft"): return ("second_sft_rate",)
+    return {"sft": ("sft.learning_rate",), "dpo": ("dpo.learning_rate", "dpo.beta")}[kinds[-1]] if kinds else ()
+
+CHOSEN = {recipe: picked_of(kinds) for recipe, kinds in RECIPES.items()}
 
 # %% ../nbs/00_config.ipynb #615700c1
 @dataclass(frozen=True)
@@ -389,7 +405,7 @@ class Study(Settings):
             check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values, "give a list of values")
         for name in self.cells:
             *words, _ = name.split()
-            for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *self.recipes, "sft", *self.tunings])
+            for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *{name: 0 for recipe in self.recipes for name in (recipe, *RECIPES[recipe])}, *self.tunings])
         both = set(self.seeds) & set(self.choosing.seeds) if self.choosing.trials else set()
         check(not both, "study.choosing.seeds", self.choosing.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
         self.runs(self.seeds[:1])  # raises what a run would

@@ -14,13 +14,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from importlib.resources import files
 from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #4628ca0e
 from .config import Reading
 from .examples import DataError, Example, chance, collector_at_rest, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
-from .files import Problem, Table, UnusableRows, as_text, decode, keep, read_bytes, read_table, tables_of
+from .files import Problem, Table, UnusableRows, as_text, decode, keep, plain_markdown, read_bytes, read_table, tables_of
 from .questions import generated_questions
 from .rows import Row, check_verbalizers, fit, tokenize, verbalizer_rows
 from .shapes import Shape, find_shape
@@ -32,41 +33,41 @@ _all_ = ["DataError", "Example", "Row", "UnusableRows", "keep", "make_pairs", "p
 verbalizers = ("no", "yes") # index = label: 1 is "asks the same thing"
 
 def cloze_prompt(
-    question1:str, # the first question, as it stands in the data
-    question2:str, # the second
-) -> str: # ends in a newline: the next token is the answer
+    question1: str,  # the first question, as it stands in the data
+    question2: str,  # the second
+) -> str:            # ends in a newline: the next token is the answer
     "The paraphrase task as a prompt whose next token answers it."
     return f'Question 1: "{question1}"\nQuestion 2: "{question2}"\nAre these questions asking the same thing?\n'
 
 # %% ../nbs/01_data.ipynb #129925cb
-def _question_example(id, question1, question2, label:int|None) -> Example:
+def _question_example(id, question1, question2, label: int | None) -> Example:
     return Example(str(id), cloze_prompt(question1, question2), "" if label is None else verbalizers[label], label=label)
 
 # %% ../nbs/01_data.ipynb #d14cbd3a
 @dataclass(frozen=True)
 class Intake:
     "What was read, and what of it could not be used."
-    files: list[dict] = field(default_factory=list) # role, file, format, rows, usable
-    shape: Shape|None = None # the parts of the columns
-    labels: tuple[str, ...] = () # values of the label column, index = label
-    problems: list[Problem] = field(default_factory=list) # rows left out because they cannot be used
-    leaked: dict[str, int] = field(default_factory=dict) # split -> examples left out because they also stand in a split that chooses or judges
-    too_long: dict[str, int] = field(default_factory=dict) # split -> examples left out or cut because they do not fit
-    notes: list[str] = field(default_factory=list) # what else a reader should know
+    files: list[dict] = field(default_factory=list)         # role, file, format, rows, usable
+    shape: Shape | None = None                              # the parts of the columns
+    labels: tuple[str, ...] = ()                            # values of the label column, index = label
+    problems: list[Problem] = field(default_factory=list)   # rows left out because they cannot be used
+    leaked: dict[str, int] = field(default_factory=dict)    # split -> examples left out because they also stand in a split that chooses or judges
+    too_long: dict[str, int] = field(default_factory=dict)  # split -> examples left out or cut because they do not fit
+    notes: list[str] = field(default_factory=list)          # what else a reader should know
 
 # %% ../nbs/01_data.ipynb #7ca5468f
 @dataclass(frozen=True, repr=False)
 class TaskData:
     "The examples of one task, split, and what is needed to turn them into token ids."
-    task: str # "paraphrase", "sonnet", "labels", "completions" or "preferences"
-    name: str # what tables show as the data
-    train: list[Example] # runs draw their subsets from these
-    choose: list[Example] # picks learning rates and epochs
-    test: list[Example] # judges; never chooses
-    verbalizers: tuple[str, ...] # the possible answers, index = label; () for free text
-    end_of_text: bool # whether a completion ends with the end-of-text token
-    source: str # one sentence: where the data comes from
-    intake: Intake = field(default=Intake(), compare=False) # what was read, for the report on load
+    task: str                                                # "paraphrase", "sonnet", "labels", "completions" or "preferences"
+    name: str                                                # what tables show as the data
+    train: list[Example]                                     # runs draw their subsets from these
+    choose: list[Example]                                    # picks learning rates and epochs
+    test: list[Example]                                      # judges; never chooses
+    verbalizers: tuple[str, ...]                             # the possible answers, index = label; () for free text
+    end_of_text: bool                                        # whether a completion ends with the end-of-text token
+    source: str                                              # one sentence: where the data comes from
+    intake: Intake = field(default=Intake(), compare=False)  # what was read, for the report on load
 
     @property
     def splits(self) -> dict[str, list[Example]]:
@@ -95,13 +96,13 @@ class TaskData:
 
     def _repr_markdown_(self):
         about = self.describe()
-        head = ["split", "examples", *self.verbalizers]
+        head = ["split", "examples", *map(plain_markdown, self.verbalizers)]
         rows = [[split, f"{size:,}", *(f"{n:,}" for n in about["balance"].get(split, {}).values())] for split, size in about["sizes"].items()]
         table = "\n".join("| " + " | ".join(r) + " |" for r in [head, ["---"] * len(head), *rows])
-        return f"**{self.task}**, {self.name}: {self.source}\n\n{table}\n\nFingerprint `{self.fingerprint[:12]}`"
+        return f"**{self.task}**, {plain_markdown(self.name)}: {plain_markdown(self.source)}\n\n{table}\n\nFingerprint `{self.fingerprint[:12]}`"
 
 # %% ../nbs/01_data.ipynb #f15f7e68
-def _read_text(path:Path, encoding:str="utf-8") -> str:
+def _read_text(path: Path, encoding: str = "utf-8") -> str:
     "A text file as text with plain newlines, or an error that names the line where it is not text."
     text = decode(read_bytes(path), str(path), encoding)
     for number, line in enumerate(text.split("\n"), 1):
@@ -113,10 +114,10 @@ def _read_text(path:Path, encoding:str="utf-8") -> str:
 _number_line = re.compile(r"^[ \t]*(\d+)[ \t]*$", re.MULTILINE)
 
 def read_sonnets(
-    path:str|Path, # a text in which each sonnet stands under a line with its number; what comes before the first is skipped
-    whole:bool=True, # False for a file of prompts: the first three lines of each
-    encoding:str="utf-8", # of the file
-) -> list[Example]: # id: the number; prompt: three lines; completion: the others
+    path: str | Path,         # a text in which each sonnet stands under a line with its number; what comes before the first is skipped
+    whole: bool = True,       # False for a file of prompts: the first three lines of each
+    encoding: str = "utf-8",  # of the file
+) -> list[Example]:           # id: the number; prompt: three lines; completion: the others
     "The numbered sonnets of a file, each split after its third line."
     path = Path(path)
     pieces = _number_line.split(_read_text(path, encoding))[1:]
@@ -159,10 +160,10 @@ def _text(value, what, blank=False) -> str:
 def _shown(values) -> str: return ", ".join(str(v) for v in values)[:200]
 
 def _gather(
-    table:Table, # columns and lines
-    columns:Sequence[str], # those that a row is made from, in the order in which `make` takes them
-    make, # (line, *values) -> Example; a ValueError says why it cannot be used
-) -> tuple[list[Example], list[Problem]]: # the table's own problems included
+    table: Table,                          # columns and lines
+    columns: Sequence[str],                # those that a row is made from, in the order in which `make` takes them
+    make,                                  # (line, *values) -> Example; a ValueError says why it cannot be used
+) -> tuple[list[Example], list[Problem]]:  # the table's own problems included
     "Examples of the usable rows, and the other rows."
     examples, problems = [], list(table.problems)
     keyed = table.format in ("JSON lines", "JSON", "list of dicts")
@@ -170,15 +171,21 @@ def _gather(
         try: examples.append(make(line, *values))
         except ValueError as e:
             keys = [name for name, column in table.columns.items() if column[i] is not None] if keyed and str(e).endswith(" is missing") else []
-            problems.append(Problem(table.file, line, f"{e} (the row has {', '.join(map(repr, keys[:8]))})" if keys else str(e), _shown(values), table.unit))
-    return examples, sorted(problems, key=lambda p: p.line)
+            problems.append(Problem(table.file_of(i), line, f"{e} (the row has {', '.join(map(repr, keys[:8]))})" if keys else str(e), _shown(values), table.unit))
+    return examples, sorted(problems, key=lambda p: (p.file, p.line))
 
 # %% ../nbs/01_data.ipynb #2ccdc09a
-def _named(examples:list[Example], lines:Sequence) -> list[Example]:
+def _named(examples: list[Example], lines: Sequence) -> list[Example]:
     "The examples, each with an id of its own."
     counts = Counter(e.id for e in examples)
     if len(counts) == len(examples): return examples
-    return [replace(e, id=f"{e.id} ({line})") if counts[e.id] > 1 else e for e, line in zip(examples, lines)]
+    taken = set()
+    def free(name): return name if name not in taken else next(other for k in count(2) if (other := f"{name}, {k}") not in taken)
+    named = []
+    for e, line in zip(examples, lines):  # a line's number may stand in several files
+        taken.add(name := free(f"{e.id} ({line})" if counts[e.id] > 1 else e.id))
+        named.append(replace(e, id=name))
+    return named
 
 def _id(value, line, unit) -> str:
     try: return as_text(value).strip() or f"{unit}-{line}"
@@ -187,7 +194,7 @@ def _id(value, line, unit) -> str:
 # %% ../nbs/01_data.ipynb #bf1e200e
 _labels = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
-def _pair_examples(table:Table, shape:Shape, labelled=True) -> tuple[list[Example], list[Problem]]:
+def _pair_examples(table: Table, shape: Shape, labelled=True) -> tuple[list[Example], list[Problem]]:
     "Question pairs of a table."
     ids, lines = "id" in shape.columns, []
     def make(line, question1, question2, *rest):
@@ -206,21 +213,22 @@ def _pair_examples(table:Table, shape:Shape, labelled=True) -> tuple[list[Exampl
 
 # %% ../nbs/01_data.ipynb #c3303945
 def gathered(
-    problems:Sequence[Problem], # rows that cannot be used
-) -> list[list[Problem]]: # those that differ in nothing but values together; in the order of the first
+    problems: Sequence[Problem],  # rows that cannot be used
+) -> list[list[Problem]]:         # those that differ in nothing but values together; in the order of the first
     "Problems of one kind, together."
     kinds = {}
     for p in problems: kinds.setdefault(p.kind, []).append(p)
     return list(kinds.values())
 
-def _first_of(some) -> str:
-    "The first problem of a kind, and where the next ones are."
-    others = f", and {len(some) - 1:,} more like it ({', '.join(p.place for p in some[1:4])}{', ...' if len(some) > 4 else ''})" if len(some) > 1 else ""
-    return f"{some[0].place}: {some[0].reason}{others}"
+def _first_of(some, file) -> str:
+    "The first problem of a kind, and where the next ones are; what lies in another file than this one is named with it."
+    def place(p): return p.place if p.file == file else f"{Path(p.file).name} {p.place}"
+    others = f", and {len(some) - 1:,} more like it ({', '.join(map(place, some[1:4]))}{', ...' if len(some) > 4 else ''})" if len(some) > 1 else ""
+    return f"{place(some[0])}: {some[0].reason}{others}"
 
 def encoding_of(
-    problems:Sequence[Problem], # rows that cannot be used
-) -> str|None: # none: the encoding is not what is wrong
+    problems: Sequence[Problem],  # rows that cannot be used
+) -> str | None:                  # none: the encoding is not what is wrong
     "The encoding in which a text file seems to have been saved, if it is not UTF-8."
     found = [name[1] for p in problems if p.unit == "line" and (name := re.search(r"which is not UTF-8 \(.*--reading\.encoding ([\w-]+)\)$", p.reason))]
     return None if not found else "cp1252" if "cp1252" in found else found[0]
@@ -235,23 +243,23 @@ def _remedy(problems, some_left) -> str:
     if not said or any(not any(words in p.reason for words in known) for p in problems): said.append("Correct or delete them")
     return ". ".join(said) + (", or leave them out: --reading.unusable drop." if some_left else ".")
 
-def _check_usable(found:dict[str, tuple[Table, list[Example], list[Problem]]], unusable:str):
+def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], unusable: str):
     "Raise where rows cannot be used and the settings say to stop, or where no row can."
     parts, all_problems = [], [p for _, _, problems in found.values() for p in problems]
     for table, examples, problems in found.values():
         if problems and (unusable == "stop" or not examples):
             kinds = gathered(problems)
             parts.append(f"{table.file}: {len(problems):,} of {len(problems) + len(examples):,} rows cannot be used: "
-                         f"{'; '.join(map(_first_of, kinds[:5]))}{'; ...' if len(kinds) > 5 else ''}.")
+                         f"{'; '.join(_first_of(some, table.file) for some in kinds[:5])}{'; ...' if len(kinds) > 5 else ''}.")
     if parts: raise UnusableRows(f"{' '.join(parts)} {_remedy(all_problems, any(e for _, e, _ in found.values()))}", all_problems)
 
 # %% ../nbs/01_data.ipynb #041cf2c3
 def read_question_pairs(
-    path:str|Path, # tab-separated or CSV, with a header in the course's, GLUE's or Kaggle's column names
-    labelled:bool=True, # False for pairs to predict: the label column is not looked at
-    unusable:str="stop", # rows that cannot be used: "stop" raises, "drop" leaves them out
-    reading:Reading=Reading(), # delimiter and encoding
-) -> list[Example]: # prompts as `cloze_prompt` makes them, completions from `verbalizers`
+    path: str | Path,              # tab-separated or CSV, with a header in the course's, GLUE's or Kaggle's column names
+    labelled: bool = True,         # False for pairs to predict: the label column is not looked at
+    unusable: str = "stop",        # rows that cannot be used: "stop" raises, "drop" leaves them out
+    reading: Reading = Reading(),  # delimiter and encoding
+) -> list[Example]:                # prompts as `cloze_prompt` makes them, completions from `verbalizers`
     "The question pairs of a file, or a `DataError` that names the bad rows by line."
     table = read_table(path, reading.delimiter, reading.encoding)
     columns = table.columns if labelled else [*table.columns, "is_duplicate"]
@@ -267,7 +275,7 @@ def _label_key(value) -> str:
     text = _text(value, "label").strip()
     return re.sub(r"(?<=\d)\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
 
-def _label_keys(table:Table, column:str) -> Counter:
+def _label_keys(table: Table, column: str) -> Counter:
     "How often each label occurs."
     counts = Counter()
     for value in table.values(column):
@@ -297,8 +305,8 @@ def _answers(counts:Counter, reading:Reading, file:str, column:str) -> dict[str,
 
 # %% ../nbs/01_data.ipynb #4f1314c8
 def nearly_equal(
-    counts:dict[str, int], # label -> rows
-) -> list[tuple[str, str]]: # the label that may be misspelt, and the one that may be meant
+    counts: dict[str, int],  # label -> rows
+) -> list[tuple[str, str]]:  # the label that may be misspelt, and the one that may be meant
     "Labels that may be another label misspelt."
     plain, found, rows = lambda label: " ".join(label.casefold().split()), [], sum(counts.values())
     for label, n in counts.items():
@@ -311,7 +319,7 @@ def nearly_equal(
     return found
 
 # %% ../nbs/01_data.ipynb #83875e88
-def _own_examples(table:Table, shape:Shape, answers:dict[str, str]) -> tuple[list[Example], list[Problem]]:
+def _own_examples(table: Table, shape: Shape, answers: dict[str, str]) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
     prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
@@ -379,15 +387,15 @@ def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
 
 # %% ../nbs/01_data.ipynb #0757ad04
 def text_key(
-    example:Example, # of any task
+    example: Example,  # of any task
 ) -> str:
     "What two examples share when they are the same text."
     text = example.prompt if example.label is not None else f"{example.prompt}\0{example.completion}"
     return " ".join(text.casefold().split())
 
 def without_leaks(
-    splits:dict[str, list[Example]], # train, choose, test
-) -> tuple[dict[str, list[Example]], dict[str, int]]: # the splits, and how many examples each of them lost
+    splits: dict[str, list[Example]],                  # train, choose, test
+) -> tuple[dict[str, list[Example]], dict[str, int]]:  # the splits, and how many examples each of them lost
     "The splits without the training examples that also choose or judge, and the choosing ones that also judge."
     test = {text_key(e) for e in splits["test"]}
     choose = [e for e in splits["choose"] if text_key(e) not in test]
@@ -396,7 +404,7 @@ def without_leaks(
     return dict(train=train, choose=choose, test=splits["test"]), dict(train=len(splits["train"]) - len(train), choose=len(splits["choose"]) - len(choose))
 
 # %% ../nbs/01_data.ipynb #ffd3819f
-def _split(found:dict[str, list[Example]], seed, published=False) -> dict[str, list[Example]]:
+def _split(found: dict[str, list[Example]], seed, published=False) -> dict[str, list[Example]]:
     "Three splits of what the files hold: what has no file of its own is held out; `published`: row by row, as the course's folder has been."
     train, choose, test = found["train"], found.get("choose"), found.get("test")
     hold_out = _hold_out if published else _hold_out_texts
@@ -405,7 +413,7 @@ def _split(found:dict[str, list[Example]], seed, published=False) -> dict[str, l
     return dict(train=train, choose=choose, test=test)
 
 # %% ../nbs/01_data.ipynb #d2354077
-def _differ(first:Table, second:Table) -> str:
+def _differ(first: Table, second: Table) -> str:
     "A sentence on the columns that one file has and another has not, with a blank before it."
     only = [f"only {Path(a.file).name} has {', '.join(map(repr, names[:8]))}" for a, b in ((first, second), (second, first)) if (names := [name for name in a.columns if name not in b.columns])]
     return f" {Path(first.file).name} and {Path(second.file).name} differ in their columns: {', '.join(only)}." if only else ""
@@ -453,7 +461,7 @@ def _hub_tables(data):
 # %% ../nbs/01_data.ipynb #f57cf429
 def _paraphrase_task(data, seed, reading) -> TaskData:
     if isinstance(data, str) and data == "embedded":
-        train, choose, test = ([_question_example(f"{split}-{i}", *pair) for i, pair in enumerate(generated_questions(split, size, seed=seed))]
+        train, choose, test = ([_question_example(f"{split}-{i}" if seed == 0 else f"{split}-{seed}-{i}", *pair) for i, pair in enumerate(generated_questions(split, size, seed=seed))]
                                for split, size in _generated_sizes.items())
         return TaskData("paraphrase", "generated", train, choose, test, verbalizers, False,
                         "Question pairs generated by sftdpo; choose and test ask about things that train never mentions.")
@@ -473,10 +481,10 @@ def _own_task(task, data, seed, reading) -> TaskData:
 # %% ../nbs/01_data.ipynb #36667dcb
 @collector_at_rest()
 def load_task(
-    task:str, # "paraphrase", "sonnet", "labels", "completions" or "preferences"
-    data="embedded", # "embedded", "hub", "hub:owner/name", the path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts
-    seed:int=0, # of the split, not of the run: 0 gives the published split
-    reading:Reading=Reading(), # how files are read, and what happens to rows that cannot be used
+    task: str,                     # "paraphrase", "sonnet", "labels", "completions" or "preferences"
+    data="embedded",               # "embedded", "hub", "hub:owner/name", the path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts
+    seed: int = 0,                 # of the split, not of the run: 0 gives the published split
+    reading: Reading = Reading(),  # how files are read, and what happens to rows that cannot be used
 ) -> TaskData:
     """The examples of a task in three splits.
 
@@ -509,11 +517,11 @@ def load_task(
 
 # %% ../nbs/01_data.ipynb #7b4d7b0c
 def fit_task(
-    data:TaskData, # as loaded
-    tokenizer, # of the backbone
-    max_length:int, # tokens that the backbone reads
-    too_long:str="stop", # "stop": an error names what does not fit; "drop"; "truncate": cut the prompts' beginnings
-) -> TaskData: # the same object where everything fits
+    data: TaskData,          # as loaded
+    tokenizer,               # of the backbone
+    max_length: int,         # tokens that the backbone reads
+    too_long: str = "stop",  # "stop": an error names what does not fit; "drop"; "truncate": cut the prompts' beginnings
+) -> TaskData:               # the same object where everything fits
     "The task as this backbone can read it."
     if data.verbalizers: check_verbalizers(data.verbalizers, tokenizer)
     splits = {split: fit(examples, tokenizer, data.end_of_text, max_length, too_long, split) for split, examples in data.splits.items()}

@@ -17,8 +17,8 @@ class DataError(ValueError):
     "Data that cannot be used; the message names the value, the place and the remedy."
 
 def counted(
-    number:int, # of things
-    thing:str, # one of them
+    number: int,  # of things
+    thing: str,   # one of them
 ) -> str:
     "A number and what it counts: 1 row, 2,000 rows."
     return f"{number:,} {thing}{'s' * (number != 1)}"
@@ -37,16 +37,16 @@ def collector_at_rest():
 @dataclass(frozen=True, slots=True)
 class Example:
     "One prompt with the completion to learn, and what else is known of it."
-    id: str # names the example in every table and error
-    prompt: str # what the model is given
-    completion: str # what it should answer: SFT's target, DPO's chosen completion
-    rejected: str|None = None # DPO's rejected completion, once pairs are made
-    label: int|None = None # index of the completion among the verbalizers; None for free text
+    id: str                      # names the example in every table and error
+    prompt: str                  # what the model is given
+    completion: str              # what it should answer: SFT's target, DPO's chosen completion
+    rejected: str | None = None  # DPO's rejected completion, once pairs are made
+    label: int | None = None     # index of the completion among the verbalizers; None for free text
 
 # %% ../nbs/00_examples.ipynb #76af95dc
 def without_rejected(
-    examples:Sequence[Example], # pairs, or not
-) -> list[Example]: # prompts and completions alone
+    examples: Sequence[Example],  # pairs, or not
+) -> list[Example]:               # prompts and completions alone
     "The examples as SFT sees them."
     return [replace(e, rejected=None) if e.rejected is not None else e for e in examples]
 
@@ -57,10 +57,10 @@ def chance(*parts) -> int:
 
 # %% ../nbs/00_examples.ipynb #d5c1336e
 def subset(
-    examples:Sequence[Example], # what to draw from
-    size:int|None, # how many; None for all of them
-    seed:int, # the run's seed
-) -> list[Example]: # in the order drawn: a smaller size gives a prefix of a larger one
+    examples: Sequence[Example],  # what to draw from
+    size: int | None,             # how many; None for all of them
+    seed: int,                    # the run's seed
+) -> list[Example]:               # in the order drawn: a smaller size gives a prefix of a larger one
     "A seeded draw in which smaller sizes are nested inside larger ones."
     if size is None: size = len(examples)
     if not 0 < size <= len(examples):
@@ -69,10 +69,10 @@ def subset(
 
 # %% ../nbs/00_examples.ipynb #51eecad4
 def shuffle_labels(
-    examples:Sequence[Example], # labelled examples
-    seed:int, # another seed, another shuffle
-    verbalizers:Sequence[str], # the answers, index = label
-) -> list[Example]: # in the same order, rejected completions removed
+    examples: Sequence[Example],  # labelled examples
+    seed: int,                    # another seed, another shuffle
+    verbalizers: Sequence[str],   # the answers, index = label
+) -> list[Example]:               # in the same order, rejected completions removed
     "The examples with their labels dealt out anew."
     if any(e.label is None for e in examples): raise DataError("Labels can only be shuffled where each example has one: free text has none.")
     dealt = sorted(examples, key=lambda e: chance(seed, "labels", e.id))
@@ -152,13 +152,13 @@ def _given(examples) -> list[str]:
 
 # %% ../nbs/00_examples.ipynb #5f265adb
 def make_pairs(
-    examples:Sequence[Example], # the completions are chosen
-    rejected:str, # "flip", "sample", "swap", "shuffle", "corrupt" or "given"
-    seed:int, # another seed, other rejected completions
-    verbalizers:Sequence[str]=(), # for `flip`: the answers, index = label
-    samples:Sequence[str]|None=None, # for `sample`: one text per example, in their order
-    share:float=.3, # for `corrupt`: the share of words replaced
-) -> list[Example]: # in the same order, with `rejected` filled in and never equal to the completion
+    examples: Sequence[Example],           # the completions are chosen
+    rejected: str,                         # "flip", "sample", "swap", "shuffle", "corrupt" or "given"
+    seed: int,                             # another seed, other rejected completions
+    verbalizers: Sequence[str] = (),       # for `flip`: the answers, index = label
+    samples: Sequence[str] | None = None,  # for `sample`: one text per example, in their order
+    share: float = .3,                     # for `corrupt`: the share of words replaced
+) -> list[Example]:                        # in the same order, with `rejected` filled in and never equal to the completion
     "Preference pairs from examples."
     builders = dict(flip=lambda: _flip(examples, seed, verbalizers), sample=lambda: _sample(examples, seed, samples), swap=lambda: _swap(examples, seed),
                     shuffle=lambda: _shuffle(examples, seed), corrupt=lambda: _corrupt(examples, seed, share), given=lambda: _given(examples))
@@ -167,9 +167,9 @@ def make_pairs(
 
 # %% ../nbs/00_examples.ipynb #c1d2189a
 def preference_dataset(
-    examples:Sequence[Example], # with rejected completions
-    ids:bool=False, # add a column with the examples' ids?
-): # `datasets.Dataset` with the columns prompt, chosen, rejected
+    examples: Sequence[Example],  # with rejected completions
+    ids: bool = False,            # add a column with the examples' ids?
+):                                # `datasets.Dataset` with the columns prompt, chosen, rejected
     "Preference pairs as a `datasets.Dataset`."
     import datasets
     if unpaired := [e.id for e in examples if e.rejected is None]:

@@ -23,15 +23,15 @@ from .examples import DataError, Example, preference_dataset
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
 
 def check_format(
-    path:str|Path, # of a file to be written
+    path: str | Path,  # of a file to be written
 ):
     "Raise unless the file's name asks for a format that can be written."
     if Path(path).suffix not in FORMATS: raise DataError(f"{path} ends in {Path(path).suffix!r}: use one of {', '.join(FORMATS)}.")
 
 # %% ../nbs/05_export.ipynb #2e1665b7
 def write_predictions(
-    table:pd.DataFrame, # such as `Evaluation.examples`
-    path:str|Path, # ends in .csv, .tsv, .parquet or .jsonl
+    table: pd.DataFrame,  # such as `Evaluation.examples`
+    path: str | Path,     # ends in .csv, .tsv, .parquet or .jsonl
 ) -> Path:
     "A table of predictions or texts in the format that the file's name asks for."
     path = Path(path)
@@ -46,8 +46,8 @@ def write_predictions(
 COURSE_TOKENS = (3919, 8505) # GPT-2's "no" and "yes"; index = label
 
 def paraphrase_submission(
-    predictions:pd.DataFrame, # from `predict`: id and prediction
-    path:str|Path, # the course calls it para-test-output.csv, or para-dev-output.csv
+    predictions: pd.DataFrame,  # from `predict`: id and prediction
+    path: str | Path,           # the course calls it para-test-output.csv, or para-dev-output.csv
 ) -> Path:
     "Predictions of question pairs as the course's submission file."
     path = Path(path)
@@ -60,12 +60,12 @@ def paraphrase_submission(
 
 # %% ../nbs/05_export.ipynb #472fa46b
 def submit_paraphrases(
-    model, # policy
-    tokenizer, # its tokenizer
-    pairs:str|Path, # file of question pairs; labels are not looked at
-    path:str|Path, # of the submission file
-    reading:Reading=Reading(), # how the file is read
-    precision:str="auto", # "auto", "bf16" or "fp32"
+    model,                         # policy
+    tokenizer,                     # its tokenizer
+    pairs: str | Path,             # file of question pairs; labels are not looked at
+    path: str | Path,              # of the submission file
+    reading: Reading = Reading(),  # how the file is read
+    precision: str = "auto",       # "auto", "bf16" or "fp32"
 ) -> Path:
     "Predict the pairs of a file and write the course's submission file."
     examples = read_question_pairs(pairs, labelled=False, unusable=reading.unusable, reading=reading)
@@ -74,8 +74,8 @@ def submit_paraphrases(
 
 # %% ../nbs/05_export.ipynb #ef811497
 def sonnet_submission(
-    sonnets:Sequence[str], # whole sonnets, prompt and continuation, in the order of the prompts
-    path:str|Path, # the course calls it generated_sonnets.txt
+    sonnets: Sequence[str],  # whole sonnets, prompt and continuation, in the order of the prompts
+    path: str | Path,        # the course calls it generated_sonnets.txt
 ) -> Path:
     "Sonnets as the course's submission file."
     path = Path(path)
@@ -85,22 +85,23 @@ def sonnet_submission(
     return path
 
 def submit_sonnets(
-    model, # policy
-    tokenizer, # its tokenizer
-    prompts:str|Path, # file of numbered prompts of three lines
-    path:str|Path, # of the submission file
-    sampling:Sampling=Sampling(samples=1), # how they are continued; the first sample is taken
-    seed:int=0, # of the samples
+    model,                                     # policy
+    tokenizer,                                 # its tokenizer
+    prompts: str | Path,                       # file of numbered prompts of three lines
+    path: str | Path,                          # of the submission file
+    sampling: Sampling = Sampling(samples=1),  # how they are continued; the first sample is taken
+    seed: int = 0,                             # of the samples
+    reading: Reading = Reading(),              # the file's encoding
 ) -> Path:
     "Continue the prompts of a file and write the course's submission file."
-    given = [example.prompt for example in read_sonnets(prompts, whole=False)]
+    given = [example.prompt for example in read_sonnets(prompts, whole=False, encoding=reading.encoding)]
     found = sample(model, tokenizer, given, sampling, seed, max_lines=11)
     return sonnet_submission([prompt + texts[0] for prompt, texts in zip(given, found)], path)
 
 # %% ../nbs/05_export.ipynb #ba7f5337
 def write_pairs(
-    examples:Sequence[Example], # with rejected completions
-    path:str|Path, # ends in .parquet, .jsonl or .csv; otherwise a folder for `datasets.load_from_disk`
+    examples: Sequence[Example],  # with rejected completions
+    path: str | Path,             # ends in .parquet, .jsonl or .csv; otherwise a folder for `datasets.load_from_disk`
 ) -> Path:
     "Preference pairs on disk."
     path, data = Path(path), preference_dataset(examples)

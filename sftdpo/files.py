@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['LARGEST_BYTES', 'Problem', 'Table', 'UnusableRows', 'write_problems', 'read_bytes', 'decode', 'as_text',
            'read_delimited', 'read_json_lines', 'read_json', 'table_of_rows', 'as_name', 'table_of_arrow', 'read_table',
-           'table_of', 'find_files', 'tables_of', 'keep']
+           'table_of', 'find_files', 'tables_of', 'keep', 'printable', 'plain_markdown']
 
 # %% ../nbs/00_files.ipynb #9aa682b5
 import codecs, csv, json, math, re
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 # %% ../nbs/00_files.ipynb #b1a64da0
@@ -20,11 +22,11 @@ from .examples import DataError, counted
 @dataclass(frozen=True, slots=True)
 class Problem:
     "A row that cannot be used."
-    file: str # as messages name it
-    line: int # where the row begins, from 1; of a table without lines, the number of the row
-    reason: str # with the value that is wrong
-    row: str = "" # beginning of the row
-    unit: str = "line" # what `line` counts: "line" or "row"
+    file: str           # as messages name it
+    line: int           # where the row begins, from 1; of a table without lines, the number of the row
+    reason: str         # with the value that is wrong
+    row: str = ""       # beginning of the row
+    unit: str = "line"  # what `line` counts: "line" or "row"
 
     @property
     def place(self) -> str: return f"{self.unit} {self.line}"
@@ -39,14 +41,22 @@ class Problem:
 @dataclass
 class Table:
     "Columns of a file or an object, and the rows of it that could not be read."
-    file: str # as messages name it
-    format: str # "CSV", "JSON lines", "Parquet" ...
-    columns: dict # name -> values of the rows that were read
-    lines: list[int] # where each of these rows begins
-    problems: list[Problem] = field(default_factory=list) # the rows that were not
-    unit: str = "line" # what `lines` counts
+    file: str                                              # as messages name it
+    format: str                                            # "CSV", "JSON lines", "Parquet" ...
+    columns: dict                                          # name -> values of the rows that were read
+    lines: list[int]                                       # where each of these rows begins
+    problems: list[Problem] = field(default_factory=list)  # the rows that were not
+    unit: str = "line"                                     # what `lines` counts
+    shards: tuple[tuple[int, str], ...] = ()               # of a table in several files: each file's first row and name
 
     def __len__(self): return len(self.lines)
+
+    @property
+    def files(self) -> list[str]: return [file for _, file in self.shards] or [self.file]
+
+    def file_of(self, row: int) -> str:
+        "The file in which a row stands."
+        return self.files[max(0, bisect_right(self.shards, row, key=lambda shard: shard[0]) - 1)]
 
     def values(self, name) -> list:
         "A column as a list of plain values."
@@ -71,8 +81,8 @@ class UnusableRows(DataError):
 
 # %% ../nbs/00_files.ipynb #69ec5ec8
 def write_problems(
-    problems:list[Problem], # such as `UnusableRows.problems`
-    path:str|Path, # a CSV file: file, line, reason, row
+    problems: list[Problem],  # such as `UnusableRows.problems`
+    path: str | Path,         # a CSV file: file, line, reason, row
 ) -> Path:
     "List the rows that cannot be used in a file."
     path = Path(path)
@@ -96,8 +106,8 @@ _other_kinds = {b"PK\x03\x04": "an Excel workbook or another zip archive: save t
                 b"\x80\x05": "a Python pickle, which can run code and is never opened: save the table as Parquet"}
 
 def read_bytes(
-    path:str|Path, # of a file
-) -> bytes: # never empty
+    path: str | Path,  # of a file
+) -> bytes:            # never empty
     "All of a file, or a `DataError` that says why it cannot be a table."
     path = Path(path)
     try:
@@ -119,10 +129,10 @@ def read_bytes(
 _marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 def decode(
-    raw:bytes, # of a text file
-    name:str, # for messages
-    encoding:str="utf-8", # unless a byte-order mark names another
-) -> str: # a byte that is no UTF-8 has become a lone surrogate, U+DC80 to U+DCFF
+    raw: bytes,               # of a text file
+    name: str,                # for messages
+    encoding: str = "utf-8",  # unless a byte-order mark names another
+) -> str:                     # a byte that is no UTF-8 has become a lone surrogate, U+DC80 to U+DCFF
     "Bytes as text, without the byte-order mark."
     encoding = next((other for mark, other in _marks if raw.startswith(mark)), encoding)
     try: utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
@@ -142,13 +152,13 @@ def decode(
     return text.removeprefix("\ufeff")
 
 # %% ../nbs/00_files.ipynb #03901df5
-def _likely_encoding(text:str) -> str:
+def _likely_encoding(text: str) -> str:
     "The encoding of a text whose bytes are not UTF-8: Windows' own where it has one of the signs that only that has."
     raw = bytes(ord(c) - 0xdc00 for c in text if 0xdc80 <= ord(c) <= 0xdcff)
     return "cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d" for byte in raw) else "latin-1"
 
 def as_text(
-    value, # of one cell
+    value,  # of one cell
 ) -> str:
     "A cell's value as text; a `ValueError` completes the sentence that begins with the column's name."
     if type(value) is str:
@@ -175,7 +185,7 @@ def as_text(
     return str(value) # dates and the like
 
 # %% ../nbs/00_files.ipynb #0b9a7ede
-def _lines(text:str) -> tuple[list[str], list[str]]:
+def _lines(text: str) -> tuple[list[str], list[str]]:
     "The lines of a text and what ends each: lf, crlf or cr; no other character ends a line."
     if "\r" not in text:
         lines = text.split("\n")
@@ -187,7 +197,7 @@ def _lines(text:str) -> tuple[list[str], list[str]]:
 _quoted = re.compile(r'"((?:[^"]++|"")*+)("?)') # the quote that closes is missing where the field goes on in the next line
 _quoted_on = re.compile(r'((?:[^"]++|"")*+)("?)')
 
-def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[str]|None, int, str]:
+def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[str] | None, int, str]:
     "Fields of the record that begins at a line, the line after it, and why there are none, up to line `end`; `strict`: no quotes in unquoted fields, as in a record of several lines."
     fields, line, at, i = [], lines[start], 0, start
     while True:
@@ -214,14 +224,14 @@ def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[st
         at += 1
 
 # %% ../nbs/00_files.ipynb #c3ad24c5
-def _looks_like_a_row(line:str, delimiter:str, width:int, last:bool) -> bool:
+def _looks_like_a_row(line: str, delimiter: str, width: int, last: bool) -> bool:
     "Whether a line inside a quoted field could be a row without quotes; in the last line there is the quote that closes, and not in the first field."
     if width < 2 or line.count(delimiter) != width - 1: return False
     fields = line.split(delimiter)
     if '"' in (fields[0] if last else line.replace('""', "")): return False
     return delimiter == "\t" or not any(f[:1] == " " for f in fields[1:])
 
-def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int|None:
+def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int | None:
     "The first line of a quoted record that begins a row of its own, if that can be believed; `whole`: the record has as many fields as the header."
     inside = [j for j in range(start + 1, after) if lines[j].strip()]
     for j in inside:
@@ -232,7 +242,7 @@ def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int|None
     return alike[0] if alike and (not whole or 2 * len(alike) >= len(inside)) else None
 
 # %% ../nbs/00_files.ipynb #ff4d257c
-def _unquote(field:str) -> str:
+def _unquote(field: str) -> str:
     "Undo quoting where it is complete."
     if not field.startswith('"'): return field
     found = _quoted.fullmatch(field)
@@ -241,12 +251,12 @@ def _unquote(field:str) -> str:
 # %% ../nbs/00_files.ipynb #61366b91
 _signs = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
 
-def _miscounted(found:int, width:int, delimiter:str) -> str:
+def _miscounted(found: int, width: int, delimiter: str) -> str:
     "Why a row of another number of fields cannot be used, with the usual cause of too many."
     cause = f" (a {_signs.get(delimiter, repr(delimiter))} within a text that is not quoted?)" if found > width else ""
     return f"{counted(found, 'field')} where the header has {width}{cause}"
 
-def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str]|None, str]]:
+def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str] | None, str]]:
     "Number, fields and trouble of each record from a line on; one of the last two is empty."
     i, count, patience = start, len(lines), 20 * len(lines) + 10_000 # lines looked at in vain: bounds the time that hostile files take
     while i < count:
@@ -278,7 +288,7 @@ def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str
         else: yield i, None, f"{trouble}: check the quotes"
 
 # %% ../nbs/00_files.ipynb #b6cda939
-def _delimiter_of(header:str) -> str:
+def _delimiter_of(header: str) -> str:
     bare = re.sub(r'"[^"]*"?', "", header)
     return "\t" if "\t" in bare else max(",;|", key=bare.count)
 
@@ -293,9 +303,9 @@ def _check_names(names, file) -> list[str]:
     return names
 
 def read_delimited(
-    text:str, # of a CSV or TSV file, with a header
-    file:str, # for messages
-    delimiter:str="", # one character; none given: found out from the header
+    text: str,            # of a CSV or TSV file, with a header
+    file: str,            # for messages
+    delimiter: str = "",  # one character; none given: found out from the header
 ) -> Table:
     "The rows of a file in which a character separates the fields."
     lines, ends = _lines(text)
@@ -319,22 +329,22 @@ def read_delimited(
     return Table(file, "TSV" if wanted == "\t" else "CSV", columns, at, problems)
 
 # %% ../nbs/00_files.ipynb #8c677a79
-def _loads(text:str):
+def _loads(text: str):
     "JSON as Python values, or a `ValueError` in few words."
     try: return json.loads(text)
     except json.JSONDecodeError as e: raise ValueError(f"not JSON ({e.msg} at character {e.pos + 1})") from None
     except RecursionError: raise ValueError("not usable JSON (nested too deep)") from None
     except ValueError as e: raise ValueError(f"not usable JSON ({e})") from None # numbers of thousands of digits
 
-def _columns_of(rows:list[dict]) -> dict[str, list]:
+def _columns_of(rows: list[dict]) -> dict[str, list]:
     "Dicts as columns, the names in the order in which they first appear."
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: [row.get(name) for row in rows] for name in names}
 
 # %% ../nbs/00_files.ipynb #98b74b01
 def read_json_lines(
-    text:str, # one object a line
-    file:str, # for messages
+    text: str,  # one object a line
+    file: str,  # for messages
 ) -> Table:
     "The rows of a JSON lines file."
     rows, at, problems = [], [], []
@@ -351,8 +361,8 @@ def read_json_lines(
 
 # %% ../nbs/00_files.ipynb #6237c974
 def read_json(
-    text:str, # an array of objects, or an object that holds one
-    file:str, # for messages
+    text: str,  # an array of objects, or an object that holds one
+    file: str,  # for messages
 ) -> Table:
     "The rows of a JSON file."
     try: found = _loads(text)
@@ -363,9 +373,9 @@ def read_json(
     return table_of_rows(found, file, "JSON")
 
 def table_of_rows(
-    rows:list, # of dicts
-    file:str, # for messages
-    format:str="list of dicts", # for the report
+    rows: list,                     # of dicts
+    file: str,                      # for messages
+    format: str = "list of dicts",  # for the report
 ) -> Table:
     "A list of dicts as a table."
     good = [(i, row) for i, row in enumerate(rows, 1) if isinstance(row, dict)]
@@ -384,9 +394,9 @@ def _arrow_values(column, name, file) -> list:
     except Exception as e: raise DataError(f"{file}: the column {name!r} of type {column.type} cannot be read ({e}): save it as text.") from None
 
 def table_of_arrow(
-    found, # `pyarrow.Table`
-    file:str, # for messages
-    format:str="Arrow", # for the report
+    found,                  # `pyarrow.Table`
+    file: str,              # for messages
+    format: str = "Arrow",  # for the report
 ) -> Table:
     "An Arrow table as ours."
     return Table(file, format, dict(zip(_check_names(list(found.column_names), file), found.columns)), list(range(1, found.num_rows + 1)), unit="row")
@@ -420,10 +430,10 @@ def _format_of(raw, path) -> str:
     return format
 
 def read_table(
-    path:str|Path, # CSV, TSV, JSON lines, JSON, Parquet or Arrow
-    delimiter:str="", # of CSV and TSV; none given: found out from the header
-    encoding:str="utf-8", # of text files
-) -> Table: # with at least one row
+    path: str | Path,         # CSV, TSV, JSON lines, JSON, Parquet or Arrow
+    delimiter: str = "",      # of CSV and TSV; none given: found out from the header
+    encoding: str = "utf-8",  # of text files
+) -> Table:                   # with at least one row
     "A file's columns, the line of each row, and the rows that could not be read."
     path = Path(path)
     raw = read_bytes(path)
@@ -438,9 +448,9 @@ def read_table(
 
 # %% ../nbs/00_files.ipynb #068dbfa6
 def table_of(
-    data, # pandas DataFrame, `datasets.Dataset`, `pyarrow.Table`, list of dicts, or path of a file
-    name:str="data", # for messages
-    **reading, # delimiter and encoding, for a file
+    data,                # pandas DataFrame, `datasets.Dataset`, `pyarrow.Table`, list of dicts, or path of a file
+    name: str = "data",  # for messages
+    **reading,           # delimiter and encoding, for a file
 ) -> Table:
     "Any table that Python holds, or a file, as ours."
     if isinstance(data, (str, Path)): return read_table(data, **reading)
@@ -470,8 +480,8 @@ def _roles_of(names) -> dict[str, list]:
     return exact if "train" in exact else loose
 
 def find_files(
-    folder:str|Path, # with a training file
-) -> dict[str, list[Path]]: # train, and choose and test where there are such files
+    folder: str | Path,      # with a training file
+) -> dict[str, list[Path]]:  # train, and choose and test where there are such files
     "The data files of a folder by what they are for."
     folder = Path(folder)
     try: paths = {p.stem: p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in _suffixes}
@@ -487,14 +497,16 @@ def find_files(
     return {role: [paths[name] for name in names] for role, names in found.items()}
 
 # %% ../nbs/00_files.ipynb #eaf099a4
-def _join(tables:list[Table]) -> Table:
+def _join(tables: list[Table]) -> Table:
     "Shards of one table, read as one."
     if len(tables) == 1: return tables[0]
     names = list(dict.fromkeys(name for t in tables for name in t.columns))
     columns = {name: [v for t in tables for v in (t.values(name) if name in t.columns else [None] * len(t))] for name in names}
-    return Table(tables[0].file, tables[0].format, columns, [n for t in tables for n in t.lines], [p for t in tables for p in t.problems], tables[0].unit)
+    firsts = accumulate(map(len, tables[:-1]), initial=0)
+    return Table(tables[0].file, tables[0].format, columns, [n for t in tables for n in t.lines], [p for t in tables for p in t.problems], tables[0].unit,
+                 tuple((first, t.file) for first, t in zip(firsts, tables)))
 
-def _saved_tables(folder) -> dict[str, Table]|None:
+def _saved_tables(folder) -> dict[str, Table] | None:
     "Tables that `datasets` saved in a folder, or None where it saved none."
     if not any((folder/name).is_file() for name in ("dataset_dict.json", "state.json")): return None
     import datasets
@@ -503,10 +515,10 @@ def _saved_tables(folder) -> dict[str, Table]|None:
     return tables_of(found, str(folder))
 
 def tables_of(
-    data, # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts
-    name:str="data", # for messages
-    **reading, # delimiter and encoding, for files
-) -> dict[str, Table]: # train, and choose and test where there are such tables
+    data,                # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts
+    name: str = "data",  # for messages
+    **reading,           # delimiter and encoding, for files
+) -> dict[str, Table]:   # train, and choose and test where there are such tables
     "The tables that train, choose and judge, as far as the data has them."
     if isinstance(data, (str, Path)):
         path = Path(data).expanduser()
@@ -526,9 +538,9 @@ def tables_of(
 
 # %% ../nbs/00_files.ipynb #f0546225
 def keep(
-    data, # DataFrame, Dataset, DatasetDict, dict of tables, or list of dicts
-    folder:str|Path, # made if need be
-) -> Path: # the folder, to give as `data`
+    data,                # DataFrame, Dataset, DatasetDict, dict of tables, or list of dicts
+    folder: str | Path,  # made if need be
+) -> Path:               # the folder, to give as `data`
     "Write an object's tables as a folder that `load_task` reads."
     import pyarrow as pa
     from pyarrow import parquet
@@ -541,3 +553,18 @@ def keep(
             raise DataError(f"The {role} table cannot be written as Parquet ({str(e).splitlines()[0]}): give each column one type, and text without lone surrogates.") from None
         parquet.write_table(found, folder/f"{role}.parquet")
     return folder
+
+# %% ../nbs/00_files.ipynb #81826639
+def printable(
+    text: str,  # of any data
+) -> str:
+    "The text with what does not print, or cannot be encoded, as its code."
+    def shown(c): return f"\\u{ord(c):04x}" if 0xd800 <= ord(c) <= 0xdfff else c.encode("unicode_escape").decode()
+    return "".join(c if c.isprintable() else shown(c) for c in text)
+
+# %% ../nbs/00_files.ipynb #5b73bc3d
+def plain_markdown(
+    text: str,  # of any data
+) -> str:       # of one line
+    "The text for a page in Markdown, in which it is nothing but text."
+    return re.sub(r"([|`*_\[\]\\])", r"\\\1", printable(text).replace("&", "&amp;").replace("<", "&lt;"))

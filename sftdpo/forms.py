@@ -19,9 +19,9 @@ from typing import Literal
 
 import ipywidgets as widgets
 import yaml
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from .config import Choosing, Execution, LearningRates, Sampling, SettingsError, Stage, Study, convert, declared, from_dict, to_dict, to_yaml
+from .config import Choosing, Execution, LearningRates, Sampling, SettingsError, Stage, Study, convert, declared, from_dict, to_dict
 
 # %% ../nbs/10a_forms.ipynb #bc636ea6
 @lru_cache

@@ -67,8 +67,10 @@ def _fitted(task, data, resplit, reading, backbone):
 
 def task_data(
     run: Run,  # its task, data, split, way of reading and backbone
+    reader: tuple | None = None,  # a tokenizer and the tokens that its model reads; none given: the backbone's
 ) -> TaskData:
     "The examples of a run's task as its backbone can read them, loaded once."
+    if reader: return fit_task(_load(run.task, run.data, run.resplit, run.reading), *reader, run.reading.too_long)
     return _fitted(run.task, run.data, run.resplit, run.reading, run.backbone)
 
 def forget_data():
@@ -123,9 +125,10 @@ def training_examples(
 # %% ../nbs/06a_keys.ipynb #53d879fd
 def judged_examples(
     run: Run,  # any run
+    data: TaskData | None = None,  # its data; none given: as its backbone can read them
 ) -> list[Example]:
     "The examples that judge a run: the same for every seed."
-    examples = task_data(run).splits[run.judge]
+    examples = (data or task_data(run)).splits[run.judge]
     return examples if run.test_size is None or run.judge == "choose" else subset(examples, run.test_size, 0)
 
 # %% ../nbs/06a_keys.ipynb #d7f1c907

@@ -25,9 +25,9 @@ from .config import Execution, Run, Study, from_yaml, to_dict, to_yaml
 from .keys import failure_file, stage_folder
 from .runs import cost_group
 from .safe_files import holder, read_json, write_text
-from .store import finished_runs
+from .store import finished_runs, with_chosen_rates
 from .study import check_folder, check_runs
-from .tree import Node, Timing, calibrate, existing_parent, judged, peak_disk, stage_tree, time_in_words, trained, trial_cost, weight_bytes
+from .tree import Node, Timing, calibrate, judged, peak_disk, stage_tree, time_in_words, trained, trial_cost, weight_bytes
 
 # %% ../nbs/10b_live.ipynb #2f4c381d
 def memory_bytes(
@@ -95,6 +95,7 @@ def estimate(
 ) -> Estimate:
     "Check what `compare` would check before it trains, and tell what the study takes; nothing is trained."
     check_folder(folder, study)
+    study = with_chosen_rates(study, folder)
     runs = study.runs()
     check_runs(runs)
     nodes = stage_tree(study)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'progress_html', 'time_left', 'save_settings', 'load_settings', 'message', 'button', 'PageLayout',
-           'PageActions', 'PageReadings', 'PageFollowing', 'Playground', 'Elsewhere']
+           'PageSettings', 'PageTraining', 'PageReadings', 'PageFollowing', 'Playground', 'Elsewhere']
 
 # %% ../nbs/10d_playground.ipynb #8d9af16c
 import asyncio
@@ -27,7 +27,7 @@ from .live import (Estimate, begin, command_words, estimate, known_times, live_h
 from .plots import learning_curves, visible
 from .report import data, figure
 from .safe_files import write_text
-from .store import finished_runs
+from .store import finished_runs, with_chosen_rates
 from .tree import stage_tree, time_in_words
 from .views import Predictions, answers_of, cells_html, commands_html, figures_html, notes_of, picture_html, read_parts, texts_html, verdicts_html
 
@@ -133,8 +133,8 @@ class PageLayout:
         self.results_box = widgets.VBox([widgets.HTML("<h3>Results</h3>"), self.show_button, self.tabs])
 
 # %% ../nbs/10d_playground.ipynb #507b8b0f
-class PageActions:
-    "What the buttons and the fields do."
+class PageSettings:
+    "What the fields and the file of settings do."
     @property
     def home(self) -> Path: return Path(self.folder.value).expanduser()  # of the study
 
@@ -165,11 +165,25 @@ class PageActions:
         self.run_button.disabled = at_work or self.form.settings is None or self.who.settings is None
         self.stop_button.disabled = not at_work
 
+    def save(self):
+        "Write the settings."
+        if self.form.settings is None: return self.say("There are mistakes in the form: what is saved could not be used.", wrong=True)
+        try: self.say(f"Saved: {save_settings(self.form.settings, self.file.value)}")
+        except OSError as error: self.say(str(error), wrong=True)
+
+    def load(self):
+        "Read settings."
+        try: self.take(load_settings(self.file.value), f"Loaded: {self.file.value}")
+        except (ValueError, OSError) as error: self.say(str(error), wrong=True)
+
+# %% ../nbs/10d_playground.ipynb #e60f136c
+class PageTraining:
+    "What the buttons for the training do."
     def run(self):
         "Begin, or go on."
         try: self.process = begin(self.form.settings, self.home, self.execution)
         except (ValueError, OSError) as error: return self.refuse(error)
-        self.nodes, self.drawn = [], None
+        self.planned, self.drawn = None, None
         self.say("Begun. It takes some seconds until the libraries are loaded.")
         self.dress()
         self.follow()
@@ -183,22 +197,11 @@ class PageActions:
         except OSError as error: return self.say(str(error), wrong=True)
         self.say("Stopping …")
 
-    def save(self):
-        "Write the settings."
-        if self.form.settings is None: return self.say("There are mistakes in the form: what is saved could not be used.", wrong=True)
-        try: self.say(f"Saved: {save_settings(self.form.settings, self.file.value)}")
-        except OSError as error: self.say(str(error), wrong=True)
-
-    def load(self):
-        "Read settings."
-        try: self.take(load_settings(self.file.value), f"Loaded: {self.file.value}")
-        except (ValueError, OSError) as error: self.say(str(error), wrong=True)
-
     def open(self):
         "Show an existing folder: its settings, its results, and the process that is at it, if there is one."
         try: self.take(load_settings(self.home), f"Opened: {self.home}")
         except (ValueError, OSError) as error: return self.say(str(error), wrong=True)
-        self.nodes, self.drawn = [], None
+        self.planned, self.drawn = None, None
         if working(self.home) is not None:
             self.process = Elsewhere(self.home)
             self.say("A process is at work on this folder.")
@@ -239,8 +242,9 @@ class PageReadings:
 
     def read_course(self) -> dict:
         "How far the study is."
-        study = self.form.settings if self.process is None or not (self.home / "study.yaml").exists() else load_settings(self.home)
-        if not self.nodes: self.nodes = stage_tree(study)
+        begun = (self.home / "study.yaml").exists() and (self.process is not None or self.form.settings is None)
+        study = with_chosen_rates(load_settings(self.home) if begun else self.form.settings, self.home)
+        if study != self.planned: self.planned, self.nodes = study, stage_tree(study)
         at_work = self.process is not None and self.process.poll() is None
         table = progress_of(self.home, self.nodes, at_work)
         left = time_left(*seconds_left(self.home, self.nodes, known_times(self.home, self.nodes), self.execution.workers)) if (table.state != "done").any() else ""
@@ -309,7 +313,7 @@ class PageFollowing:
         self.changed()
 
 # %% ../nbs/10d_playground.ipynb #cf1f019e
-class Playground(PageLayout, PageActions, PageReadings, PageFollowing):
+class Playground(PageLayout, PageSettings, PageTraining, PageReadings, PageFollowing):
     "One page for a study: its settings, its training, its results."
     def __init__(
         self,
@@ -317,7 +321,7 @@ class Playground(PageLayout, PageActions, PageReadings, PageFollowing):
         study: Study | None = None,              # to begin with; none given: the quick look, or what the folder holds
         every: float = 1.0,                      # seconds between looks at a process
     ):
-        self.every, self.process, self.nodes, self.drawn, self.version, self.pool = every, None, [], None, 0, ThreadPoolExecutor(1)
+        self.every, self.process, self.planned, self.nodes, self.drawn, self.version, self.pool = every, None, None, [], None, 0, ThreadPoolExecutor(1)
         self.told, self.noted = widgets.HTML(), widgets.HTML()
         self.make_settings(str(folder))
         self.make_course()

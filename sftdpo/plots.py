@@ -256,7 +256,7 @@ def stages_of(
     history = history.sort_values(["cell", "stage"], kind="stable")  # a shared stage is the simplest recipe's
     def path(recipe, stage, kind):
         before = [name.upper() for name in RECIPES.get(recipe, ())[:int(stage) - 1]]
-        return " → ".join([*before, str(kind).upper()]) + (", twice as long" if recipe == "sft-long" else "")
+        return " → ".join([*before, str(kind).upper()]) + (", longer" if recipe == "sft-long" else "")
     kinds = history[["recipe", "stage", "kind"]].drop_duplicates()
     history = history.merge(kinds.assign(path=[path(*values) for values in kinds.itertuples(index=False)]), on=["recipe", "stage", "kind"])
     watched = [name for name in ("step", "loss", "held_out_loss") if name in history]

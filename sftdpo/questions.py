@@ -24,8 +24,8 @@ _topics = dict(
 _shares = dict(train=(0, 12), choose=(12, 15), test=(15, 20))
 
 def topics(
-    split:str, # "train", "choose" or "test"
-) -> dict[str, list[str]]: # kind -> topics; the three splits share none
+    split: str,             # "train", "choose" or "test"
+) -> dict[str, list[str]]:  # kind -> topics; the three splits share none
     "The topics of one split: 60 % of each list train, 15 % choose, 25 % judge."
     if split not in _shares: raise ValueError(f'split is {split!r}; use one of {", ".join(_shares)}')
     low, high = _shares[split]
@@ -53,9 +53,9 @@ _word = re.compile(r'\w+').findall
 def _words(text): return frozenset(_word(text.lower()))
 
 def word_overlap(
-    question1:str, # one question
-    question2:str, # another
-) -> float: # between 0 and 1
+    question1: str,  # one question
+    question2: str,  # another
+) -> float:          # between 0 and 1
     "Shared words divided by all words of the two questions (Jaccard)."
     a, b = _words(question1), _words(question2)
     shared = len(a & b)
@@ -83,10 +83,10 @@ def _negatives(rng, kind, action, topic, pool, count):
 
 # %% ../nbs/00_questions.ipynb #bd32ce93
 def generated_questions(
-    split:str, # "train", "choose" or "test": no topic is in two of them
-    size:int, # how many pairs; the first pairs of a seed do not depend on it
-    seed:int=0, # another seed, other pairs
-) -> list[tuple[str, str, int]]: # question, question, label: 1 when both ask the same
+    split: str,                   # "train", "choose" or "test": no topic is in two of them
+    size: int,                    # how many pairs; the first pairs of a seed do not depend on it
+    seed: int = 0,                # another seed, other pairs
+) -> list[tuple[str, str, int]]:  # question, question, label: 1 when both ask the same
     "Labelled pairs of questions, half of each class."
     rng, pool = random.Random(f'{split} {seed}'), topics(split)
     pairs, seen = [], set()
@@ -112,9 +112,9 @@ def _made_up(rng):
     return name.capitalize() if rng.random() < .5 else name
 
 def unlabelled_lists(
-    size:int, # how many lists
-    seed:int=0, # another seed, other lists
-) -> list[list[str]]: # each list ends with its first question that came before
+    size: int,         # how many lists
+    seed: int = 0,     # another seed, other lists
+) -> list[list[str]]:  # each list ends with its first question that came before
     "Lists of questions on train topics and made-up names, for pretraining."
     rng, pool, lists = random.Random(f'unlabelled {seed}'), topics('train'), []
     while len(lists) < size:
@@ -136,9 +136,9 @@ def unlabelled_lists(
 
 # %% ../nbs/00_questions.ipynb #48ae839c
 def unlabelled_questions(
-    size:int, # how many questions
-    seed:int=0, # another seed, other questions
-) -> list[str]: # questions in the order of their lists
+    size: int,      # how many questions
+    seed: int = 0,  # another seed, other questions
+) -> list[str]:     # questions in the order of their lists
     "The questions of `unlabelled_lists`, one after the other."
     questions = [question for one in unlabelled_lists(size, seed) for question in one]
     return questions[:size]

@@ -10,7 +10,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from .config import Execution, Run, from_dict, to_dict
+from .config import Execution, Run, WorkFailed, from_dict, to_dict
 from .keys import lock_file, run_name
 from .safe_files import held
 from .tree import Node, judged, over, stage_tree, trained
@@ -71,8 +71,8 @@ def work_on_ray(
             for result in ray.wait(list(running), num_returns=1)[0]:
                 node = running.pop(result)
                 if said := ray.get(result): say(said)
-                give_up_weights(folder, node)
-        if pending: raise RuntimeError(f"{len(pending)} nodes could not be begun, the first is {pending[0].label!r}; the same command tries them again.")
+                give_up_weights(folder, node, weights)
+        if pending: raise WorkFailed(f"{len(pending)} nodes could not be begun, the first is {pending[0].label!r}; the same command tries them again.")
     finally:
         for result in running: ray.cancel(result, force=True)
         if ours: ray.shutdown()

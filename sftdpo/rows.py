@@ -16,9 +16,9 @@ from .examples import DataError, Example, collector_at_rest
 @dataclass(frozen=True, slots=True)
 class Row:
     "Token ids of one prompt and any number of completions of it."
-    id: str # the example's
-    prompt: list[int] # never empty
-    completions: list[list[int]] # SFT: the answer; DPO: chosen, rejected; scoring: as many as one likes
+    id: str                       # the example's
+    prompt: list[int]             # never empty
+    completions: list[list[int]]  # SFT: the answer; DPO: chosen, rejected; scoring: as many as one likes
 
 # %% ../nbs/00_rows.ipynb #e84b6182
 def _encode(texts, tokenizer) -> list[list[int]]:
@@ -33,7 +33,7 @@ def _encode(texts, tokenizer) -> list[list[int]]:
         return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
     finally: backend.encode_special_tokens = before
 
-def _token_ids(texts:Sequence[str], tokenizer) -> list[list[int]]:
+def _token_ids(texts: Sequence[str], tokenizer) -> list[list[int]]:
     "Ids of each text without any special token, tokenized once per distinct text."
     unique, ids, same = list(dict.fromkeys(texts)), {}, list(range(len(tokenizer)))
     for start in range(0, len(unique), 4096): # bounds the memory that the tokenizer's own records take
@@ -46,7 +46,7 @@ def _token_ids(texts:Sequence[str], tokenizer) -> list[list[int]]:
     return [ids[text] for text in texts]
 
 # %% ../nbs/00_rows.ipynb #50c9790f
-def _check_rows(rows:list[Row], max_length:int) -> list[Row]:
+def _check_rows(rows: list[Row], max_length: int) -> list[Row]:
     "The rows, if each has a prompt, has no empty completion and fits."
     too_long, longest = 0, (0, None)
     for row in rows:
@@ -64,12 +64,12 @@ def _check_rows(rows:list[Row], max_length:int) -> list[Row]:
 # %% ../nbs/00_rows.ipynb #183d0ac2
 @collector_at_rest()
 def tokenize(
-    examples:Sequence[Example], # with `rejected` in all of them or in none
-    tokenizer, # of the backbone
-    end_of_text:bool, # whether to end each completion with the end-of-text token
-    max_length:int=512, # tokens of the prompt with its longer completion; a longer row is an error
-    cut_rejected:bool=False, # cut a rejected completion where it does not fit? For those that a builder made, such as another example's
-) -> list[Row]: # completions: [completion], or [completion, rejected]
+    examples: Sequence[Example],  # with `rejected` in all of them or in none
+    tokenizer,                    # of the backbone
+    end_of_text: bool,            # whether to end each completion with the end-of-text token
+    max_length: int = 512,        # tokens of the prompt with its longer completion; a longer row is an error
+    cut_rejected: bool = False,   # cut a rejected completion where it does not fit? For those that a builder made, such as another example's
+) -> list[Row]:                   # completions: [completion], or [completion, rejected]
     "Rows of token ids, prompt and completions tokenized apart."
     paired = {e.rejected is not None for e in examples}
     if len(paired) > 1: raise DataError("Some examples have a rejected completion and some have none: call make_pairs on all of them, or on none.")
@@ -86,8 +86,8 @@ def tokenize(
 
 # %% ../nbs/00_rows.ipynb #d1a7eb03
 def token_counts(
-    texts:Sequence[str], # tokenized without special tokens
-    tokenizer, # of the backbone
+    texts: Sequence[str],  # tokenized without special tokens
+    tokenizer,             # of the backbone
 ) -> list[int]:
     "Tokens of each text."
     unique, counts = list(dict.fromkeys(texts)), {}
@@ -99,11 +99,11 @@ def token_counts(
 def _byte_bound(text): return len(text) + 2 if text.isascii() else len(text.encode()) + 2 # a tokenizer may put a blank before the text
 
 def longer_than(
-    examples:Sequence[Example], # with or without rejected completions
-    tokenizer, # of the backbone
-    end_of_text:bool, # whether completions end with the end-of-text token
-    max_length:int, # tokens that the backbone reads
-) -> list[tuple[int, int, int]]: # place among the examples, tokens of the prompt, tokens of the longer completion
+    examples: Sequence[Example],  # with or without rejected completions
+    tokenizer,                    # of the backbone
+    end_of_text: bool,            # whether completions end with the end-of-text token
+    max_length: int,              # tokens that the backbone reads
+) -> list[tuple[int, int, int]]:  # place among the examples, tokens of the prompt, tokens of the longer completion
     "The examples that do not fit."
     bound = lambda e: _byte_bound(e.prompt) + max(_byte_bound(e.completion), _byte_bound(e.rejected or "")) + 1
     maybe = [i for i, e in enumerate(examples) if bound(e) > max_length]
@@ -122,12 +122,12 @@ def _cut(prompt, room, tokenizer) -> str:
     return prompt
 
 def fit(
-    examples:Sequence[Example], # with or without rejected completions
-    tokenizer, # of the backbone
-    end_of_text:bool, # whether completions end with the end-of-text token
-    max_length:int, # tokens that the backbone reads
-    too_long:str="stop", # "stop": an error names them; "drop": leave them out; "truncate": cut their prompts' beginnings
-    where:str="", # for messages, such as "train"
+    examples: Sequence[Example],  # with or without rejected completions
+    tokenizer,                    # of the backbone
+    end_of_text: bool,            # whether completions end with the end-of-text token
+    max_length: int,              # tokens that the backbone reads
+    too_long: str = "stop",       # "stop": an error names them; "drop": leave them out; "truncate": cut their prompts' beginnings
+    where: str = "",              # for messages, such as "train"
 ) -> list[Example]:
     "The examples that fit, or that have been made to."
     if not (found := longer_than(examples, tokenizer, end_of_text, max_length)): return list(examples)
@@ -147,9 +147,9 @@ def fit(
 
 # %% ../nbs/00_rows.ipynb #c1871cd9
 def suggest_verbalizers(
-    verbalizers:Sequence[str], # words, of which some are more than one token
-    tokenizer, # of the backbone
-) -> dict[str, str]: # one word of one token each, all different; empty where there are none
+    verbalizers: Sequence[str],  # words, of which some are more than one token
+    tokenizer,                   # of the backbone
+) -> dict[str, str]:             # one word of one token each, all different; empty where there are none
     "Words that are one token, as near to the given ones as can be."
     def near(word):
         plain = word.strip()
@@ -166,9 +166,9 @@ def suggest_verbalizers(
     return draw(map(near, verbalizers)) or draw([letter, " " + letter] for letter in letters) or draw([str(i), " " + str(i)] for i in range(len(verbalizers)))
 
 def check_verbalizers(
-    verbalizers:Sequence[str], # the answers, index = label
-    tokenizer, # of the backbone
-) -> list[list[int]]: # one token each
+    verbalizers: Sequence[str],  # the answers, index = label
+    tokenizer,                   # of the backbone
+) -> list[list[int]]:            # one token each
     "The token of each answer, or a `DataError` that names words which are one token."
     def remedy():
         better = suggest_verbalizers(verbalizers, tokenizer)
@@ -183,11 +183,11 @@ def check_verbalizers(
 
 # %% ../nbs/00_rows.ipynb #78d02e2d
 def verbalizer_rows(
-    examples:Sequence[Example], # their completions are not looked at
-    tokenizer, # of the backbone
-    verbalizers:Sequence[str], # the answers, index = label
-    max_length:int=512, # tokens of the prompt and the answer; a longer row is an error
-) -> list[Row]: # one per example; completions: one single token per verbalizer, in order
+    examples: Sequence[Example],  # their completions are not looked at
+    tokenizer,                    # of the backbone
+    verbalizers: Sequence[str],   # the answers, index = label
+    max_length: int = 512,        # tokens of the prompt and the answer; a longer row is an error
+) -> list[Row]:                   # one per example; completions: one single token per verbalizer, in order
     "Rows that score every verbalizer after each prompt."
     answers = check_verbalizers(verbalizers, tokenizer)
     prompts = _token_ids([e.prompt for e in examples], tokenizer)

@@ -25,7 +25,7 @@ import yaml
 import sftdpo
 from .batches import best_precision
 from .checkpoints import remove_checkpoints
-from .config import PRIMARY, Run, Stage, relevant, settle, to_dict, to_yaml
+from .config import PRIMARY, Run, Stage, relevant, settle, to_yaml
 from .data import Example, Row, make_pairs, subset, tokenize, without_rejected
 from .evaluate import baselines, evaluate, reward_accuracy, sample, sampling_that_fits, with_interval
 from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
@@ -258,7 +258,7 @@ def finish_run(
         histories = [pd.read_csv(home / "history.csv").assign(stage=i, kind=stage.kind) for i, (home, stage) in enumerate(zip(homes, stages), 1)]
         if histories: pd.concat(histories).to_csv(part / "history.csv", index=False)
         examples.to_parquet(part / "examples.parquet", index=False)
-        if weights != "none" and stages:
+        if weights in ("best", "all") and stages:
             save_policy(model, tokenizer, part / "policy")
             (part / "policy" / "README.md").write_text(model_card(resolved(run), metrics), encoding="utf-8", errors="backslashreplace")
         write_json(part / "metrics.json", metrics)

@@ -27,7 +27,7 @@ NEEDED = dict(paraphrase=("question1", "question2", "label"), labels=("prompt", 
 
 def _plain(name): return re.sub(r"[\s-]+", "_", name.strip().lower())
 
-def _usual(role, columns, task) -> str|None:
+def _usual(role, columns, task) -> str | None:
     "The column that has one of a role's usual names."
     names = ("is_duplicate", "label") if (role, task) == ("label", "paraphrase") else USUAL_NAMES[role]
     by_name = {_plain(column): column for column in reversed(list(columns))}
@@ -45,10 +45,10 @@ def _column(name, columns, option, file) -> str:
     raise DataError(f"{file}: --reading.{option} names the column {name!r}, and the columns are {list(columns)}{f': did you mean {near[0]!r}' if near else ''}.")
 
 def template_pieces(
-    template:str, # with {column} names
-    columns:Sequence[str], # of the table
-    file:str="the data", # for messages
-) -> list[tuple[str, str|None]]: # text, and the column whose value follows it
+    template: str,                  # with {column} names
+    columns: Sequence[str],         # of the table
+    file: str = "the data",         # for messages
+) -> list[tuple[str, str | None]]:  # text, and the column whose value follows it
     "A template, taken apart."
     pieces, text, at = [], "", 0
     for found in _piece.finditer(template):
@@ -64,10 +64,10 @@ def template_pieces(
 @dataclass(frozen=True)
 class Shape:
     "The parts that a table's columns play in a task."
-    task: str # "paraphrase", "labels", "completions" or "preferences"
-    columns: dict[str, str] # part -> column; without the prompt's
-    pieces: tuple = () # of the prompt: text, and the column that follows it
-    unused: tuple[str, ...] = () # columns that play no part
+    task: str                     # "paraphrase", "labels", "completions" or "preferences"
+    columns: dict[str, str]       # part -> column; without the prompt's
+    pieces: tuple = ()            # of the prompt: text, and the column that follows it
+    unused: tuple[str, ...] = ()  # columns that play no part
 
     @property
     def template(self) -> str:
@@ -76,20 +76,20 @@ class Shape:
 
 # %% ../nbs/00_shapes.ipynb #95fe4c5e
 def guess_task(
-    columns:Sequence[str], # of a table
-    reading:Reading=Reading(), # columns named there count
-) -> str|None: # none: the columns fit no task
+    columns: Sequence[str],        # of a table
+    reading: Reading = Reading(),  # columns named there count
+) -> str | None:                   # none: the columns fit no task
     "The task that a table's columns fit."
     has = lambda role, task: bool(getattr(reading, role, "")) or _usual(role, columns, task) is not None
     return next((task for task in ("preferences", "paraphrase", "completions", "labels") if all(has(role, task) for role in NEEDED[task])), None)
 
 # %% ../nbs/00_shapes.ipynb #69fffc72
 def find_shape(
-    columns:Sequence[str], # of a table
-    task:str, # what it is for
-    reading:Reading=Reading(), # columns and template, where they are given
-    file:str="the data", # for messages
-    hint:str="", # what else may be wrong, said first where columns are not found
+    columns: Sequence[str],        # of a table
+    task: str,                     # what it is for
+    reading: Reading = Reading(),  # columns and template, where they are given
+    file: str = "the data",        # for messages
+    hint: str = "",                # what else may be wrong, said first where columns are not found
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
     if task not in NEEDED: raise DataError(f"The task {task!r} has no columns: use {', '.join(NEEDED)}.")
@@ -115,8 +115,8 @@ def find_shape(
 
 # %% ../nbs/00_shapes.ipynb #db30c8e8
 def fill(
-    pieces:Sequence[tuple[str, str|None]], # from `template_pieces`
-    values:dict[str, str], # column -> value
+    pieces: Sequence[tuple[str, str | None]],  # from `template_pieces`
+    values: dict[str, str],                    # column -> value
 ) -> str:
     "The prompt of one row."
     return "".join(text + (values[column] if column is not None else "") for text, column in pieces)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'IDENTITY', 'finished_runs', 'study_name', 'gather', 'read_results', 'described', 'read_examples',
-           'read_texts', 'read_history', 'read_settings', 'read_environment', 'setting_of', 'variants_of', 'uses']
+           'read_texts', 'read_history', 'read_settings', 'read_environment', 'setting_of', 'variants_of', 'uses',
+           'first_stage', 'with_chosen_rates']
 
 # %% ../nbs/06c_store.ipynb #7cd89f01
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from .config import CHOSEN, RECIPES, Study
 from .safe_files import held, read_json, write_text
 
 # %% ../nbs/06c_store.ipynb #e5221fd2
@@ -168,6 +170,35 @@ def uses(
 ) -> bool:
     "Can the setting change what the run gives? (That of another recipe's stage cannot.)"
     head, recipe = name.split(".")[0], settings.get("recipe", "")
-    if head in ("sft", "dpo"): return head in recipe.split("-")
+    if head in ("sft", "dpo"): return head in RECIPES.get(recipe, ())
+    if head == "second_sft_rate": return recipe == "sft-sft"
     if head == "lora": return settings.get("tuning") == "lora" and recipe != "backbone"
-    return recipe != "backbone" or head not in ("train_size", "shuffle_labels", "second_sft_rate")
+    return recipe != "backbone" or head not in ("train_size", "shuffle_labels")
+
+# %% ../nbs/06c_store.ipynb #e4c0a9d1
+def first_stage(
+    chosen: dict,  # what was picked for single cells, as a study's `cells`
+    task: str,     # which task
+    recipe: str,   # of several stages
+    tuning: str,   # full or lora
+) -> dict:
+    "What the first stage of a recipe takes over: that which was picked for the recipe of its kind alone."
+    kind = RECIPES[recipe][0]
+    return {setting: chosen[f"{task} {kind} {tuning} {setting}"] for setting in CHOSEN[kind]}
+
+# %% ../nbs/06c_store.ipynb #42500c28
+def with_chosen_rates(
+    study: Study,         # as it was asked for
+    folder: str | Path,   # with `choosing.csv`, where rates were chosen
+) -> Study:
+    "The study with the chosen values among its `cells`; what it says of single cells itself stays, and without trials it stays as it is."
+    path, chosen = Path(folder) / "choosing.csv", {}
+    if not study.choosing.trials or not path.exists(): return study
+    trials = pd.read_csv(path, dtype=dict.fromkeys(("learning_rate", "beta"), str))  # as they were written, to the last digit
+    recipes = {name for recipe in study.recipes for name in (recipe, *RECIPES[recipe])}  # a first stage may be that of a recipe which is not compared
+    trials = trials[trials.chosen & trials.task.isin(study.tasks) & trials.tuning.isin(study.tunings) & trials.recipe.isin(recipes)]
+    for one in trials.itertuples():  # recipes of one stage come first
+        settings = dict(zip(CHOSEN[one.recipe], map(float, (one.learning_rate, one.beta))))
+        if len(RECIPES[one.recipe]) > 1: settings |= first_stage(chosen, one.task, one.recipe, one.tuning)
+        chosen |= {f"{one.task} {one.recipe} {one.tuning} {setting}": value for setting, value in settings.items()}
+    return study.replace(cells=chosen | study.cells)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from .choosing import choose_rates
-from .config import Execution, Run, Stage, Study, check, from_yaml, to_dict, to_yaml
+from .config import Execution, Run, Stage, Study, WorkFailed, check, from_yaml, to_dict, to_yaml
 from .check import check_data, command_of, write_check
 from .data import DataError
 from .evaluate import Evaluation, evaluate
@@ -29,7 +29,7 @@ from .tree import Node, complete, existing_parent, failure, peak_disk, stage_tre
 from .work import share_work, stops_like_an_interrupt, work
 
 # %% ../nbs/06h_study.ipynb #db857542
-MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "resplits", "sweep", "weights", "data", "backbone")  # data and backbone are held against their files
+MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "resplits", "sweep", "data", "backbone")  # data and backbone are held against their files
 NEUTRAL = [f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage) if field.metadata.get("neutral")]
 
 # %% ../nbs/06h_study.ipynb #eecdc8c1
@@ -151,8 +151,9 @@ def choose(
     def finish(runs: list[Run]):
         check_runs(runs)
         nodes = stage_tree(study, runs)
-        carry_out(inner, nodes, "none", execution, progress, say, [name for node in nodes for name in node.runs])
+        carry_out(inner, nodes, "parents", execution, progress, say, [name for node in nodes for name in node.runs])
     chosen = choose_rates(study, inner, finish, say)
+    for policy in inner.glob("stages/*/policy"): shutil.rmtree(policy)  # of stages from which the trials started
     write_text(folder / "choosing.csv", (inner / "choosing.csv").read_text(encoding="utf-8"))
     return chosen
 
@@ -220,10 +221,11 @@ def train_run(
 ) -> dict[str, float]:   # metrics
     "Train and judge one run and keep its model."
     if not run.stages: raise ValueError("The recipe 'backbone' trains nothing; give sft, dpo, sft-dpo or sft-sft.")
+    check(run.judge == "test", "run.judge", run.judge, "a model that is kept is judged on the test rows; leave it out")
     folder = Path(folder)
-    compare(study_of(run), folder, progress)
+    compare(study_of(run), folder, progress, Execution(retry_failed=True))
     home = run_folder(folder, run_name(run))
-    if not home.exists(): raise RuntimeError(next(iter(failed_runs(folder, stage_tree(study_of(run))).values())))
+    if not home.exists(): raise WorkFailed(f"{next(iter(failed_runs(folder, stage_tree(study_of(run))).values()))}\nAll of it is in {folder / 'failures'}; the same command tries again.")
     with written_whole(folder / "model") as part: shutil.copytree(home / "policy", part, dirs_exist_ok=True)
     return read_json(home / "metrics.json")
 
@@ -242,6 +244,7 @@ def evaluate_saved(
     name: str,  # what `load_any` takes
     run: Run,   # task, data, test size, seed, sampling
 ) -> Evaluation:
-    "Judge a saved policy on a task's test examples."
+    "Judge a saved policy on a task's test examples, as its own tokenizer reads them."
     model, tokenizer = load_any(name)
-    return evaluate(model, tokenizer, task_data(run), judged_examples(run), run.sampling, run.seed)
+    data = task_data(run, (tokenizer, getattr(model.config, "max_position_embeddings", 512)))
+    return evaluate(model, tokenizer, data, judged_examples(run, data), run.sampling, run.seed)

@@ -25,6 +25,7 @@ from .keys import (backbone_folder, device, failure_file, judged_examples, lock_
 from .model import apply_tuning, load_backbone, parameter_counts
 from .runs import cost_group, judge
 from .safe_files import holder, read_json, write_json
+from .store import with_chosen_rates
 
 # %% ../nbs/06d_tree.ipynb #f96d970e
 @dataclass
@@ -342,7 +343,9 @@ def plan(
     say=print,               # told what is being measured
 ) -> Plan:
     "The stage tree of a study with its state, its time and its disk; nothing is trained, nothing written but the calibration."
-    folder, nodes = Path(folder), stage_tree(study)
+    folder = Path(folder)
+    study = with_chosen_rates(study, folder)
+    nodes = stage_tree(study)
     timing = Timing(folder).read(nodes) if folder.is_dir() else Timing()
     states = [status(folder, node) for node in nodes] if folder.is_dir() else ["to do"] * len(nodes)
     if measure: calibrate([node for node, state in zip(nodes, states) if state != "done"], timing, say)

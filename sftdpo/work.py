@@ -23,13 +23,13 @@ from pathlib import Path
 
 import torch
 
-from .config import Run, Study, from_dict, to_dict
-from .keys import device, failure_file, lock_file, run_folder, stage_folder
+from .config import Run, Study, WorkFailed, from_dict, to_dict
+from .keys import failure_file, lock_file, run_folder, stage_folder
 from .model import load_backbone, load_policy, means_full_disk
 from .runs import cost_group, finish_run, finish_stage
 from .safe_files import held, read_json, write_json, write_text
 from .store import gather
-from .tree import Node, Timing, failure, judged, over, stage_tree, time_in_words, trained, work_of
+from .tree import Node, Timing, failure, judged, over, stage_tree, time_in_words, trained
 
 # %% ../nbs/06e_work.ipynb #97b90288
 def wanted(
@@ -64,7 +64,7 @@ def sweep(
 def finish_node(
     folder: Path,           # of the study
     node: Node,             # whose lock is held
-    weights: str = "none",  # models to keep: none, best, all
+    weights: str = "none",  # models to keep: none, best, all; parents: none, but while rates are chosen stages that others start from stay
     progress: bool = True,  # draw bars?
 ):
     "Train the stage if its policy is not there, and judge the runs that end with it."
@@ -80,12 +80,13 @@ def finish_node(
 
 # %% ../nbs/06e_work.ipynb #6bd11d62
 def give_up_weights(
-    folder: Path,  # of the study
-    node: Node,    # just finished, or failed
+    folder: Path,           # of the study
+    node: Node,             # just finished, or failed
+    weights: str = "none",  # "parents": a stage that others started from keeps its policy, as trials to come may start from it too
 ):
     "Delete the policies, here and above, that nothing will start from any more."
     for one in [node, *node.ancestors]:
-        if one.stage and over(folder, one): shutil.rmtree(stage_folder(folder, one.key) / "policy", ignore_errors=True)
+        if one.stage and over(folder, one) and not (weights == "parents" and one.children): shutil.rmtree(stage_folder(folder, one.key) / "policy", ignore_errors=True)
 
 # %% ../nbs/06e_work.ipynb #11457025
 def is_full_disk(
@@ -148,7 +149,7 @@ def work(
                 say(f"[{len(nodes) - len(pending) + 1}/{len(nodes)}] {node.label}{left_in_words(folder, pending, timing, workers)}")
                 fresh = not trained(folder, node)
                 if attempt(folder, node, weights, progress, say): note_times(folder, node, timing, fresh)
-                give_up_weights(folder, node)
+                give_up_weights(folder, node, weights)
             break
         if not pending: return
         if took is None:
@@ -243,7 +244,7 @@ def share_work(
         for number, process in enumerate(processes):
             if process.wait() < 0: say(f"worker {number} was ended by signal {-process.returncode} (a machine out of memory sends 9); the others go on")
         if any(process.returncode for process in processes) and not all(over(folder, node) for node in stage_tree(None, runs)):
-            raise RuntimeError("Workers ended before all was done (see above). The same command goes on; with fewer workers it needs less memory.")
+            raise WorkFailed("Workers ended before all was done (see above). The same command goes on; with fewer workers it needs less memory.")
     finally:
         for process in processes:
             if process.poll() is None: process.terminate()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, cell_values, claim, deciding, dominance, judge, judge_claims, judge_difference, judge_time,
+from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, caveats, cell_values, claim, deciding, dominance, judge, judge_claims, judge_difference, judge_time,
                            not_asked, parts_of, read_margins, save_margins, verdict_table, Verdict)
 from sftdpo.config import SettingsError, from_yaml, to_yaml
 from sftdpo.stats import Estimate, contrast, difference, paired, ratio
@@ -248,7 +248,35 @@ def test_unequal_depth_is_said():
     results, examples = study({("sft", "full"): 0, ("sft", "lora"): 0})
     results["epochs"] = np.where(results["tuning"] == "lora", 2, 1)
     one = verdicts((results, examples), "C3")["sonnet", "sft"]
-    assert one.verdict == "not asked" and "depths do not match: epochs are 1 (full) and 2 (LoRA)" in one.why and one.effects
+    assert one.verdict == "not asked" and "depths do not match: 1 epoch (full) and 2 epochs (LoRA)" in one.why and one.effects
+
+
+def test_a_control_of_other_depth_is_none():
+    results, examples = study({("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 5, ("sft-sft", "full"): 0, ("dpo", "full"): 0}, rejected="flip")
+    depth = {"sft": 1, "dpo": 3, "sft-dpo": 4, "sft-sft": 2, "backbone": 0}
+    one = verdicts((results.assign(epochs=results.recipe.map(depth), batch_sizes="8"), examples), "C1")["sonnet", "full"]
+    assert one.verdict == "undecided" and "sft-sft full is no control of equal depth: it had 2 epochs in batches of 8, and sft-dpo full 4" in " ".join(one.notes)
+    equal = results.assign(epochs=results.recipe.map(depth | {"sft-sft": 4}), batch_sizes="8")
+    assert verdicts((equal, examples), "C1")["sonnet", "full"].verdict == "refuted"
+    assert verdicts((equal.assign(batch_sizes=np.where(equal.recipe == "sft-sft", "8 and 16", "8")), examples), "C1")["sonnet", "full"].verdict == "undecided"
+    notes = " ".join(verdicts((equal, examples), "C2")["sonnet", "full"].notes)
+    assert "Depths do not match: 3 epochs in batches of 8 of dpo, 1 epoch in batches of 8 of sft" in notes
+
+
+def test_tasks_are_compared_by_one_effect():
+    "On one task the gain over sft decides, on the other that over the control; what is compared is the gain over sft on both."
+    frames = [study({("backbone", "-"): -9, ("sft", "full"): 0, ("sft-dpo", "full"): 4, ("sft-sft", "full"): control}, tasks=(task,), random=i)
+              for i, (task, control) in enumerate((("sonnet", 4), ("completions", -4)))]
+    found = verdicts([pd.concat(parts, ignore_index=True) for parts in zip(*frames)], "C1")
+    assert found["sonnet", "full"].effects[0][0].endswith("sft-sft full") and found["completions", "full"].effects[0][0].endswith("− sft full")
+    assert "is not shown" in found["all tasks", "full"].why
+
+
+def test_chosen_on_several_splits_is_said():
+    results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, picked=True)
+    assert not any("picked once for all" in note for note in caveats(results, "sonnet"))
+    both = pd.concat([results, results.assign(resplit=1, run=results.run + "r")])
+    assert any("picked once for all re-splits" in note for note in caveats(both, "sonnet"))
 
 
 # --- C4
@@ -391,6 +419,16 @@ def test_a_sweep_is_judged_part_by_part():
         parts_of(results)
 
 
+def test_two_swept_fields_leave_no_cell_out():
+    used = {("sft", "full"): (), ("sft", "lora"): ("lora.rank",), ("dpo", "full"): ("dpo.beta",), ("dpo", "lora"): ("dpo.beta", "lora.rank")}
+    values = {"dpo.beta": (0.1, 0.2), "lora.rank": (8, 16)}
+    lines = [dict(task="sonnet", recipe=recipe, tuning=tuning, seed=0, resplit=0, backbone="gpt2", data="d", train_size=9, run=f"{recipe} {tuning} {given}", **given)
+             for (recipe, tuning), names in used.items() for combined in itertools.product(*(values[name] for name in names)) for given in [dict(zip(names, combined))]]
+    parts = parts_of(pd.DataFrame(lines), tuple(values))
+    assert len(lines) == 9 and len(parts) == 4 and all(len(part) == 4 for part in parts.values())
+    assert parts["dpo.beta = 0.2, lora.rank = 8.0"] == {"sft full {}", "sft lora {'lora.rank': 8}", "dpo full {'dpo.beta': 0.2}", "dpo lora {'dpo.beta': 0.2, 'lora.rank': 8}"}
+
+
 def test_a_claim_of_ones_own():
     @claim("mine", "Is DPO better?")
     def better(results, examples, margins):
@@ -450,7 +488,7 @@ def test_a_folder_is_judged(tmp_path):
 
 def test_a_swept_folder_is_judged(tmp_path):
     results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, examples=20)
-    swept, judged = results.assign(run=results.run + "-b"), examples.assign(run=examples.run + "-b")
+    swept, judged = (table[table.recipe == "dpo"].assign(run=lambda part: part.run + "-b") for table in (results, examples))  # sft has no beta: one run
     folder = write(tmp_path / "s", results, examples)
     write(tmp_path / "s", pd.concat([results, swept]), judged, sweep={"dpo.beta": [0.1, 0.5]}, beta=0.5)
     found = judge_claims(folder, claims=["C2"])

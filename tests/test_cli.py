@@ -15,6 +15,8 @@ def test_options_are_the_fields_of_the_settings():
     assert command.study.sweep == {"lora.rank": [4, 8]} and command.study.dpo.kind == "dpo"
     assert isinstance(parse(["train", "--recipe", "sft-dpo", "--tuning", "lora"]), Train)
     assert parse(["generate", "bard", "--prompt", "Shall I"]) == Generate("bard", prompt="Shall I")
+    assert parse("evaluate bard --tasks sonnet".split()).task == "sonnet"  # as messages of `compare` have it
+    assert parse("submit bard pairs.csv out.csv --reading.unusable drop".split()).reading.unusable == "drop"
 
 
 def test_a_settings_file_and_options_that_win_over_it(tmp_path):

@@ -14,7 +14,7 @@ from sftdpo.config import LoRA
 from sftdpo.fast_lora import fast_lora, lora_groups
 from sftdpo.model import add_adapter, apply_tuning, save_policy
 from sftdpo.rows import Row
-from sftdpo.trainer import stage_losses, train_stage
+from sftdpo.trainer import sparse_embedding, stage_losses, train_stage
 from test_trainer import DPO, SFT, answers, pair_rows, trained, tuned
 from tiny import tiny_model
 
@@ -28,6 +28,7 @@ def plainly(monkeypatch):
     def plain():
         with monkeypatch.context() as patch:
             patch.setattr(sftdpo.trainer, "fast_lora", lambda model: nothing())
+            patch.setattr(sftdpo.trainer, "sparse_embedding", lambda causal: nothing())
             patch.setattr(sftdpo.batches, "last_layers", lambda causal: [])
             patch.setattr(sftdpo.batches, "AT_ONCE", 2**40)
             yield
@@ -143,6 +144,21 @@ def test_recomputed_activations_change_nothing(architecture, tuning, tokenizer):
     start = vector(trained(tuned(architecture, tokenizer, tuning)).values())
     found = result(gradient_checkpointing=True)
     assert (vector(found.values()) - vector(expected.values())).norm() < 0.01 * (vector(expected.values()) - start).norm()
+
+
+def test_a_tied_embedding_has_a_gradient_of_the_tokens_that_were_read(tokenizer, monkeypatch):
+    model, seen = tiny_model("gpt2", tokenizer).train(), []
+    scorer, batch = Scorer(model, "fp32"), collate(pair_rows(4))
+    embed = torch.nn.functional.embedding
+    monkeypatch.setattr(torch.nn.functional, "embedding", lambda ids, weight, *rest: seen.append(rest[-1]) or embed(ids, weight, *rest))
+    def gradient():
+        model.zero_grad()
+        scorer(**batch).sum().backward()
+        return model.transformer.wte.weight.grad.clone()
+    dense = gradient()
+    with sparse_embedding(model): rows = gradient()
+    assert True in seen and not rows.is_sparse and not model.transformer.wte.sparse
+    torch.testing.assert_close(rows, dense)
 
 
 def test_recomputing_happens(tokenizer):

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from dataclasses import make_dataclass, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -233,7 +234,10 @@ def test_folders_and_files_of_their_own(tmp_path):
     own = replace(reading, test=str(tmp_path / "all" / "dev.csv"))
     assert [len(s) for s in load_task("labels", tmp_path / "all" / "train.csv", reading=own).splits.values()] == [24, 6, 9]
     for i in range(2): write(tmp_path / "shards", f"train-0000{i}-of-00002.csv", moods(30))
-    assert sum(len(s) for s in load_task("labels", tmp_path / "shards", reading=reading).splits.values()) == 60
+    examples = [e for s in load_task("labels", tmp_path / "shards", reading=reading).splits.values() for e in s]
+    assert len(examples) == len({e.id for e in examples}) == 60
+    with open(tmp_path / "shards" / "train-00001-of-00002.csv", "a") as file: file.write("no mood,\n")
+    with pytest.raises(DataError, match="1 of 61 rows cannot be used: train-00001-of-00002.csv line 32"): load_task("labels", tmp_path / "shards", reading=reading)
     assert {role: [p.name for p in paths] for role, paths in find_files(tmp_path / "all").items()} == {"train": ["train.csv"], "choose": ["dev.csv"]}
 
 
@@ -400,6 +404,7 @@ def test_counts_are_true_where_nothing_can_be_used_or_loading_stops(tmp_path):
     for i in range(2): write(tmp_path / "shards", f"train-0000{i}-of-00002.csv", "text,label\n" + " ,a\n ,b\n ,b\n" + "b\n")
     report = check_file("labels", tmp_path / "shards")
     assert (report.files[0]["rows"], report.files[0]["usable"], len(report.problems)) == (8, 0, 8)
+    assert {Path(problem.file).name for problem in report.problems} == {f"train-0000{i}-of-00002.csv" for i in range(2)}
 
 
 def test_null_bytes_in_every_row(tmp_path):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 import sftdpo.keys
 import sftdpo.runs
 import sftdpo.work
-from sftdpo.config import Run, Stage
+from sftdpo.config import Run, SettingsError, Stage, WorkFailed
 from sftdpo.keys import run_name, stage_keys
 from sftdpo.model import save_policy
 from sftdpo.store import COLUMNS, read_results
@@ -164,6 +164,7 @@ def test_folders_are_not_mixed_up(backbone, tmp_path):
     with pytest.raises(FileExistsError, match="holds files that are no study"): compare(small(backbone), tmp_path / "mine")
     compare(small(backbone, recipes=("backbone",)), tmp_path / "out", progress=False)
     with pytest.raises(FileExistsError, match="holds the study 'a small study'"): compare(small(backbone).replace(name="another"), tmp_path / "out")
+    with pytest.raises(SettingsError, match="weights = 'all' cannot be used"): compare(small(backbone, recipes=("backbone",), weights="all"), tmp_path / "out")
 
 
 def test_the_control_has_shuffled_labels(backbone, tmp_path):
@@ -186,3 +187,34 @@ def test_a_trained_model_is_kept_in_the_standard_formats(backbone, tuning, tmp_p
     from sftdpo.study import evaluate_saved
     assert evaluate_saved(str(tmp_path / "out"), run).metrics["nll"] == pytest.approx(metrics["nll"])
     with torch.no_grad(): assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
+    other = run.replace(backbone="bard", test_size=4)  # a judge who says nothing of the backbone: the model's own tokenizer reads
+    assert len(evaluate_saved(str(tmp_path / "out"), other).examples) == 4
+
+
+def test_answers_are_those_of_the_judged_models_tokenizer(backbone, tokenizer, tmp_path, monkeypatch):
+    from sftdpo.data import load_task
+    from sftdpo.study import evaluate_saved
+    assert len(sftdpo.keys.tokenizer_of("bard")[0]("positive")["input_ids"]) > 1
+    tokenizer.add_tokens(["positive", "negative"])
+    model = tiny_model("gpt2", tokenizer)
+    save_policy(model, tokenizer, tmp_path / "judged")
+    (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"Day {i} was {mood}.,{mood}\n" for i in range(20) for mood in ("positive", "negative")))
+    monkeypatch.setattr(sftdpo.keys, "load_task", load_task)
+    sftdpo.keys.forget_data()
+    assert 0 <= evaluate_saved(str(tmp_path / "judged"), Run(task="labels", data=str(tmp_path / "moods.csv"))).metrics["accuracy"] <= 1
+
+
+def test_one_run_is_tried_again_after_a_failure(backbone, tmp_path, monkeypatch):
+    run = Run(backbone=backbone, train_size=16, sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
+    with monkeypatch.context() as broken:
+        broken.setattr(sftdpo.work, "finish_stage", lambda *rest: 1 / 0)
+        with pytest.raises(WorkFailed, match="ZeroDivisionError.*\n.*the same command tries again"): train_run(run, tmp_path / "out", progress=False)
+    assert train_run(run, tmp_path / "out", progress=False)["examples"] == 20
+    with pytest.raises(SettingsError, match="judged on the test rows"): train_run(run.replace(judge="choose"), tmp_path / "other")
+
+
+def test_controls_have_the_steps_of_dpo():
+    run = Run(sft=Stage("sft", epochs=1, batch_size=16), dpo=Stage("dpo", epochs=3, batch_size=8))
+    second = run.replace(recipe="sft-sft").stages[1]
+    assert (second.kind, second.epochs, second.batch_size) == ("sft", 3, 8)
+    assert [stage.epochs for stage in run.replace(recipe="sft-long").stages] == [4]

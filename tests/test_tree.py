@@ -1,10 +1,15 @@
 "The stage tree, what it plans, which weights stay, and how rates are chosen."
+import math
+
 import pandas as pd
 import pytest
 import yaml
 
+import sftdpo.work
+from sftdpo.choosing import best_of, first_trials, next_trial
 from sftdpo.config import PRIMARY, Choosing, Run, Sampling, SettingsError, Stage, Study
 from sftdpo.keys import run_name, stage_keys, task_data
+from sftdpo.live import estimate
 from sftdpo.model import save_policy
 from sftdpo.safe_files import read_json
 from sftdpo.study import compare
@@ -47,9 +52,9 @@ def test_backbones_can_be_swept(backbone, tokenizer, tmp_path):
     assert results[results.recipe == "sft"].backbone.nunique() == results[results.recipe == "backbone"].backbone.nunique() == 2
 
 
-def test_one_schedule_of_twice_the_epochs(backbone):
-    run = Run(task="sonnet", backbone=backbone, recipe="sft-long", sft=Stage("sft", epochs=3))
-    assert [stage.epochs for stage in run.stages] == [6] and stage_keys(run) != stage_keys(run.replace(recipe="sft"))
+def test_one_schedule_of_the_epochs_of_both_stages(backbone):
+    run = Run(task="sonnet", backbone=backbone, recipe="sft-long", sft=Stage("sft", epochs=3), dpo=Stage("dpo", epochs=2))
+    assert [stage.epochs for stage in run.stages] == [5] and stage_keys(run) != stage_keys(run.replace(recipe="sft"))
 
 
 def test_sonnets_are_split_anew_and_alike_in_every_cell(monkeypatch):
@@ -110,11 +115,17 @@ def test_weights_are_kept_by_a_stated_policy(backbone, weights, kept, tmp_path):
     assert head["base_model"] == backbone and "| accuracy |" in card and "learning_rate: 0.001" in card
 
 
-def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path):
+def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path, monkeypatch):
     study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo", "sft-sft"), seeds=(0, 1),
                   choosing=Choosing(trials=4, seeds=(7,), train_size=8))
+    trained, finish = [], sftdpo.work.finish_stage
+    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, *rest: trained.append(folder) or finish(folder, *rest))
     results = compare(study, tmp_path / "out", progress=False)
     tried = pd.read_csv(tmp_path / "out" / "choosing.csv")
+    again = [folder for folder in set(trained) if trained.count(folder) > 1]  # where second stages start: once in the first trials, once for all second ones
+    assert len(again) <= 1 and len(trained) <= len(set(trained)) + 1 and not list((tmp_path / "out" / "choosing" / "stages").glob("*/policy"))
+    planned = plan(study, tmp_path / "out", measure=False)
+    assert set(planned.states) == {"done"} and planned.left == 0 and estimate(study, tmp_path / "out").nothing
     assert tried.groupby("recipe").size().to_dict() == {"sft": 4, "dpo": 4, "sft-dpo": 4, "sft-sft": 4} and tried.chosen.sum() == 4
     assert "7" not in {str(seed) for seed in results.seed} and set(results.split) == {"test", "train"}
     trials = [read_json(path) for path in (tmp_path / "out" / "choosing" / "runs").glob("*/sftdpo.json")]
@@ -125,6 +136,19 @@ def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path
         assert (settings["sft"]["learning_rate"], settings["dpo"]["learning_rate"]) == (rate["sft"], rate["sft-dpo"])
     pd.testing.assert_frame_equal(compare(study, tmp_path / "out", progress=False), results)
     with pytest.raises(SettingsError, match="seeds that choose do not report"): study.replace(seeds=(7,))
+
+
+@pytest.mark.parametrize("best", [1e-4, 2.3e-4, 3e-5, None])
+@pytest.mark.parametrize("betas", [(None,), (0.1, 0.5)])
+def test_no_rate_is_tried_twice(best, betas):
+    scores = {}
+    def score(rate, beta): return 0.5 if best is None else 1 - abs(math.log(rate / best)) - (beta or 0)
+    for trial in first_trials(1e-4, 3, betas): scores[trial] = score(*trial)
+    for _ in range(60):
+        trial = next_trial(scores, 3)
+        assert trial not in scores
+        scores[trial] = score(*trial)
+    assert best is None or best_of(scores)[0] == pytest.approx(best, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "..", "C:\\x", "nul\0", " ", ""])
