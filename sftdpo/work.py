@@ -135,7 +135,7 @@ def work(
 ):
     "Take nodes until none is left; wait where the rest is in other processes' hands."
     timing, pending = Timing(folder).read(nodes), [node for node in nodes if not over(folder, node)]
-    waiting, gathered = False, time.monotonic()
+    waiting, gathered, number = False, time.monotonic(), len(nodes) - len(pending)
     while True:
         took = None
         for node in list(pending):
@@ -146,7 +146,8 @@ def work(
             with held(lock_file(folder, node.key)) as mine:
                 if not mine or not ready(folder, node) or not wanted(folder, node) or over(folder, node): continue
                 took = node
-                say(f"[{len(nodes) - len(pending) + 1}/{len(nodes)}] {node.label}{left_in_words(folder, pending, timing, workers)}")
+                number = max(number, len(nodes) - len(pending)) + 1  # parents stay pending until their children are done; others may have done some
+                say(f"[{min(number, len(nodes))}/{len(nodes)}] {node.label}{left_in_words(folder, pending, timing, workers)}")
                 fresh = not trained(folder, node)
                 if attempt(folder, node, weights, progress, say): note_times(folder, node, timing, fresh)
                 give_up_weights(folder, node, weights)

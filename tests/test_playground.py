@@ -127,9 +127,12 @@ PATIENCE = 200  # seconds until something that must come is given up: never what
 def server(tmp_path_factory, repository):
     "JupyterLab, with Voilà beside it: its address and its folder."
     home = tmp_path_factory.mktemp("jupyter")
-    for name in ("lab", "voila"):
-        code = f'from sftdpo.playground import Playground\n\nPlayground("results-{name}", every=0.3)'
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)], metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))), home / f"{name}.ipynb")
+    shutil.copytree(repository / "nbs/study/images", home / "images")
+    for name in ("lab", "voila"):  # the notebook itself, with a folder for its results, and more often looked at
+        notebook = nbformat.read(repository / "nbs/study/playground.ipynb", as_version=4)
+        page = next(cell for cell in notebook.cells if cell.source == 'Playground("runs/playground")')
+        page.source = f'Playground("results-{name}", every=0.3)'
+        nbformat.write(notebook, home / f"{name}.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
