@@ -121,7 +121,7 @@ def test_killed_at_twenty_moments(backbone, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop(number, backbone, tmp_path):
     "SIGTERM and Ctrl-C end at once, and leave what can be gone on with."
-    study = checkpointed(backbone, tasks=("sonnet",), tunings=("full",)).replace(**{"sft.epochs": 12})  # long enough to be told in the midst of it
+    study = checkpointed(backbone, tasks=("sonnet",), tunings=("full",)).replace(**{"sft.epochs": 30})  # long enough to be told in the midst of it
     child = start(study, tmp_path / "out", tmp_path / "log")
     while child.is_alive() and not list((tmp_path / "out").glob("stages/*/checkpoints/*/complete.json")): time.sleep(0.05)
     os.kill(child.pid, number)
