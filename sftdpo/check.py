@@ -17,7 +17,7 @@ from pathlib import Path
 
 # %% ../nbs/02_check.ipynb #00d31904
 from .config import Reading
-from .data import TaskData, encoding_of, gathered, load_task, text_key
+from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_key, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, plain_markdown, printable, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
@@ -221,6 +221,9 @@ def check_data(
                         duplicates={split: duplicates(examples) for split, examples in data.splits.items()}, shared=shared(data.splits),
                         equal_pairs=sum("equals the rejected" in p.reason for p in intake.problems))
     report.left_out = {f"in {split}, also in a split that chooses or judges": n for split, n in intake.leaked.items() if n} | {f"too long in {split}": n for split, n in intake.too_long.items() if n}
+    if asked := {prompt_key(e) for e in data.train if e.label is None}:
+        again = sum(prompt_key(e) in asked for e in data.test)
+        if again: report.notes.append(f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in train too, perhaps with other completions")
     for split, some in report.balance.items():
         if never := [label for label, n in some.items() if not n]: report.notes.append(f"{split} holds no example of {', '.join(never)}")
     everything = [e for examples in data.splits.values() for e in examples]
@@ -321,7 +324,7 @@ def mended(
 ) -> Reading:
     "The reading with the settings that let a run go on."
     if report.problems: reading = replace(reading, unusable="drop")
-    if report.too_long: reading = replace(reading, too_long="drop") if reading.too_long == "stop" else reading
+    if report.too_long: reading = replace(reading, too_long="drop")
     if report.suggestion: reading = replace(reading, verbalizers={label: report.suggestion[answer] for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers)})
     return reading
 
@@ -345,6 +348,9 @@ def check_file(
         return report
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading))
     better = better_encoding(task, data, reading, seed, report.problems)
+    if report.too_long and reading.too_long != "stop":
+        try: fit_task(loaded, tokenizer, max_length, reading.too_long)
+        except DataError as error: report.stops.append(str(error))
     report.stops += stops_of(report, loaded, reading, better)
     if report.stops:
         remedied = mended(reading, report, loaded)

@@ -90,7 +90,10 @@ def convert(
         return tuple(convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
     if origin is dict or kind is dict:
         check(isinstance(value, dict), where, value, "give a mapping of names to values")
-        if arguments[1] is str: return {str(name): str(v) for name, v in value.items()}
+        if arguments[1] is str:
+            for word in (w for pair in value.items() for w in pair):
+                check(word is not None and not isinstance(word, bool), where, value, "put its words in quotes: YAML reads no and yes as false and true, and an empty word as nothing")
+            return {str(name): str(v) for name, v in value.items()}
         if arguments[1] is float: return {str(name): convert(v, float, f"{where}[{name!r}]") for name, v in value.items()}
         return {name: yaml.safe_load(f"[{v}]") if isinstance(v, str) else v for name, v in value.items()}  # the command line's 0.05,0.1
     if dataclasses.is_dataclass(kind): return value if isinstance(value, kind) else from_dict(kind, value, where)
@@ -406,6 +409,8 @@ class Study(Settings):
         for name in self.cells:
             *words, _ = name.split()
             for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *{name: 0 for recipe in self.recipes for name in (recipe, *RECIPES[recipe])}, *self.tunings])
+        check(not (self.sweep and self.choosing.trials), "study.choosing.trials", self.choosing.trials,
+              "rates are picked for one setting, and would be unfair to the other values of a sweep: sweep without trials, or compare each value in a study of its own")
         both = set(self.seeds) & set(self.choosing.seeds) if self.choosing.trials else set()
         check(not both, "study.choosing.seeds", self.choosing.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
         self.runs(self.seeds[:1])  # raises what a run would
@@ -418,16 +423,21 @@ class Study(Settings):
             if set(words) <= {task, recipe, tuning}: found[setting] = value
         return found
 
-    def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:
-        "Every run of the study, the backbone as it came first in each task."
+    def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
+        "Every cell's runs with the swept values that they are asked for; values that a run does not use are asked of it all the same."
         shared = {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)}
         recipes = [recipe for recipe in self.recipes if recipe != "backbone"]
         runs = []
         for task, recipe, tuning in product(self.tasks, recipes, self.tunings):
             cell = Run(**shared, task=task, recipe=recipe, tuning=tuning).replace(**self.overrides(task, recipe, tuning))
             for resplit, seed, *swept in product(self.resplits, seeds or self.seeds, *map(tuple, self.sweep.values())):
-                runs.append(cell.replace(**dict(resplit=resplit, seed=seed) | dict(zip(self.sweep, swept))))
-        if not recipes: runs = [Run(**shared, task=task, recipe="backbone", resplit=resplit) for task in self.tasks for resplit in self.resplits]
+                runs.append((cell.replace(**dict(resplit=resplit, seed=seed) | dict(zip(self.sweep, swept))), dict(zip(self.sweep, swept))))
+        if not recipes: runs = [(Run(**shared, task=task, recipe="backbone", resplit=resplit), {}) for task in self.tasks for resplit in self.resplits]
+        return runs
+
+    def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:
+        "Every run of the study, the backbone as it came first in each task."
+        runs = [run for run, _ in self.swept_runs(seeds)]
         return list(dict.fromkeys([run.untouched for run in runs] + runs))
 
 # %% ../nbs/00_config.ipynb #d28d65a5

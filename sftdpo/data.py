@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['verbalizers', 'MOST_LABELS', 'cloze_prompt', 'Intake', 'TaskData', 'read_sonnets', 'gathered', 'encoding_of',
-           'read_question_pairs', 'nearly_equal', 'text_key', 'without_leaks', 'load_task', 'fit_task', 'DataError',
-           'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset',
-           'tokenize', 'verbalizer_rows', 'without_rejected']
+           'read_question_pairs', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'load_task', 'fit_task',
+           'DataError', 'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels',
+           'subset', 'tokenize', 'verbalizer_rows', 'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import difflib, hashlib, json, re
@@ -357,14 +357,16 @@ def _hold_out(examples, seed) -> tuple[list[Example], list[Example]]:
 
 # %% ../nbs/01_data.ipynb #d481dbb7
 def _hold_out_texts(examples, seed) -> tuple[list[Example], list[Example]]:
-    "As `_hold_out`, but copies of one text stay on one side, as far as that leaves something on both."
-    groups, size = {}, max(1, min(1000, len(examples) // 5))
-    for e in _by_chance(examples, seed): groups.setdefault(hash(text_key(e)), []).append(e)
-    held = set()
-    for some in groups.values():
-        if len(held) + len(some) <= size: held |= set(map(id, some))
-    if 2 * len(held) < size: return _hold_out(examples, seed) # one text is most of the file
-    return [e for e in examples if id(e) not in held], [e for e in examples if id(e) in held]
+    "As `_hold_out`, but all of one prompt stay on one side, or at least copies of one text, as far as that leaves something on both."
+    size = max(1, min(1000, len(examples) // 5))
+    for key in (prompt_key, text_key):
+        groups, held = {}, set()
+        for e in examples: groups.setdefault(hash(key(e)), []).append(e)
+        for first in _by_chance([some[0] for some in groups.values()], seed): # a text of many copies is no likelier to be drawn
+            some = groups[hash(key(first))]
+            if len(held) + len(some) <= size: held |= set(map(id, some))
+        if 2 * len(held) >= size: return [e for e in examples if id(e) not in held], [e for e in examples if id(e) in held]
+    return _hold_out(examples, seed) # one text is most of the file
 
 # %% ../nbs/01_data.ipynb #1ab3057b
 _hub_dataset = ("nyu-mll/glue", "qqp")
@@ -386,12 +388,19 @@ def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
     return splits, empty
 
 # %% ../nbs/01_data.ipynb #0757ad04
+def _alike(text) -> str: return " ".join(text.casefold().split())
+
+def prompt_key(
+    example: Example,  # of any task
+) -> str:
+    "What two examples share when they ask the same."
+    return _alike(example.prompt)
+
 def text_key(
     example: Example,  # of any task
 ) -> str:
     "What two examples share when they are the same text."
-    text = example.prompt if example.label is not None else f"{example.prompt}\0{example.completion}"
-    return " ".join(text.casefold().split())
+    return prompt_key(example) if example.label is not None else f"{prompt_key(example)}\0{_alike(example.completion)}"
 
 def without_leaks(
     splits: dict[str, list[Example]],                  # train, choose, test
@@ -422,13 +431,15 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     "A task from one's own files or objects."
     how = dict(delimiter=reading.delimiter, encoding=reading.encoding)
     tables = tables_of(_hub_tables(data) if isinstance(data, str) and data.startswith("hub:") else data, **how)
-    if task == "paraphrase" and "choose" in tables: tables["test"] = tables.pop("choose") # dev judges; a set called test has no labels
-    if "choose" in tables and "test" not in tables: tables["test"] = tables.pop("choose")
+    notes = []
+    if "choose" in tables and not reading.test and (task == "paraphrase" or "test" not in tables): # dev judges; GLUE's test has no labels
+        if "test" in tables: notes.append(f"{Path(tables['choose'].file).name} judges, and {Path(tables['test'].file).name} is not used: question pairs' test sets have no labels (if this one has, --reading.test {tables['test'].file})")
+        tables["test"] = tables.pop("choose")
     tables |= {role: read_table(path, **how) for role, path in (("test", reading.test), ("choose", reading.choose)) if path}
     tables = {role: tables[role] for role in ("train", "choose", "test") if role in tables}
     shapes = {}
     for role, table in tables.items(): shapes[role] = find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1", table.hint() or (_differ(tables["train"], table) if shapes else ""))
-    shape, answers, notes = shapes["train"], {}, []
+    shape, answers = shapes["train"], {}
     for role in ("choose", "test"):
         parts = [(s.pieces, {part: column for part, column in s.columns.items() if part != "id"}) for s in (shape, shapes.get(role, shape))]
         if parts[0] != parts[1]:

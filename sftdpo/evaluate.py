@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['scheme', 'mean_interval', 'with_interval', 'predict', 'calibration_error', 'classification_metrics', 'questions_of',
-           'best_threshold', 'choose', 'generate_ids', 'sample', 'sampling_that_fits', 'chrf', 'chrf_corpus', 'words',
-           'pronunciations', 'syllables', 'ten_syllables', 'iambic', 'rhymes', 'rhyme_share', 'Seen', 'seen', 'form',
-           'sonnet_metrics', 'completion_metrics', 'score_pairs', 'preference_metrics', 'reward_accuracy', 'Evaluation',
-           'evaluate', 'baselines']
+           'best_threshold', 'choose', 'generate_ids', 'sample', 'chrf', 'chrf_corpus', 'words', 'pronunciations',
+           'syllables', 'ten_syllables', 'iambic', 'rhymes', 'rhyme_share', 'Seen', 'seen', 'form', 'sonnet_metrics',
+           'completion_metrics', 'score_pairs', 'preference_metrics', 'reward_accuracy', 'Evaluation', 'evaluate',
+           'baselines']
 
 # %% ../nbs/05_evaluate.ipynb #571635f6
 import re
@@ -25,6 +25,7 @@ from .batches import autocast, score
 from .config import Sampling
 from .data import Example, TaskData, tokenize, verbalizer_rows
 from .questions import word_overlap
+from .rows import context_length, prompt_ids
 
 # %% ../nbs/05_evaluate.ipynb #2dba95c3
 def mean_interval(
@@ -56,7 +57,7 @@ def predict(
     precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
 ) -> pd.DataFrame:  # id, label, prediction, correct, probability_<verbalizer>..., mass, prompt; label and correct only where all have labels
     "Probability of each verbalizer given that one of them comes, and `mass`, the probability that one of them does."
-    rows = verbalizer_rows(examples, tokenizer, data.verbalizers, model.config.max_position_embeddings)
+    rows = verbalizer_rows(examples, tokenizer, data.verbalizers, context_length(model.config))
     logps = score(model, rows, precision=precision)  # [examples, verbalizers]
     mass = np.exp(logps).sum(1)
     probabilities = np.exp(logps - np.logaddexp.reduce(logps, axis=1, keepdims=True))
@@ -196,14 +197,14 @@ def _stop_rule(tokenizer, max_lines):
     return complete
 
 # %% ../nbs/05_evaluate.ipynb #2b96d6b1
-def _generate_batch(model, prompts, noise, sampling, complete):
-    "Token ids of all samples of these prompts (lists of ids), as a list of rows; noise is [rows, max_new_tokens]."
-    device, longest, steps = model.device, max(map(len, prompts)), sampling.max_new_tokens
+def _generate_batch(model, prompts, limits, noise, sampling, complete):
+    "Token ids of all samples of these prompts (lists of ids), as a list of rows, at most `limits[prompt]` in each; noise is [rows, max_new_tokens]."
+    device, longest, steps = model.device, max(map(len, prompts)), max(limits)
     ids, mask = torch.zeros(2, len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt):], mask[row, longest - len(prompt):] = torch.tensor(prompt), 1
     ids, mask, noise = ids.to(device), mask.to(device), noise.to(device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    positions, last = (mask.cumsum(-1) - 1).clamp(min=0), context_length(model.config) - 1
     memory = Cache(layer_class_to_replicate=partial(_RoomyLayer, room=longest + steps))
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=memory,
                    use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -220,11 +221,11 @@ def _generate_batch(model, prompts, noise, sampling, complete):
         for row, token in zip(here, chosen.tolist()):
             if row not in done:
                 texts[row].append(token)
-                if complete(texts[row]): done.add(row)
+                if len(texts[row]) == limits[row // sampling.samples] or complete(texts[row]): done.add(row)
         alive = [i for i, row in enumerate(here) if row not in done]
-        if not alive or step == steps - 1: break
+        if not alive: break
         keep = None
-        positions = positions + 1
+        positions = (positions + 1).clamp(max=last)  # a row that is done may wait for others at the last place
         logits = model(input_ids=chosen[:, None], attention_mask=mask[:, :longest + step + 1], position_ids=positions,
                        past_key_values=memory, use_cache=True).logits[:, -1]
         if len(alive) <= 7 / 8 * len(here):
@@ -243,20 +244,19 @@ def generate_ids(
     precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
     cache_bytes: int = 2**30,  # keys and values of a batch take at most this much (one prompt's samples at least)
 ) -> list[list[list[int]]]:  # [prompts][samples] token ids
-    "Continuations as token ids; a sample that ended by itself has the end-of-text id as its last."
-    prompt_ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    config = model.config
-    for prompt, ids in zip(prompts, prompt_ids):
-        if not ids: raise ValueError("a prompt is empty: sampling needs at least one token to start from")
-        if len(ids) + sampling.max_new_tokens > config.max_position_embeddings:
-            raise ValueError(f"a prompt of {len(ids)} tokens and {sampling.max_new_tokens} new ones exceed the model's "
-                             f"{config.max_position_embeddings} positions (prompt: {prompt[:40]!r}...): lower max_new_tokens")
+    "Continuations as token ids, shorter where a prompt leaves less room; a sample that ended by itself has the end-of-text id as its last."
+    ids, config = prompt_ids(prompts, tokenizer), model.config
+    reads = context_length(config)
+    for prompt, some in zip(prompts, ids):
+        if not some: raise ValueError("a prompt is empty: sampling needs at least one token to start from")
+        if len(some) >= reads: raise ValueError(f"the prompt {prompt[:40]!r}... has {len(some):,} tokens, and the model reads {reads:,}: nothing can be sampled; shorten it")
+    limits = [min(sampling.max_new_tokens, reads - len(some)) for some in ids]
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    row_bytes = 8 * config.num_hidden_layers * heads * size * (max(map(len, prompt_ids), default=0) + sampling.max_new_tokens)
+    row_bytes = 8 * config.num_hidden_layers * heads * size * (max(map(len, ids), default=0) + sampling.max_new_tokens)
     per_batch = max(1, cache_bytes // (row_bytes * sampling.samples))  # prompts
 
-    order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
+    order = sorted(range(len(prompts)), key=lambda i: len(ids[i]))
     complete, found, training = _stop_rule(tokenizer, max_lines), [None] * len(prompts), model.training
     frozen = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
     model.eval()
@@ -268,7 +268,7 @@ def generate_ids(
                 batch = order[start:start + per_batch]
                 noise = np.stack([np.random.default_rng([seed, i, k]).random(sampling.max_new_tokens)
                                   for i in batch for k in range(sampling.samples)])
-                rows = _generate_batch(model, [prompt_ids[i] for i in batch], torch.tensor(noise), sampling, complete)
+                rows = _generate_batch(model, [ids[i] for i in batch], [limits[i] for i in batch], torch.tensor(noise), sampling, complete)
                 for place, i in enumerate(batch):
                     found[i] = rows[place * sampling.samples:(place + 1) * sampling.samples]
     finally:
@@ -292,19 +292,6 @@ def sample(
 
 def _text(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).rstrip("\n")
-
-# %% ../nbs/05_evaluate.ipynb #233d79a3
-def sampling_that_fits(
-    model,  # policy
-    tokenizer,  # its tokenizer
-    prompts: list[str],  # texts to continue
-    sampling: Sampling,  # as asked for
-) -> Sampling:  # with as many new tokens as there is room for
-    "The sampling, with fewer new tokens where the longest prompt leaves less room."
-    longest = max(len(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts)
-    room = model.config.max_position_embeddings - longest
-    if room < 1: raise ValueError(f"a prompt has {longest:,} tokens, and the model reads {model.config.max_position_embeddings:,}: nothing can be sampled; shorten the prompts")
-    return sampling if room >= sampling.max_new_tokens else replace(sampling, max_new_tokens=room)
 
 # %% ../nbs/05_evaluate.ipynb #18338fed
 def chrf(
@@ -476,7 +463,7 @@ def completion_metrics(
 # %% ../nbs/05_evaluate.ipynb #83f072d1
 def _nats_per_token(model, tokenizer, data, examples, precision):
     "Negative log-likelihood of each true completion per token, end of text included where the data has it."
-    rows = tokenize([replace(example, rejected=None) for example in examples], tokenizer, data.end_of_text, model.config.max_position_embeddings)
+    rows = tokenize([replace(example, rejected=None) for example in examples], tokenizer, data.end_of_text, context_length(model.config))
     logps = score(model, rows, precision=precision)[:, 0]
     return [-logp / len(row.completions[0]) for logp, row in zip(logps, rows)]
 
@@ -484,7 +471,7 @@ def _evaluate_completions(model, tokenizer, data, examples, sampling, seed, prec
     "Samples of each prompt beside the true completion, and the likelihood of the latter."
     prompts, known = [example.prompt for example in examples], {example.completion.strip() for example in data.train}
     nll = _nats_per_token(model, tokenizer, data, examples, precision)
-    found = generate_ids(model, tokenizer, prompts, sampling_that_fits(model, tokenizer, prompts, sampling), seed, precision=precision)
+    found = generate_ids(model, tokenizer, prompts, sampling, seed, precision=precision)
     table = []
     for example, likelihood, samples in zip(examples, nll, found):
         for number, ids in enumerate(samples):
@@ -507,7 +494,7 @@ def score_pairs(
     "Log-probabilities of both sides of each pair; `correct` is 1, 0, or 0.5 where they are equal."
     if unpaired := [example.id for example in examples if example.rejected is None]:
         raise ValueError(f"{len(unpaired):,} of {len(examples):,} examples have no rejected completion, the first is {unpaired[0]!r}: judge pairs")
-    rows = tokenize(examples, tokenizer, data.end_of_text, model.config.max_position_embeddings)
+    rows = tokenize(examples, tokenizer, data.end_of_text, context_length(model.config))
     logps = np.asarray(score(model, rows, precision=precision), dtype=float)  # [examples, 2], summed over tokens
     tokens = np.array([[len(ids) for ids in row.completions] for row in rows])
     better = lambda values: (values[:, 0] > values[:, 1]) + 0.5 * (values[:, 0] == values[:, 1])

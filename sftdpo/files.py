@@ -182,6 +182,7 @@ def as_text(
     if isinstance(value, (list, dict, tuple)): raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written out as one text)")
     if isinstance(value, (bytes, bytearray)): raise ValueError("is bytes, not a text")
     if type(value).__name__ in ("NAType", "NaTType"): raise ValueError("is missing")
+    if hasattr(value, "tolist"): raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written out as one text)") # several values in one cell
     return str(value) # dates and the like
 
 # %% ../nbs/00_files.ipynb #0b9a7ede
@@ -313,7 +314,7 @@ def read_delimited(
     if first is None: raise DataError(f"{file} is empty: is it the right file?")
     if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'): raise DataError(f"reading.delimiter is {delimiter!r}: give one character that is neither a quote nor a line end.")
     wanted = delimiter or _delimiter_of(lines[first])
-    header, after, trouble = _standard(lines, ends, first, wanted, first + 20)
+    header, after, trouble = _standard(lines, ends, first, wanted, min(len(lines), first + 20))
     if header is None: header, after = [_unquote(name) for name in lines[first].split(wanted)], first + 1
     names = _check_names(header, file)
     kept, at, problems = [], [], []
@@ -470,31 +471,35 @@ def table_of(
 _roles = dict(train=("train", "training"), choose=("choose", "dev", "validation", "valid", "val", "eval"), test=("test", "heldout"))
 
 def _roles_of(names) -> dict[str, list]:
-    "The names of each role: train, choose, test; exact names first, then names that contain one."
+    "The names of each role: train, choose, test; an exact name, or else those that contain one."
     exact, loose = {}, {}
     for name in names:
         stem = re.sub(r"-\d{5}-of-\d{5}$", "", name.lower())
         for role, words in _roles.items():
             if stem in words: exact.setdefault(role, []).append(name)
             elif set(re.split(r"[-_. ]", stem)) & set(words): loose.setdefault(role, []).append(name)
-    return exact if "train" in exact else loose
+    return {role: exact.get(role) or loose[role] for role in _roles if role in exact or role in loose}
 
 def find_files(
     folder: str | Path,      # with a training file
 ) -> dict[str, list[Path]]:  # train, and choose and test where there are such files
     "The data files of a folder by what they are for."
     folder = Path(folder)
-    try: paths = {p.stem: p for p in sorted(folder.iterdir()) if p.is_file() and p.suffix.lower() in _suffixes}
+    paths = {}
+    try:
+        for p in sorted(folder.iterdir()):
+            if p.is_file() and p.suffix.lower() in _suffixes: paths.setdefault(p.stem, []).append(p)
     except OSError as e: raise DataError(f"The folder {folder} cannot be read ({e.strerror}): check its permissions.") from None
     found = _roles_of(paths)
     if "train" not in found:
         raise DataError(f"The folder {folder} holds no training file: name one train.csv, .tsv, .jsonl, .parquet or .arrow, or give the path of the file itself. "
                         f"Found: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}.")
-    for role, names in found.items():
-        if len(names) > 1 and not all(re.search(r"-\d{5}-of-\d{5}$", name) for name in names):
-            raise DataError(f"The folder {folder} holds {len(names)} files that could be for {role} ({', '.join(paths[n].name for n in names)}): "
+    found = {role: [path for name in names for path in paths[name]] for role, names in found.items()}
+    for role, some in found.items():
+        if len(some) > 1 and not all(re.search(r"-\d{5}-of-\d{5}$", path.stem) for path in some):
+            raise DataError(f"The folder {folder} holds {len(some)} files that could be for {role} ({', '.join(path.name for path in some)}): "
                             "give the path of the one to train on, and the others with --reading.test and --reading.choose.")
-    return {role: [paths[name] for name in names] for role, names in found.items()}
+    return found
 
 # %% ../nbs/00_files.ipynb #eaf099a4
 def _join(tables: list[Table]) -> Table:

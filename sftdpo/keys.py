@@ -20,6 +20,7 @@ from .batches import best_precision
 from .config import Run, identity, relevant, to_dict
 from .data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
 from .model import fetch_hub, in_hub_cache, load_tokenizer, locate
+from .rows import context_length
 
 # %% ../nbs/06a_keys.ipynb #becaf0cf
 def device() -> str:
@@ -37,15 +38,18 @@ def backbone_folder(
     return Path(try_to_load_from_cache(where, "config.json", revision=revision or "main")).parent
 
 # %% ../nbs/06a_keys.ipynb #004870a5
+@lru_cache(maxsize=256)
+def _digest(path, size, changed):
+    "A file's digest; size and time of change are asked for, so that a changed file is read again."
+    with open(path, "rb") as file: return file_digest(file, "sha256").hexdigest()
+
 @lru_cache
 def backbone_fingerprint(
     name: str,  # what `load_backbone` takes
 ) -> str:
     "Identity of a backbone: its weights, settings and tokenizer."
-    folder, digests = backbone_folder(name), {}
-    for path in sorted(path for pattern in ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "special_tokens*") for path in folder.glob(pattern)):
-        with open(path, "rb") as file: digests[path.name] = file_digest(file, "sha256").hexdigest()
-    return identity(digests)
+    paths = sorted(path for pattern in ("*.safetensors", "config.json", "tokenizer*", "vocab*", "merges*", "special_tokens*") for path in backbone_folder(name).glob(pattern))
+    return identity({path.name: _digest(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths})
 
 # %% ../nbs/06a_keys.ipynb #63bcf5e1
 @lru_cache
@@ -54,7 +58,7 @@ def tokenizer_of(
 ) -> tuple:         # tokenizer, tokens it reads
     "A backbone's tokenizer and the length of what it reads, without its weights."
     folder = backbone_folder(backbone)
-    return load_tokenizer(str(folder), local_files_only=True), getattr(AutoConfig.from_pretrained(folder), "max_position_embeddings", 512)
+    return load_tokenizer(str(folder), local_files_only=True), context_length(AutoConfig.from_pretrained(folder))
 
 # %% ../nbs/06a_keys.ipynb #53ef703b
 @lru_cache(maxsize=32)
@@ -74,8 +78,8 @@ def task_data(
     return _fitted(run.task, run.data, run.resplit, run.reading, run.backbone)
 
 def forget_data():
-    "Load data anew when it is next asked for: to be called when a file has changed."
-    for one in (_load, _fitted): one.cache_clear()
+    "Read data and backbones anew when they are next asked for: a file may have changed."
+    for one in (_load, _fitted, tokenizer_of, backbone_fingerprint): one.cache_clear()
 
 # %% ../nbs/06a_keys.ipynb #0c8bb799
 _plain = lru_cache(maxsize=1024)(to_dict)  # thousands of runs differ in little but their seeds

@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .config import PRIMARY, RECIPES
-from .stats import interval
+from .stats import by_replicate, interval
 
 # %% ../nbs/08_plots.ipynb #385e8070
 DIRECTIONS = [0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks, embeddings, overrides, isolates
@@ -425,9 +425,9 @@ def values_of(
     column: str,             # what each example reached
 ) -> pd.DataFrame:           # seed, id, value; without what could not be judged
     "The values of one cell, in the form that statistics take."
-    seed = examples["seed"].astype(str) + (" split " + examples["resplit"].astype(str)).where(examples["resplit"] != 0, "")
-    values = pd.DataFrame({"seed": seed, "id": examples["id"].astype(str), "value": pd.to_numeric(examples[column], errors="coerce").astype(float)})
-    return values[np.isfinite(values["value"])].groupby(["seed", "id"], sort=False)["value"].mean().reset_index()
+    values = examples[["seed", "resplit"]].assign(id=examples["id"].astype(str), value=pd.to_numeric(examples[column], errors="coerce").astype(float))
+    replicates = by_replicate(values[np.isfinite(values["value"])], values["resplit"].nunique())
+    return replicates.groupby(["seed", "id"], sort=False)["value"].mean().reset_index()
 
 # %% ../nbs/08_plots.ipynb #c8339e20
 CELL_COLUMNS = ["cell", "recipe", "tuning", "mean", "low", "high", "standard_error", "seeds", "examples", "missing", "notes"]

@@ -27,13 +27,13 @@ import yaml
 from markupsafe import Markup
 
 import sftdpo
-from .claims import Verdict, judge_claims, told, verdict_table
+from .claims import Verdict, judge_claims, read_margins, told, verdict_table
 from .config import RECIPES, SettingsError, Study, from_yaml, identity, relevant, to_dict
 from .plots import (Picture, against_parameters, against_time, calibration, cell_comparison, cell_intervals, costs_of, dpo_course, learning_curves,
                           number, primary, reliability, said, side_by_side, stages_of, time_said, UNITS, values_of, visible, with_cells)
 from .safe_files import write_text
 from .stats import difference
-from .store import finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name, variants_of
+from .store import asked_runs, finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name, variants_of
 from .tables import CAVEATS
 
 # %% ../nbs/09_report.ipynb #ec09be7c
@@ -83,7 +83,9 @@ def up_to_date(
     "Results of every finished run; the table is made anew if runs have been finished since."
     there = read_results(folder) if (folder / "results.csv").exists() else None
     known = [] if there is None else list(there["run"].unique())
-    if set(finished_runs(folder)) - set(known): return gather(folder, known)
+    asked = asked_runs(folder)
+    wanted = set(finished_runs(folder)) & set(finished_runs(folder) if asked is None else asked["run"])
+    if wanted - set(known): return gather(folder, known)
     return pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed", "resplit", "metric", "value"]) if there is None else there
 
 # %% ../nbs/09_report.ipynb #0f841a01
@@ -329,9 +331,10 @@ def caveats_of(
     if asked_for and runs < asked_for: found.append(f"The study is not finished: {runs:,} of {asked_for:,} runs are. Everything here is provisional.")
     if failed: found.append(f"{failed} {'stages' if failed > 1 else 'stage'} failed; the runs that need them are missing (see below).")
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
-    seeds = trained.groupby(["task", "recipe", "tuning"])[["seed", "resplit"]].apply(lambda part: len(part.drop_duplicates())).min() if len(trained) else 0
+    repeated, word = ("resplit", "re-split") if trained["resplit"].nunique() > 1 else ("seed", "seed")
+    seeds = trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained) else 0
     look = "a look" if seeds >= 3 else "less than a look"
-    if 0 < seeds < 5: found.append(f"{seeds} seed{'s' if seeds > 1 else ''} in the smallest cell: {look}, not a claim. Five or more carry a claim.")
+    if 0 < seeds < 5: found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}, not a claim. Five or more carry a claim.")
     if len(trained) and not chosen: found.append("Learning rates are those of the settings, not each cell's best: a difference between cells may be one between rates.")
     found += [f"{part['task']}: {part['missing']:,} values could not be judged and are left out of the intervals." for part in parts if part["missing"]]
     if len(trained): found.append("Times are those of the hardware named below; where several runs shared it, they slowed one another.")
@@ -482,7 +485,7 @@ PAGE_TOP = """<!DOCTYPE html>
 PAGE_VERDICTS = """
 {% if verdicts %}<section id="verdicts">
 <h2>Verdicts</h2>
-<p class="soft">Each claim with its deciding effect, the 95&nbsp;% interval in brackets, and the margin that was set beforehand: the largest difference that does not matter.</p>
+<p class="soft">Each claim with its deciding effect, the {{ level }}&nbsp;% interval in brackets, and {{ "the margin that was set beforehand" if margins_set else "the usual margin, as none was set" }}: the largest difference that does not matter.</p>
 {% macro answer(one) %}<div class="answer">
 <p><span class="badge {{ one.verdict|replace(' ', '-') if one.verdict in marks else 'undecided' }}">{{ marks.get(one.verdict, '?') }} {{ one.verdict|data(40) }}</span> {{ one.task|data(80) }}{% if one.where %}, {{ one.where|data(200) }}{% endif %}</p>
 {% for what, effect in one.effects[:1] %}{% if effect|told(one.unit) not in one.why %}<p>{{ what|data(200) }}: {{ effect|told(one.unit) }}</p>{% endif %}{% endfor %}
@@ -644,8 +647,7 @@ def write_report(
     results = up_to_date(folder)
     runs, failures, rates = list(results["run"].unique()), failures_of(folder), chosen_rates(folder)
     examples = read_examples(folder) if runs else pd.DataFrame()
-    swept = sorted(study.sweep) if study else []
-    variants = variants_of(folder, swept, runs)
+    variants = variants_of(folder)
     parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants) for task in results["task"].unique()]
     verdicts = judge_claims(folder) if runs else []
     asked_for, environment = planned(study) if study else None, environment_table(folder, runs)
@@ -653,7 +655,7 @@ def write_report(
     def together(which): return pd.concat([part[which].assign(task=part["task"]) for part in parts], ignore_index=True) if parts else pd.DataFrame()
     again = shlex.quote(visible(folder.absolute().name))
     text = page(
-        name=name, parts=parts, runs=f"{len(runs):,}", asked_for=asked_for, verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
+        name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}", margins_set=(folder / "margins.yaml").exists(), runs=f"{len(runs):,}", asked_for=asked_for, verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
         caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0) + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
         command=f"sftdpo compare --settings study.yaml --out {again}\nsftdpo report {again}")
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -27,10 +27,11 @@ from .batches import best_precision
 from .checkpoints import remove_checkpoints
 from .config import PRIMARY, Run, Stage, relevant, settle, to_yaml
 from .data import Example, Row, make_pairs, subset, tokenize, without_rejected
-from .evaluate import baselines, evaluate, reward_accuracy, sample, sampling_that_fits, with_interval
+from .evaluate import baselines, evaluate, reward_accuracy, sample, with_interval
 from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
                          training_examples)
 from .model import apply_tuning, load_backbone, parameter_counts, save_policy, written_whole
+from .rows import context_length
 from .safe_files import held, read_json, write_json
 from .trainer import StageResult, train_stage
 
@@ -54,14 +55,12 @@ def stage_rows(
     if stage.kind == "dpo":
         samples = None
         if stage.rejected == "sample":
-            prompts = [e.prompt for e in examples]
-            drawn = sample(model, tokenizer, prompts, sampling_that_fits(model, tokenizer, prompts, run.sampling.replace(samples=1)), seed=run.seed,
+            drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1), seed=run.seed,
                            max_lines=usual_lines(examples) if run.task == "sonnet" else None, precision=stage.precision)
             samples = [texts[0] for texts in drawn]
         examples = make_pairs(examples, stage.rejected, run.seed, data.verbalizers, samples)
     else: examples = without_rejected(examples)
-    reads = getattr(model.config, "max_position_embeddings", 512)
-    return tokenize(examples, tokenizer, data.end_of_text, reads, cut_rejected=stage.rejected != "given")
+    return tokenize(examples, tokenizer, data.end_of_text, context_length(model.config), cut_rejected=stage.rejected != "given")
 
 # %% ../nbs/06b_runs.ipynb #b00f91eb
 HELD_OUT = 200  # rows of the choosing split that are looked at while a stage trains

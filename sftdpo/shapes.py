@@ -75,12 +75,17 @@ class Shape:
         return "".join(text.replace("{", "{{").replace("}", "}}") + (f"{{{column}}}" if column is not None else "") for text, column in self.pieces)
 
 # %% ../nbs/00_shapes.ipynb #95fe4c5e
+def _free(columns, task, reading) -> list[str]:
+    "The columns that the settings name for no part of the task."
+    named = {_plain(given) for role in (*NEEDED[task], "id") if (given := getattr(reading, role, ""))}
+    return [c for c in columns if _plain(c) not in named]
+
 def guess_task(
     columns: Sequence[str],        # of a table
     reading: Reading = Reading(),  # columns named there count
 ) -> str | None:                   # none: the columns fit no task
     "The task that a table's columns fit."
-    has = lambda role, task: bool(getattr(reading, role, "")) or _usual(role, columns, task) is not None
+    has = lambda role, task: bool(getattr(reading, role, "")) or _usual(role, _free(columns, task, reading), task) is not None
     return next((task for task in ("preferences", "paraphrase", "completions", "labels") if all(has(role, task) for role in NEEDED[task])), None)
 
 # %% ../nbs/00_shapes.ipynb #69fffc72
@@ -93,12 +98,12 @@ def find_shape(
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
     if task not in NEEDED: raise DataError(f"The task {task!r} has no columns: use {', '.join(NEEDED)}.")
-    found, pieces, absent = {}, (), []
+    found, pieces, absent, free = {}, (), [], _free(columns, task, reading)
     for role in (*NEEDED[task], "id"):
         given = getattr(reading, role, "")
         if role == "prompt" and given and given not in columns and "{" in given: pieces = tuple(template_pieces(given, columns, file))
         elif given: found[role] = _column(given, columns, role, file)
-        elif (name := _usual(role, [c for c in columns if c not in found.values()], task)) is not None: found[role] = name
+        elif (name := _usual(role, [c for c in free if c not in found.values()], task)) is not None: found[role] = name
         elif role != "id": absent.append(role)
     if absent:
         other = guess_task(columns, reading)

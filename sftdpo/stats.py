@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['table_of', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'floor_of_variance', 'steady_variance',
-           'Estimate', 'replicates_in_words', 'notes_on', 'share_interval', 'example_part', 'share_freedom', 'interval',
-           'estimate_of', 'bounds_without_spread', 'at_level', 'paired', 'contrast', 'difference', 'equivalence',
-           'verdict', 'holm', 'detectable', 'planned_error', 'Needed', 'needed_to_reach', 'needed', 'ratio', 'mcnemar',
-           'full_tables']
+           'Estimate', 'replicates_in_words', 'by_replicate', 'notes_on', 'share_interval', 'example_part',
+           'share_freedom', 'interval', 'estimate_of', 'bounds_without_spread', 'at_level', 'paired', 'contrast',
+           'difference', 'equivalence', 'verdict', 'holm', 'detectable', 'planned_error', 'Needed', 'needed_to_reach',
+           'needed', 'ratio', 'mcnemar', 'full_tables']
 
 # %% ../nbs/07a_stats.ipynb #a79f03f0
 import dataclasses
@@ -161,13 +161,22 @@ class Estimate:
 
 # %% ../nbs/07a_stats.ipynb #316c03ed
 def replicates_in_words(
-    labels,   # of replicates: seeds, or "seed/re-split"
+    labels,   # of replicates: seeds, or re-splits as `by_replicate` names them
 ) -> str:
-    "How many seeds, and how many re-splits where there are any."
-    labels = [str(label).split("/") for label in dict.fromkeys(labels)]
-    seeds, splits = len({label[0] for label in labels}), len({label[-1] for label in labels})
-    said = f"{seeds} seed{'' if seeds == 1 else 's'}"
-    return said if any(len(label) != 2 for label in labels) else f"{len(labels)} replicates ({said}, {splits} split{'' if splits == 1 else 's'})"
+    "How many seeds or re-splits."
+    labels = set(map(str, labels))
+    word = "re-split" if all(label.startswith("split ") for label in labels) else "seed"
+    return f"{len(labels)} {word}{'' if len(labels) == 1 else 's'}"
+
+# %% ../nbs/07a_stats.ipynb #2981d5f2
+def by_replicate(
+    values: pd.DataFrame,  # seed, resplit, id, value
+    splits: int,           # how many re-splits the study has
+) -> pd.DataFrame:         # seed (the replicate's label), id, value
+    "One line per replicate and example: a replicate is a seed, or, where there are several re-splits, a re-split with the mean over its seeds."
+    if splits < 2: return values.assign(seed=values["seed"].astype(str))[["seed", "id", "value"]]
+    means = values.groupby(["resplit", "id"], sort=False)["value"].mean().reset_index()
+    return means.assign(seed="split " + means["resplit"].astype(str))[["seed", "id", "value"]]
 
 # %% ../nbs/07a_stats.ipynb #03fae36a
 def notes_on(
@@ -183,7 +192,7 @@ def notes_on(
     if examples > 1 and seeds in (2, 3, 4): notes.append(f"{replicates}: in simulations such 95 % intervals held the true mean in as few as {({2: 87, 3: 92, 4: 93})[seeds]} % of cases.")
     if 1 < examples < 8: notes.append(f"{examples} examples: too few to show how examples vary.")
     if seeds > 1 and examples > 1 and sums.counts.max(0).sum() == sums.counts.sum():
-        notes.append(f"No example was judged by two {'replicates' if 'replicates' in replicates else 'seeds'}: the variances of examples and of residuals cannot be told apart, and their sum is shown as half each.")
+        notes.append(f"No example was judged by two {replicates.split()[-1]}: the variances of examples and of residuals cannot be told apart, and their sum is shown as half each.")
     return tuple(notes)
 
 # %% ../nbs/07a_stats.ipynb #ebfef43f

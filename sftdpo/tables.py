@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from .config import RECIPES, Study, from_yaml
-from .stats import Estimate, interval
+from .stats import Estimate, by_replicate, interval
 from .store import read_examples, variants_of
 
 # %% ../nbs/07c_tables.ipynb #d7e85166
@@ -63,9 +63,8 @@ def values_of(
     runs: list[str],         # names of a cell's runs
     column: str,             # of the metric
 ) -> pd.DataFrame:
-    "A cell's values as `stats` takes them: a line per seed (and split) and example."
-    part = examples[examples.run.isin(runs)]
-    return pd.DataFrame({"seed": part.seed.astype(str) + "/" + part.resplit.astype(str), "split": part.resplit, "id": part.id, "value": part[column]})
+    "A cell's values, a line per run and example."
+    return examples.loc[examples.run.isin(runs), ["seed", "resplit", "id", column]].rename(columns={column: "value"})
 
 # %% ../nbs/07c_tables.ipynb #ceaba5a0
 def estimated(
@@ -77,11 +76,11 @@ def estimated(
     "A metric over seeds and examples, if it has values per example."
     column = PER_EXAMPLE.get(metric.removesuffix("_change"))
     if examples is None or column not in examples or not examples.run.isin(runs).any(): return None
-    values = values_of(examples, runs, column)
-    if not metric.endswith("_change"): return interval(values[["seed", "id", "value"]])
+    values, splits = values_of(examples, runs, column), examples.resplit.nunique()
+    if not metric.endswith("_change"): return interval(by_replicate(values, splits))
     untouched = values_of(examples, before, column).rename(columns={"value": "before"})
-    paired = values.merge(untouched[["split", "id", "before"]], on=["split", "id"])
-    return interval(paired.assign(value=paired.value - paired.before)[["seed", "id", "value"]], share=False) if len(paired) else None
+    paired = values.merge(untouched[["resplit", "id", "before"]], on=["resplit", "id"])
+    return interval(by_replicate(paired.assign(value=paired.value - paired.before), splits), share=False) if len(paired) else None
 
 # %% ../nbs/07c_tables.ipynb #a6c81d4e
 def cells_table(
@@ -91,15 +90,17 @@ def cells_table(
     variants: dict[str, str] = {},         # from `variants_of`: what a sweep sets runs apart with
 ) -> pd.DataFrame:          # indexed by cell
     "The cells of a task, with their intervals and the speed of each stage; runs that a sweep sets apart get a line each."
-    wide = results[results.task == task].pivot_table(index=["recipe", "tuning", "seed", "resplit", "run"], columns="metric", values="value").reset_index()
+    wide = results[results.task == task].pivot_table(index=["recipe", "tuning", "seed", "resplit", "run", "backbone", "data"], columns="metric", values="value").reset_index()
     wide["cell"] = [recipe if recipe == "backbone" else f"{recipe} {tuning}" for recipe, tuning in zip(wide.recipe, wide.tuning)]
     wide["cell"] = [f"{cell}, {variants[run]}" if variants.get(run) else cell for cell, run in zip(wide.cell, wide.run)]
     swept = wide.duplicated(["cell", "seed", "resplit"], keep=False)
     wide["cell"] = wide.cell.where(~swept, wide.run.str.split("-", n=1).str[1])
-    order, before = {run: i for i, run in enumerate(results.run.unique())}, wide[wide.recipe == "backbone"].run.tolist()
+    order, untouched = {run: i for i, run in enumerate(results.run.unique())}, wide[wide.recipe == "backbone"]
     lines = []
     for cell, group in sorted(wide.groupby("cell"), key=lambda item: min(order[run] for run in item[1].run)):
         stages = list(enumerate(RECIPES[group.recipe.iloc[0]], 1))
+        same = untouched[untouched.backbone.isin(group.backbone) & untouched.data.isin(group.data)]
+        before = [] if same.resplit.duplicated().any() else same.run.tolist()  # judged in several ways by a sweep: no one of them is the measure
         line = {"cell": cell} | {title: shown(group, metric, factor, estimated(examples, group.run.tolist(), before, metric) if metric in group else None)
                                  for metric, (title, factor) in HEADLINES[task].items()}
         speeds = [f"{group[f'stage{i}_{kind}_examples_per_second'].mean():.1f}" for i, kind in stages]
@@ -114,7 +115,6 @@ def print_tables(
     folder: Path,           # of the study; named at the end
 ):
     "Print each task's table of cells, its baselines, and where the files are."
-    sweep = from_yaml(Study, (Path(folder) / "study.yaml").read_text(encoding="utf-8")).sweep
     for task in results.task.unique():
         part = results[results.task == task]
         first = part.iloc[0]
@@ -124,7 +124,7 @@ def print_tables(
         judged = part[part.metric == "examples"].value.iloc[0]
         print(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
         runs = list(part.run.unique())
-        print(cells_table(results, task, read_examples(folder, runs), variants_of(Path(folder), list(sweep), runs)).to_string())
+        print(cells_table(results, task, read_examples(folder, runs), variants_of(Path(folder))).to_string())
         found = part[part.recipe == "backbone"].groupby("metric").value.mean()  # over splits
         beside = [f"{title} {found[f'baseline_{metric}'] * factor:.1f}" for metric, (title, factor) in BESIDE[task].items() if f"baseline_{metric}" in found]
         print("without training: " + ", ".join(beside))

@@ -41,10 +41,10 @@ def read_parts(
 ) -> list[dict]:         # one per task, from `task_part`
     "What a study's folder shows, task by task."
     folder = Path(folder)
-    results, study = up_to_date(folder), read_study(folder)
+    results = up_to_date(folder)
     runs = list(results["run"].unique())
     if not runs: return []
-    examples, variants = read_examples(folder), variants_of(folder, sorted(study.sweep) if study else [], runs)
+    examples, variants = read_examples(folder), variants_of(folder)
     return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants) for task in results["task"].unique()]
 
 

@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, caveats, cell_values, claim, deciding, dominance, judge, judge_claims, judge_difference, judge_time,
-                           not_asked, parts_of, read_margins, save_margins, verdict_table, Verdict)
+                           not_asked, parts_of, read_conditions, read_margins, save_margins, verdict_table, Verdict)
 from sftdpo.config import SettingsError, from_yaml, to_yaml
+from sftdpo.store import CELL, read_results, write_asked
 from sftdpo.stats import Estimate, contrast, difference, paired, ratio
 
 
@@ -179,7 +180,7 @@ def test_seeds_and_splits_are_counted_apart():
     results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, seeds=1)
     results, examples = (pd.concat([rows.assign(resplit=split, run=rows.run + f"r{split}") for split in range(3)]) for rows in (results, examples))
     notes = " ".join(verdicts((results, examples), "C2")["sonnet", "full"].notes)
-    assert "1 seed on 3 re-splits" in notes and "3 replicates (1 seed, 3 splits)" in notes and "share most of their training data" in notes
+    assert "3 re-splits: a look, not a claim" in notes and "3 re-splits: in simulations" in notes and "share most of their training data" in notes
 
 
 def test_a_claim_that_fails_does_not_stop_the_others():
@@ -403,16 +404,16 @@ def test_resplits_are_replicates():
     other = examples.assign(resplit=1, run=examples.run + "r1", id="r1-" + examples.id)
     both = pd.concat([examples, other])
     table = cell_values(both, "sonnet", ("sft", "full"))
-    assert table["seed"].nunique() == 10 and set(table["seed"].str[-2:]) == {"/0", "/1"}
+    assert set(table["seed"]) == {"split 0", "split 1"} and len(table) == 600, "seeds of one split share its rows: their mean is one replicate"
     found = CLAIMS["C2"](results, both, Margins())[0].effects[0][1]
-    assert found.seeds == 10 and found.examples == 600
+    assert found.seeds == 2 and found.examples == 600
 
 
 def test_a_sweep_is_judged_part_by_part():
     results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0})
     dpo = results[results.recipe == "dpo"].assign(**{"dpo.beta": 0.5}, run=lambda t: t.run + "b")
     more = examples[examples.recipe == "dpo"].assign(run=lambda t: t.run + "b", chrf=lambda t: t.chrf - 10)
-    results = pd.concat([results.assign(**{"dpo.beta": 0.1}), dpo], ignore_index=True)
+    results = pd.concat([results.assign(**{"dpo.beta": (results.recipe == "dpo").map({True: 0.1})}), dpo], ignore_index=True)
     found = judge(results, pd.concat([examples, more]), claims=["C2"], fields=("dpo.beta",))
     assert [(one.where, one.verdict) for one in found] == [("full, dpo.beta = 0.1", "supported"), ("full, dpo.beta = 0.5", "refuted")]
     with pytest.raises(ValueError, match="has several runs"):
@@ -455,10 +456,11 @@ def test_verdicts_seldom_err():
 
 # --- folders
 
-def write(folder, results, examples, sweep=None, **changed):
+def write(folder, results, examples, sweep=None, asked=None, **changed):
     "A study's folder as the store writes it."
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="s", sweep=sweep or {})))
+    if sweep: write_asked(folder, asked)
     results.to_csv(folder / "results.csv", index=False)
     for run, rows in examples.groupby("run"):
         home, about = folder / "runs" / run, rows.iloc[0]
@@ -490,9 +492,16 @@ def test_a_swept_folder_is_judged(tmp_path):
     results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, examples=20)
     swept, judged = (table[table.recipe == "dpo"].assign(run=lambda part: part.run + "-b") for table in (results, examples))  # sft has no beta: one run
     folder = write(tmp_path / "s", results, examples)
-    write(tmp_path / "s", pd.concat([results, swept]), judged, sweep={"dpo.beta": [0.1, 0.5]}, beta=0.5)
+    first = results[results.recipe == "dpo"].assign(**{"dpo.beta": 0.1})
+    sft = [results[results.recipe == "sft"].assign(**{"dpo.beta": beta}) for beta in (0.1, 0.5)]
+    asked = pd.concat([first, swept.assign(**{"dpo.beta": 0.5}), *sft])[["run", *CELL, "dpo.beta"]]
+    write(tmp_path / "s", pd.concat([results, swept]), judged, sweep={"dpo.beta": [0.1, 0.5]}, asked=asked, beta=0.5)
     found = judge_claims(folder, claims=["C2"])
-    assert [one.where for one in found] == ["full, dpo.beta = 0.1", "full, dpo.beta = 0.5"]
+    assert [one.where for one in found] == ["full, dpo.beta = 0.1", "full, dpo.beta = 0.5"] and all(one.effects[0][1].seeds == 5 for one in found)
+    lost = results[(results.recipe == "dpo") & (results.seed == 2)].run.unique()  # and its sister with the other beta not yet run
+    pd.concat([results, swept[swept.seed != 2]]).to_csv(folder / "results.csv", index=False)
+    parts = parts_of(*read_conditions(folder, read_results(folder)))
+    assert set(lost) <= parts["dpo.beta = 0.1"] and not set(lost) & parts["dpo.beta = 0.5"], "no run stands in for one of another value"
 
 
 def test_a_contrast_is_what_c5_averages():

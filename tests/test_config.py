@@ -93,3 +93,8 @@ def test_runs_of_a_study():
     assert [run.recipe for run in runs[:2]] == ["backbone", "backbone"]
     rates = {(run.recipe, run.tuning): [stage.learning_rate for stage in run.stages] for run in Study(learning_rates={"sft_full": 1, "dpo_lora": 2}).runs()}
     assert rates["sft-dpo", "full"][0] == 1 and rates["sft-dpo", "lora"][1] == 2 and rates["sft", "lora"][0] != 1
+
+
+def test_words_that_yaml_reads_as_something_else():
+    with pytest.raises(SettingsError, match="put its words in quotes"): from_yaml(Study, "reading: {verbalizers: {0: no, 1: yes}}")
+    assert from_yaml(Study, "reading: {verbalizers: {0: 'no', 1: 'yes'}}").reading.verbalizers == {"0": "no", "1": "yes"}

@@ -8,9 +8,9 @@ from sftdpo.config import LoRA, Sampling
 from sftdpo.data import Example, TaskData
 from sftdpo.evaluate import (baselines, best_threshold, calibration_error, choose, chrf, classification_metrics, evaluate, form,
                              generate_ids, iambic, mean_interval, predict, questions_of, reward_accuracy, rhyme_share, rhymes, sample,
-                             sampling_that_fits, score_pairs, seen,
-                             syllables, ten_syllables)
+                             score_pairs, seen, syllables, ten_syllables)
 from sftdpo.model import apply_tuning
+from tiny import tiny_tokenizer
 
 prompts = ["Shall I compare thee\n", "Rough winds do shake the darling buds of May,\n", "And\n", "Thou art more lovely\n"]
 
@@ -216,9 +216,43 @@ def test_max_lines(tiny_gpt2):
     assert max(counts) == 3 and counts.count(3) > 8
 
 
-def test_too_long_a_sample_says_so(tiny_gpt2):
-    with pytest.raises(ValueError, match="lower max_new_tokens"):
-        sample(*tiny_gpt2, prompts, Sampling(max_new_tokens=300), seed=0)
+def test_each_prompt_is_continued_as_far_as_it_leaves_room(tiny):
+    "A long prompt shortens nobody's samples but its own, and goes to the last position."
+    model, tokenizer = tiny
+    model = ragged(model, tokenizer, -50.)  # no end
+    long = "Shall I " * 40
+    room = model.config.max_position_embeddings - len(tokenizer(long)["input_ids"])
+    sampling = Sampling(samples=2, temperature=1., max_new_tokens=200)
+    found = generate_ids(model, tokenizer, [*prompts, long], sampling, seed=0, precision="fp32")
+    assert [[len(ids) for ids in samples] for samples in found] == [[200, 200]] * len(prompts) + [[room] * 2] and 0 < room < 200
+    assert found[:-1] == generate_ids(model, tokenizer, prompts, sampling, seed=0, precision="fp32")
+    assert found[-1][0] == generate_ids(model, tokenizer, [*prompts, long], sampling, seed=0, precision="fp32", cache_bytes=1)[-1][0]
+    with pytest.raises(ValueError, match="nothing can be sampled; shorten it"): sample(model, tokenizer, ["Shall I " * 400], sampling, seed=0)
+
+
+def test_a_prompt_opens_as_its_tokenizer_opens_a_text(tiny):
+    "Scored, sampled and trained after the token that begins a text, special tokens within read as letters."
+    from tokenizers.processors import TemplateProcessing
+    from sftdpo.rows import fit, longer_than, opening, prompt_ids, tokenize, verbalizer_rows
+    model, tokenizer = tiny
+    closed = prompt_ids(prompts, tokenizer)
+    begin = tokenizer.bos_token_id
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|endoftext|> $0", special_tokens=[("<|endoftext|>", begin)])
+    assert opening(tokenizer) == [begin] and prompt_ids(prompts, tokenizer) == [[begin, *ids] for ids in closed] == [tokenizer(p)["input_ids"] for p in prompts]
+    poem = [Example("1", prompts[0], "Thou art")]
+    assert tokenize(poem, tokenizer, True)[0].prompt == verbalizer_rows(poem, tokenizer, ("no", "yes"))[0].prompt == [begin, *closed[0]]
+    greedy = Sampling(samples=1, temperature=0., max_new_tokens=10)
+    begun = torch.tensor([[begin, *closed[0]]])
+    expected = model.generate(input_ids=begun, attention_mask=torch.ones_like(begun), max_new_tokens=10, do_sample=False, pad_token_id=begin, eos_token_id=begin)
+    assert generate_ids(model, tokenizer, prompts[:1], greedy, 0, precision="fp32")[0][0] == expected[0, begun.shape[1]:].tolist()
+    length = len(tokenize(poem, tokenizer, True)[0].prompt) + len(tokenize(poem, tokenizer, True)[0].completions[0])
+    assert longer_than(poem, tokenizer, True, length - 1) and not longer_than(poem, tokenizer, True, length)
+    cut, = fit(poem, tokenizer, True, length - 1, "truncate")
+    assert tokenize([cut], tokenizer, True, length - 1)
+    separated = Example("2", "a<|endoftext|>" * 12 + "Shall I ", "compare")
+    cut, = fit([separated], tokenizer, True, 40, "truncate")
+    assert separated.prompt.endswith(cut.prompt) and len(tokenize([cut], tokenizer, True, 40)[0].prompt) > 20
 
 
 # -- whole evaluations
@@ -291,10 +325,6 @@ def test_completions(tiny):
     for line in found.examples.itertuples(): assert line.chrf == chrf(line.generated, line.true) and line.length_ratio == len(line.generated) / 9
     beside = baselines(data, data.test)
     assert beside["chrf_floor"] <= beside["chrf_best_training"] < beside["chrf_ceiling"] == 100
-    long = [Example("x", "Shall I " * 40, "compare")]
-    room = model.config.max_position_embeddings - len(tokenizer(long[0].prompt)["input_ids"])
-    assert sampling_that_fits(model, tokenizer, [long[0].prompt], Sampling()).max_new_tokens == min(room, 200)
-    with pytest.raises(ValueError, match="nothing can be sampled"): sampling_that_fits(model, tokenizer, ["Shall I " * 400], Sampling())
 
 
 def test_preferences_by_hand(tiny):

@@ -56,6 +56,7 @@ def moods(rows=30):
     ("labels", "other.csv", "prompt,chosen,rejected\na,b,c\n", "The columns fit the task 'preferences': --tasks preferences"),
     ("paraphrase", "other.jsonl", '{"prompt": "a", "completion": "b"}\n', "The columns fit the task 'completions'"),
     ("labels", "twice.csv", "text,label,text\na,b,c\n", "line 1: the column 'text' stands twice: rename one"),
+    ("labels", "quote.csv", 'text,"label\nfoo,bar\n', "finds no column for label"),
     ("labels", "ragged.csv", "text;label\na,b\nc,d\n", r"none of 2 rows has the 2 columns of the header \['text', 'label'\]; line 2: 1 field where the header has 2.*--reading.delimiter"),
     # rows
     ("paraphrase", "label.csv", qqp + "1,A?,B?,maybe\n", "line 2: the label is 'maybe', not 0 or 1"),
@@ -472,6 +473,66 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path):
     for name in ("train", "dev"): write(tmp_path / "course", f"{name}.csv", pairs.read_text())
     train, choose = _hold_out(read_question_pairs(pairs), 0)
     assert load_task("paraphrase", tmp_path / "course").choose == choose  # the published split
+
+
+def test_one_prompt_never_trains_and_judges(tmp_path):
+    "Several answers to a prompt stay on one side; a prompt of many copies is no likelier to be held out; one prompt for all splits by text."
+    from sftdpo.data import _hold_out_texts, prompt_key
+    pairs = [Example(f"{i}-{j}", f"Ask {i}?", f"good {i}{j}", f"bad {i}{j}") for i in range(100) for j in range(3)]
+    for seed in range(3):
+        train, test = _hold_out_texts(pairs, seed)
+        assert not {prompt_key(e) for e in train} & {prompt_key(e) for e in test} and 50 <= len(test) <= 60
+    crowd = [Example(f"{i}-{j}", f"text {i}", "a", label=0) for i in range(600) for j in range(5 if i < 100 else 1)]
+    shares = [sum(int(e.id.split("-")[0]) < 100 for e in _hold_out_texts(crowd, seed)[1]) / 200 for seed in range(5)]
+    assert abs(sum(shares) / 5 - 0.5) < 0.08
+    poems = [Example(str(i), "Write a poem:", f"poem {i // 2}") for i in range(100)]
+    train, test = _hold_out_texts(poems, 0)
+    assert len(test) == 20 and not {e.completion for e in train} & {e.completion for e in test}
+    write(tmp_path, "own.jsonl", "".join(json.dumps(dict(prompt=f"p{i // 2}", completion=f"c{i}")) + "\n" for i in range(20)))
+    write(tmp_path, "test.jsonl", '{"prompt": "p1", "completion": "other"}\n')
+    notes = check_file("completions", tmp_path / "own.jsonl", Reading(test=str(tmp_path / "test.jsonl"))).notes
+    assert "the prompts of 1 of 1 test example stand in train too, perhaps with other completions" in notes
+
+
+def test_a_named_column_plays_no_other_part(tmp_path):
+    rows = [dict(title=f"t{i}", text=f"body {i}") for i in range(9)]
+    with pytest.raises(DataError, match="finds no column for prompt"): load_task("completions", rows, reading=Reading(completion="text"))
+    rows = [dict(headline=f"t{i}", source="AB"[i % 2]) for i in range(9)]
+    with pytest.raises(DataError, match="finds no column for prompt"): load_task("labels", rows, reading=Reading(label="Source"))
+
+
+def test_a_file_that_is_named_judges_and_dev_chooses(tmp_path):
+    for name, rows in (("train", 30), ("dev", 9)): write(tmp_path / "all", f"{name}.csv", moods(rows))
+    final = write(tmp_path, "final.csv", moods(12))
+    for task in (load_task("labels", tmp_path / "all", reading=Reading(label="mood", test=str(final))),):
+        assert [len(s) for s in task.splits.values()] == [30, 9, 12]
+    for name in ("train", "dev", "test"): write(tmp_path / "pairs", f"{name}.csv", qqp + "".join(f"{i},Who {i} {name}?,Why {i} {name}?,{i % 2}\n" for i in range(20)))
+    task = load_task("paraphrase", tmp_path / "pairs")
+    assert len(task.test) == 20 and any("dev.csv judges, and test.csv is not used" in note for note in task.intake.notes)
+    own = load_task("paraphrase", tmp_path / "pairs", reading=Reading(test=str(tmp_path / "pairs" / "test.csv")))
+    assert [len(s) for s in own.splits.values()] == [20, 20, 20] and "test" in own.test[0].prompt
+
+
+def test_no_file_of_a_folder_is_passed_over_in_silence(tmp_path):
+    for name in ("train.csv", "reviews_test.csv"): write(tmp_path / "mixed", name, moods(9))
+    assert {role: [p.name for p in paths] for role, paths in find_files(tmp_path / "mixed").items()} == {"train": ["train.csv"], "test": ["reviews_test.csv"]}
+    for name in ("reviews_train.csv", "test.csv"): write(tmp_path / "other", name, moods(9))
+    assert {role: [p.name for p in paths] for role, paths in find_files(tmp_path / "other").items()} == {"train": ["reviews_train.csv"], "test": ["test.csv"]}
+    for name in ("train.csv", "train.jsonl"): write(tmp_path / "twice", name, moods(9))
+    with pytest.raises(DataError, match="2 files that could be for train .train.csv, train.jsonl."): find_files(tmp_path / "twice")
+
+
+def test_a_cell_of_several_values_is_no_text():
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(DataError, match="is a ndarray, not a text"): load_task("completions", [dict(prompt="p", completion=numpy.array(["a", "b"]))] * 9)
+    assert load_task("completions", [dict(prompt=f"p{i}", completion=numpy.int64(i)) for i in range(9)]).train[0].completion.isdigit()
+
+
+def test_a_check_says_what_will_stop_its_own_command(tokenizer, tmp_path):
+    path = write(tmp_path, "long.jsonl", "".join(json.dumps(dict(prompt=f"p {i}", completion="word " * (400 if i == 3 else 2))) + "\n" for i in range(20)))
+    report = check_file("completions", path, Reading(too_long="truncate"), tokenizer, 256)
+    assert any("the completion alone is too long" in stop for stop in report.stops) and "--reading.too-long drop" in report.command
+    assert check_file("completions", path, Reading(too_long="drop"), tokenizer, 256).stops == []
 
 
 # -- any text in gives the same text out, or a named error

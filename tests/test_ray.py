@@ -48,3 +48,18 @@ def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):
     import importlib.util
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install sftdpo\[ray\]"): compare(study, tmp_path / "out", progress=False, execution=Execution(executor="ray"))
+
+
+def test_a_worker_with_other_hardware_knows_the_same_stages(study, monkeypatch):
+    "The machine that begins the study decides the precision; a worker that would take another still finds the stage."
+    import sftdpo.keys
+    from sftdpo.config import from_dict, to_dict
+    from sftdpo.keys import stage_keys
+    from sftdpo.ray_work import as_here
+    runs = [run for run in study.runs() if run.stages]
+    keys, sent = [stage_keys(run) for run in runs], [to_dict(as_here(run)) for run in runs]
+    sftdpo.keys._settings.cache_clear()
+    try:
+        monkeypatch.setattr(sftdpo.keys, "best_precision", lambda device: "bf16" if as_here(runs[0]).sft.precision == "fp32" else "fp32")
+        assert [stage_keys(from_dict(type(runs[0]), one)) for one in sent] == keys
+    finally: sftdpo.keys._settings.cache_clear()

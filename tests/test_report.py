@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sftdpo.config import RECIPES, Study
-from sftdpo.report import STYLE, data, planned, write_report
-from sftdpo.store import uses
+from sftdpo.report import STYLE, data, write_report
+from sftdpo.store import write_asked
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
 
@@ -195,17 +195,11 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     make_run(folder, "backbone")
     make_run(folder, "sft", name="sonnet-sft")
     for beta in (.1, .5): make_run(folder, "dpo", settings=dict(dpo=dict(beta=beta, epochs=1)), name=f"sonnet-dpo-{beta}")
+    cell, shared = dict(task="sonnet", tuning="full", seed=0, resplit=0), [run.name for run in (folder / "runs").iterdir() if "dpo" not in run.name]
+    write_asked(folder, pd.DataFrame([dict(cell, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}")]))
     page = read_page(write_report(folder))
     assert "4 of 4 runs" in page.words
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"backbone", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
-
-
-def test_which_settings_a_run_uses():
-    from sftdpo.store import uses
-    full, lora = dict(recipe="sft-dpo", tuning="full"), dict(recipe="sft", tuning="lora")
-    assert uses(full, "dpo.beta") and uses(full, "sft.epochs") and not uses(full, "lora.rank") and uses(full, "train_size")
-    assert uses(lora, "lora.rank") and not uses(lora, "dpo.beta") and not uses(dict(recipe="backbone"), "train_size") and uses(dict(recipe="backbone"), "backbone")
-    assert planned(Study(seeds=(0, 1, 2), recipes=("sft", "sft-dpo"), sweep={"lora.rank": [4, 8]})) == 1 + 3 * 2 * (1 + 2)
 
 
 def test_failures_and_chosen_rates_are_told(tmp_path):

@@ -13,9 +13,11 @@ import sftdpo.runs
 import sftdpo.work
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
 from sftdpo.keys import run_name, stage_keys
+from sftdpo.claims import judge_claims
 from sftdpo.model import save_policy
-from sftdpo.store import COLUMNS, read_results
-from sftdpo.study import compare, train_run
+from sftdpo.report import write_report
+from sftdpo.store import COLUMNS, finished_runs, read_results, variants_of
+from sftdpo.study import compare, grown, train_run
 from sftdpo.tables import cells_table, print_tables
 from little import little_data, small, steady
 from tiny import tiny_model
@@ -218,3 +220,67 @@ def test_controls_have_the_steps_of_dpo():
     second = run.replace(recipe="sft-sft").stages[1]
     assert (second.kind, second.epochs, second.batch_size) == ("sft", 3, 8)
     assert [stage.epochs for stage in run.replace(recipe="sft-long").stages] == [4]
+
+
+def test_another_backbone_does_not_enter_a_folder(backbone, tokenizer, tmp_path):
+    "Two models in one cell would be averaged; the same files under another path are the same model."
+    study, other = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("full",)), tmp_path / "other"
+    compare(study, tmp_path / "out", progress=False)
+    save_policy(tiny_model("llama", tokenizer), tokenizer, other)
+    with pytest.raises(ValueError, match=f"The backbone is '{other}'.*was begun with '{backbone}'.*give another folder"):
+        compare(study.replace(backbone=str(other)), tmp_path / "out", progress=False)
+    assert yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())["backbone"] == str(backbone), "what was refused has changed nothing"
+    shutil.copytree(backbone, tmp_path / "copy")
+    assert compare(study.replace(backbone=str(tmp_path / "copy")), tmp_path / "out", progress=False).run.nunique() == 2
+
+
+def test_a_backbone_that_changed_is_noticed(backbone, tokenizer, tmp_path):
+    shutil.copytree(backbone, tmp_path / "mine")
+    study = small(str(tmp_path / "mine"), tasks=("sonnet",), recipes=("sft",), tunings=("full",))
+    compare(study, tmp_path / "out", progress=False)
+    save_policy(tiny_model("gpt2", tokenizer, seed=5), tokenizer, tmp_path / "mine")
+    with pytest.raises(ValueError, match="The backbone is .* was begun with"): compare(study, tmp_path / "out", progress=False)
+
+
+def test_a_study_says_all_that_was_asked_of_it(backbone, tmp_path):
+    first = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",))
+    compare(first, tmp_path / "out", progress=False)
+    assert grown(tmp_path / "out", first.replace(recipes=("dpo",))).recipes == ("sft", "dpo")
+    compare(first.replace(recipes=("dpo",), seeds=(1,)), tmp_path / "out", progress=False)
+    kept = yaml.safe_load((tmp_path / "out" / "study.yaml").read_text())
+    assert kept["recipes"] == ["sft", "dpo"] and kept["seeds"] == [0, 1]
+
+
+def test_what_is_superseded_leaves_the_table(backbone, tmp_path, monkeypatch):
+    "Runs of another precision, or of values that a sweep no longer has, stay on the disk and out of every cell."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
+    before = compare(study, tmp_path / "out", progress=False)
+    sftdpo.keys._settings.cache_clear()
+    monkeypatch.setattr(sftdpo.keys, "best_precision", lambda device: "another precision")
+    try:
+        now = compare(study, tmp_path / "out", progress=False)
+        assert len(finished_runs(tmp_path / "out")) == 3 and set(now.run) == set(read_results(tmp_path / "out").run) and now.run.nunique() == 2
+        assert set(now.run) != set(before.run) and write_report(tmp_path / "out").exists() and judge_claims(tmp_path / "out")
+    finally: sftdpo.keys._settings.cache_clear()
+    swept = study.replace(recipes=("sft", "dpo"), sweep={"dpo.beta": [0.05, 0.2]})
+    compare(swept, tmp_path / "sweep", progress=False)
+    assert compare(swept.replace(sweep={"dpo.beta": [0.05]}), tmp_path / "sweep", progress=False).run.nunique() == 4, "values of one setting add up"
+    assert compare(swept.replace(sweep={}), tmp_path / "sweep", progress=False).run.nunique() == 3
+
+
+@pytest.mark.parametrize("sweep, cells", [
+    ({"dpo.epochs": [1, 2]}, {"sft full", "sft-sft full, dpo.epochs 1", "sft-sft full, dpo.epochs 2", "sft-dpo full, dpo.epochs 1", "sft-dpo full, dpo.epochs 2"}),
+    ({"test_size": [5, 10]}, {f"{recipe} full, test_size {size}" for recipe in ("sft", "sft-sft", "sft-dpo") for size in (5, 10)})])
+def test_a_sweep_that_reaches_further_than_one_cell(backbone, tmp_path, sweep, cells, capsys):
+    "Controls take DPO's depth, and every judged size has its own untouched backbone: tables, verdicts and report hold."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft", "sft-dpo", "sft-sft"), tunings=("full",), sweep=sweep)
+    results = compare(study, tmp_path / "out", progress=False)
+    table = cells_table(results, "paraphrase", variants=variants_of(tmp_path / "out"))
+    assert {cell for cell in table.index if "backbone" not in cell} == cells
+    print_tables(results, tmp_path / "out")
+    places = {one.where for one in judge_claims(tmp_path / "out", claims=["C1"])}
+    assert places == {f"full, {name} = {value}" for name, values in sweep.items() for value in values} and write_report(tmp_path / "out").exists()
+
+
+def test_rates_are_not_picked_for_a_sweep(backbone):
+    with pytest.raises(SettingsError, match="unfair to the other values of a sweep"): small(backbone, choosing=dict(trials=4), sweep={"train_size": [8, 16]})

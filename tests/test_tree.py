@@ -12,7 +12,9 @@ from sftdpo.keys import run_name, stage_keys, task_data
 from sftdpo.live import estimate
 from sftdpo.model import save_policy
 from sftdpo.safe_files import read_json
+from sftdpo.store import read_examples, variants_of
 from sftdpo.study import compare
+from sftdpo.tables import cells_table
 from sftdpo.tree import plan, stage_tree
 from little import little_data, small, steady
 from tiny import tiny_model
@@ -50,6 +52,9 @@ def test_backbones_can_be_swept(backbone, tokenizer, tmp_path):
     study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sweep={"backbone": [backbone, other]})
     results = compare(study, tmp_path / "out", progress=False)
     assert results[results.recipe == "sft"].backbone.nunique() == results[results.recipe == "backbone"].backbone.nunique() == 2
+    examples = read_examples(tmp_path / "out")
+    table = cells_table(results, "paraphrase", examples, variants_of(tmp_path / "out"))
+    assert len(table) == 4 and (table.loc[[cell for cell in table.index if cell.startswith("sft")], "against backbone"] != "").all(), "each against its own"
 
 
 def test_one_schedule_of_the_epochs_of_both_stages(backbone):
