@@ -228,7 +228,7 @@ COMMAND = """
 import sys
 from pathlib import Path
 from sftdpo.safe_files import held
-with held(Path(sys.argv[1])) as mine:
+with held(Path(sys.argv[1]), wait=2) as mine:  # a page that asks who is at work holds it for a moment
     if not mine: sys.exit("sftdpo: this folder is being worked on from another page")
     from sftdpo.cli import main
     main(sys.argv[2:])
