@@ -44,7 +44,7 @@ class Plan:
 
     def __call__(self):
         from sftdpo.tree import plan
-        print(plan(self.study, self.out, self.measure, self.workers))
+        print(plan(self.study, self.out, self.measure, Execution(workers=self.workers).workers))
 
 # %% ../nbs/11_cli.ipynb #f81eb46b
 @dataclass
@@ -91,8 +91,9 @@ class Quickstart:
     def __call__(self):
         from sftdpo.study import compare
         from sftdpo.tables import print_tables
-        tables = [(compare(study, self.out / study.tasks[0]), self.out / study.tasks[0]) for study in QUICKSTART]
+        tables = [(compare(study, self.out / study.tasks[0], execution=Execution(retry_failed=True)), self.out / study.tasks[0]) for study in QUICKSTART]
         for results, folder in tables: print_tables(results, folder)
+        if any(self.out.glob("*/failures/*.txt")): sys.exit(1)
 
 # %% ../nbs/11_cli.ipynb #5a00b737
 @dataclass
@@ -120,8 +121,9 @@ class Evaluate:
     out: Path | None = None  # a .csv, .tsv, .jsonl or .parquet file for the predictions, with their probabilities, or the texts
 
     def __call__(self):
-        from sftdpo.export import write_predictions
+        from sftdpo.export import check_format, write_predictions
         from sftdpo.study import evaluate_saved
+        if self.out: check_format(self.out)
         found = evaluate_saved(self.model, Run(task=self.task, data=self.data, reading=self.reading, test_size=self.test_size, seed=self.seed, sampling=self.sampling))
         for name, value in found.metrics.items(): print(f"{name:>24} {value:.4f}")
         if self.out: print(f"written: {write_predictions(found.examples, self.out)}")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['RENAMED', 'PRESETS', 'WRONG', 'SOFT', 'WIDE', 'NAME', 'ROW', 'FOLDS', 'LAST', 'helps', 'field_paths', 'bare',
-           'choices_of', 'parse_text', 'show_value', 'field_of', 'nested', 'flattened', 'settle_form', 'beside',
-           'Entry', 'fold_of', 'Form']
+           'choices_of', 'parse_list', 'parse_mapping', 'parse_text', 'show_value', 'field_of', 'example_of', 'nested',
+           'flattened', 'settle_form', 'beside', 'Entry', 'fold_of', 'Form']
 
 # %% ../nbs/10a_forms.ipynb #ea927353
 import dataclasses
 import inspect
 import json
 import re
+import shlex
 import types
 import typing
 from functools import lru_cache
@@ -67,6 +68,28 @@ def choices_of(
     return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
 
 # %% ../nbs/10a_forms.ipynb #11cbab47
+def parse_list(
+    text: str,  # as it was typed
+):              # a list, or the text where it is none
+    "Values with commas or blanks between them; YAML where there are brackets or quotation marks."
+    if not re.search(r"[\[\"']", text): text = ", ".join(re.split(r"[,\s]+", text.strip(", ")))
+    try: return yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+    except yaml.YAMLError: return text
+
+
+def parse_mapping(
+    text: str,   # as it was typed
+    kind: type,  # of the values
+):               # a dict, or the text where it is none
+    "Names and their values: YAML, or by turns as on the command line."
+    try: found = yaml.load(text if text.startswith("{") else f"{{{text}}}", yaml.BaseLoader if kind is str else yaml.SafeLoader)  # an answer `no` is text
+    except yaml.YAMLError: found = None
+    if isinstance(found, dict) and not {None, ""} & {value for value in found.values() if isinstance(value, (str, type(None)))}: return found
+    try: words = [word.rstrip(",") for word in shlex.split(text)]
+    except ValueError: return text
+    return dict(zip((name.rstrip(":") for name in words[::2]), words[1::2])) if len(words) % 2 == 0 else text
+
+# %% ../nbs/10a_forms.ipynb #77ab3729
 def parse_text(
     text: str,  # as it was typed
     kind,       # the field's declared type
@@ -74,10 +97,10 @@ def parse_text(
 ):
     "What a text means, as a plain value; whether it can be used is not asked here."
     inner = bare(kind)
-    if inner is str: return text if text or not isinstance(default, type(None)) else None
+    if inner is str: return text if text or default is not None else None
     if not text.strip(): return default
-    if typing.get_origin(inner) is tuple and not text.strip().startswith("["): text = f"[{text}]"
-    if typing.get_origin(inner) is dict and "\n" not in text.strip() and not text.strip().startswith("{"): text = f"{{{text}}}"
+    if typing.get_origin(inner) is tuple: return parse_list(text.strip())
+    if typing.get_origin(inner) is dict: return parse_mapping(text.strip(), typing.get_args(inner)[1])
     try: return yaml.safe_load(text)
     except yaml.YAMLError: return text
 
@@ -104,6 +127,16 @@ def field_of(
     head = re.sub(r"^(study|run|execution)\.", "", head).replace("learningrates.", "learning_rates.")
     head = RENAMED.get(head, head)
     return head if head in paths else ""
+
+# %% ../nbs/10a_forms.ipynb #8f945015
+def example_of(
+    kind,  # a declared type
+) -> str:  # empty where one value is typed
+    "How several values are typed."
+    inner = bare(kind)
+    examples = {tuple[int, ...]: "0 1 2", tuple[float, ...]: "0.05 0.1", tuple[str, ...]: "c_attn c_proj", dict[str, str]: "0 negative 1 positive",
+                dict[str, float]: "'sft-dpo lora dpo.beta' 0.05", dict[str, str | list]: "dpo.beta 0.05,0.1"}
+    return examples.get(inner, "")
 
 # %% ../nbs/10a_forms.ipynb #56a70dca
 def nested(
@@ -140,7 +173,9 @@ def settle_form(
     def note(error, path=""): messages.setdefault(path or field_of(str(error), paths), str(error))
     for path, value in flat.items():
         try: convert(value, paths[path][0], path)
-        except SettingsError as error: note(error, path)
+        except (SettingsError, yaml.YAMLError) as error:
+            said, example = str(error) if isinstance(error, SettingsError) else f"{path} = {value!r} cannot be used: it is no list of values.", example_of(paths[path][0])
+            note(f"{said} Write it like this: {example}" if example else said, path)
     usable = {path: value for path, value in flat.items() if path not in messages}
     for name, inner in declared(kind).items():
         if dataclasses.is_dataclass(inner):
@@ -195,7 +230,9 @@ class Entry:
             open_choice = [("recommended", None)] if bare(kind) is not kind else []
             self.control = widgets.Dropdown(options=open_choice + [(one, one) for one in choices], description=label, style=NAME, layout=WIDE)
         elif kind is bool: self.control = widgets.Checkbox(description=label, style=NAME, layout=WIDE)
-        else: self.control = widgets.Text(description=label, style=NAME, layout=WIDE, placeholder="recommended" if default is None and "recommended" in text else "all" if default is None and text.endswith("all") else "", continuous_update=True)
+        else:
+            hint = example_of(kind) or ("" if default is not None else "recommended" if "recommended" in text else "all" if text.endswith("all") else "")
+            self.control = widgets.Text(description=label, style=NAME, layout=WIDE, placeholder=hint, continuous_update=True)
         self.note = widgets.HTML(beside(text), layout=widgets.Layout(flex="1 1 auto"))
         self.widget = widgets.HBox([self.control, self.note], layout=ROW)
         self.set(default)
@@ -242,21 +279,26 @@ class Form:
         self.entries = {path: Entry(path, *about, self.look) for path, about in field_paths(kind).items()}
         folds = {fold: [] for fold in FOLDS if kind is Study or not fold}
         for path, entry in self.entries.items(): folds[fold_of(path)].append(entry.widget)
-        self.folds, boxes = list(folds), [widgets.VBox(rows) for rows in folds.values()]
-        self.accordion = widgets.Accordion(boxes, selected_index=0)
+        boxes = [widgets.VBox(rows) for rows in folds.values()]
+        self.accordion = widgets.Accordion(boxes, selected_index=0) if kind is Study else None
         self.note = widgets.HTML()
-        self.widget = widgets.VBox([self.accordion, self.note])
+        self.widget = widgets.VBox([self.accordion or boxes[0], self.note])
         self.look()
 
     def look(self):
         "Check the values, and say what is wrong beside each field."
         if self.quiet: return
         self.settings, self.problems = settle_form(self.kind, {path: entry.value for path, entry in self.entries.items()})
-        for path, entry in self.entries.items(): entry.tell(self.problems.get(path, ""))
-        wrong = {fold_of(path) for path in self.problems if path}
-        self.accordion.titles = tuple(FOLDS.get(fold, fold) + (" ✗" if fold in wrong else "") for fold in self.folds)
-        self.note.value = Markup('<div role="alert" style="{}">✗ {}</div>').format(WRONG, self.problems[""]) if "" in self.problems else ""
+        self.mark()
         self.changed(self)
+
+    def mark(self, more: dict[str, str] = {}):
+        "Show the problems, and more that others found, beside their fields and on the folds; those found before are forgotten."
+        problems = more | self.problems
+        for path, entry in self.entries.items(): entry.tell(problems.get(path, ""))
+        wrong = {fold_of(path) for path in problems if path}
+        if self.accordion: self.accordion.titles = tuple(title + (" ✗" if fold in wrong else "") for fold, title in FOLDS.items())
+        self.note.value = Markup('<div role="alert" style="{}">✗ {}</div>').format(WRONG, problems[""]) if "" in problems else ""
 
     def set(self, settings):
         "Show other settings."

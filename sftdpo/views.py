@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['BADGES', 'SHOW', 'SORT', 'html_table', 'read_parts', 'notes_of', 'cells_html', 'verdicts_html', 'picture_html',
-           'figures_html', 'texts_html', 'answers_of', 'disagreements', 'Predictions', 'python_call', 'commands_html']
+           'figures_html', 'texts_html', 'answers_of', 'disagreements', 'Predictions', 'python_call', 'relative_files',
+           'commands_html']
 
 # %% ../nbs/10c_views.ipynb #c0a41b2e
+import os
 import shlex
 from pathlib import Path
 
@@ -54,6 +56,7 @@ def notes_of(
 ) -> list[str]:
     "Sentences that bound what the study shows."
     folder = Path(folder)
+    if not (folder / "study.yaml").exists(): return []  # nothing is begun
     study, failures = read_study(folder), failures_of(folder)
     notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures), (folder / "choosing.csv").exists())
     return notes + [f"Failed: {line.stage}: {line.reason}" for line in failures.itertuples()]
@@ -221,11 +224,20 @@ def python_call(
     return f"from sftdpo.config import {', '.join(kinds)}\nfrom sftdpo.study import compare\n\nstudy = {call}\nresults = compare(study, {str(folder)!r})"
 
 # %% ../nbs/10c_views.ipynb #9d12e7f0
+def relative_files(
+    study: Study,  # any
+) -> list[str]:
+    "The files and folders that a study names by relative paths."
+    named = [name for name in (study.data, study.reading.test, study.reading.choose) if name and name not in ("embedded", "hub") and not name.startswith("hub:")]
+    return [name for name in named + [study.backbone] * os.path.isdir(study.backbone) if not name.startswith(("/", "~"))]
+
+
 def commands_html(
     study: Study,         # any
     folder: Path,         # for its results
     words: list[str],     # the command
 ) -> Markup:
     "The command line and the Python call, to copy."
+    shell, python = (f"cd {shlex.quote(str(Path.cwd()))}\n", f"import os\nos.chdir({str(Path.cwd())!r})\n\n") if relative_files(study) else ("", "")
     block = Markup('<p>{}</p><pre style="user-select:all;overflow-x:auto;padding:8px;border:1px solid rgba(128,128,128,.4);border-radius:4px">{}</pre>')
-    return block.format("In the shell (the settings are saved there when the study is begun):", f"{visible(shlex.join(words))}\nsftdpo report {visible(shlex.quote(str(folder)))}") + block.format("In Python:", visible(python_call(study, folder)))
+    return block.format("In the shell (the settings are saved there when the study is begun):", visible(f"{shell}{shlex.join(words)}\nsftdpo report {shlex.quote(str(folder))}")) + block.format("In Python:", visible(python + python_call(study, folder)))

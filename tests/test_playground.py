@@ -1,6 +1,8 @@
 """The playground: its forms and pieces by themselves, and the page in a real browser under JupyterLab and Voilà.
 
 The pictures that the browser tests take go to the folder that SFTDPO_SHOTS names, or to pytest's own."""
+import asyncio
+import contextlib
 import importlib.util
 import os
 import re
@@ -9,6 +11,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -16,13 +20,15 @@ import nbformat
 import pandas as pd
 import pytest
 
-from sftdpo.config import Execution, LoRA, Stage, Study, declared, to_yaml
-from sftdpo.forms import Form, PRESETS, field_paths, flattened, settle_form
-from sftdpo.live import COMMAND, begin, command_words, page_lock, progress_of, said_last, stage_lines, stop, working
-from sftdpo.playground import Playground
+from sftdpo.config import Execution, LoRA, SettingsError, Stage, Study, declared, to_yaml
+from sftdpo.forms import Form, PRESETS, field_paths
+from sftdpo.live import (COMMAND, AtWork, Estimate, begin, command_words, known_times, log_file, page_lock, progress_of, seconds_of, settings_file, stage_lines, stop,
+                         working)
+from sftdpo.playground import Playground, folder_of, measured
+from sftdpo.runs import cost_group
 from sftdpo.safe_files import held
 from sftdpo.tree import stage_tree
-from sftdpo.views import answers_of, html_table, python_call, read_parts, texts_html, cells_html
+from sftdpo.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 
@@ -55,6 +61,32 @@ def test_a_mistake_is_named_beside_its_field(path, text, said):
     assert said in form.entries[path].problem and sum(bool(entry.problem) for entry in form.entries.values()) == 1
     form.entries[path].set(form.entries[path].default)
     assert form.settings == Study()
+
+
+@pytest.mark.parametrize("path, text, value", [
+    ("seeds", "0 1 2", (0, 1, 2)), ("choosing.betas", "0.05 0.1", (0.05, 0.1)), ("lora.targets", "c_attn c_proj", ("c_attn", "c_proj")), ("sweep", "dpo.beta 0.05,0.1", {"dpo.beta": [0.05, 0.1]}),
+    ("reading.verbalizers", "0 negative 1 positive", {"0": "negative", "1": "positive"}), ("reading.verbalizers", "0: no, 1: yes", {"0": "no", "1": "yes"}),
+    ("cells", "'sft-dpo lora dpo.beta' 0.05", {"sft-dpo lora dpo.beta": 0.05})])
+def test_several_values_are_typed_as_the_help_says(path, text, value):
+    form = Form()
+    form.entries[path].control.value = text
+    found = form.settings
+    for name in path.split("."): found = getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize("path, text", [("seeds", "0 b"), ("cells", "'sft lora lora.rank'"), ("sweep", "dpo.beta"), ("reading.verbalizers", "0 don't")])
+def test_a_mistake_in_several_values_shows_how_they_are_typed(path, text):
+    form = Form()
+    form.entries[path].control.value = text
+    assert list(form.problems) == [path] and form.problems[path].endswith(f"Write it like this: {form.entries[path].control.placeholder}")
+
+
+def test_a_mistake_in_who_trains_is_seen_from_outside(tmp_path):
+    page = Playground(tmp_path / "study")
+    assert page.who.accordion is None and page.who_fold.titles == ("Who trains",) and not page.run_button.disabled
+    page.who.entries["workers"].control.value = "0"
+    assert page.who_fold.titles == ("Who trains ✗",) and page.run_button.disabled and "1 to mend" in page.noted.value
 
 
 def test_text_on_the_page_is_text():
@@ -93,7 +125,7 @@ def test_unfinished_lines_and_folders_without_a_study(tmp_path):
     assert list(progress_of(tmp_path, nodes, False).state) == ["to do", "stopped"]
     page = Playground(tmp_path, study)
     page.open()
-    assert "No such file" in page.told.value and page.stop_button.disabled
+    assert "holds no study yet" in page.told.value and page.stop_button.disabled
     page.run()
     assert page.process is None and "holds files that are no study" in page.noted.value and page.run_button.disabled
 
@@ -112,6 +144,194 @@ def test_one_page_at_a_time(tmp_path):
         second = subprocess.run([sys.executable, "-c", COMMAND, str(page_lock(folder)), "compare"], capture_output=True, text=True)
     assert second.returncode == 1 and "another page" in second.stderr
     assert working(folder) is None and not stop(folder)
+
+
+class Process:
+    "What `begin` gives, without a process."
+    def __init__(self, code=None): self.code, self.asked = code, 0
+    def poll(self): return self.code
+    def terminate(self): self.asked += 1
+
+
+def test_a_second_page_writes_nothing(tmp_path):
+    folder = tmp_path / "study"
+    settings_file(folder).write_text(to_yaml(small()))
+    log_file(folder).write_text("at work")
+    with held(page_lock(folder)):
+        with pytest.raises(FileExistsError, match="press Open"): begin(small(seeds=(1,)), folder)
+    assert settings_file(folder).read_text() == to_yaml(small()) and log_file(folder).read_text() == "at work"
+
+
+def test_a_page_that_is_opened_while_another_trains_follows_it(tmp_path):
+    folder = tmp_path / "study"
+    settings_file(folder).write_text(to_yaml(small("theirs")))
+    with held(page_lock(folder)):  # its study.yaml is not yet written
+        page = Playground(folder)
+        assert page.form.settings.name == "theirs" and page.process.poll() is None and page.run_button.disabled and not page.stop_button.disabled
+    assert page.process.poll() == 1
+    page.ended()
+    assert "Finished" not in page.told.value and page.process is None and not page.run_button.disabled
+    page.process, page.done = AtWork(folder), True
+    page.ended()
+    assert "Finished." in page.told.value
+    page.ended()  # nothing is left to say
+
+
+def test_a_page_keeps_its_own_process(tmp_path):
+    folder, process = tmp_path / "study", Process()
+    page = Playground(folder, small())
+    settings_file(folder).write_text(to_yaml(small()))
+    page.process = AtWork(folder, process)
+    page.open()
+    assert page.process.begun is process
+    page.folder.value = str(tmp_path / "other")
+    page.halt()
+    assert process.asked == 1 and page.followed == folder
+    page.folder.value = str(folder)
+    process.code = -signal.SIGKILL
+    page.ended()
+    assert "SIGKILL (not enough memory?)" in page.told.value
+
+
+def test_resume_tries_again_what_failed_and_says_why_it_did(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("sftdpo.playground.begin", lambda study, folder, execution: given.append(execution) or Process(1))
+    page = Playground(tmp_path / "study", small())
+    page.run()
+    assert given == [Execution(retry_failed=True)]
+    (page.home / "failures").mkdir(parents=True)
+    (page.home / "failures/abc.txt").write_text("paraphrase: sft full, seed 0\nFloatingPointError: the loss is not a number\n\nTraceback ...")
+    page.ended()
+    assert "1 stage failed; Resume tries again. paraphrase: sft full, seed 0: FloatingPointError: the loss is not a number" in page.told.value
+
+
+def test_a_stopped_stage_stands_at_its_last_checkpoint(tmp_path):
+    nodes = stage_tree(small())
+    home = tmp_path / "stages" / nodes[1].key
+    for name in ("checkpoint-8", "checkpoint-16", "checkpoint-24"): (home / "checkpoints" / name).mkdir(parents=True)
+    for name in ("checkpoint-8", "checkpoint-16"): (home / "checkpoints" / name / "complete.json").write_text("{}")  # 24 was being written
+    (home / "progress.jsonl").write_text("".join(f'{{"step": {step}, "steps": 32, "loss": {step}, "elapsed": {step}}}\n' for step in range(1, 29)))
+    stopped, at_work = (progress_of(tmp_path, nodes, working).iloc[1] for working in (False, True))
+    assert (stopped.step, stopped.done, stopped.loss) == (16, 0.5, 16) and (at_work.step, at_work.loss) == (28, 28)
+    timing = known_times(tmp_path, [])
+    timing.measured = {group: [0.0] for group in [cost_group(nodes[1].run, None)]}
+    assert seconds_of(tmp_path, nodes[1], timing, False) == 16 and seconds_of(tmp_path, nodes[1], timing, True) == pytest.approx(4)
+
+
+@contextlib.contextmanager
+def closed(folder):
+    "A folder that this process may not look into, even if it is root's."
+    folder.mkdir()
+    folder.chmod(0)
+    if root := os.geteuid() == 0: os.seteuid(65534)
+    try: yield
+    finally:
+        if root: os.seteuid(0)
+        folder.chmod(0o700)
+
+
+def test_neighbours_that_cannot_be_read_have_nothing_to_say():
+    nodes = stage_tree(small())
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        home.chmod(0o755)
+        (home / "damaged/stages/one").mkdir(parents=True)
+        for path, text in (("study.yaml", ""), ("stages/one/stage.json", '{"seconds": '), ("calibration.json", "[]")): (home / "damaged" / path).write_text(text)
+        with closed(home / "private"): timing = known_times(home / "mine", nodes)
+    assert timing.measured == timing.calibrated == {}
+
+
+def test_a_folder_that_cannot_be_used_is_told_below_its_name(tmp_path):
+    page = Playground(tmp_path / "study", small())
+    (tmp_path / "a file").write_text("")
+    for text, why in (("", "Name a folder"), ("~nobody-of-this-name/runs", "no user ~nobody-of-this-name"), (str(tmp_path / "a file" / "runs"), "is a file")):
+        page.folder.value = text
+        assert why in page.place.value and all(one.disabled for one in (page.run_button, page.open_button, page.show_button, page.measure_button))
+    page.folder.value = str(tmp_path / "new")
+    assert str(tmp_path / "new") in page.place.value and not page.run_button.disabled and not page.open_button.disabled
+    with closed(tmp_path / "private"), pytest.raises(ValueError, match="Permission denied"): folder_of(str(tmp_path / "private/runs"))
+
+
+def test_results_before_any_run(tmp_path):
+    page = Playground(tmp_path / "study", small())
+    page.show(page.read(page.home))
+    assert "No run is finished yet" in page.views["Cells"].value
+
+
+def test_paths_on_the_page_are_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Playground("runs/mine", small())
+    assert f"sftdpo compare --settings {tmp_path}/runs/mine.yaml --out {tmp_path}/runs/mine" in page.views["Command"].value and "cd " not in page.views["Command"].value
+    page.save()
+    assert str(tmp_path / "study.yaml") in page.told.value
+    page.load()
+    assert str(tmp_path / "study.yaml") in page.told.value
+    page.form.entries["data"].control.value = "nowhere.csv"
+    assert f"cd {tmp_path}\nsftdpo compare" in page.views["Command"].value and "os.chdir(" in page.views["Command"].value
+    try: page.look()
+    except ValueError as error: page.refuse(error)
+    assert f"nowhere.csv was looked for in {tmp_path}" in page.form.entries["data"].problem
+
+
+def test_a_refusal_goes_with_its_cause(tmp_path):
+    page = Playground(tmp_path / "study", small())
+    page.refuse(SettingsError("train_size = 400 cannot be used: ..."))
+    assert page.form.entries["train_size"].problem and page.run_button.disabled
+    page.folder.value = str(tmp_path / "other")
+    assert not page.form.entries["train_size"].problem and not page.run_button.disabled
+    page.refuse(FileExistsError("..."))
+    page.note(Estimate(1, 1, 1.0, ("sft",), 1, 1))
+    assert not page.run_button.disabled and not page.measure_button.disabled
+    page.note(Estimate(0, 0, 0.0, (), 1, 1))
+    assert page.run_button.disabled and page.run_button.description == "Finished"
+
+
+def test_an_older_look_says_nothing(tmp_path, monkeypatch):
+    begun, go = threading.Event(), threading.Event()
+    def look(study, folder, workers):
+        if study.train_size != 7: return Estimate(1, 1, 1.0, (), 1, 1)
+        begun.set()
+        go.wait(60)
+        raise SettingsError("train_size = 7 cannot be used: ...")
+    monkeypatch.setattr("sftdpo.playground.estimate", look)
+    page = Playground(tmp_path / "study", small())
+    async def typed():
+        page.form.entries["train_size"].control.value = "7"
+        asked = page.looking()
+        while not begun.is_set(): await asyncio.sleep(0.05)
+        page.form.entries["train_size"].control.value = "8"
+        assert asked.args[0].train_size == 7
+        go.set()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+    asyncio.run(typed())
+    assert not page.form.entries["train_size"].problem and "1 run," in page.noted.value and not page.run_button.disabled
+
+
+def test_measuring_leaves_the_page_free(tmp_path, monkeypatch):
+    go = threading.Event()
+    def fails(study, folder):
+        go.wait(60)
+        raise ValueError("there is no such file")
+    monkeypatch.setattr("sftdpo.playground.measured", fails)
+    monkeypatch.setattr("sftdpo.playground.estimate", lambda *asked: Estimate(1, 1, None, ("sft",), 1, 1))
+    page = Playground(tmp_path / "study", small())
+    async def pressed():
+        page.measure()
+        await page.beside(page.looking(), page.note)  # is answered meanwhile
+        assert "1 run," in page.noted.value and page.measure_button.disabled and page.run_button.disabled and "Measuring" in page.told.value
+        go.set()
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
+    asyncio.run(pressed())
+    assert "Nothing was measured. there is no such file" in page.told.value and not page.run_button.disabled and not page.measure_button.disabled
+    page.process = AtWork(page.home, Process())
+    page.dress()
+    assert page.measure_button.disabled
+
+
+def test_why_nothing_was_measured_is_a_sentence(tmp_path, monkeypatch):
+    for code, said, told in ((1, "Traceback ...\nsftdpo.examples.DataError: data is 'x', and there is no such file", r"^data is 'x'"), (-9, "", "SIGKILL")):
+        monkeypatch.setattr("subprocess.run", lambda *words, **how: subprocess.CompletedProcess(words, code, "", said))
+        with pytest.raises(ValueError, match=told): measured(small(), tmp_path / "study")
 
 
 def test_results_are_read_from_any_study(repository):
@@ -265,8 +485,8 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.shoot("training")
     assert page.field("epochs").get_attribute("value") == "2"
     page.press("Stop")
-    page.wait(lambda: page.text("Resume goes on from here"), "a process that has stopped")
-    page.wait(lambda: page.text("stopped · step"), "a stage that has stopped")
+    page.wait(lambda: page.text("Resume goes on from the last checkpoint"), "a process that has stopped")
+    page.wait(lambda: page.text("stopped · goes on from step"), "a stage that has stopped")
     page.shoot("stopped")
     folder = home / f"results-{name}"
     assert working(folder) is None and list(folder.glob("stages/*/checkpoints/checkpoint-*/complete.json")) and not list(folder.glob("stages/*/stage.json"))
@@ -287,7 +507,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.wait(lambda: page.text("of 32 examples"), "predictions")
     page.shoot("predictions")
     page.tab("Command")
-    page.wait(lambda: page.text(f"sftdpo compare --settings results-{name}.yaml --out results-{name}"), "the command")
+    page.wait(lambda: page.text(f"sftdpo compare --settings {folder}.yaml --out {folder}"), "the command")
     errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
     assert [message for message in errors if VOILAS_OWN not in message] == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))

@@ -44,6 +44,24 @@ def test_pages_have_a_title_and_a_promise(nbs):
         assert re.match(r"# .+\n+> .+", first), f"{name} begins with {first[:60]!r}"
 
 
+def test_links_between_notebooks_open_in_jupyter_and_on_github(nbs):
+    for name in docs.notebooks(nbs):
+        for cell in nbformat.read(nbs / name, as_version=4).cells:
+            if cell.cell_type != "markdown": continue
+            for target in re.findall(r"(?<!!)\[[^\]]*\]\(((?!\w+:|#)[^)\s#]+)", cell.source): assert ((nbs / name).parent / target).exists(), f"{name} links {target}"
+
+
+def test_only_links_lose_their_numbers(tmp_path):
+    text = "Edit `nbs/00_config.ipynb`; see [the forms](../10a_forms.ipynb#form) or [there](https://github.com/a/b/blob/main/nbs/00_config.ipynb)."
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), nbformat.v4.new_raw_cell('<a href="10a_forms.ipynb">')])
+    nbformat.write(page, tmp_path / "10d_playground.ipynb")
+    (tmp_path / "sidebar.yml").write_text("- study/bard.ipynb\n- 00_config.ipynb\n")
+    docs.with_plain_names(tmp_path)
+    cells = nbformat.read(tmp_path / "playground.ipynb", as_version=4).cells
+    assert cells[0].source == text.replace("../10a_forms", "../forms") and cells[1].source == '<a href="forms.ipynb">'
+    assert (tmp_path / "sidebar.yml").read_text() == "- study/bard.ipynb\n- config.ipynb\n"
+
+
 def test_the_text_beside_a_title_is_kept(nbs):
     cell = nbformat.v4.new_markdown_cell("# A title\n\n> A promise.\n\nA question?\n\n> A quotation.")
     text = docs.opening(cell, "study/bard.ipynb", get_config(path=nbs.parent))

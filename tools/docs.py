@@ -34,6 +34,13 @@ def without_numbers(
     return re.sub(r"(?<!\w)\d+[a-z]?_(\w+\.ipynb)", r"\1", text)
 
 
+def with_plain_links(
+    text,  # a notebook as JSON
+):  # the same, with links that the site has
+    "Drop the numbers from links to other pages; what the text says of files in the repository, and addresses elsewhere, stay."
+    return re.sub(r"""(\]\(|href=\\?["'])((?!\w+:)[^)"'\\\s]+)""", lambda link: link[1] + without_numbers(link[2]), text)
+
+
 def place(
     notebook,  # path below nbs
 ):  # section, and which of its patterns
@@ -94,7 +101,7 @@ def with_plain_names(
     for notebook in list(project.rglob("*.ipynb")):
         text = re.sub(r'"output-file: [^"]*",?', "", notebook.read_text(encoding="utf-8"))
         notebook.unlink()
-        notebook.with_name(without_numbers(notebook.name)).write_text(without_numbers(text), encoding="utf-8")
+        notebook.with_name(without_numbers(notebook.name)).write_text(with_plain_links(text), encoding="utf-8")
     plan = project / "sidebar.yml"
     plan.write_text(without_numbers(plan.read_text(encoding="utf-8")), encoding="utf-8")
 
