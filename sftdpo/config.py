@@ -95,7 +95,8 @@ def convert(
                 check(word is not None and not isinstance(word, bool), where, value, "put its words in quotes: YAML reads no and yes as false and true, and an empty word as nothing")
             return {str(name): str(v) for name, v in value.items()}
         if arguments[1] is float: return {str(name): convert(v, float, f"{where}[{name!r}]") for name, v in value.items()}
-        return {name: yaml.safe_load(f"[{v}]") if isinstance(v, str) else v for name, v in value.items()}  # the command line's 0.05,0.1
+        try: return {name: yaml.safe_load(f"[{v}]") if isinstance(v, str) else v for name, v in value.items()}  # the command line's 0.05,0.1
+        except yaml.YAMLError: check(False, where, value, "give values with commas between them, such as 0.05,0.1")
     if dataclasses.is_dataclass(kind): return value if isinstance(value, kind) else from_dict(kind, value, where)
     if kind is bool:
         check(isinstance(value, bool), where, value, "write true or false")

@@ -31,6 +31,7 @@ from sftdpo.config import LoRA, Run, SettingsError, Stage, Study, from_dict, fro
     (lambda: Study(seeds=(1, 1)), ["study.seeds", "none twice"]),
     (lambda: Study(tasks=("paraphrase", "sonnet"), data="pairs.tsv"), ["one path serves one task"]),
     (lambda: Study(sweep={"dpo.bta": [0.1]}), ["did you mean 'beta'?"]),
+    (lambda: Study(sweep={"dpo.beta": "["}), ["study.sweep", "values with commas between them"]),
     (lambda: from_yaml(Study, "recipies: [sft]"), ["did you mean 'recipes'?"]),
     (lambda: from_yaml(Study, "dpo: {beta: [1]}"), ["dpo.beta = [1]"]),
     (lambda: from_yaml(Study, "- a\n- list"), ["a mapping of field names"]),

@@ -58,8 +58,10 @@ def test_a_worker_with_other_hardware_knows_the_same_stages(study, monkeypatch):
     from sftdpo.ray_work import as_here
     runs = [run for run in study.runs() if run.stages]
     keys, sent = [stage_keys(run) for run in runs], [to_dict(as_here(run)) for run in runs]
-    sftdpo.keys._settings.cache_clear()
+    def forget():
+        for one in (sftdpo.keys._settings, sftdpo.keys._identity): one.cache_clear()
+    forget()
     try:
         monkeypatch.setattr(sftdpo.keys, "best_precision", lambda device: "bf16" if as_here(runs[0]).sft.precision == "fp32" else "fp32")
         assert [stage_keys(from_dict(type(runs[0]), one)) for one in sent] == keys
-    finally: sftdpo.keys._settings.cache_clear()
+    finally: forget()

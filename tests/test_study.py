@@ -251,17 +251,22 @@ def test_a_study_says_all_that_was_asked_of_it(backbone, tmp_path):
     assert kept["recipes"] == ["sft", "dpo"] and kept["seeds"] == [0, 1]
 
 
+def forget_keys():
+    "Let stages' keys be worked out anew."
+    for one in (sftdpo.keys._settings, sftdpo.keys._identity): one.cache_clear()
+
+
 def test_what_is_superseded_leaves_the_table(backbone, tmp_path, monkeypatch):
     "Runs of another precision, or of values that a sweep no longer has, stay on the disk and out of every cell."
     study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
     before = compare(study, tmp_path / "out", progress=False)
-    sftdpo.keys._settings.cache_clear()
+    forget_keys()
     monkeypatch.setattr(sftdpo.keys, "best_precision", lambda device: "another precision")
     try:
         now = compare(study, tmp_path / "out", progress=False)
         assert len(finished_runs(tmp_path / "out")) == 3 and set(now.run) == set(read_results(tmp_path / "out").run) and now.run.nunique() == 2
         assert set(now.run) != set(before.run) and write_report(tmp_path / "out").exists() and judge_claims(tmp_path / "out")
-    finally: sftdpo.keys._settings.cache_clear()
+    finally: forget_keys()
     swept = study.replace(recipes=("sft", "dpo"), sweep={"dpo.beta": [0.05, 0.2]})
     compare(swept, tmp_path / "sweep", progress=False)
     assert compare(swept.replace(sweep={"dpo.beta": [0.05]}), tmp_path / "sweep", progress=False).run.nunique() == 4, "values of one setting add up"
