@@ -258,7 +258,7 @@ def train_plainly(
             optimizer.zero_grad()
             losses.append(loss.item())
         if not turns(losses=losses): break
-    return with_reference((0, 0), settings=dict(optimizer="AdamW", learning_rate=job.stage.learning_rate, max_gradient_norm=job.stage.max_gradient_norm,
+    return with_reference((0, 0), settings=dict(optimizer="AdamW, not fused", learning_rate=job.stage.learning_rate, max_gradient_norm=job.stage.max_gradient_norm,
                         precision=job.stage.precision, logits="all, padded", passes="one a completion and model"))
 
 # %% ../nbs/10_bench.ipynb #da6cd689
@@ -334,7 +334,7 @@ def empty_model(
     backbone: str,  # what `load_backbone` takes
 ):
     "A backbone without its weights, to look at its shapes."
-    with torch.device("meta"): return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(backbone)))
+    with torch.device("meta"): return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(backbone), trust_remote_code=False))
 
 # %% ../nbs/10_bench.ipynb #554debe5
 def seen_pairs(
@@ -614,7 +614,7 @@ def rounds_of(
 # %% ../nbs/10_bench.ipynb #7a113e31
 def ratio_of_totals(
     theirs: np.ndarray,  # [rounds] seconds
-    ours: np.ndarray,    # [rounds] seconds, of the same rows in all
+    ours: np.ndarray,    # [rounds] seconds, of the same rows in all unless `minutes` ended the rounds early
 ) -> tuple[float, float, float]:
     "All of their time as a multiple of all of ours, and its range if any one round is left out."
     total = theirs.sum() / ours.sum()

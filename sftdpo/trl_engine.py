@@ -13,6 +13,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -64,7 +65,7 @@ def trl_trainer(
     bf16 = (best_precision(model.device) if stage.precision == "auto" else stage.precision) == "bf16"
     names = {field.name for field in fields(SFTConfig)}
     recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"  # renamed in transformers 5
-    arguments = training_arguments(stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, max_length=None, **{recompute: False})
+    arguments = training_arguments(stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, use_cpu=bf16 and not torch.cuda.is_available(), max_length=None, **{recompute: False})
     if stage.kind == "sft":
         return SFTTrainer(model, args=SFTConfig(**arguments | dict(completion_only_loss=True) | others), train_dataset=trl_rows(rows), processing_class=deepcopy(tokenizer))
     config = DPOConfig(**arguments | dict(beta=stage.beta, precompute_ref_log_probs=True) | trl_loss(stage.label_smoothing, stage.loss) | others)
@@ -90,8 +91,8 @@ def train_stage_with_trl(
     started, stage = time.perf_counter(), stage.replace(checkpoint_steps=0, checkpoint_minutes=0)
     prepare_dropout(model, stage)
     reset_peak_memory()
-    scorer = Scorer(model, stage.precision)
-    reference, held_out_reference = (score(scorer, rows), score(scorer, list(held_out))) if stage.kind == "dpo" else (None, None)
+    like_trl, like_looks = Scorer(model, stage.precision, exact=False), Scorer(model, stage.precision)  # each reference as its policy is computed
+    reference, held_out_reference = (score(like_trl, rows), score(like_looks, list(held_out))) if stage.kind == "dpo" else (None, None)
     reference_seconds = time.perf_counter() - started
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(model, tokenizer, rows, stage, seed, reference, folder)

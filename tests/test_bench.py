@@ -48,6 +48,7 @@ def test_engines_have_the_same_losses(kind, tuning, backbone):
         turns, end = ran(Job("train", engine, backbone, rows_of(kind), 8, stage, tuning, LoRA(rank=4)), 3)
         losses[engine] = torch.tensor([turn["losses"] for turn in turns])
         assert losses[engine].shape == (3, 2) and end["settings"] and end["reference_seconds"] >= 0
+        if engine == "plain": assert end["settings"]["optimizer"] == "AdamW, not fused"
         assert (end["reference_seconds"] > 0) == (kind == "dpo" and engine in ("sftdpo", "trl-best"))
         json.dumps(end)
     for engine in ENGINES[1:]: torch.testing.assert_close(losses[engine], losses["sftdpo"], atol=2e-4, rtol=0, msg=lambda said: f"{engine}: {said}")

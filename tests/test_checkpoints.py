@@ -250,6 +250,17 @@ def test_keys_tell_policies_rows_and_precisions_apart(tokenizer):
     assert policy != policy_key(Scorer(model, "fp32"))
 
 
+def test_keys_tell_adapters_of_another_scale_or_dropout_apart(tokenizer):
+    "Their weights are the same."
+    def key(dropout=0.0, **lora): return policy_key(Scorer(apply_tuning(tiny_model("gpt2", tokenizer, dropout), "lora", LoRA(rank=4, **lora)), "fp32"))
+    keys = [key(), key(alpha=8.0), key(alpha=64.0), key(dropout=0.1)]
+    assert key() == keys[0] and len(set(keys)) == 4
+    llamas = [policy_key(Scorer(tiny_model("llama", tokenizer, dropout), "fp32")) for dropout in (0.0, 0.1)]
+    assert llamas[0] != llamas[1]
+    adapters = [policy_key(Scorer(apply_tuning(tiny_model("llama", tokenizer), "lora", LoRA(rank=4, dropout=dropout)), "fp32")) for dropout in (0.0, 0.1, 0.2)]
+    assert len(set(adapters)) == 3
+
+
 # memory
 
 def in_memory(limit, monkeypatch, error=lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), scoring=False):

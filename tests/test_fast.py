@@ -167,7 +167,7 @@ def test_recomputing_happens(tokenizer):
     for recompute in (False, True):
         model = tuned("llama", tokenizer, "full")
         seen = []
-        model.model.layers[0].input_layernorm.register_forward_hook(lambda *_: seen.append(1))
+        model.model.layers[0].input_layernorm.register_forward_hook(lambda layer, *_: seen.append(1) if layer.training else None)
         train_stage(model, answers(pair_rows(8)), SFT.replace(epochs=1, gradient_checkpointing=recompute), progress=False)
         counts[recompute] = len(seen)
     assert counts == {False: 1, True: 2}
@@ -186,7 +186,7 @@ def test_the_last_block_of_other_types(config, kind, tokenizer, plainly):
 
 def test_the_last_block_works_at_scored_places_only(tokenizer):
     model = tuned("llama", tokenizer, "full")
-    seen = []
+    seen, scorer = [], Scorer(model, "fp32")
     model.model.layers[1].mlp.down_proj.register_forward_hook(lambda layer, inputs, output: seen.append(tuple(output.shape)))
-    score(model, [Row("a", [1] * 30, [[5], [6]]), Row("b", [2] * 30, [[7], [8]])], precision="fp32")
+    score(scorer, [Row("a", [1] * 30, [[5], [6]]), Row("b", [2] * 30, [[7], [8]])])
     assert seen == [(2, 64)]

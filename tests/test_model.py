@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftdpo import model as m
 from sftdpo.config import LoRA
-from tiny import tiny_model, tiny_tokenizer
+from tiny import tiny_model, tiny_of, tiny_tokenizer
 
 ids = torch.tensor([[5, 17, 99, 3, 250, 42, 7]])
 
@@ -90,6 +90,26 @@ def test_folders_that_are_no_backbone(folder, tmp_path):
 def test_weights_that_lack_the_vocabulary_projection_are_refused(tiny_llama, tmp_path):
     tiny_llama[0].model.save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match="lm_head.weight"): m.load_backbone(str(tmp_path / "headless"))
+
+
+@pytest.mark.parametrize("kind, settings, words", [
+    ("lfm2", dict(layer_types=["conv", "full_attention"]), r"lfm2.* has layers of the type conv, .*supported are decoders whose layers are all attention.*GPT-2"),
+    ("gpt_neo", dict(attention_types=[[["global", "local"], 1]], num_layers=2), "cannot compute with scaled_dot_product_attention in transformers; supported are decoders.*GPT-2")])
+def test_models_that_would_be_computed_wrongly_are_refused(kind, settings, words, tokenizer, tmp_path):
+    tiny_of(kind, **settings).save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    with pytest.raises(ValueError, match=words) as refused: m.load_backbone(str(tmp_path / kind))
+    assert "eager" not in str(refused.value)
+
+
+def test_code_beside_a_tokenizer_is_neither_asked_for_nor_run(folder, tmp_path, monkeypatch):
+    saved, asked = m.save_policy(adapted(folder), m.load_tokenizer(folder), tmp_path / "adapter"), []
+    settings = json.loads((saved / "tokenizer_config.json").read_text()) | dict(tokenizer_class="Hostile", auto_map=dict(AutoTokenizer=["hostile.Hostile", None]))
+    (saved / "tokenizer_config.json").write_text(json.dumps(settings))
+    (saved / "hostile.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\nclass Hostile: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
+    with pytest.raises(ValueError, match="contains custom code"): m.load_policy(saved)
+    assert not asked and not (tmp_path / "was run").exists()
 
 
 # without a network
@@ -305,6 +325,22 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="did not write"), m.written_whole(tmp_path / "thesis"): pass
     assert (tmp_path / "thesis" / "chapter.tex").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    "Every file, then the lists of them, then the name, then the list that holds the name."
+    done, replace = [], m.os.replace
+    def synced(handle): done.append(Path(f"/proc/self/fd/{handle}").resolve().name)
+    def replaced(source, target):
+        done.append(f"name {Path(target).name}")
+        replace(source, target)
+    monkeypatch.setattr("sftdpo.safe_files.os.fsync", synced)
+    monkeypatch.setattr(m.os, "replace", replaced)
+    with m.written_whole(tmp_path / "policy") as part:
+        (part / "inner").mkdir()
+        for path in ("weights", "inner/more"): (part / path).write_text("numbers")
+    at = {name: i for i, name in enumerate(done)}
+    assert max(at["weights"], at["more"]) < at[part.name] < at["name policy"] < at[tmp_path.name] and at["more"] < at["inner"]
 
 
 # fetching

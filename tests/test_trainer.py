@@ -1,6 +1,7 @@
 "A stage of training: equal to TRL's, to plain computation, to itself after a stop."
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from sftdpo.data import Row
 from sftdpo.loss import sequence_log_probabilities
 from sftdpo.model import apply_tuning
 from sftdpo.checkpoints import write_scores
-from sftdpo.trainer import StageTrainer, Watch, stage_losses, train_stage
-from tiny import tiny_model
+from sftdpo.trainer import StageTrainer, Watch, check_start, stage_losses, train_stage
+from tiny import tiny_model, tiny_of
 
 SFT = Stage("sft", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
 DPO = Stage("dpo", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
@@ -96,15 +97,76 @@ def test_completions_do_not_see_each_other(tiny_gpt2):
     assert first[0, 1] == pytest.approx(other[0, 1], abs=1e-6) and abs(first[0, 0] - other[0, 0]) > 0.1
 
 
-def test_models_with_rescaled_logits_are_scored_by_their_own_forward(tokenizer):
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-    torch.manual_seed(0)
-    model = Gemma2ForCausalLM(Gemma2Config(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                                           num_key_value_heads=1, head_dim=16, final_logit_softcapping=0.05, initializer_range=0.3)).eval()
-    row = Row("a", [5, 6, 7], [[8, 9]])
-    with torch.no_grad(): logits = model(torch.tensor([[5, 6, 7, 8]])).logits[0]
-    expected = logits.log_softmax(-1)[[2, 3], [8, 9]].sum().item()
-    assert score(model, [row], precision="fp32")[0, 0] == pytest.approx(expected, abs=1e-4)
+def alone(model, rows):
+    "Log-probabilities by the model's own forward, each completion for itself."
+    found = []
+    for row in rows:
+        for completion in row.completions:
+            with torch.no_grad(): logits = model(torch.tensor([row.prompt + completion[:-1]])).logits[0, len(row.prompt) - 1:]
+            found.append(logits.float().log_softmax(-1)[range(len(completion)), completion].sum().item())
+    return np.array(found).reshape(len(rows), -1)
+
+
+OTHERS = {  # model type: settings, and whether decoder and projection are all that it does
+    "gpt2": (dict(n_embd=32, n_layer=2, n_head=2), True), "qwen3": ({}, True), "gemma3_text": (dict(final_logit_softcapping=2.0), False),
+    "granite": (dict(logits_scaling=8.0), False), "cohere": (dict(logit_scale=0.0625), False),
+    "modernbert-decoder": (dict(layer_types=["full_attention", "sliding_attention"], pad_token_id=0), False)}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_type_is_scored_as_by_its_own_forward(kind):
+    settings, fast = OTHERS[kind]
+    model, rows, state = tiny_of(kind, **settings).train(), pair_rows(9), torch.random.get_rng_state()
+    scorer = Scorer(model, "fp32")
+    assert torch.equal(state, torch.random.get_rng_state()) and scorer.training and model.training
+    assert scorer.fast == fast
+    found = score(scorer, rows)
+    np.testing.assert_allclose(found, alone(model.eval(), rows), atol=1e-3)
+
+
+def test_a_decoder_that_cannot_be_called_is_scored_by_its_own_forward(tiny_llama):
+    model, rows = tiny_llama[0].eval(), pair_rows(5)
+    expected, model.get_decoder = score(model, rows, precision="fp32"), lambda: model.lm_head
+    assert not Scorer(model).fast
+    np.testing.assert_allclose(score(model, rows, precision="fp32"), expected, atol=1e-4)
+
+
+def test_models_that_mix_completions_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="Lfm2ForCausalLM .lfm2. has layers of the type conv"): Scorer(tiny_of("lfm2", layer_types=["conv", "full_attention"]))
+    eager = tiny_model("llama", tokenizer)
+    eager.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="LlamaForCausalLM computes attention with 'eager', .*attn_implementation='sdpa'"): Scorer(eager)
+    with pytest.raises(ValueError, match="FalconForCausalLM gives other log-probabilities to two completions in one row"): Scorer(tiny_of("falcon", alibi=True))
+
+
+def test_a_sliding_window_bounds_rows_with_several_completions():
+    "A window of 4: one completion a row may be longer, two may not; side by side they may take more than 4 places."
+    model = tiny_of("gemma3_text", sliding_window=4, layer_types=["sliding_attention", "full_attention"])
+    single, short, longer = Row("a", [5, 6, 7], [[8, 9, 10, 11]]), Row("b", [5, 6], [[8, 9, 10], [11, 12, 13]]), Row("c", [5, 6], [[8, 9, 10], [11, 12, 13, 14]])
+    for row in (single, short): np.testing.assert_allclose(score(model, [row], precision="fp32"), alone(model, [row]), atol=1e-4)
+    with pytest.raises(ValueError, match="has 5 tokens, more than the window of 4 that Gemma3ForCausalLM has.*use shorter prompts"): score(model, [longer], precision="fp32")
+
+
+def common_logits(tokenizer):
+    "A GPT-2 whose logits all lie near -80, as the published one's do: a common part of all embeddings, and a hidden state that meets it."
+    model = tiny_model("gpt2", tokenizer).eval()
+    with torch.no_grad():
+        model.transformer.ln_f.bias[0] -= 30
+        model.transformer.wte.weight[:, 0] = 3
+    return model
+
+
+@pytest.mark.parametrize("at_once", [2**24, 400])
+def test_answers_of_one_token_do_not_tie_in_bf16(at_once, tokenizer, monkeypatch):
+    monkeypatch.setattr("sftdpo.batches.AT_ONCE", at_once)
+    model, answers = common_logits(tokenizer), list(range(1, 40))
+    rows = [Row(str(i), [5 + i, 6, 7], [[answer] for answer in answers]) for i in range(4)]
+    exact, rough = score(model, rows, precision="fp32"), score(model, rows, precision="bf16")
+    with torch.no_grad(): assert model(torch.tensor([rows[0].prompt])).logits[0, -1].mean() == pytest.approx(-80, abs=5)
+    assert abs(rough - exact).max() < 0.2 and all(len(set(row)) == len(answers) for row in rough)
+    policy = Scorer(model, "bf16").train()(**collate(rows))
+    assert policy.requires_grad
+    np.testing.assert_allclose(policy.detach(), rough, atol=0.05)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -194,7 +256,51 @@ def test_a_wrong_reference_ends_the_stage(tokenizer, monkeypatch):
         scores, held_out, seconds = score_rightly(*arguments)
         return scores + np.array([5.0, 0.0]), held_out, seconds
     monkeypatch.setattr(sftdpo.trainer, "reference_of", wrongly)
-    with pytest.raises(ValueError, match="must be 0.6931"): train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(), DPO, progress=False)
+    with pytest.raises(ValueError, match="nats a token from its reference, where both are the same model"): train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(), DPO, progress=False)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("loss", [dict(loss="ipo", beta=0.01), dict(loss="ipo", beta=0.5), dict(beta=5.0), dict(loss="hinge", beta=2.0)], ids=str)
+def test_a_right_start_is_right_for_every_loss(loss, precision, tokenizer):
+    rows = [Row(row.id, row.prompt, [completion * 12 for completion in row.completions]) for row in pair_rows(8)]
+    train_stage(common_logits(tokenizer), rows, DPO.replace(epochs=1, precision=precision, **loss), progress=False)
+
+
+def test_a_wrong_start_is_wrong_for_every_beta(tokenizer, monkeypatch):
+    "Dropout that was left on moves log-probabilities, whatever a small beta makes of that."
+    monkeypatch.setattr("sftdpo.trainer.prepare_dropout", lambda model, stage: None)
+    for beta in (1e-4, 0.1):
+        with pytest.raises(ValueError, match="or dropout is on. Delete the stage's folder"): train_stage(tuned("gpt2", tokenizer, "full", dropout=0.1), pair_rows(), DPO.replace(beta=beta), progress=False)
+    policy = torch.tensor([[-3.0, -40.0]])
+    check_start(policy, policy + 1, tokens=12, precision="bf16")
+    with pytest.raises(ValueError, match="starts 0.1667 nats a token"): check_start(policy, policy + 1, tokens=12, precision="fp32")
+
+
+@pytest.mark.parametrize("schedule, expected", [("constant", [0.0, 1 / 3, 2 / 3, 1.0, 1.0, 1.0]), ("linear", [0.0, 1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3])])
+def test_every_schedule_warms_up(schedule, expected, tokenizer):
+    from sftdpo.trl_engine import train_stage_with_trl
+    stage, rows = SFT.replace(schedule=schedule, warmup=0.5), answers(pair_rows())
+    ours = train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, progress=False)
+    theirs = train_stage_with_trl(tuned("gpt2", tokenizer, "full"), tokenizer, rows, stage, progress=False)
+    for result in (ours, theirs): assert result.history.learning_rate.dropna().tolist() == pytest.approx([3e-3 * share for share in expected])
+
+
+def test_step_times_wait_for_the_gpu(monkeypatch):
+    "A made-up GPU that needs two seconds for what a step gave it, and one for what came before."
+    now, left = [0.0], [1.0]
+    def synchronize():
+        now[0] += left[0]
+        left[0] = 0.0
+    monkeypatch.setattr("sftdpo.trainer.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("sftdpo.trainer.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sftdpo.trainer.torch.cuda.synchronize", synchronize)
+    watch = Watch([], None, False, "")
+    watch.trainer, watch.bar = SimpleNamespace(train_dataset=[], stage=SFT.replace(checkpoint_minutes=0)), SimpleNamespace(n=0, update=lambda n: None)
+    watch.total, state = 8, SimpleNamespace(global_step=1)
+    watch.on_step_begin(None, state, None)
+    left[0] = 2.0
+    watch.on_step_end(None, state, None)
+    assert watch.duration == 2.0
 
 
 def test_stopped_after_the_last_step(tokenizer, tmp_path, monkeypatch):
@@ -254,6 +360,16 @@ def test_trl_engine_trains_the_same_stage(tokenizer):
         history = train_stage_with_trl(model, tokenizer, rows, DPO, held_out=rows[:6], progress=False).history
         assert history.loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-4)
         assert history.held_out_reward_accuracy.dropna().iloc[-1] > 0.8
+
+
+def test_trl_starts_at_log_2_in_bf16_too(tokenizer):
+    "TRL makes a one-token answer's logits in bf16, so its reference has them in bf16: with a beta of 5, another rounding would show."
+    from sftdpo.trl_engine import train_stage_with_trl
+    rows = [Row(str(i), [5 + i, 6, 7], [[10 + i], [90 - i]]) for i in range(16)]
+    model = common_logits(tokenizer)
+    history = train_stage_with_trl(model, tokenizer, rows, DPO.replace(beta=5.0, precision="bf16", batch_size=16), held_out=rows, progress=False).history
+    assert [history[name].dropna().iloc[0] for name in ("loss", "held_out_loss")] == pytest.approx([math.log(2)] * 2, abs=0.01)
+    assert Scorer(model, "bf16").fast
 
 
 @pytest.mark.cuda

@@ -1,7 +1,7 @@
 """Tiny random models and a tiny tokenizer: real architectures, about 100,000 parameters, made in milliseconds."""
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 end_of_text = "<|endoftext|>"
 text = """yes
@@ -41,3 +41,14 @@ def tiny_model(
                                           embd_pdrop=dropout, attn_pdrop=dropout, **size))
     return LlamaForCausalLM(LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
                                         num_key_value_heads=2, max_position_embeddings=256, attention_dropout=dropout, **size))
+
+
+def tiny_of(
+    kind: str,  # a model type of transformers
+    **settings,  # beyond the usual names of width and depth
+):
+    "A random causal language model of any type, of two layers, without dropout."
+    size = dict(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+                max_position_embeddings=256, initializer_range=0.3, bos_token_id=0, eos_token_id=0, pad_token_id=None)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **size | settings)).eval()
