@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from .batches import autocast, score
 from .config import Sampling
 from .data import Example, TaskData, tokenize, verbalizer_rows
+from .model import context_length
 from .questions import word_overlap
-from .rows import context_length, prompt_ids
+from .rows import prompt_ids
 
 # %% ../nbs/05_evaluate.ipynb #2dba95c3
 def mean_interval(

@@ -19,8 +19,7 @@ from transformers import AutoConfig
 from .batches import best_precision
 from .config import Run, identity, relevant, to_dict
 from .data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
-from .model import fetch_hub, in_hub_cache, load_tokenizer, locate
-from .rows import context_length
+from .model import context_length, fetch_hub, in_hub_cache, load_tokenizer, locate
 
 # %% ../nbs/06a_keys.ipynb #becaf0cf
 def device() -> str:

