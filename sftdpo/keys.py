@@ -57,7 +57,7 @@ def tokenizer_of(
 ) -> tuple:         # tokenizer, tokens it reads
     "A backbone's tokenizer and the length of what it reads, without its weights."
     folder = backbone_folder(backbone)
-    return load_tokenizer(str(folder), local_files_only=True), context_length(AutoConfig.from_pretrained(folder))
+    return load_tokenizer(str(folder), local_files_only=True), context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 # %% ../nbs/06a_keys.ipynb #53ef703b
 @lru_cache(maxsize=32)
