@@ -31,7 +31,7 @@ from .evaluate import baselines, evaluate, reward_accuracy, sample, with_interva
 from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
                          training_examples)
 from .model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy, written_whole
-from .safe_files import held, read_json, write_json
+from .safe_files import held, read_json, write_json, write_text
 from .trainer import StageResult, train_stage
 
 # %% ../nbs/06b_runs.ipynb #31ab0094
@@ -119,7 +119,7 @@ def finish_stage(
     held_out = stage_rows(run, stage, model, tokenizer, subset(data.choose, min(HELD_OUT, len(data.choose)), 0))
     pairs_seconds = time.perf_counter() - started
     result = train(run, stage, model, tokenizer, rows, held_out, folder, progress, f"{run.task} {stage.kind} {run.tuning}")
-    result.history.to_csv(folder / "history.csv", index=False)
+    write_text(folder / "history.csv", result.history.to_csv(index=False))
     save_policy(model, tokenizer, folder / "policy")
     write_json(folder / "stage.json", dict(
         result.summary(), pairs_seconds=pairs_seconds, seconds=result.seconds + pairs_seconds, rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model),
