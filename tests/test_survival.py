@@ -54,6 +54,7 @@ def dies_in(moment):
 def study_process(study, folder, log, moment):
     "What a child does: the study, and a line in the log for each stage that it finishes."
     import sftdpo.work
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began in the background pass an ignored Ctrl-C on
     torch.set_num_threads(1)
     little_data()
     finish = sftdpo.work.finish_stage
