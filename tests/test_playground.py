@@ -470,7 +470,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.wait(lambda: not page.button("Run").is_enabled(), "a Run that cannot be pressed")
     page.shoot("mistake")
     page.fill("name", "in a browser")
-    page.fill("train size", "400")
+    page.fill("train size", "200")
     page.fill("test size", "32")
     for label in ("dpo", "sft-dpo", "lora"): page.tick(label)
     page.fold("SFT stages")
@@ -511,4 +511,4 @@ def test_in_a_browser(server, browser, tmp_path, name):
     errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
     assert [message for message in errors if VOILAS_OWN not in message] == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))
-    assert history["step"].max() == 200 and history["loss"].notna().sum() == 200
+    assert history["step"].max() == 100 and history["loss"].notna().sum() == 100
