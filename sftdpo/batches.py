@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SHORT', 'AT_ONCE', 'LAST_LAYERS', 'MEMORY_WORDS', 'TOGETHER', 'segments_of', 'width_of', 'attention_of',
            'positions_of', 'collate', 'best_precision', 'autocast', 'attention', 'token_log_probabilities_at',
-           'ChunkedLogProbabilities', 'only_at', 'recomputes', 'last_layers', 'to_device', 'Scorer', 'length_batches',
-           'out_of_memory', 'halve', 'score', 'score_together', 'epoch_batches']
+           'ChunkedLogProbabilities', 'only_at', 'recomputes', 'last_layers', 'to_device', 'own_tokens', 'fast_tokens',
+           'fast_route_holds', 'Scorer', 'length_batches', 'out_of_memory', 'halve', 'score', 'score_together',
+           'epoch_batches']
 
 # %% ../nbs/04_batches.ipynb #4c7bb5b1
 import gc
@@ -225,6 +226,43 @@ def to_device(batch: dict, device) -> dict:
     "The batch with its tensors on the device."
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
+# %% ../nbs/04_batches.ipynb #9eadde17
+def own_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
+    "Log-probability of each target, [targets], from the model's own logits, in whatever precision it makes them."
+    forward = getattr(causal, "_original_forward", causal)  # accelerate leaves an autocast of its own around a model that TRL trained
+    return token_log_probabilities_at(forward(input_ids=input_ids, use_cache=False, **layout).logits.flatten(0, 1)[places], source, targets)
+
+def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
+    "The same from logits that are made at the scored places only; `exact`: in fp32."
+    with only_at(last_layers(causal), places):
+        hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout).last_hidden_state.flatten(0, 1)[places]
+    head, device = causal.get_output_embeddings(), hidden.device.type
+    with torch.autocast(device, enabled=False) if exact else nullcontext():
+        if exact: hidden = hidden.to(head.weight.dtype)
+        if type(head) is not nn.Linear or len(places) * head.out_features <= AT_ONCE: return token_log_probabilities_at(head(hidden), source, targets)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        return ChunkedLogProbabilities.apply(hidden, head.weight, head.bias, source, targets, dtype, max(1, AT_ONCE // head.out_features))
+
+# %% ../nbs/04_batches.ipynb #7a8e3c67
+@torch.no_grad()
+def fast_route_holds(
+    causal: nn.Module,  # a causal language model of transformers, in eval mode
+) -> bool:
+    "Does the fast route give what the model's own gives? A `ValueError` if that is not the same for two completions in one row and in a row each."
+    device = next(causal.parameters()).device
+    near = 1e-3 if causal.dtype == torch.float32 else 2e-2
+    prompt, *completions = [[causal.config.get_text_config().vocab_size * k // 7 for k in (i, i + 1)] for i in (1, 3, 5)]
+    def found(route, rows):
+        batch = to_device(collate(rows), device)
+        with torch.autocast(device.type, enabled=False): return route(causal, **{name: batch[name] for name in batch if name not in ("sequences", "completions")})
+    def alike(route, expected, near):
+        try: return torch.allclose(found(route, [Row("together", prompt, completions)]), expected, near, near, equal_nan=True)
+        except Exception: return False  # whatever this model does not take
+    expected = found(own_tokens, [Row("alone", prompt, [completion]) for completion in completions])
+    if not alike(own_tokens, expected, 10 * near):
+        raise ValueError(f"{type(causal).__name__} gives other log-probabilities to two completions in one row than to each alone: it overlooks the attention mask or the positions; {SUPPORTED}")
+    return alike(fast_tokens, expected, near)
+
 # %% ../nbs/04_batches.ipynb #435ac7dc
 class Scorer(nn.Module):
     "A causal language model that scores completions instead of giving logits."
@@ -243,47 +281,13 @@ class Scorer(nn.Module):
                              f"load it with attn_implementation='sdpa' ({SUPPORTED})")
         self.window = sliding_window(config)
         self.eval()
-        try: self.fast = self.try_routes()
+        try: self.fast = fast_route_holds(self.causal_model)
         finally: self.train(training)
 
     @property
     def causal_model(self) -> nn.Module:
         "The transformers model itself, with any adapter layers in place."
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-
-    def own_tokens(self, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-        "Log-probability of each target, [targets], from the model's own logits, in whatever precision it makes them."
-        forward = getattr(self.causal_model, "_original_forward", self.causal_model)  # accelerate leaves an autocast of its own around a model that TRL trained
-        return token_log_probabilities_at(forward(input_ids=input_ids, use_cache=False, **layout).logits.flatten(0, 1)[places], source, targets)
-
-    def fast_tokens(self, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-        "The same from logits that are made at the scored places only; `exact`: in fp32."
-        causal = self.causal_model
-        with only_at(last_layers(causal), places):
-            hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout).last_hidden_state.flatten(0, 1)[places]
-        head, device = causal.get_output_embeddings(), hidden.device.type
-        with torch.autocast(device, enabled=False) if exact else nullcontext():
-            if exact: hidden = hidden.to(head.weight.dtype)
-            if type(head) is not nn.Linear or len(places) * head.out_features <= AT_ONCE: return token_log_probabilities_at(head(hidden), source, targets)
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-            return ChunkedLogProbabilities.apply(hidden, head.weight, head.bias, source, targets, dtype, max(1, AT_ONCE // head.out_features))
-
-    @torch.no_grad()
-    def try_routes(self) -> bool:
-        "Does the fast route give what the model's own gives? A `ValueError` if that is not the same for two completions in one row and in a row each."
-        causal, device = self.causal_model, next(self.parameters()).device
-        near = 1e-3 if causal.dtype == torch.float32 else 2e-2
-        prompt, *completions = [[causal.config.get_text_config().vocab_size * k // 7 for k in (i, i + 1)] for i in (1, 3, 5)]
-        def found(route, rows):
-            batch = to_device(collate(rows), device)
-            with torch.autocast(device.type, enabled=False): return route(**{name: batch[name] for name in batch if name not in ("sequences", "completions")})
-        def alike(route, expected, near):
-            try: return torch.allclose(found(route, [Row("together", prompt, completions)]), expected, near, near, equal_nan=True)
-            except Exception: return False  # whatever this model does not take
-        expected = found(self.own_tokens, [Row("alone", prompt, [completion]) for completion in completions])
-        if not alike(self.own_tokens, expected, 10 * near):
-            raise ValueError(f"{type(causal).__name__} gives other log-probabilities to two completions in one row than to each alone: it overlooks the attention mask or the positions; {SUPPORTED}")
-        return alike(self.fast_tokens, expected, near)
 
     def forward(
         self,
@@ -299,9 +303,9 @@ class Scorer(nn.Module):
         if layout and self.window and (longest := int(layout["position_ids"].max()) + 1) > self.window:
             raise ValueError(f"A prompt with one of its completions has {longest} tokens, more than the window of {self.window} that {type(self.causal_model).__name__} has in its sliding "
                              "attention, which rows of several completions do without: use shorter prompts or completions, or a backbone with a wider window.")
-        kept, route = self.training and not recomputes(self.causal_model), self.fast_tokens if self.fast else self.own_tokens
+        kept, route = self.training and not recomputes(self.causal_model), fast_tokens if self.fast else own_tokens
         with autocast(self.precision, input_ids.device), attention(input_ids.shape[1], input_ids.device, kept):
-            tokens = route(input_ids, places, source, targets, exact=self.exact and len(targets) == len(input_ids) * completions, **layout)
+            tokens = route(self.causal_model, input_ids, places, source, targets, exact=self.exact and len(targets) == len(input_ids) * completions, **layout)
         total = tokens.new_zeros(len(input_ids) * completions)
         return total.index_add(0, sequences, tokens).view(-1, completions)
 
