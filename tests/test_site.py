@@ -22,20 +22,27 @@ def nbs():
     return Path(__file__).resolve().parent.parent / "nbs"
 
 
-def test_every_notebook_stands_in_a_section(nbs):
+def test_the_sidebar_is_the_reading_order(nbs):
     names = docs.notebooks(nbs)
     parts = docs.sidebar(names)["website"]["sidebar"]["contents"]
-    assert [part["section"] for part in parts] == ["Tutorial", "Method", "Analysis", "Reference"]
+    assert [part["section"] for part in parts] == list(docs.CHAPTERS)
     listed = [name for part in parts for name in part["contents"]]
     assert sorted(listed) == names and listed[0] == "index.ipynb"
-    assert docs.place("03_loss.ipynb")[0] == "Method" and docs.place("study/bard.ipynb")[0] == "Analysis"
+    lesson = next(part["contents"] for part in parts if part["section"] == "The lesson")
+    assert [docs.without_numbers(name) for name in lesson] == [f"{name}.ipynb" for name in ("data", "model", "loss", "batches", "trainer", "evaluate")]
+    numbered = [name for name in listed if re.match(r"\d", name)]
+    assert numbered == sorted(numbered), "the numbers at the top of nbs say the reading order"
 
 
-def test_no_section_names_a_notebook_that_has_gone(nbs):
+def test_no_chapter_names_a_notebook_that_has_gone(nbs):
     met = {docs.place(name) for name in docs.notebooks(nbs)}
-    for section, patterns in docs.SECTIONS.items():
+    for chapter, patterns in docs.CHAPTERS.items():
         for number, pattern in enumerate(patterns):
-            assert (section, number) in met or pattern in docs.LATER, f"{section}: no notebook is {pattern!r}"
+            assert (chapter, number) in met, f"{chapter}: no notebook is {pattern!r}"
+
+
+def test_the_top_of_the_notebooks_is_short(nbs):
+    assert len(list(nbs.glob("*.ipynb"))) <= 20
 
 
 def test_pages_have_a_title_and_a_promise(nbs):

@@ -18,13 +18,18 @@ from nbdev.quarto import refresh_quarto_yml
 
 from pages import Pages
 
-SECTIONS = {  # a notebook's section and place are those of the first pattern that its name without number matches
-    "Tutorial": ["index", "study/playground*", "study/own_data", "extending"],
-    "Method": ["examples", "questions", "rows", "data", "model", "loss", "batches", "trainer", "evaluate", "choosing", "stats", "claims"],
-    "Analysis": ["study/*"],
-    "Reference": ["glossary", "cli", "config", "*"],
+CHAPTERS = {  # the reading order: each notebook belongs to the first chapter with a pattern that its path matches
+    "Start here": ["index", "study/own_data", "study/playground"],
+    "Answers": ["study/*"],
+    "The lesson": ["0*"],
+    "Studies": ["1*"],
+    "Results and doors": ["2*"],
+    "Carrying on": ["extending", "glossary"],
+    "Machinery: reading": ["reading/*"],
+    "Machinery: measures": ["measures/*"],
+    "Machinery: engine": ["engine/*"],
+    "Machinery: page": ["page/*"],
 }
-LATER = set()  # patterns of what need not be there
 
 
 def without_numbers(
@@ -43,19 +48,18 @@ def with_plain_links(
 
 def place(
     notebook,  # path below nbs
-):  # section, and which of its patterns
+):  # chapter, and which of its patterns
     "Where a notebook stands in the sidebar."
-    name = without_numbers(notebook).removesuffix(".ipynb")
-    return next((section, number) for section, patterns in SECTIONS.items()
-                for number, pattern in enumerate(patterns) if fnmatch.fnmatchcase(name, pattern))
+    name = notebook.removesuffix(".ipynb")
+    return next((chapter, number) for chapter, patterns in CHAPTERS.items() for number, pattern in enumerate(patterns) if fnmatch.fnmatchcase(name, pattern))
 
 
 def sidebar(
     notebooks,  # paths below nbs
 ):  # what Quarto reads in sidebar.yml
-    "The four sections and the notebooks in them."
+    "The chapters and the notebooks in them; within a pattern, in the order of their names."
     found = sorted((*place(notebook), notebook) for notebook in notebooks)
-    contents = [{"section": section, "contents": [notebook for where, _, notebook in found if where == section]} for section in SECTIONS]
+    contents = [{"section": chapter, "contents": [notebook for where, _, notebook in found if where == chapter]} for chapter in CHAPTERS]
     return {"website": {"sidebar": {"contents": [part for part in contents if part["contents"]]}}}
 
 

@@ -61,7 +61,8 @@ def line_of(
     symbol,  # a function or a class of the package, as its notebook has just defined it
 ):  # a number
     "The line of the module where a symbol begins."
-    module = importlib.import_module("sftdpo." + NbdevLookup()[symbol.__qualname__][1].split("/")[-1].removesuffix(".py"))
+    file = NbdevLookup()[symbol.__qualname__][1].removesuffix(".py")
+    module = importlib.import_module(".".join(["sftdpo", *file.split("sftdpo/")[-1].split("/")]))
     there = functools.reduce(getattr, symbol.__qualname__.split("."), module)
     return inspect.getsourcelines(inspect.unwrap(there))[1]
 
