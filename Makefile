@@ -25,8 +25,11 @@ test: $(VENV)/installed-dev check ## set up, then run every test: in step, noteb
 	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
 	$(TEST_ENVIRONMENT) python -m pytest -n $(WORKERS) --dist worksteal
 
-check: $(VENV)/installed-dev ## are notebooks clean, and package and README in step with them?
+check: $(VENV)/installed-dev ## are notebooks clean, package and README in step, the code free of lint, the types right?
 	$(BIN)/python tools/check_in_step.py
+	$(BIN)/ruff check sftdpo tests tools
+	$(BIN)/mypy
+	$(BIN)/python tools/notebook_style.py --check
 
 export: $(VENV)/installed-dev ## notebooks -> package, clean notebooks, README
 	$(BIN)/nbdev_export
