@@ -245,11 +245,14 @@ def check_layers(
 def sdpa_missing_named(
     name: str, # what is loaded in the block
 ):
-    "Say which models are supported where transformers advises on an attention that this package does not use"
+    "Say in one line what transformers says in many: an attention that this package does not use, weights of another size"
     try: yield
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error): raise
         raise ValueError(f"{name} cannot compute with scaled_dot_product_attention in transformers; {SUPPORTED}") from None
+    except RuntimeError as error:
+        if "mismatch" not in str(error): raise
+        raise ValueError(f"{name}: its weights have other sizes than its config.json says: copy or download both from one place again") from None
 
 # %% ../nbs/02_model.ipynb #4cce2c92
 def sliding_window(
@@ -281,7 +284,8 @@ def read_config(
         refuse(f"has the model_type {kind!r}, which transformers {transformers.__version__} does not know")
     if settings.get("quantization_config"): refuse("describes quantized weights, which cannot be trained: take the model as it was before, in 16 or 32 bits")
     if settings.get("transformers_weights"): refuse(f"names {settings['transformers_weights']!r} as its weights: rename that file to model.safetensors and take transformers_weights out")
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try: config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error: refuse(f"cannot be used ({' '.join(str(error).split())[:200]})") # whatever transformers says of a wrong value
     causal = {name for names in [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ())] for name in ([names] if isinstance(names, str) else names)}
     encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
     if encoder or not causal or (classes and not causal & set(classes)):
