@@ -179,7 +179,7 @@ def test_plain_transformers_gives_our_texts_and_stops_where_ours_stop(learnt):
 def test_the_tokenizer_is_saved_as_it_came(learnt):
     _, home, folder, _, _ = learnt
     before, after = (json.loads((place / "tokenizer_config.json").read_text()) for place in (home / "backbone", folder))
-    assert after["padding_side"] == "left" and {**before, "name_or_path": 0} == {**after, "name_or_path": 0}
+    assert after["padding_side"] == "left" and {name: after.get(name) for name in before} == before   # transformers adds where it was read from
     assert json.loads((home / "backbone" / "tokenizer.json").read_text()) == json.loads((folder / "tokenizer.json").read_text())
     assert AutoTokenizer.from_pretrained(folder).pad_token == "<unk>"
 
