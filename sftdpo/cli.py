@@ -153,7 +153,7 @@ class Submit:
 class Generate:
     "Continue a text with a saved model or a backbone."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    prompt: str | None = None  # the text to continue, a line end written as \\n as in --reading.prompt; none given: the first lines of a test sonnet
+    prompt: str | None = None  # the text to continue, a line end written as \n as in --reading.prompt; none given: the first lines of a test sonnet
     seed: int = 0  # another seed, other samples
     max_lines: int | None = None  # lines at most; none given: as many as the model writes
     sampling: Sampling = Sampling(samples=1)  # how it is continued
