@@ -2,11 +2,8 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -22,7 +19,7 @@ pairs = [("Question: Why does tea matter?\nAnswer:", " It matters."), ("Question
          ("Give the opposite: un", "happy"), ("a\n", "\nb"), ("Price: ", "$46 as of 10am"), ("Stars?\n", "1"), ("Mood: ", "  é")]
 
 
-def sentencepiece_like(kind):
+def sentencepiece_like(kind, **settings):
     "A byte-fallback BPE whose blanks are ▁; one is put before every text as Llama 2 (`prepend`), or Metaspace (`first`, `always`) does it."
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     if kind == "prepend": tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -32,7 +29,7 @@ def sentencepiece_like(kind):
     tokenizer.train_from_iterator([text, *map("".join, pairs), "0 1 no yes unhappy happy"] * 3, trainer)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", **settings)
 
 
 def saved(kind, tokenizer, folder, **settings):
@@ -131,8 +128,7 @@ def test_a_tokenizer_that_knows_no_accent_is_noted(tmp_path):
 
 def awkward(folder):
     "A Llama whose configuration names another end than its tokenizer, which pads on the left and has a padding token."
-    tokenizer = sentencepiece_like("prepend")
-    tokenizer.pad_token, tokenizer.padding_side = "<unk>", "left"
+    tokenizer = sentencepiece_like("prepend", pad_token="<unk>", padding_side="left")
     model = tiny_model("llama", tokenizer, initializer_range=.02)
     model.config.eos_token_id = model.generation_config.eos_token_id = 300
     model.generation_config.repetition_penalty = 1.3
