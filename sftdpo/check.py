@@ -20,7 +20,7 @@ from .config import Reading
 from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_key, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, plain_markdown, printable, tables_of, write_problems
-from .rows import longer_than, suggest_verbalizers, token_counts
+from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
 from .shapes import guess_task
 
 # %% ../nbs/02_check.ipynb #6da91ebd
@@ -38,10 +38,11 @@ _quantiles = {"shortest": 0, "median": .5, "90 %": .9, "99 %": .99, "longest": 1
 def length_quantiles(
     texts: Sequence[str],  # of one kind: prompts, or completions
     tokenizer,             # of the backbone
+    continuing: bool = False,  # whether they go on after a prompt
 ) -> dict[str, int]:       # tokens
     "How long texts are."
     if len(texts) > SAMPLED: texts = [texts[i] for i in sorted(range(len(texts)), key=lambda i: chance("lengths", i))[:SAMPLED]]
-    counts = sorted(token_counts(texts, tokenizer))
+    counts = sorted(token_counts(texts, tokenizer, continuing))
     return {name: counts[min(len(counts) - 1, int(share * len(counts)))] for name, share in _quantiles.items()} if counts else {}
 
 # %% ../nbs/02_check.ipynb #16060e27
@@ -229,9 +230,12 @@ def check_data(
     everything = [e for examples in data.splits.values() for e in examples]
     if tokenizer is not None:
         texts = dict(prompt=[e.prompt for e in everything], completion=[e.completion for e in everything], rejected=[e.rejected for e in everything if e.rejected is not None])
-        report.lengths = {"chosen" if part == "completion" and texts["rejected"] else part: length_quantiles(some, tokenizer) for part, some in texts.items() if some and not (part == "completion" and data.verbalizers)}
+        report.lengths = {"chosen" if part == "completion" and texts["rejected"] else part: length_quantiles(some, tokenizer, part != "prompt") for part, some in texts.items() if some and not (part == "completion" and data.verbalizers)}
         if len(everything) > SAMPLED: report.notes.append(f"lengths are those of {SAMPLED:,} examples drawn by chance")
-        report.verbalizers = dict(zip(data.verbalizers, token_counts(data.verbalizers, tokenizer)))
+        report.verbalizers = dict(zip(data.verbalizers, token_counts(data.verbalizers, tokenizer, True)))
+        try: check_joints(everything, tokenizer)
+        except DataError as error: report.stops.append(str(error))
+        if changed := read_otherwise(everything, tokenizer): report.notes.append(f"the backbone's tokenizer itself changes the text of {counted(len(changed), 'example')} (first: {', '.join(changed[:3])}): it has another form for some letters, or none")
         if any(n != 1 for n in report.verbalizers.values()): report.suggestion = suggest_verbalizers(data.verbalizers, tokenizer)
     if tokenizer is not None and max_length:
         for split, examples in data.splits.items():

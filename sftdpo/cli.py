@@ -8,6 +8,7 @@ __all__ = ['QUICKSTART', 'Compare', 'Plan', 'Report', 'Data', 'Quickstart', 'Tra
 
 # %% ../nbs/11_cli.ipynb #1ae677d8
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ class Submit:
 class Generate:
     "Continue a text with a saved model or a backbone."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    prompt: str | None = None  # the text to continue; none given: the first lines of a test sonnet
+    prompt: str | None = None  # the text to continue, a line end written as \n as in --reading.prompt; none given: the first lines of a test sonnet
     seed: int = 0  # another seed, other samples
     max_lines: int | None = None  # lines at most; none given: as many as the model writes
     sampling: Sampling = Sampling(samples=1)  # how it is continued
@@ -161,7 +162,8 @@ class Generate:
         from sftdpo.data import load_task
         from sftdpo.evaluate import sample
         from sftdpo.study import load_any
-        prompt = self.prompt or load_task("sonnet").test[0].prompt
+        typed = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}  # as in --reading.prompt
+        prompt = re.sub(r"\\[nt\\]", lambda found: typed[found[0]], self.prompt) if self.prompt else load_task("sonnet").test[0].prompt
         model, tokenizer = load_any(self.model)
         for text in sample(model, tokenizer, [prompt], self.sampling, self.seed, self.max_lines)[0]: print(f"{prompt}{text}\n")
 

@@ -23,7 +23,7 @@ from .config import Reading
 from .examples import DataError, Example, chance, collector_at_rest, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
 from .files import Problem, Table, UnusableRows, as_text, decode, keep, plain_markdown, read_bytes, read_table, tables_of
 from .questions import generated_questions
-from .rows import Row, check_verbalizers, fit, tokenize, verbalizer_rows
+from .rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
 from .shapes import Shape, find_shape
 
 # %% ../nbs/01_data.ipynb #34a77c5e
@@ -535,6 +535,8 @@ def fit_task(
 ) -> TaskData:               # the same object where everything fits
     "The task as this backbone can read it."
     if data.verbalizers: check_verbalizers(data.verbalizers, tokenizer)
+    if data.end_of_text: check_end(tokenizer)
+    for examples in data.splits.values(): check_joints(examples, tokenizer)
     splits = {split: fit(examples, tokenizer, data.end_of_text, max_length, too_long, split) for split, examples in data.splits.items()}
     changed = {split: sum(a is not b for a, b in zip(new, data.splits[split])) if len(new) == len(data.splits[split]) else len(data.splits[split]) - len(new) for split, new in splits.items()}
     if not any(changed.values()): return data

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoConfig
 
 from .batches import best_precision
 from .config import Run, identity, relevant, to_dict
 from .data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
-from .model import context_length, fetch_hub, in_hub_cache, load_tokenizer, locate
+from .model import context_length, fetch_hub, in_hub_cache, inspect_backbone, locate
 
 # %% ../nbs/06a_keys.ipynb #becaf0cf
 def device() -> str:
@@ -55,9 +54,9 @@ def backbone_fingerprint(
 def tokenizer_of(
     backbone: str,  # what `load_backbone` takes
 ) -> tuple:         # tokenizer, tokens it reads
-    "A backbone's tokenizer and the length of what it reads, without its weights."
-    folder = backbone_folder(backbone)
-    return load_tokenizer(str(folder), local_files_only=True), context_length(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    "A backbone's tokenizer and the length of what it reads; whatever cannot work with it is said here, before data is read."
+    found = inspect_backbone(backbone)
+    return found.tokenizer, context_length(found.config)
 
 # %% ../nbs/06a_keys.ipynb #53ef703b
 @lru_cache(maxsize=32)

