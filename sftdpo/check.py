@@ -21,6 +21,7 @@ from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_k
 from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, plain_markdown, printable, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
+from .safe_files import write_json, write_text
 from .shapes import guess_task
 
 # %% ../nbs/02_check.ipynb #6da91ebd
@@ -366,6 +367,6 @@ def write_check(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder/"data.json", folder/"data.txt"]
-    paths[0].write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
+    write_json(paths[0], report.to_dict())
+    write_text(paths[1], f"{report}\n")
     return paths + ([write_problems(report.problems, folder/"unusable.csv")] if report.problems else [])

@@ -16,6 +16,7 @@ from typing import Annotated, Literal, Union
 import tyro
 
 from .config import Benchmark, Execution, Reading, Run, Sampling, Stage, Study, TaskName, WorkFailed, from_yaml
+from .plain_text import clean_output, visible
 
 # %% ../nbs/11_cli.ipynb #966dd84e
 @dataclass
@@ -206,12 +207,14 @@ def main(
     words: list[str] | None = None,  # the command line; none given: that of the process
 ):
     "Run `sftdpo`; the exit code is 0, 1 where runs failed, or 2 where the user can mend something."
-    try: parse(sys.argv[1:] if words is None else words)()
+    try:
+        command = parse(sys.argv[1:] if words is None else words)
+        with clean_output(): command()
     except KeyboardInterrupt: sys.exit("\nstopped; the same command goes on from here")
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has gone
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"sftdpo: {error}", file=sys.stderr)
+        print(f"sftdpo: {visible(error)}", file=sys.stderr)
         sys.exit(2)
     except WorkFailed as error:
-        print(f"sftdpo: {error}", file=sys.stderr)
+        print(f"sftdpo: {visible(error)}", file=sys.stderr)
         sys.exit(1)

@@ -129,4 +129,5 @@ def print_tables(
         beside = [f"{title} {found[f'baseline_{metric}'] * factor:.1f}" for metric, (title, factor) in BESIDE[task].items() if f"baseline_{metric}" in found]
         print("without training: " + ", ".join(beside))
         if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")
+    if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
     print(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")
