@@ -227,16 +227,16 @@ def live_history(
 COMMAND = """
 import sys
 from pathlib import Path
-from sftdpo.safe_files import held
-with held(Path(sys.argv[1]), wait=2) as mine:  # a page that asks who is at work holds it for a moment
-    if not mine: sys.exit("sftdpo: this folder is being worked on from another page")
+from sftdpo.safe_files import held, signed
+with held(Path(sys.argv[1]), wait=2, say=lambda text: None) as mine:  # a page that asks who is at work holds it for a moment
+    if not mine: sys.exit(f"sftdpo: this folder is being worked on from another page, by {signed(Path(sys.argv[1]))}")
     from sftdpo.cli import main
     main(sys.argv[2:])
 """
 
 
-def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.yaml")
-def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.log")
+def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.yaml")  # of the page's own: a file of the user's has another name
+def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.log")
 def page_lock(folder: Path) -> Path: return folder / "locks" / "page.lock"
 
 # %% ../nbs/10b_live.ipynb #5436a5fe
@@ -270,7 +270,7 @@ def begin(
     check_folder(folder, study)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings_file(folder), to_yaml(study))
-    log_file(folder).write_text("", encoding="utf-8")
+    write_text(log_file(folder), "")  # a new file, also where there was a link
     with open(log_file(folder), "a", encoding="utf-8") as log:
         return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *command_words(folder, execution)[1:]], stdin=subprocess.DEVNULL, stdout=log,
                                 stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -304,7 +304,7 @@ def said_last(
 ) -> str:
     "The last lines of what the process said; of a progress bar, its last state."
     path = log_file(folder)
-    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.exists() else ""
+    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.is_file() and not path.is_symlink() else ""
 
 # %% ../nbs/10b_live.ipynb #359fb452
 class AtWork:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from .claims import Verdict, told
 from .config import Study, to_dict
-from .plots import visible
+from .plain_text import visible
 from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, said, task_part, up_to_date
 from .store import read_examples, read_texts, variants_of
 from .tables import CAVEATS
