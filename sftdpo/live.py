@@ -281,7 +281,7 @@ def working(
 ) -> int | None:   # 0: a process on another machine, or one that does not say its number
     "The number of the process that works on the folder; None if there is none."
     try: signed = holder(page_lock(folder))
-    except PermissionError: return None  # somebody else's folder
+    except OSError: return None  # somebody else's folder, or a link in it, which is refused when the folder is opened
     if signed is None: return None
     match = re.match(r"process (\d+) on (\S+),", signed)
     return int(match[1]) if match and match[2] == socket.gethostname() else 0

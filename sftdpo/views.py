@@ -20,6 +20,7 @@ from .claims import Verdict, told
 from .config import Study, to_dict
 from .plain_text import visible
 from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, said, task_part, up_to_date
+from .safe_files import refuse_links
 from .store import read_examples, read_texts, variants_of
 from .tables import CAVEATS
 
@@ -43,6 +44,7 @@ def read_parts(
 ) -> list[dict]:         # one per task, from `task_part`
     "What a study's folder shows, task by task."
     folder = Path(folder)
+    refuse_links(folder)
     results = up_to_date(folder)
     runs = list(results["run"].unique())
     if not runs: return []

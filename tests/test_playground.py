@@ -548,7 +548,7 @@ def test_the_page_s_socket_asks_for_token_host_and_origin(alone):
     port, token, cookies, kernel = alone
     here, evil = f"127.0.0.1:{port}", f"evil.example:{port}"
     async def opened(query="", **headers):
-        try: (await websocket_connect(HTTPRequest(f"ws://{here}/api/kernels/{kernel}/channels{query}", headers=headers), connect_timeout=PATIENCE)).close()
+        try: (await websocket_connect(HTTPRequest(f"ws://{here}/api/kernels/{kernel}/channels{query}", headers=headers, connect_timeout=PATIENCE))).close()
         except HTTPClientError as error: return error.code
         return "open"
     assert asyncio.run(opened(Cookie=cookies, Origin=f"http://{here}")) == "open"
