@@ -794,5 +794,7 @@ def judge_claims(
     claims: list[str] | None = None,  # which of `CLAIMS`; none given: all
 ) -> list[Verdict]:
     "Ask the claims of a study's folder."
-    results, swept = read_conditions(folder, read_results(folder))
+    results = read_results(folder)
+    if results.empty: return []  # no run is finished
+    results, swept = read_conditions(folder, results)
     return judge(results, read_examples(folder), read_margins(folder) if margins is None else margins, claims, swept)
