@@ -242,6 +242,7 @@ def stages_of(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:          # with the columns path, cell and line; shared stages once
     "The steps of each stage under the path that leads to it."
+    if history.empty: return history.reindex(columns=list(dict.fromkeys([*history, "path", "cell", "line"])))
     history = with_cells(history, variants)
     history = history.sort_values(["cell", "stage"], kind="stable")  # a shared stage is the simplest recipe's
     def path(recipe, stage, kind):

@@ -106,7 +106,7 @@ def cells_table(
         speeds = [f"{group[f'stage{i}_{kind}_examples_per_second'].mean():.1f}" for i, kind in stages]
         seconds = sum(group[f"stage{i}_{kind}_seconds"].mean() for i, kind in stages)
         lines.append(line | {"examples/s per stage": " → ".join(speeds), "training": f"{seconds:.0f} s" if stages else ""})
-    table = pd.DataFrame(lines).set_index("cell")
+    table = pd.DataFrame(lines, columns=None if lines else ["cell"]).set_index("cell")
     return table.loc[:, (table != "").any()]
 
 # %% ../nbs/07c_tables.ipynb #e986e192

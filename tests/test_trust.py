@@ -20,7 +20,9 @@ from sftdpo.examples import Example
 from sftdpo.live import begin, log_file, settings_file, working
 from sftdpo.playground import Playground
 from sftdpo.safe_files import held, write_json
-from sftdpo.store import finished_runs, read_examples, read_results
+from sftdpo.plots import against_time, costs_of, learning_curves, stages_of, with_cells
+from sftdpo.store import finished_runs, read_examples, read_history, read_results
+from sftdpo.tables import cells_table
 from tiny import tiny_model
 
 ESCAPE = "\x1b]0;pwned\x07"
@@ -73,7 +75,7 @@ def test_a_link_in_a_study_is_named_and_not_followed(name, study, foreign, capsy
     link.parent.mkdir(exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(diary)
-    for words in (["report", foreign], [*study[0][:-1], foreign]):
+    for words in (["report", foreign], [*study[0][:-1], foreign], ["plan", *study[0][1:-1], foreign]):
         code, told = ended(words, capsys)
         assert code == 2 and f"{link} is a link to {diary}" in told
     page = Playground(foreign)
@@ -175,6 +177,9 @@ def test_runs_that_all_fail_are_a_sentence(study, tmp_path, monkeypatch, capsys)
     assert len(read_results(tmp_path / "study")) == 0
     assert ended(["report", tmp_path / "study"], capsys)[0] == 0 and "the loss is no number" in (tmp_path / "study/report.html").read_text()
     assert judge_claims(tmp_path / "study") == []
+    results, examples, history = (read(tmp_path / "study") for read in (read_results, read_examples, read_history))
+    assert cells_table(results, "labels", examples).empty and stages_of(history).empty
+    for picture in (learning_curves(stages_of(history)), against_time(costs_of(with_cells(results)), "accuracy")): assert picture.svg()
     page = Playground(tmp_path / "study")
     page.show(page.read(page.home))
     assert "No run is finished yet" in page.views["Cells"].value and "the loss is no number" in page.views["Cells"].value
