@@ -11,7 +11,8 @@ import sys
 from contextlib import contextmanager
 
 # %% ../nbs/00_plain_text.ipynb #12acfb7f
-DIRECTIONS = [0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # marks, embeddings, overrides, isolates
+# marks, embeddings, overrides, isolates
+DIRECTIONS = [0x200E, 0x200F, 0x061C, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0xFEFF, 0xFFFE, 0xFFFF, 0x2028, 0x2029, *DIRECTIONS]
 SHOWN = {code: f"⟨U+{code:04X}⟩" for code in CONTROLS if chr(code) not in "\n\t"}
 
@@ -20,7 +21,8 @@ def visible(
     text,  # anything; shown as text
 ) -> str:  # line ends and tabs stay
     "The text with control characters, direction marks and broken characters made visible."
-    return str(text).replace("\r\n", "\n").translate(SHOWN).encode("utf-8", "backslashreplace").decode("utf-8")
+    shown = str(text).replace("\r\n", "\n").translate(SHOWN)
+    return shown.encode("utf-8", "backslashreplace").decode("utf-8")
 
 # %% ../nbs/00_plain_text.ipynb #958d3cf1
 MOVES = re.compile(r"[\r\n]*(\x1b\[A)*")  # what a progress bar writes to find its place
@@ -49,7 +51,7 @@ class CleanStream:
 # %% ../nbs/00_plain_text.ipynb #f13ae3b4
 @contextmanager
 def clean_output():
-    "Within it, all that is printed shows its control characters; progress bars on the error stream still move."
+    "Within it, all that is printed shows its control characters; progress bars still move."
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = CleanStream(sys.stdout), CleanStream(sys.stderr, bars=True)
     try: yield

@@ -15,12 +15,12 @@ import pytest
 
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
-from sftdpo.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
 from sftdpo.examples import Example
+from sftdpo.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
 from sftdpo.live import begin, log_file, settings_file, working
 from sftdpo.playground import Playground
-from sftdpo.safe_files import held, write_json
 from sftdpo.plots import against_time, costs_of, learning_curves, stages_of, with_cells
+from sftdpo.safe_files import held, write_json
 from sftdpo.store import finished_runs, read_examples, read_history, read_results
 from sftdpo.tables import cells_table
 from tiny import tiny_model
