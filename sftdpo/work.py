@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -119,7 +120,8 @@ def waiting_in_words(
     pending: list[Node],  # that are not complete
 ) -> str:
     "Who works on the nodes that are waited for, and since when."
-    signs = dict.fromkeys(sign for node in pending[:100] if (sign := holder(lock_file(folder, node.key))))
+    here = f" on {socket.gethostname()}"  # only another machine is named
+    signs = dict.fromkeys(sign.replace(here, "") for node in pending[:100] if (sign := holder(lock_file(folder, node.key))))
     by = "other processes work on" if not signs else "are held by " + "; ".join(signs)
     return f"waiting for {len(pending)} nodes that {by}"
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -199,7 +200,10 @@ def test_who_is_waited_for_is_said_within_a_second(tmp_path):
 def test_a_command_says_whom_it_waits_for(study, foreign):
     with held(foreign / "locks/study.lock"):
         other = subprocess.Popen([sys.executable, "-c", f"from sftdpo.cli import main; main({[*study[0][:-1], str(foreign)]!r})"], stderr=subprocess.PIPE, text=True)
+        patience = threading.Timer(120, other.kill)  # one that says nothing is not waited for
+        patience.start()
         said = next((line for line in other.stderr if "waiting for" in line), "")
+        patience.cancel()
         other.kill()
         other.wait()
     assert f"held by process {os.getpid()} on" in said
