@@ -9,7 +9,7 @@ __all__ = ['SAMPLED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'op
            'check_file', 'write_check']
 
 # %% ../nbs/02_check.ipynb #345d6e80
-import dataclasses, json, shlex
+import dataclasses, shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace

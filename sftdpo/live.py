@@ -30,7 +30,7 @@ from .runs import cost_group
 from .safe_files import holder, read_json, write_text
 from .store import finished_runs, with_chosen_rates
 from .study import check_folder, check_runs
-from .tree import Node, Timing, calibrate, judged, peak_disk, stage_tree, time_in_words, trained, trial_cost, weight_bytes
+from .tree import Node, Timing, calibrate, judged, peak_disk, stage_tree, time_in_words, trial_cost, weight_bytes
 
 # %% ../nbs/10b_live.ipynb #2f4c381d
 def memory_bytes(

@@ -19,10 +19,9 @@ from markupsafe import Markup
 from .claims import Verdict, told
 from .config import Study, to_dict
 from .plain_text import visible
-from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, said, task_part, up_to_date
+from .report import caveats_of, data, failures_of, margin_told, planned, read_study, said, task_part, up_to_date
 from .safe_files import refuse_links
 from .store import read_examples, read_texts, variants_of
-from .tables import CAVEATS
 
 # %% ../nbs/10c_views.ipynb #7fbc909c
 def html_table(

@@ -10,7 +10,6 @@ __all__ = ['WORKER', 'wanted', 'ready', 'finish_node', 'give_up_weights', 'is_fu
 import contextlib
 import ctypes
 import gc
-import json
 import os
 import shutil
 import signal
