@@ -623,3 +623,22 @@ def test_in_a_browser(server, browser, tmp_path, name):
     assert [message for message in errors if VOILAS_OWN not in message] == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))
     assert history["step"].max() == 100 and history["loss"].notna().sum() == 100
+
+
+@in_a_browser
+def test_the_link_works_in_a_browser_and_save_asks(alone, browser, tmp_path):
+    port, token, *_ = alone
+    page, saved = Page(browser, tmp_path, "alone"), tmp_path / "mine.yaml"
+    browser.get(f"http://localhost:{port}/?token={token}")
+    page.button("Run")
+    page.fill("train size", "many")
+    page.wait(lambda: "give a whole number" in page.one("//*[contains(@class,'sftdpo-problem')]").text, "a mistake that is named")
+    page.fill("train size", "200")
+    saved.write_text("a diary")
+    page.fill("YAML file", str(saved))
+    page.press("Save")
+    page.wait(lambda: page.text("is there already. Press Replace"), "a question")
+    assert saved.read_text() == "a diary"
+    page.press("Replace")
+    page.wait(lambda: page.text(f"Saved: {saved}"), "the end of it")
+    assert "train_size: 200" in saved.read_text() and page.button("Save")
