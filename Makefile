@@ -18,7 +18,7 @@ help: ## say what there is
 quickstart: $(VENV)/installed ## set up, then compare the six cells on both tasks with the embedded backbone
 	$(BIN)/sftdpo quickstart
 
-playground: $(VENV)/installed-playground ## set up, then open the form for a study as a page in the browser
+playground: $(VENV)/installed-playground ## set up, then serve the form for a study as a page: open the link that it prints
 	$(BIN)/voila nbs/study/playground.ipynb
 
 test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest

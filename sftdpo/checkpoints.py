@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['COMPLETE', 'SCORED_AT_ONCE', 'weights_digest', 'rows_digest', 'policy_key', 'stage_key', 'mark_whole', 'whole',
-           'step_of', 'remove', 'last_checkpoint', 'remove_others', 'read_scores', 'write_scores', 'stored_scores',
-           'remove_leftovers', 'remove_checkpoints']
+           'step_of', 'last_checkpoint', 'remove_others', 'read_scores', 'write_scores', 'stored_scores',
+           'remove_checkpoints']
 
 # %% ../nbs/04_checkpoints.ipynb #d6438f2a
 import hashlib
+import io
 import re
-import shutil
 import time
 import warnings
 import zipfile
@@ -24,9 +24,8 @@ from torch import nn
 
 from .batches import Scorer, best_precision, score_together
 from .config import Stage, identity
-from .model import full_disk_named
 from .rows import Row
-from .safe_files import read_json, to_disk, write_json
+from .safe_files import read_json, remove, to_disk, write_bytes, write_json
 
 # %% ../nbs/04_checkpoints.ipynb #67ff823e
 def weights_digest(
@@ -103,14 +102,6 @@ def step_of(
     number = re.fullmatch(r"checkpoint-(\d+)", path.name)
     return int(number[1]) if number else -1
 
-# %% ../nbs/04_checkpoints.ipynb #e70a2232
-def remove(
-    path: Path,  # a file or a folder, there or not
-):
-    "Remove a file, or a folder with all that is in it."
-    if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
-    else: path.unlink(missing_ok=True)
-
 # %% ../nbs/04_checkpoints.ipynb #49fde711
 def last_checkpoint(
     folder: Path,  # of a stage's checkpoints, there or not
@@ -159,13 +150,9 @@ def write_scores(
     seconds: float,      # that they took
 ):
     "Store scores, whole or not at all."
-    part = path.with_name(f".{path.name}.part")
-    with full_disk_named(path.parent):
-        try:
-            with open(part, "wb") as file: np.savez(file, key=key, scores=scores, seconds=seconds)
-            to_disk(part)
-            part.replace(path)
-        finally: remove(part)
+    file = io.BytesIO()
+    np.savez(file, key=key, scores=scores, seconds=seconds)
+    write_bytes(path, file.getvalue())
 
 # %% ../nbs/04_checkpoints.ipynb #46179dc0
 def stored_scores(
@@ -187,14 +174,6 @@ def stored_scores(
         seconds += time.perf_counter() - began
         if path and PartialState().is_main_process: write_scores(path, key, np.concatenate(pieces), seconds)
     return np.concatenate(pieces) if pieces else np.zeros((0, 2)), seconds
-
-# %% ../nbs/04_checkpoints.ipynb #2a4a0634
-def remove_leftovers(
-    folder: Path,  # of a stage
-):
-    "Remove what a killed process had not finished writing."
-    for pattern in (".*.part", ".*.part.*", ".*.old"):
-        for path in folder.glob(pattern): remove(path)
 
 # %% ../nbs/04_checkpoints.ipynb #445d572a
 def remove_checkpoints(

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .config import PRIMARY, RECIPES, Settings, check, from_yaml, to_yaml
+from .safe_files import write_text
 from .stats import Estimate, at_level, by_replicate, contrast, difference, holm, needed_to_reach, paired, ratio, verdict
 from .store import CELL, read_environment, read_examples, read_results, read_settings, swept_values
 
@@ -54,7 +55,7 @@ def save_margins(
     if path.exists() and read_margins(folder) != margins and not replace:
         raise FileExistsError(f"{path} holds other margins: they are set beforehand. Pass replace=True if they must change, and say so where you report.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_yaml(margins), encoding="utf-8")
+    write_text(path, to_yaml(margins))
     return path
 
 # %% ../nbs/07b_claims.ipynb #bf7fc332
@@ -793,5 +794,7 @@ def judge_claims(
     claims: list[str] | None = None,  # which of `CLAIMS`; none given: all
 ) -> list[Verdict]:
     "Ask the claims of a study's folder."
-    results, swept = read_conditions(folder, read_results(folder))
+    results = read_results(folder)
+    if results.empty: return []  # no run is finished
+    results, swept = read_conditions(folder, results)
     return judge(results, read_examples(folder), read_margins(folder) if margins is None else margins, claims, swept)

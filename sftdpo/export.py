@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'COURSE_TOKENS', 'check_format', 'write_predictions', 'par
            'sonnet_submission', 'submit_sonnets', 'write_pairs']
 
 # %% ../nbs/05_export.ipynb #afd3d392
-import csv, re
+import csv, io, re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from .config import Reading, Sampling
 from .data import read_question_pairs, read_sonnets, verbalizers, TaskData
 from .evaluate import predict, sample
 from .examples import DataError, Example, preference_dataset
+from .safe_files import full_disk_named, write_bytes, write_text
 
 # %% ../nbs/05_export.ipynb #f71ce0b3
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
@@ -35,11 +36,11 @@ def write_predictions(
 ) -> Path:
     "A table of predictions or texts in the format that the file's name asks for."
     path = Path(path)
-    writers = {".csv": lambda: table.to_csv(path, index=False, quoting=csv.QUOTE_NONNUMERIC), ".tsv": lambda: table.to_csv(path, index=False, sep="\t", quoting=csv.QUOTE_NONNUMERIC),
-               ".parquet": lambda: table.to_parquet(path, index=False), ".jsonl": lambda: table.to_json(path, orient="records", lines=True, force_ascii=False)}
     check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix]()
+    if path.suffix == ".parquet": write_bytes(path, table.to_parquet(index=False))
+    elif path.suffix == ".jsonl": write_text(path, table.to_json(orient="records", lines=True, force_ascii=False))
+    else: write_text(path, table.to_csv(index=False, sep=",\t"[path.suffix == ".tsv"], quoting=csv.QUOTE_NONNUMERIC))
     return path
 
 # %% ../nbs/05_export.ipynb #ec771f87
@@ -55,7 +56,7 @@ def paraphrase_submission(
     ids = predictions["id"].astype(str).str.lower().str.strip()
     if odd := [i for i in ids if re.search(r"[,\r\n]", i)]: raise DataError(f"The id {odd[0]!r} holds a comma or a line end, which the course's file cannot hold: rename it.")
     lines = [f"{i}, {COURSE_TOKENS[int(label)]} \n" for i, label in zip(ids, predictions["prediction"])]
-    path.write_text("id \t Predicted_Is_Paraphrase \n" + "".join(lines), encoding="utf-8")
+    write_text(path, "id \t Predicted_Is_Paraphrase \n" + "".join(lines))
     return path
 
 # %% ../nbs/05_export.ipynb #472fa46b
@@ -81,7 +82,7 @@ def sonnet_submission(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = [re.sub(r"\s*\n\s*(\d+)[ \t]*(?=\n|$)", r" \1", text.strip()) for text in sonnets]
-    path.write_text("--Generated Sonnets-- \n\n" + "".join(f"\n{i}\n{text}\n\n" for i, text in enumerate(whole)), encoding="utf-8")
+    write_text(path, "--Generated Sonnets-- \n\n" + "".join(f"\n{i}\n{text}\n\n" for i, text in enumerate(whole)))
     return path
 
 def submit_sonnets(
@@ -105,8 +106,13 @@ def write_pairs(
 ) -> Path:
     "Preference pairs on disk."
     path, data = Path(path), preference_dataset(examples)
-    path.parent.mkdir(parents=True, exist_ok=True)
     writers = {".parquet": data.to_parquet, ".jsonl": data.to_json, ".csv": data.to_csv}
     if path.suffix and path.suffix not in writers: raise DataError(f"{path} ends in {path.suffix!r}: use one of {', '.join(writers)}, or the name of a folder.")
-    writers.get(path.suffix, data.save_to_disk)(str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with full_disk_named(path):
+        if not path.suffix: data.save_to_disk(str(path))
+        else:
+            file = io.BytesIO()
+            writers[path.suffix](file)
+            write_bytes(path, file.getvalue())
     return path

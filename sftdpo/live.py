@@ -30,7 +30,7 @@ from .runs import cost_group
 from .safe_files import holder, read_json, write_text
 from .store import finished_runs, with_chosen_rates
 from .study import check_folder, check_runs
-from .tree import Node, Timing, calibrate, judged, peak_disk, stage_tree, time_in_words, trained, trial_cost, weight_bytes
+from .tree import Node, Timing, calibrate, judged, peak_disk, stage_tree, time_in_words, trial_cost, weight_bytes
 
 # %% ../nbs/10b_live.ipynb #2f4c381d
 def memory_bytes(
@@ -227,16 +227,16 @@ def live_history(
 COMMAND = """
 import sys
 from pathlib import Path
-from sftdpo.safe_files import held
-with held(Path(sys.argv[1]), wait=2) as mine:  # a page that asks who is at work holds it for a moment
-    if not mine: sys.exit("sftdpo: this folder is being worked on from another page")
+from sftdpo.safe_files import held, signed
+with held(Path(sys.argv[1]), wait=2, say=lambda text: None) as mine:  # a page that asks who is at work holds it for a moment
+    if not mine: sys.exit(f"sftdpo: this folder is being worked on from another page, by {signed(Path(sys.argv[1]))}")
     from sftdpo.cli import main
     main(sys.argv[2:])
 """
 
 
-def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.yaml")
-def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.log")
+def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.yaml")  # of the page's own: a file of the user's has another name
+def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.log")
 def page_lock(folder: Path) -> Path: return folder / "locks" / "page.lock"
 
 # %% ../nbs/10b_live.ipynb #5436a5fe
@@ -270,7 +270,7 @@ def begin(
     check_folder(folder, study)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings_file(folder), to_yaml(study))
-    log_file(folder).write_text("", encoding="utf-8")
+    write_text(log_file(folder), "")  # a new file, also where there was a link
     with open(log_file(folder), "a", encoding="utf-8") as log:
         return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *command_words(folder, execution)[1:]], stdin=subprocess.DEVNULL, stdout=log,
                                 stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
@@ -281,7 +281,7 @@ def working(
 ) -> int | None:   # 0: a process on another machine, or one that does not say its number
     "The number of the process that works on the folder; None if there is none."
     try: signed = holder(page_lock(folder))
-    except PermissionError: return None  # somebody else's folder
+    except OSError: return None  # somebody else's folder, or a link in it, which is refused when the folder is opened
     if signed is None: return None
     match = re.match(r"process (\d+) on (\S+),", signed)
     return int(match[1]) if match and match[2] == socket.gethostname() else 0
@@ -304,7 +304,7 @@ def said_last(
 ) -> str:
     "The last lines of what the process said; of a progress bar, its last state."
     path = log_file(folder)
-    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.exists() else ""
+    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.is_file() and not path.is_symlink() else ""
 
 # %% ../nbs/10b_live.ipynb #359fb452
 class AtWork:

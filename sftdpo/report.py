@@ -31,7 +31,7 @@ from .claims import Verdict, judge_claims, read_margins, told, verdict_table
 from .config import RECIPES, SettingsError, Study, from_yaml, identity, relevant, to_dict
 from .plots import (Picture, against_parameters, against_time, calibration, cell_comparison, cell_intervals, costs_of, dpo_course, learning_curves,
                           number, primary, reliability, said, side_by_side, stages_of, time_said, UNITS, values_of, visible, with_cells)
-from .safe_files import write_text
+from .safe_files import refuse_links, write_bytes, write_text
 from .stats import difference
 from .store import asked_runs, finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name, variants_of
 from .tables import CAVEATS
@@ -379,7 +379,7 @@ def write_tables(
     for name, table in tables.items():
         table = plain(table)
         write_text(folder / f"{name}.csv", table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
-        table.to_parquet(folder / f"{name}.parquet", index=False)
+        write_bytes(folder / f"{name}.parquet", table.to_parquet(index=False))
     write_text(folder / "README.txt", NOTE)
 
 # %% ../nbs/09_report.ipynb #70407076
@@ -641,6 +641,7 @@ def write_report(
 ) -> Path:                           # the file; its tables lie beside it
     "Write what a study asked, found and was made with as one self-contained HTML file, and its tables as CSV and Parquet."
     folder = Path(folder)
+    refuse_links(folder)
     name, study = study_name(folder), read_study(folder)
     out = folder / "report.html" if out is None else Path(out)
     home = out.with_name(f"{out.stem}.tables")

@@ -30,8 +30,8 @@ from .data import Example, Row, make_pairs, subset, tokenize, without_rejected
 from .evaluate import baselines, evaluate, reward_accuracy, sample, with_interval
 from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
                          training_examples)
-from .model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy, written_whole
-from .safe_files import held, read_json, write_json, write_text
+from .model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
+from .safe_files import held, read_json, write_json, write_text, written_whole
 from .trainer import StageResult, train_stage
 
 # %% ../nbs/06b_runs.ipynb #31ab0094

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from .config import CHOSEN, RECIPES, Study
-from .safe_files import held, read_json, write_text
+from .safe_files import held, inside, read_json, refuse_links, write_text
 
 # %% ../nbs/06c_store.ipynb #e5221fd2
 CELL = ["task", "recipe", "tuning", "seed", "resplit"]
@@ -46,17 +46,22 @@ def asked_runs(
 ) -> pd.DataFrame | None:  # run, the columns of `CELL`, and what is swept, all as text; None where nothing is written down
     "The runs that the study asks for."
     path = folder / "asked.csv"
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else None
+    if not path.exists(): return None
+    asked = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for name in asked["run"].unique(): inside(folder / "runs", name)
+    return asked
 
 def write_asked(
     folder: Path,         # of the study
     lines: pd.DataFrame,  # as `asked_runs` gives them
 ):
     "Put what is asked for now before what was asked for earlier."
-    before, lines = asked_runs(folder), lines.astype(str).drop_duplicates()
-    if before is not None and set(before) == set(lines):
-        lines = pd.concat([lines, before]).drop_duplicates([name for name in lines if name != "run"])
-    write_text(folder / "asked.csv", lines.to_csv(index=False))
+    lines = lines.astype(str).drop_duplicates()
+    with held(folder / "locks" / "asked.lock", wait=-1):
+        before = asked_runs(folder)
+        if before is not None and set(before) == set(lines):
+            lines = pd.concat([lines, before]).drop_duplicates([name for name in lines if name != "run"])
+        write_text(folder / "asked.csv", lines.to_csv(index=False))
 
 # %% ../nbs/06c_store.ipynb #90c10fff
 def gather(
@@ -65,17 +70,16 @@ def gather(
 ) -> pd.DataFrame:             # one line per run and metric
     "Make `results.csv` from the folders of the finished runs that the study asks for."
     with held(folder / "locks" / "results.lock", wait=-1):
-        for leftover in folder.glob(".results.csv.*.part"): leftover.unlink()  # of a process that was killed
         asked = asked_runs(folder)
         place, study, runs, found = {name: i for i, name in enumerate(order if asked is None else asked["run"].unique())}, study_name(folder), [], []
         for name in sorted(finished_runs(folder), key=lambda name: place.get(name, len(place))):
             if asked is not None and name not in place: continue  # superseded: it stays on the disk
             about, metrics = (json.loads((folder / "runs" / name / file).read_bytes()) for file in ("sftdpo.json", "metrics.json"))
-            runs.append([study, *(about[column] for column in COLUMNS[1:-2])])
+            runs.append([study, name, *(about[column] for column in COLUMNS[2:-2])])
             found.append(metrics)
         results = pd.DataFrame(runs, columns=COLUMNS[:-2])
         results = results.loc[results.index.repeat([len(metrics) for metrics in found])].reset_index(drop=True)
-        results["metric"] = [metric for metrics in found for metric in metrics]
+        results["metric"] = pd.Series([metric for metrics in found for metric in metrics], dtype=object)  # text even where there are none
         results["value"] = pd.array([value for metrics in found for value in metrics.values()], dtype="Float64").to_numpy(float, na_value=float("nan"))
         results.loc[results.metric.str.startswith(("stage", "parameters")), "split"] = "train"
         write_text(folder / "results.csv", results.to_csv(index=False))
@@ -88,8 +92,10 @@ def read_results(
     "A study's results, one line per run and metric."
     path = Path(folder) / "results.csv"
     if not path.exists(): raise FileNotFoundError(f"There are no results in {folder}; run `sftdpo compare --out {folder}` first.")
+    refuse_links(folder)
     kinds = {name: "category" for name in ("study", "run", "task", "backbone", "data", "recipe", "tuning", "split", "metric")}
     results = pd.read_csv(path, keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
+    for name in results["run"].unique(): inside(path.with_name("runs"), name)
     if "resplit" not in results: results.insert(COLUMNS.index("resplit"), "resplit", 0)  # as version 0.1 wrote it
     return results.astype({name: str for name in kinds} | {"value": float})
 
@@ -102,8 +108,9 @@ def described(
     runs: list[str] | None = None,  # names of runs; None: all that are finished
 ) -> list[dict]:
     "What each run says of itself: its name, task, cell, seed, and where it came from."
+    refuse_links(folder)
     names = finished_runs(Path(folder)) if runs is None else list(runs)
-    return [read_json(Path(folder) / "runs" / name / "sftdpo.json") for name in names]
+    return [read_json(inside(Path(folder) / "runs", name) / "sftdpo.json") | dict(run=name) for name in names]
 
 # %% ../nbs/06c_store.ipynb #2bc899fd
 def _together(folder, runs, read) -> pd.DataFrame:
@@ -149,7 +156,7 @@ def read_settings(
 ) -> dict:
     "The settings of a run, as plain values."
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
-    return yaml.load((Path(folder) / "runs" / run / "settings.yaml").read_text(encoding="utf-8"), loader)
+    return yaml.load((inside(Path(folder) / "runs", run) / "settings.yaml").read_text(encoding="utf-8"), loader)
 
 # %% ../nbs/06c_store.ipynb #b6df898c
 def read_environment(
@@ -157,7 +164,7 @@ def read_environment(
     run: str,            # name of a finished run
 ) -> dict:
     "What a run was made with: versions, hardware, data."
-    return read_json(Path(folder) / "runs" / run / "environment.json")
+    return read_json(inside(Path(folder) / "runs", run) / "environment.json")
 
 # %% ../nbs/06c_store.ipynb #e5d74a75
 def swept_values(

@@ -21,9 +21,9 @@ from .data import DataError
 from .evaluate import Evaluation, evaluate
 from .files import UnusableRows, write_problems
 from .keys import backbone_fingerprint, device, failure_file, forget_data, judged_examples, run_folder, run_name, task_data, tokenizer_of
-from .model import BACKBONES, context_length, full_disk_named, load_backbone, load_policy, lora_targets, written_whole
+from .model import BACKBONES, context_length, load_backbone, load_policy, lora_targets
 from .runs import processor, software
-from .safe_files import held, read_json, write_json, write_text
+from .safe_files import full_disk_named, held, read_json, refuse_links, remove_leftovers, write_json, write_text, written_whole
 from .store import CELL, gather, write_asked
 from .tree import Node, complete, existing_parent, failure, peak_disk, stage_tree
 from .work import share_work, stops_like_an_interrupt, work
@@ -50,6 +50,7 @@ def check_folder(
     "Raise unless the folder is new or holds this study; a study may grow, by seeds or recipes, but not change its settings."
     path = folder / "study.yaml"
     if folder.is_file(): raise NotADirectoryError(f"{folder} is a file; give a folder.")
+    refuse_links(folder)
     if path.exists():
         there = from_yaml(Study, path.read_text(encoding="utf-8"))
         if there.name != study.name: raise FileExistsError(f"{folder} holds the study {there.name!r}, not {study.name!r}; give another folder, or the same name.")
@@ -69,7 +70,7 @@ def claim_folder(
     "Make the study's folder, or check that it holds this study."
     check_folder(folder, study)
     with held(folder / "locks" / "study.lock", wait=-1):
-        for leftover in [*folder.glob(".study.yaml.*.part"), *folder.glob(".begun_with.json.*.part")]: leftover.unlink()  # of a process that was killed
+        remove_leftovers(folder, deep=True)
         if not (folder / "study.yaml").exists(): write_text(folder / "study.yaml", to_yaml(study))
 
 # %% ../nbs/06h_study.ipynb #7ba5a736
@@ -210,7 +211,7 @@ def compare(
         nodes = stage_tree(study, runs)
         order = note_asked(folder, study)
         carry_out(folder, nodes, study.weights, execution, progress, say, order)
-        if lost := failed_runs(folder, nodes): say(f"{len(lost)} of {len(order)} runs failed; the reasons are in {folder / 'failures'}, and --retry-failed tries them again")
+        if lost := failed_runs(folder, nodes): say(f"{len(lost)} of {len(order)} runs failed, the first with: {': '.join(next(iter(lost.values())).splitlines())}\nThe reasons are in {folder / 'failures'}, and --retry-failed tries them again")
         return gather(folder, order)
 
 # %% ../nbs/06h_study.ipynb #ec045e7d

@@ -106,7 +106,7 @@ def cells_table(
         speeds = [f"{group[f'stage{i}_{kind}_examples_per_second'].mean():.1f}" for i, kind in stages]
         seconds = sum(group[f"stage{i}_{kind}_seconds"].mean() for i, kind in stages)
         lines.append(line | {"examples/s per stage": " → ".join(speeds), "training": f"{seconds:.0f} s" if stages else ""})
-    table = pd.DataFrame(lines).set_index("cell")
+    table = pd.DataFrame(lines, columns=None if lines else ["cell"]).set_index("cell")
     return table.loc[:, (table != "").any()]
 
 # %% ../nbs/07c_tables.ipynb #e986e192
@@ -129,4 +129,5 @@ def print_tables(
         beside = [f"{title} {found[f'baseline_{metric}'] * factor:.1f}" for metric, (title, factor) in BESIDE[task].items() if f"baseline_{metric}" in found]
         print("without training: " + ", ".join(beside))
         if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")
+    if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
     print(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")

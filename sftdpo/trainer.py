@@ -33,13 +33,13 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .batches import Scorer, best_precision, collate, epoch_batches, halve, out_of_memory, score_together, to_device, width_of
-from .checkpoints import (last_checkpoint, mark_whole, policy_key, remove, remove_checkpoints, remove_leftovers, remove_others, stage_key,
-                                stored_scores)
+from .checkpoints import last_checkpoint, mark_whole, policy_key, remove_checkpoints, remove_others, stage_key, stored_scores
 from .config import Stage
 from .fast_lora import fast_lora
 from .loss import dpo_loss, reward_accuracy, sft_loss
-from .model import disable_dropout, full_disk_named, set_dropout
+from .model import disable_dropout, set_dropout
 from .rows import Row
+from .safe_files import full_disk_named, remove, remove_leftovers
 
 # %% ../nbs/04_trainer.ipynb #ed0e3df4
 def step_items(

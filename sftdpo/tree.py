@@ -24,7 +24,7 @@ from .keys import (backbone_folder, device, failure_file, judged_examples, lock_
                          training_examples)
 from .model import apply_tuning, load_backbone, parameter_counts
 from .runs import cost_group, judge
-from .safe_files import holder, read_json, write_json
+from .safe_files import holder, read_json, refuse_links, write_json
 from .store import with_chosen_rates
 
 # %% ../nbs/06d_tree.ipynb #f96d970e
@@ -344,6 +344,7 @@ def plan(
 ) -> Plan:
     "The stage tree of a study with its state, its time and its disk; nothing is trained, nothing written but the calibration."
     folder = Path(folder)
+    refuse_links(folder)
     study = with_chosen_rates(study, folder)
     nodes = stage_tree(study)
     timing = Timing(folder).read(nodes) if folder.is_dir() else Timing()

@@ -18,10 +18,10 @@ from markupsafe import Markup
 
 from .claims import Verdict, told
 from .config import Study, to_dict
-from .plots import visible
-from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, said, task_part, up_to_date
+from .plain_text import visible
+from .report import caveats_of, data, failures_of, margin_told, planned, read_study, said, task_part, up_to_date
+from .safe_files import refuse_links
 from .store import read_examples, read_texts, variants_of
-from .tables import CAVEATS
 
 # %% ../nbs/10c_views.ipynb #7fbc909c
 def html_table(
@@ -43,6 +43,7 @@ def read_parts(
 ) -> list[dict]:         # one per task, from `task_part`
     "What a study's folder shows, task by task."
     folder = Path(folder)
+    refuse_links(folder)
     results = up_to_date(folder)
     runs = list(results["run"].unique())
     if not runs: return []

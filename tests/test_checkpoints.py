@@ -16,11 +16,12 @@ import torch
 
 import sftdpo.checkpoints
 from sftdpo.batches import Scorer, score
-from sftdpo.checkpoints import (COMPLETE, last_checkpoint, mark_whole, policy_key, read_scores, remove_leftovers, rows_digest, stage_key, step_of,
+from sftdpo.checkpoints import (COMPLETE, last_checkpoint, mark_whole, policy_key, read_scores, rows_digest, stage_key, step_of,
                                 stored_scores, whole)
 from sftdpo.config import LoRA, identity
 from sftdpo.data import Row
-from sftdpo.model import apply_tuning, full_disk_named, save_policy, written_whole
+from sftdpo.model import apply_tuning, save_policy
+from sftdpo.safe_files import full_disk_named, remove_leftovers, written_whole
 from sftdpo.trainer import StageTrainer, Watch, train_stage
 from test_trainer import DPO, SFT, Stop, answers, pair_rows, same, trained, tuned
 from tiny import tiny_model

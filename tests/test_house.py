@@ -71,6 +71,13 @@ def test_constraints_satisfy_settings(settings, repository):
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
 
 
+def test_versions_with_known_faults_are_not_allowed(settings):
+    "filelock followed links at its lock's name until 3.20.1, and in soft locks until 3.20.3; tqdm's command evaluated its options until 4.66.3."
+    from packaging.requirements import Requirement
+    allowed = {one.name: one.specifier for one in map(Requirement, settings["requirements"].split())}
+    for name, faulty in (("filelock", "3.20.2"), ("tqdm", "4.66.2")): assert not allowed[name].contains(faulty), name
+
+
 @pytest.mark.parametrize("file", modules, ids=lambda file: file.stem)
 def test_package_needs_no_development_tools(file):
     assert not imported(file) & {"fastcore", "nbdev", "execnb", "IPython", "pytest"}

@@ -3,6 +3,7 @@
 The pictures that the browser tests take go to the folder that SFTDPO_SHOTS names, or to pytest's own."""
 import asyncio
 import contextlib
+import http.client
 import importlib.util
 import os
 import re
@@ -105,7 +106,7 @@ def test_commands_that_are_shown_are_those_that_run(tmp_path):
     from sftdpo.cli import parse
     study = small(seeds=(0, 1))
     folder = tmp_path / "a study"
-    folder.with_name("a study.yaml").write_text(to_yaml(study))
+    settings_file(folder).write_text(to_yaml(study))
     command = parse(command_words(folder, Execution(workers=2, retry_failed=True))[1:])
     assert command.study == study and command.out == folder and command.execution == Execution(workers=2, retry_failed=True)
     found = {}
@@ -261,7 +262,7 @@ def test_results_before_any_run(tmp_path):
 def test_paths_on_the_page_are_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = Playground("runs/mine", small())
-    assert f"sftdpo compare --settings {tmp_path}/runs/mine.yaml --out {tmp_path}/runs/mine" in page.views["Command"].value and "cd " not in page.views["Command"].value
+    assert f"sftdpo compare --settings {tmp_path}/runs/mine.page.yaml --out {tmp_path}/runs/mine" in page.views["Command"].value and "cd " not in page.views["Command"].value
     page.save()
     assert str(tmp_path / "study.yaml") in page.told.value
     page.load()
@@ -271,6 +272,46 @@ def test_paths_on_the_page_are_whole(tmp_path, monkeypatch):
     try: page.look()
     except ValueError as error: page.refuse(error)
     assert f"nowhere.csv was looked for in {tmp_path}" in page.form.entries["data"].problem
+
+
+def test_save_asks_before_it_replaces_and_keeps_rights(tmp_path):
+    page, path = Playground(tmp_path / "study", small()), tmp_path / "mine.yaml"
+    page.file.value = str(path)
+    path.write_text("a diary")
+    path.chmod(0o600)
+    page.save()
+    assert path.read_text() == "a diary" and "is there already. Press Replace" in page.told.value and page.save_button.description == "Replace"
+    page.file.value = str(tmp_path / "other.yaml")  # another name: it asks anew
+    page.file.value = str(path)
+    page.save()
+    assert path.read_text() == "a diary"
+    page.save()
+    assert path.read_text() == to_yaml(small()) and path.stat().st_mode & 0o777 == 0o600 and "Saved" in page.told.value and page.save_button.description == "Save"
+    page.save()
+    assert "Press Replace" in page.told.value
+
+
+def test_what_is_saved_in_place_of_a_link_leaves_its_target(tmp_path):
+    page, diary, link = Playground(tmp_path / "study", small()), tmp_path / "diary", tmp_path / "mine.yaml"
+    diary.write_text("mine")
+    link.symlink_to(diary)
+    page.file.value = str(link)
+    page.save()
+    page.save()
+    assert diary.read_text() == "mine" and not link.is_symlink() and link.read_text() == to_yaml(small())
+
+
+@pytest.mark.parametrize("text", ["password: hunter2", "train_size: hunter2", "hunter2", "- hunter2", "a: [hunter2", "hunter2: &a [*a]", "sft: {hunter2: 1}", b"hunter2: \xff"])
+def test_load_does_not_repeat_what_is_in_a_file(text, tmp_path):
+    page, path = Playground(tmp_path / "study", small()), tmp_path / "private"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    page.file.value = str(path)
+    page.load()
+    assert "hunter2" not in page.told.value and f"{path} cannot be loaded: " in page.told.value and page.form.settings == small()
+    assert ("its field train_size cannot be used" in page.told.value) == (text == "train_size: hunter2")
+    if not isinstance(text, bytes):  # the remedy
+        told = subprocess.run([sys.executable, "-c", f"from sftdpo.cli import main; main(['plan', '--settings', {str(path)!r}])"], capture_output=True, text=True)
+        assert told.returncode == 2 and told.stderr.startswith("sftdpo: ") and ("cannot be used: " in told.stderr or "this is not YAML: " in told.stderr)
 
 
 def test_a_refusal_goes_with_its_cause(tmp_path):
@@ -448,6 +489,76 @@ class Page:
     def tab(self, label): self.one(f"//*[contains(@class,'TabBar-tabLabel')][normalize-space()='{label}']").click()
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, repository):
+    "Voilà as `make playground` starts it: its port, its token, and the page that it gives to who has the token, with the cookie."
+    pytest.importorskip("voila")
+    home = tmp_path_factory.mktemp("voila")
+    command = re.search(r"^playground:.*\n\t\$\(BIN\)/(voila .*)$", (repository / "Makefile").read_text(), re.MULTILINE)[1].split()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")} | {"PYTHONPATH": str(repository)}
+    process = subprocess.Popen([sys.executable, "-m", *command, "--no-browser", f"--port={port}"], cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        address = next((line for line in process.stdout if f":{port}/" in line), "")
+        token = (re.search(r"token=(\w+)", address) or [None, ""])[1]
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+        status, headers, page = asked(port, f"/?token={token}", until=time.monotonic() + PATIENCE)
+        cookies = "; ".join(re.findall(r"(username[^=;]*=[^;]+);", headers.get("Set-Cookie", "")))
+        kernel = re.search(r'"kernelId": *"([\w-]+)"', page)
+        yield port, token, cookies, kernel and kernel[1]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try: process.wait(20)
+        except subprocess.TimeoutExpired: process.kill()
+
+
+def asked(port, path, host=None, until=0.0):
+    "What a server on this machine answers: status, headers, page."
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    while True:
+        try:
+            connection.request("GET", path, headers={"Host": host} if host else {})
+            break
+        except ConnectionError:
+            if time.monotonic() > until: raise
+            time.sleep(0.2)
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read().decode(errors="replace")
+
+
+def test_the_page_is_for_who_has_the_token(alone):
+    port, token, cookies, kernel = alone
+    assert len(token) >= 32 and cookies and kernel
+    for path in ("/", "/?token=wrong"):
+        status, headers, page = asked(port, path)
+        assert (status, "/login" in headers.get("Location", ""), "kernelId" in page) == (302, True, False), path
+
+
+def test_the_page_answers_to_no_other_name(alone):
+    port, token, *_ = alone
+    for host in (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", f"192.0.2.1:{port}"): assert asked(port, f"/?token={token}", host)[0] == 403, host
+    assert asked(port, "/voila/files/images/playground.png")[0] == 200 and asked(port, "/voila/files/results/any.png")[0] == 403
+
+
+def test_the_page_s_socket_asks_for_token_host_and_origin(alone):
+    from tornado.httpclient import HTTPClientError, HTTPRequest
+    from tornado.websocket import websocket_connect
+    port, token, cookies, kernel = alone
+    here, evil = f"127.0.0.1:{port}", f"evil.example:{port}"
+    async def opened(query="", **headers):
+        try: (await websocket_connect(HTTPRequest(f"ws://{here}/api/kernels/{kernel}/channels{query}", headers=headers, connect_timeout=PATIENCE))).close()
+        except HTTPClientError as error: return error.code
+        return "open"
+    assert asyncio.run(opened(Cookie=cookies, Origin=f"http://{here}")) == "open"
+    assert asyncio.run(opened(Origin=f"http://{here}")) == 403
+    assert asyncio.run(opened("?token=wrong", Origin=f"http://{here}")) == 403
+    assert asyncio.run(opened(Cookie=cookies, Origin=f"http://{evil}")) == 403
+    assert asyncio.run(opened(Cookie=cookies, Host=evil, Origin=f"http://{evil}")) == 403
+    assert asyncio.run(opened(f"?token={token}", Host=evil, Origin=f"http://{evil}")) == 403
+
+
 VOILAS_OWN = "The getter for the shared module is not a function"  # Voilà 0.5 says so of JupyterLab extensions that it does not share modules with
 
 
@@ -507,8 +618,27 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.wait(lambda: page.text("of 32 examples"), "predictions")
     page.shoot("predictions")
     page.tab("Command")
-    page.wait(lambda: page.text(f"sftdpo compare --settings {folder}.yaml --out {folder}"), "the command")
+    page.wait(lambda: page.text(f"sftdpo compare --settings {folder}.page.yaml --out {folder}"), "the command")
     errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
     assert [message for message in errors if VOILAS_OWN not in message] == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))
     assert history["step"].max() == 100 and history["loss"].notna().sum() == 100
+
+
+@in_a_browser
+def test_the_link_works_in_a_browser_and_save_asks(alone, browser, tmp_path):
+    port, token, *_ = alone
+    page, saved = Page(browser, tmp_path, "alone"), tmp_path / "mine.yaml"
+    browser.get(f"http://localhost:{port}/?token={token}")
+    page.button("Run")
+    page.fill("train size", "many")
+    page.wait(lambda: "give a whole number" in page.one("//*[contains(@class,'sftdpo-problem')]").text, "a mistake that is named")
+    page.fill("train size", "200")
+    saved.write_text("a diary")
+    page.fill("YAML file", str(saved))
+    page.press("Save")
+    page.wait(lambda: page.text("is there already. Press Replace"), "a question")
+    assert saved.read_text() == "a diary"
+    page.press("Replace")
+    page.wait(lambda: page.text(f"Saved: {saved}"), "the end of it")
+    assert "train_size: 200" in saved.read_text() and page.button("Save")
