@@ -78,7 +78,7 @@ def moods(rows=30):
     ("completions", "digits.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": ' + "9" * 9999 + "}\n", "line 2: not usable JSON"),
     ("preferences", "same.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "line 1: the chosen completion equals the rejected one, 'b'"),
     ("labels", "one.csv", "text,label\na,good\nb,good\n", "holds 1 label .'good'., and telling labels apart needs two"),
-    ("labels", "many.csv", "text,label\n" + "".join(f"a,{i}x\n" for i in range(101)), "holds 101 different labels, and at most 100 .*--tasks completions"),
+    ("labels", "many.csv", "text,label\n" + "".join(f"a,{i}x\n" for i in range(257)), "holds 257 different labels, and at most 256 .*--tasks completions"),
     ("labels", "few.csv", "text,label\na,good\nb,bad\n", "no examples are left for train: more rows are needed"),
 ])
 def test_errors(tmp_path, task, name, data, message):
