@@ -19,7 +19,7 @@ from pathlib import Path
 from .config import Reading
 from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_key, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
-from .files import Problem, UnusableRows, named, plain_markdown, printable, tables_of, write_problems
+from .files import Problem, UnusableRows, likely_encoding, named, plain_markdown, printable, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
 from .shapes import guess_task, prepared, usual_shapes
 
@@ -319,7 +319,9 @@ def suggested(
     "The first usual shape whose reading works on at least half of some rows."
     if not tables: return None
     for shape, task, better, table in usual_shapes(tables["train"].some(TRIED), reading):
-        for encoding in (better.encoding, "cp1252", "latin-1"):
+        text = "".join(value for name in table.columns for value in table.values(name) if isinstance(value, str))
+        odd = any(0xdc80 <= ord(c) <= 0xdcff for c in set(text))
+        for encoding in (better.encoding, *([likely_encoding(text)] if odd else [])):
             if works(task, recoded(table, encoding) if encoding != better.encoding else table, better): return shape, task, replace(better, encoding=encoding)
     return None
 
@@ -329,7 +331,10 @@ def advice(
     task: str | None = None,     # as given
 ) -> str:                        # a sentence with a blank before it, or nothing
     "What the data looks like, and the options that read it, where reading it has failed."
-    try: found = suggested(tables_behind(task, data, reading), reading)
+    try:
+        tables = tables_behind(task, data, reading)
+        if task and tables and works(task, tables["train"].some(TRIED), reading): return "" # the columns are not what is wrong
+        found = suggested(tables, reading)
     except DataError: return ""
     return f" It looks like {found[0]}: {shlex.join(['--tasks', found[1], *options_of(found[2])])} reads it." if found else ""
 
@@ -430,10 +435,10 @@ def check_file(
     except DataError as error:
         if not tables: raise
         report = unloaded_report(error, task, data, tables)
-        if suggest and (found := suggested(tables, reading)):
-            other = suggested_report(error, found, data, reading, tokenizer, max_length, seed, backbone)
-            return replace(report, notes=other.notes[:1], command=other.command)
         if better := better_encoding(task, data, reading, seed, report.problems): report.command = command_of(task, data, better, backbone)
+        elif suggest and (found := suggested(tables, reading)):
+            other = suggested_report(error, found, data, reading, tokenizer, max_length, seed, backbone)
+            report = replace(report, notes=other.notes[:1], command=other.command)
         return report
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
     better = better_encoding(task, data, reading, seed, report.problems)

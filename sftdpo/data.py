@@ -157,7 +157,9 @@ def _text(value, what, blank=False) -> str:
     if not blank and not text.strip(): raise ValueError(f"the {what} is empty")
     return text
 
-def _shown(values) -> str: return ", ".join(str(v) for v in values)[:200]
+def _shown(values) -> str:
+    try: return ", ".join(map(str, values))[:200]
+    except RecursionError: return "(nested too deep to show)"
 
 def _gather(
     table: Table,                          # columns and lines

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'UnusableRows', 'write_problems', 'expanded',
-           'read_bytes', 'decode', 'as_text', 'read_delimited', 'read_json_lines', 'read_json', 'table_of_rows',
-           'as_name', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep', 'printable',
-           'plain_markdown']
+           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'read_json',
+           'table_of_rows', 'as_name', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep',
+           'printable', 'plain_markdown']
 
 # %% ../nbs/00_files.ipynb #9aa682b5
 import codecs, csv, json, math, re
@@ -176,7 +176,9 @@ def decode(
     return text.removeprefix("\ufeff")
 
 # %% ../nbs/00_files.ipynb #03901df5
-def _likely_encoding(text: str) -> str:
+def likely_encoding(
+    text: str,  # with bytes that are not UTF-8, as lone surrogates
+) -> str:
     "The encoding of a text whose bytes are not UTF-8: Windows' own where it has one of the signs that only that has."
     raw = bytes(ord(c) - 0xdc00 for c in text if 0xdc80 <= ord(c) <= 0xdcff)
     return "cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d" for byte in raw) else "latin-1"
@@ -192,7 +194,7 @@ def as_text(
             try: value.encode()
             except UnicodeEncodeError as e:
                 code = ord(value[e.start])
-                raise ValueError(f"holds the byte {code - 0xdc00:#04x}, which is not UTF-8 (saved in another encoding? --reading.encoding {_likely_encoding(value)})" if 0xdc80 <= code <= 0xdcff
+                raise ValueError(f"holds the byte {code - 0xdc00:#04x}, which is not UTF-8 (saved in another encoding? --reading.encoding {likely_encoding(value)})" if 0xdc80 <= code <= 0xdcff
                                  else f"holds a lone surrogate U+{code:04X} at character {e.start + 1}") from None
         return value
     if hasattr(value, "item") and not hasattr(value, "__len__"): value = value.item() # numpy's numbers

@@ -21,7 +21,7 @@ from .files import Table, named
 USUAL_NAMES = dict(
     id=("id", "pair_id", "idx", "uid", "_id"),
     question1=("sentence1", "question1"), question2=("sentence2", "question2"),
-    prompt=("prompt", "instruction", "question", "query", "input", "text", "sentence", "review", "message", "document", "content", "context", "source", "dialogue", "article", "history"),
+    prompt=("prompt", "instruction", "question", "query", "input", "text", "sentence", "review", "message", "document", "content", "context", "source", "dialogue", "article"),
     completion=("completion", "response", "output", "answer", "target", "reply", "continuation", "summary"),
     label=("label", "labels", "class", "category", "sentiment", "topic", "intent", "is_duplicate", "target"),
     chosen=("chosen", "preferred", "accepted", "chosen_response", "winner", "response_j"),
@@ -341,6 +341,6 @@ def left_out(
     texts = [name for name in shape.unused if name in _texts(some) or _plain(name) in (*_before, "input") and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
     rated = [name for name in shape.unused if shape.task == "completions" and any(isinstance(v, (bool, int, float)) for v in some.values(name)) and not re.search(r"(?i)id(x|$)|^index|^unnamed", name)]
     notes = []
-    if texts and shape.task != "paraphrase": notes.append(f"left out: {', '.join(map(repr, texts))}; --reading.prompt '{wider_template(shape, texts)}' takes in {'it' if len(texts) == 1 else 'them'}")
+    if texts and shape.task != "paraphrase": notes.append(f"left out: {', '.join(map(repr, texts))}; --reading.prompt '{wider_template(shape, texts)}' takes {'it' if len(texts) == 1 else 'them'} in")
     if rated: notes.append(f"left out: {', '.join(map(repr, rated))}; every row is learned from, whatever it says there: delete the rows that are not to be imitated")
     return notes

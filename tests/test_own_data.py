@@ -433,7 +433,8 @@ def test_hints_on_columns(tmp_path):
     rows = "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(20))
     bare, whole = write(tmp_path, "bare.csv", rows), write(tmp_path, "whole.csv", f"text,label\n{rows}")
     with pytest.raises(DataError, match="'bad' occurs again in the column that it names: is the header missing"): load_task("labels", bare)
-    with pytest.raises(DataError, match="is the header missing"): check_file(None, bare)
+    report = check_file(None, bare)
+    assert "is the header missing" in report.stops[0] and "a file without a header: --tasks labels --reading.columns text label" in report.notes[0]
     with pytest.raises(DataError, match="The name of the only column, 'text,label', holds ',': read it with --reading.delimiter ','"): load_task("labels", whole, reading=Reading(delimiter=";"))
     with pytest.raises(DataError, match="3 fields where the header has 2 .a comma within a text that is not quoted"): load_task("labels", write(tmp_path, "commas.csv", f"text,label\n{rows}so, so,good\n"))
     other = str(write(tmp_path, "other.csv", "texts,label\na,good\n"))
