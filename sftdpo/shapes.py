@@ -114,8 +114,8 @@ def find_shape(
         usual = "; ".join(f"a column for the {role} is usually called {', '.join(USUAL_NAMES[role][:4])}" for role in absent)
         options = " ".join(f"--reading.{role} COLUMN" for role in absent) if task != "paraphrase" else ""
         raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} among {named(columns)} ({usual}).{hint} "
-                        + (f"The columns fit the task {other!r}: --tasks {other}. " if other and other != task else "")
-                        + (f"Name the columns: --tasks {task} {options}" + (", or make the prompt of several: --reading.prompt '{ONE}: {OTHER}'." if "prompt" in absent else ".") if options
+                        + (f"The columns fit the task {other!r}: --tasks {other}." if other and other != task else
+                           "" if "--reading.delimiter" in hint else f"Name the columns: --tasks {task} {options}" + (", or make the prompt of several: --reading.prompt '{ONE}: {OTHER}'." if "prompt" in absent else ".") if options
                            else "Name them in the first line, or take the task 'labels' with --reading.prompt '{ONE} {OTHER}'."))
     if "prompt" in found: pieces = (("", found["prompt"]), ("\n" if task == "labels" else "", None))
     prompts = {column for _, column in pieces}

@@ -90,12 +90,6 @@ def test_hundreds_of_columns_are_not_printed(tmp_path):
     assert len(str(error.value)) < 1200
 
 
-def test_values_nested_too_deep_to_show(tmp_path):
-    deep = "[" * 950 + "]" * 950
-    path = write(tmp_path, "deep.jsonl", "".join(f'{{"prompt": {deep if i == 3 else i}, "completion": "x"}}\n' for i in range(9)))
-    with pytest.raises(UnusableRows, match="line 4: (the prompt is a list, not a text|not usable JSON .nested too deep)"): load_task("completions", path)
-
-
 # -- the usual shapes of public data sets: named, with options that read them
 
 USER = "Why does it matter in case {}?"
