@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'TaskName', 'RecipeName', 'TuningName', 'RejectedName', 'REJECTED', 'PRIMARY', 'RECOMMENDED', 'LIKE',
-           'CHOSEN', 'SettingsError', 'WorkFailed', 'check', 'check_choice', 'convert', 'declared', 'Settings', 'LoRA',
-           'Sampling', 'Reading', 'neutral', 'Stage', 'Run', 'untouched', 'settle', 'LearningRates', 'Choosing',
-           'picked_of', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'from_yaml', 'relevant',
-           'identity']
+           'CHOSEN', 'MOST_YAML', 'SettingsError', 'WorkFailed', 'check', 'check_choice', 'convert', 'declared',
+           'Settings', 'LoRA', 'Sampling', 'Reading', 'neutral', 'Stage', 'Run', 'untouched', 'settle', 'LearningRates',
+           'Choosing', 'picked_of', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml',
+           'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/00_config.ipynb #a30deac0
 import dataclasses
@@ -183,14 +183,20 @@ class Reading(Settings):
     verbalizers: dict[str, str] = field(default_factory=dict, hash=False)  # the answer for each label: 0 negative 1 positive; none given: the label's own text
     test: str | None = None  # file that judges; none given: a part of the data
     choose: str | None = None  # file that picks learning rates; none given: a part of the training data
+    columns: tuple[str, ...] = ()  # names of the columns, where the first line of a CSV file is a row; none given: the first line has them
     delimiter: str = ""  # what separates columns; none given: found out
     encoding: str = "utf-8"  # of text files
+    conversations: Literal["stop", "write"] = "stop"  # cells that hold a conversation: stop, or write it out as text with "User:" and "Assistant:"
+    scores: tuple[str, ...] = ()  # two columns, the scores of chosen and rejected: in each row the higher one is chosen
+    beginning: Literal["keep", "cut"] = "keep"  # chosen and rejected that begin with the prompt: keep or cut it; without a prompt column, their common beginning is the prompt
+    similar_labels: Literal["keep", "merge"] = "keep"  # labels that differ in nothing but case and white space: keep them apart, or merge them
     unusable: Literal["stop", "drop"] = "stop"  # rows that cannot be used: stop and list them, or drop and count them
     leaked: Literal["keep", "drop"] = "keep"  # training rows that also stand in the rows that judge or choose
     too_long: Literal["stop", "drop", "truncate"] = "stop"  # rows longer than the backbone reads; truncate cuts the prompt's beginning
     end_of_text: bool = True  # completions end with the end-of-text token; labels never do
 
     def validate(self):
+        check(len(self.scores) in (0, 2), "reading.scores", self.scores, "name two columns, that of the chosen completion first")
         check(len(self.delimiter) <= 1, "reading.delimiter", self.delimiter, "use one character, such as ',' or ';'")
         try: "".encode(self.encoding)
         except LookupError: check(False, "reading.encoding", self.encoding, "use a name that Python knows, such as 'utf-8' or 'latin-1'")
@@ -514,13 +520,31 @@ def to_yaml(
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
 # %% ../nbs/00_config.ipynb #91255b42
+MOST_YAML = dict(characters=1_000_000, levels=20)
+
+def check_yaml(
+    text: str,  # of a settings file
+):
+    "Raise a `SettingsError` before YAML is built that would take more memory than settings can."
+    if len(text) > MOST_YAML["characters"]: raise SettingsError(f"{len(text):,} characters are too many for settings: is it the right file?")
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent): raise SettingsError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out.")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MOST_YAML["levels"]: raise SettingsError(f"line {event.start_mark.line + 1} is nested deeper than {MOST_YAML['levels']} levels: is it a settings file?")
+
 def from_yaml(
     kind: type,  # which dataclass
     text: str,   # YAML
 ):
     "Settings from YAML text."
-    try: values = yaml.safe_load(text)
+    try:
+        check_yaml(text)
+        values = yaml.safe_load(text)
     except yaml.YAMLError as error: raise SettingsError(f"this is not YAML: {error}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SettingsError): raise
+        raise SettingsError(f"this is not YAML for settings: {error}") from error
     return from_dict(kind, {} if values is None else values)
 
 # %% ../nbs/00_config.ipynb #34c084cb

@@ -78,7 +78,7 @@ def moods(rows=30):
     ("completions", "digits.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": ' + "9" * 9999 + "}\n", "line 2: not usable JSON"),
     ("preferences", "same.jsonl", '{"prompt": "a", "chosen": "b", "rejected": "b"}\n', "line 1: the chosen completion equals the rejected one, 'b'"),
     ("labels", "one.csv", "text,label\na,good\nb,good\n", "holds 1 label .'good'., and telling labels apart needs two"),
-    ("labels", "many.csv", "text,label\n" + "".join(f"a,{i}x\n" for i in range(101)), "holds 101 different labels, and at most 100 .*--tasks completions"),
+    ("labels", "many.csv", "text,label\n" + "".join(f"a,{i}x\n" for i in range(257)), "holds 257 different labels, and at most 256 .*--tasks completions"),
     ("labels", "few.csv", "text,label\na,good\nb,bad\n", "no examples are left for train: more rows are needed"),
 ])
 def test_errors(tmp_path, task, name, data, message):
@@ -433,7 +433,8 @@ def test_hints_on_columns(tmp_path):
     rows = "".join(f"text {i},{'good' if i % 2 else 'bad'}\n" for i in range(20))
     bare, whole = write(tmp_path, "bare.csv", rows), write(tmp_path, "whole.csv", f"text,label\n{rows}")
     with pytest.raises(DataError, match="'bad' occurs again in the column that it names: is the header missing"): load_task("labels", bare)
-    with pytest.raises(DataError, match="is the header missing"): check_file(None, bare)
+    report = check_file(None, bare)
+    assert "is the header missing" in report.stops[0] and "a file without a header: --tasks labels --reading.columns text label" in report.notes[0]
     with pytest.raises(DataError, match="The name of the only column, 'text,label', holds ',': read it with --reading.delimiter ','"): load_task("labels", whole, reading=Reading(delimiter=";"))
     with pytest.raises(DataError, match="3 fields where the header has 2 .a comma within a text that is not quoted"): load_task("labels", write(tmp_path, "commas.csv", f"text,label\n{rows}so, so,good\n"))
     other = str(write(tmp_path, "other.csv", "texts,label\na,good\n"))

@@ -1,0 +1,349 @@
+"Files as people have them: spreadsheets, shards, bombs, and the usual shapes of public data sets."
+import json
+import re
+import shlex
+
+import pytest
+
+import sftdpo.files
+from sftdpo.config import Reading
+from sftdpo.data import DataError, UnusableRows, load_task
+from sftdpo.files import read_table
+
+
+def write(folder, name, data):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return path
+
+
+def lines(*rows): return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def examples(task): return [e for split in task.splits.values() for e in split]
+
+
+# -- the first lines of spreadsheets, shards
+
+def test_a_line_that_names_the_delimiter_is_no_header(tmp_path):
+    path = write(tmp_path, "excel.csv", "\ufeffsep=;\r\nText;Label\r\n" + "".join(f"Größe {i}, Tee;{'gut' if i % 2 else 'schlecht'}\r\n" for i in range(20)))
+    task = load_task("labels", path)
+    assert len(examples(task)) == 20 and {e.prompt for e in examples(task)} == {f"Größe {i}, Tee\n" for i in range(20)}
+    assert read_table(path).lines[0] == 3
+
+
+def test_empty_names_at_the_end_of_the_header(tmp_path):
+    rows = "".join(f"{'spam' if i % 2 else 'ham'},Call {i},,,\n" for i in range(20))
+    table = read_table(write(tmp_path, "spam.csv", f"label,text,,,\n{rows}"))
+    assert list(table.columns) == ["label", "text"] and not table.problems
+    with pytest.raises(UnusableRows, match=r"line 22: \[' or not', '', ''\] stands in columns without a name \(a comma within a text"):
+        load_task("labels", write(tmp_path, "spam.csv", f"label,text,,,\n{rows}ham,Call me, or not,,\n"))
+    assert list(read_table(write(tmp_path, "index.csv", ",text,label\n0,a,b\n")).columns) == ["", "text", "label"]
+
+
+def test_shards_with_a_hash_in_their_names_are_joined(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    for i in range(2):
+        pandas.DataFrame(dict(text=[f"t{i}{j}" for j in range(20)], label=["a", "b"] * 10)).to_parquet(tmp_path / f"train-0000{i}-of-00002-6ef3991c06080e1{i}.parquet")
+    assert len(examples(load_task("labels", tmp_path))) == 40
+
+
+# -- bombs: refused by size, in one short line
+
+def short(error): return len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+def test_a_parquet_file_that_unpacks_to_gigabytes(tmp_path):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array(["a" * 1_000_000]))
+    parquet.write_table(pa.table(dict(text=long, label=["a", "b"] * 1500)), tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"unpacks to 3,\d{3},\d{3},\d{3} bytes, and at most 2,000,000,000 are read") as error: read_table(tmp_path / "bomb.parquet")
+    assert short(error)
+
+
+def test_a_nested_parquet_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(sftdpo.files, "LARGEST_BYTES", 1_000_000)
+    deep = pa.array([[dict(content="b" * 1000)]] * 2000, pa.list_(pa.struct([("content", pa.string())])))
+    parquet.write_table(pa.table(dict(messages=deep)), tmp_path / "deep.parquet", compression="zstd")
+    assert (tmp_path / "deep.parquet").stat().st_size < 100_000
+    with pytest.raises(DataError, match="unpacks to 2,"): read_table(tmp_path / "deep.parquet")
+    parquet.write_table(pa.table(dict(messages=deep[:5])), tmp_path / "small.parquet")
+    assert read_table(tmp_path / "small.parquet").values("messages")[0] == [dict(content="b" * 1000)]
+
+
+@pytest.mark.parametrize("name, data", [
+    ("wide.csv", ",".join(f"c{i}" for i in range(10_000)) + "\n" + ",".join("1" * 10_000) + "\n"),
+    ("wide.jsonl", lines({f"c{i}": 1 for i in range(10_000)})),
+    ("wide.json", json.dumps([{f"c{i}": 1 for i in range(10_000)}])),
+])
+def test_ten_thousand_columns(tmp_path, name, data):
+    with pytest.raises(DataError, match=f"{name} has 10,000 columns, and at most 1,000 are read: keep those") as error: load_task("labels", write(tmp_path, name, data))
+    assert short(error)
+
+
+def test_hundreds_of_columns_are_not_printed(tmp_path):
+    header = ",".join(f"c{i}" for i in range(900))
+    with pytest.raises(DataError, match="and 888 more") as error: load_task("labels", write(tmp_path, "wide.csv", f"{header}\n{header}\n"))
+    assert len(str(error.value)) < 1200
+
+
+# -- the usual shapes of public data sets: named, with options that read them
+
+USER = "Why does it matter in case {}?"
+GOOD, BAD = "Because it shapes life number {}.", "No idea about item {}, ask someone."
+def turns(i, answer, system=False):
+    first = [dict(role="system", content="Be kind.")] * system
+    return first + [dict(role="user", content=USER.format(i)), dict(role="assistant", content=answer.format(i))]
+
+
+def rows_of(make, n=40): return lines(*(make(i) for i in range(n)))
+
+
+SHAPES = dict(
+    hh=("hh.jsonl", rows_of(lambda i: {w: f"\n\nHuman: {USER.format(i)}\n\nAssistant: {t.format(i)}" for w, t in (("chosen", GOOD), ("rejected", BAD))}),
+        "pairs without a prompt", "\n\nHuman: " + USER.format(3) + "\n\nAssistant:", " " + GOOD.format(3), " " + BAD.format(3)),
+    messages=("messages.jsonl", rows_of(lambda i: dict(messages=turns(i, GOOD, True))), "conversations", f"System: Be kind.\n\nUser: {USER.format(3)}\n\nAssistant:", " " + GOOD.format(3), None),
+    ultrafeedback=("uf.jsonl", rows_of(lambda i: dict(prompt=USER.format(i), chosen=turns(i, GOOD), rejected=turns(i, BAD), messages=turns(i, GOOD), score_chosen=8.0)), "conversations",
+                   f"User: {USER.format(3)}\n\nAssistant:", " " + GOOD.format(3), " " + BAD.format(3)),
+    prompts=("pc.jsonl", rows_of(lambda i: dict(prompt=turns(i, GOOD)[:1], completion=turns(i, GOOD)[1:])), "conversations", f"User: {USER.format(3)}\n\nAssistant:", " " + GOOD.format(3), None),
+    sharegpt=("sg.json", json.dumps([dict(id=f"c{i}", conversations=[{"from": "human", "value": USER.format(i)}, {"from": "gpt", "value": GOOD.format(i)}]) for i in range(40)]), "conversations",
+              f"User: {USER.format(3)}\n\nAssistant:", " " + GOOD.format(3), None),
+    factory=("lf.jsonl", rows_of(lambda i: dict(conversations=[{"from": "human", "value": USER.format(i)}], chosen={"from": "gpt", "value": GOOD.format(i)}, rejected={"from": "gpt", "value": BAD.format(i)})),
+             "conversations", f"User: {USER.format(3)}\n\nAssistant:", " " + GOOD.format(3), " " + BAD.format(3)),
+    shp=("shp.jsonl", rows_of(lambda i: dict(post_id=f"p{i}", domain="baking", history=USER.format(i), c_root_id_A=f"a{i}", c_root_id_B=f"b{i}", score_A=3 + 9 * (i % 2), score_B=8,
+                                             human_ref_A=(GOOD if i % 2 else BAD).format(i), human_ref_B=(BAD if i % 2 else GOOD).format(i), labels=i % 2)),
+         "two answers and their scores", USER.format(3), GOOD.format(3), BAD.format(3)),
+    rte=("rte.tsv", "index\tsentence1\tsentence2\tlabel\n" + "".join(f"{i}\tThe tea {i} was fine.\tIt was day {i}.\t{'not_' * (i % 2)}entailment\n" for i in range(40)), "pairs of sentences with labels",
+         "The tea 3 was fine.\nIt was day 3.\n", "not_entailment", None),
+    cola=("cola.tsv", "".join(f"gj04\t{i % 2}\t{'*' * (i % 2)}\tThe tea was fine on day {i}.\n" for i in range(40)), "a file without a header", "The tea was fine on day 3.\n", "1", None),
+    spam=("spam.csv", "v1,v2,,,\n".encode() + "".join(f"{'ham' if i % 2 else 'spam'},Win £{i},,,\n" for i in range(40)).encode("latin-1"), "texts with labels", "Win £3\n", "ham", None),
+    sheet=("sheet.csv", "sep=;\nText;Kategorie\n" + "".join(f"Tag {i};{'gut' if i % 2 else 'schlecht'}\n" for i in range(40)), "texts with labels", "Tag 3\n", "gut", None))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_usual_shapes_are_named_and_the_command_reads_them(shape, tmp_path, capsys):
+    from sftdpo.check import advice
+    from sftdpo.cli import main, parse
+    name, data, called, prompt, completion, rejected = SHAPES[shape]
+    path = write(tmp_path, name, data)
+    assert f"It looks like {called}: " in advice(path, Reading())
+    with pytest.raises(SystemExit): main(["data", "check", str(path), "--backbone", "bard", "--reading.leaked", "drop"])
+    said = capsys.readouterr().out
+    assert f"this looks like {called}: " in said and "--reading.leaked drop" in said
+    study = parse(shlex.split(re.search(r"run it +sftdpo (compare .*)", said)[1])).study
+    words = study.reading.verbalizers
+    task = load_task(study.tasks[0], study.data, 0, study.reading)
+    found = next(e for e in examples(task) if e.prompt == prompt)
+    assert (found.completion, found.rejected) == (words.get(completion, completion), rejected)
+
+
+def test_the_command_repeats_the_backbone(tmp_path, backbone, capsys):
+    from sftdpo.cli import main
+    name, data, *_ = SHAPES["hh"]
+    with pytest.raises(SystemExit): main(["data", "check", str(write(tmp_path, name, data)), "--backbone", backbone])
+    assert f"--backbone {shlex.quote(backbone)}" in capsys.readouterr().out
+
+
+def test_winners_and_losers_have_usual_names(tmp_path):
+    for first, second in (("chosen_response", "rejected_response"), ("response_j", "response_k"), ("winner", "loser")):
+        task = load_task("preferences", [{"question": f"q{i} ", first: f"good {i}", second: f"bad {i}"} for i in range(20)])
+        assert all(e.completion.startswith("good") and e.rejected.startswith("bad") for e in examples(task))
+
+
+def test_what_fits_nothing_is_given_no_column_of_its_own_as_advice(tmp_path):
+    from sftdpo.check import check_file
+    with pytest.raises(DataError, match="--reading.prompt COLUMN --reading.label COLUMN"): check_file(None, write(tmp_path, "x.csv", "first,last\n1,2\n"))
+
+
+def test_compare_says_what_the_data_looks_like(tmp_path, backbone):
+    from sftdpo.config import Study
+    from sftdpo.study import compare
+    name, data, *_ = SHAPES["hh"]
+    study = Study("one", tasks=("preferences",), data=str(write(tmp_path, name, data)), backbone=backbone)
+    with pytest.raises(DataError, match="It looks like pairs without a prompt: --tasks preferences --reading.beginning cut reads it"): compare(study, tmp_path / "out", progress=False)
+
+
+def test_scores_that_do_not_order_are_named(tmp_path):
+    rows = [dict(prompt=f"p{i} ", a=f"x{i}", b=f"y{i}", score_a=i % 3, score_b=1) for i in range(30)]
+    reading = Reading(chosen="a", rejected="b", scores=("score_a", "score_b"))
+    with pytest.raises(UnusableRows, match="10 of 30 rows cannot be used: row 2: the chosen completion is not known: both scores are 1"): load_task("preferences", rows, reading=reading)
+
+
+# -- nothing is left out in silence
+
+@pytest.mark.parametrize("task, row, column", [
+    ("completions", lambda i: dict(instruction="Give the opposite of the word.", input=f"word{i}", output=f"not word{i}"), "input"),
+    ("completions", lambda i: dict(instruction=f"Why {i}?", context=f"Text {i}: the answer is 7." if i % 2 else "", response=f"So {i}.", category="open_qa"), "context"),
+    ("preferences", lambda i: dict(system="You are terse." if i % 2 else "", question=f"Why {i}?", chosen=f"So {i}.", rejected=f"No {i}."), "system")])
+def test_columns_that_are_left_out_are_said_with_the_template_that_keeps_them(task, row, column, tmp_path):
+    from sftdpo.check import check_data
+    rows = [row(i) for i in range(40)]
+    loaded = load_task(task, rows)
+    note, = (note for note in loaded.intake.notes if note.startswith("left out"))
+    assert repr(column) in note and note in check_data(loaded).short()
+    template, = shlex.split(re.search(r"--reading\.prompt ('.*')", note)[1])
+    kept = load_task(task, rows, reading=Reading(prompt=template))
+    assert not kept.intake.notes and {e.prompt for e in examples(kept)} >= {template.replace("\\n", "\n").format(**row) for row in rows[:1]}
+
+
+@pytest.mark.parametrize("row", [lambda i: dict(prompt=f"p{i} ", completion=f"c{i}", label=i % 2 == 0), lambda i: dict(prompt=f"p{i} ", response=f"c{i}", helpfulness=i % 5)])
+def test_ratings_that_are_left_out_are_said(row):
+    from sftdpo.check import check_data
+    loaded = load_task("completions", [row(i) for i in range(40)])
+    assert "every row is learned from, whatever it says there" in check_data(loaded).short()
+
+
+# -- pairs that repeat the prompt, or contradict each other
+
+def test_pairs_that_begin_with_the_prompt_are_noted_and_cut():
+    from sftdpo.check import check_data
+    rows = [dict(prompt=f"Why {i}?", chosen=f"Why {i}?\nSo {i}.", rejected=f"Why {i}?\nNo {i}.") for i in range(30)]
+    assert "in 30 pairs chosen and rejected begin with the prompt: --reading.beginning cut" in str(check_data(load_task("preferences", rows)))
+    cut = load_task("preferences", rows, reading=Reading(beginning="cut"))
+    assert {(e.prompt, e.completion, e.rejected) for e in examples(cut)} == {(f"Why {i}?", f"\nSo {i}.", f"\nNo {i}.") for i in range(30)}
+    assert "begin with the prompt" not in str(check_data(cut))
+
+
+def test_pairs_with_both_preferences_are_noted():
+    from sftdpo.check import check_data
+    rows = [dict(prompt=f"Why {i % 15}?\n", chosen="So." if i < 15 else "No.", rejected="No." if i < 15 else "So.") for i in range(30)]
+    assert "15 pairs stand with both preferences" in check_data(load_task("preferences", rows)).short()
+
+
+# -- remedies work
+
+def test_test_labels_of_minus_one_let_validation_judge(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    part = lambda n, label: datasets.Dataset.from_list([dict(sentence=f"text {n} {i}", label=label(i), idx=i) for i in range(n)])
+    datasets.DatasetDict(train=part(40, lambda i: i % 2), validation=part(12, lambda i: i % 2), test=part(9, lambda i: -1)).save_to_disk(tmp_path / "glue")
+    task = load_task("labels", tmp_path / "glue")
+    assert len(task.test) == 12 and task.verbalizers == ("0", "1") and any("test has no labels and is not used" in note for note in task.intake.notes)
+
+
+REMEDIES = [
+    ("labels", "encoding.csv", ("text,label\n" + "".join(f"café {i},{'ab'[i % 2]}\n" for i in range(30))).encode("latin-1"), {}),
+    ("labels", "bad.csv", "text,label\n" + "".join(f"tea {i},{'ab'[i % 2]}\n" for i in range(30)) + "tea,\n", {}),
+    ("labels", "delimiter.csv", "text;label\n" + "".join(f"tea {i};{'ab'[i % 2]}\n" for i in range(30)), dict(delimiter=",")),
+    ("labels", "other.csv", "prompt,chosen,rejected\n" + "".join(f"p{i},c{i},r{i}\n" for i in range(30)), {}),
+    ("completions", "talk.jsonl", SHAPES["prompts"][1], {}),
+    ("labels", "many.csv", "text,label\n" + "".join(f"tea {i},word {i}\n" for i in range(300)), {}),
+]
+
+
+@pytest.mark.parametrize("task, name, data, given", REMEDIES, ids=[remedy[1] for remedy in REMEDIES])
+def test_the_first_remedy_of_an_error_works(task, name, data, given, tmp_path):
+    from sftdpo.cli import parse
+    path = write(tmp_path, name, data)
+    with pytest.raises(DataError) as error: load_task(task, path, reading=Reading(**given))
+    options = re.findall(r"(--(?:reading\.[\w-]+|tasks)) ('[^']*'|[\w-]+)", str(error.value))
+    words = dict(options)
+    command = ["compare", "--tasks", words.pop("--tasks", task), "--data", str(path), *(word for option, value in words.items() for word in (option, value.strip("'")))]
+    study = parse(command).study
+    assert words or study.tasks != (task,)
+    assert examples(load_task(study.tasks[0], path, reading=study.reading))
+
+
+def test_labels_that_differ_in_case_are_merged(tmp_path):
+    rows = "".join(f"text {i},{('Yes', 'yes ', 'NO', 'no')[i % 4]}\n" for i in range(60))
+    path = write(tmp_path, "messy.csv", f"text,label\n{rows}")
+    assert any("--reading.similar-labels merge" in note for note in load_task("labels", path).intake.notes)
+    merged = load_task("labels", path, reading=Reading(similar_labels="merge"))
+    assert len(merged.verbalizers) == 2 and sum(merged.describe()["balance"]["train"].values()) == len(merged.train) and not merged.intake.problems
+
+
+def test_150_labels(tmp_path):
+    path = write(tmp_path, "intents.csv", "text,intent\n" + "".join(f"text {i},intent_{i % 150}\n" for i in range(450)))
+    task = load_task("labels", path)
+    from sftdpo.check import check_data
+    assert len(task.verbalizers) == 150 and max(map(len, str(check_data(task)).splitlines())) < 1500
+
+
+# -- settings files, and paths
+
+@pytest.mark.parametrize("text, told", [
+    ("a: &a [x, x]\nb: &b [*a, *a]\n", "line 2 has the alias *a: write the value out"),
+    ("a: " + "[" * 3000 + "]" * 3000, "nested deeper than 20 levels"),
+    ("a: 1\n" * 300_000, "too many for settings|too many"),
+    (b"name: caf\xe9\n", "line 1: the byte 0xe9 is not UTF-8"),
+    ("a: [", "not YAML")])
+def test_settings_files_that_cannot_be_used(text, told, tmp_path, capsys):
+    from sftdpo.cli import main
+    path = write(tmp_path, "study.yaml", text)
+    with pytest.raises(SystemExit) as end: main(["compare", "--settings", str(path)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "study.yaml" in said and any(words in said for words in told.split("|"))
+
+
+def test_a_settings_file_that_is_not_there(capsys):
+    from sftdpo.cli import main
+    with pytest.raises(SystemExit) as end: main(["compare", "--settings", "nofile.yaml"])
+    assert end.value.code == 2 and "--settings nofile.yaml: there is no such file: check the path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["data", "check", "~nosuchuser/x.csv"], ["compare", "--tasks", "labels", "--data", "~nosuchuser/x.csv"], ["compare", "--settings", "~nosuchuser/x.yaml"]])
+def test_a_user_that_does_not_exist(words, tmp_path, capsys):
+    from sftdpo.cli import main
+    with pytest.raises(SystemExit) as end: main(words + (["--out", str(tmp_path / "out")] if words[0] == "compare" else []))
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "~nosuchuser" in said and "Traceback" not in said
+
+
+# -- a saved model is judged as it was trained
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tokenizer):
+    "A model of two labels that was trained with a template and answers of its own."
+    from sftdpo.config import Run, Stage
+    from sftdpo.model import save_policy
+    from sftdpo.study import train_run
+    from tiny import tiny_model
+    folder = tmp_path_factory.mktemp("trained")
+    base = str(save_policy(tiny_model("gpt2", tokenizer), tokenizer, folder / "base"))
+    text = "sentence\tlabel\n" + "".join(f"The {'good' if i % 2 else 'bad'} line {i}.\t{i % 2}\n" for i in range(120))
+    reading = Reading(prompt="Say: {sentence}\\n", verbalizers={"0": "N", "1": "Y"})
+    run = Run(backbone=base, task="labels", data=str(write(folder, "two.tsv", text)), reading=reading, sft=Stage("sft", epochs=4, batch_size=8, learning_rate=3e-3))
+    return folder, run, train_run(run, folder / "out", progress=False)
+
+
+def judged(capsys, *words):
+    from sftdpo.cli import main
+    main(["evaluate", *words])
+    said = capsys.readouterr().out
+    return said, {name: float(value) for name, value in re.findall(r"^ +(\w+) ([\d.]+)$", said, re.MULTILINE)}
+
+
+def test_evaluate_remembers_the_training(trained, capsys):
+    folder, run, metrics = trained
+    said, found = judged(capsys, str(folder / "out"))
+    assert found["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-4) and "judged: 24 examples" in said
+
+
+def test_all_rows_of_a_named_file_judge(trained, capsys):
+    folder, *_ = trained
+    path = write(folder, "new.tsv", "sentence\tlabel\n" + "".join(f"The {'good' if i % 2 else 'bad'} new {i}.\t{i % 2}\n" for i in range(100)))
+    said, _ = judged(capsys, str(folder / "out" / "model"), "--data", str(path))
+    assert "judged: 100 examples of new" in said
+
+
+def test_a_file_with_one_class_is_judged(trained, capsys):
+    folder, *_ = trained
+    path = write(folder, "one.tsv", "sentence\tlabel\n" + "".join(f"The good new {i}.\t1\n" for i in range(30)))
+    said, found = judged(capsys, str(folder / "out"), "--data", str(path))
+    assert "judged: 30 examples" in said and 0 <= found["accuracy"] <= 1
+
+
+def test_other_names_of_the_labels(trained, capsys):
+    from sftdpo.cli import main
+    folder, *_ = trained
+    path = str(write(folder, "names.tsv", "sentence\tlabel\n" + "".join(f"The {'good' if i % 2 else 'bad'} new {i}.\t{'pos' if i % 2 else 'neg'}\n" for i in range(30))))
+    same = str(write(folder, "same.tsv", "sentence\tlabel\n" + "".join(f"The {'good' if i % 2 else 'bad'} new {i}.\t{i % 2}\n" for i in range(30))))
+    with pytest.raises(SystemExit): main(["evaluate", str(folder / "out"), "--data", path])
+    told = capsys.readouterr().err
+    assert "holds 'neg', 'pos'" in told and "--reading.verbalizers LABEL ANSWER" in told and "the answers are 'N', 'Y'" in told
+    _, found = judged(capsys, str(folder / "out"), "--data", path, "--reading.verbalizers", "pos", "Y", "neg", "N")
+    assert found == judged(capsys, str(folder / "out"), "--data", same)[1]
+    with pytest.raises(SystemExit): main(["evaluate", str(folder / "out"), "--data", path, "--reading.verbalizers", "pos", "yes", "neg", "no"])
+    assert "the model learned the answers 'N', 'Y': use these" in capsys.readouterr().err
