@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['QUICKSTART', 'Compare', 'Plan', 'Report', 'Data', 'Quickstart', 'Train', 'Evaluate', 'Submit', 'Generate', 'Fetch',
-           'Bench', 'parse', 'main']
+           'Bench', 'read_settings', 'parse', 'main']
 
-# %% ../nbs/11_cli.ipynb #1ae677d8
+# %% ../nbs/11_cli.ipynb #2faadc72
 import os
 import re
 import sys
@@ -16,7 +16,8 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from .config import Benchmark, Execution, Reading, Run, Sampling, Stage, Study, TaskName, WorkFailed, from_yaml
+from .config import Benchmark, Execution, Reading, Run, Sampling, SettingsError, Stage, Study, TaskName, WorkFailed, from_yaml
+from .plain_text import clean_output, visible
 
 # %% ../nbs/11_cli.ipynb #966dd84e
 @dataclass
@@ -72,7 +73,7 @@ class Data:
     def __call__(self):
         from sftdpo.check import check_file, write_check
         from sftdpo.keys import tokenizer_of
-        report = check_file(self.task, self.data, self.reading, *tokenizer_of(self.backbone))
+        report = check_file(self.task, self.data, self.reading, *tokenizer_of(self.backbone), backbone=self.backbone)
         print(report)
         if self.out:
             for path in write_check(report, self.out): print(f"written: {path}")
@@ -113,9 +114,9 @@ class Train:
 class Evaluate:
     "Judge a saved model, or a backbone, on a task's test examples."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    task: TaskName = "paraphrase"  # what it is judged on
-    data: str = "embedded"  # embedded, hub, or the path of a folder or file
-    reading: Reading = Reading()  # how the file is read
+    task: TaskName | None = None  # what it is judged on; none given: what it was trained for
+    data: str | None = None  # embedded, hub, or the path of a folder or file; none given: what it was trained on
+    reading: Reading = Reading()  # how the file is read; none given: as in training
     test_size: int | None = None  # examples judged; none given: all
     seed: int = 0  # of the samples
     sampling: Sampling = Sampling()  # how texts are continued
@@ -123,9 +124,11 @@ class Evaluate:
 
     def __call__(self):
         from sftdpo.export import check_format, write_predictions
-        from sftdpo.study import evaluate_saved
+        from sftdpo.study import evaluate_saved, saved_task
         if self.out: check_format(self.out)
-        found = evaluate_saved(self.model, Run(task=self.task, data=self.data, reading=self.reading, test_size=self.test_size, seed=self.seed, sampling=self.sampling))
+        known = saved_task(self.model)
+        task, data = self.task or known.get("task", "paraphrase"), self.data or known.get("data", "embedded")
+        found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading, test_size=self.test_size, seed=self.seed, sampling=self.sampling), say=print)
         for name, value in found.metrics.items(): print(f"{name:>24} {value:.4f}")
         if self.out: print(f"written: {write_predictions(found.examples, self.out)}")
 
@@ -189,6 +192,20 @@ class Bench:
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
 
 # %% ../nbs/11_cli.ipynb #459d4096
+def read_settings(
+    path: str,  # of a YAML file
+) -> Study:
+    "The study of a settings file, or an error that names the file."
+    file = Path(os.path.expanduser(path))
+    if not file.is_file(): raise SettingsError(f"--settings {path}: there is no such file: check the path.")
+    if file.stat().st_size > 1_000_000: raise SettingsError(f"--settings {path} has {file.stat().st_size:,} bytes, too many for settings: is it the right file?")
+    try: return from_yaml(Study, file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise SettingsError(f"--settings {path}, line {line}: the byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8 text.") from None
+    except SettingsError as error: raise SettingsError(f"--settings {path}: {error}") from None
+
+
 def parse(
     words: list[str],  # the command line, without the program's name
 ):
@@ -196,7 +213,7 @@ def parse(
     if words[:1] and words[0] in ("data", "train", "evaluate", "submit"): words = ["--task" if word == "--tasks" else word for word in words]  # messages name the option of `compare`
     pieces = [piece for word in words for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
     file = next((word for before, word in zip(pieces, pieces[1:]) if before == "--settings"), None)
-    study = from_yaml(Study, Path(file).read_text(encoding="utf-8")) if file else Study()
+    study = read_settings(file) if file else Study()
     kinds = dict(quickstart=Quickstart, data=Data, plan=Plan, compare=Compare, report=Report, train=Train, evaluate=Evaluate, submit=Submit, generate=Generate, fetch=Fetch, bench=Bench)
     defaults = dict(compare=Compare(study), plan=Plan(study), train=Train(Run()), bench=Bench(Benchmark()))
     commands = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False, **({"default": defaults[name]} if name in defaults else {}))]
@@ -208,12 +225,18 @@ def main(
     words: list[str] | None = None,  # the command line; none given: that of the process
 ):
     "Run `sftdpo`; the exit code is 0, 1 where runs failed, or 2 where the user can mend something."
-    try: parse(sys.argv[1:] if words is None else words)()
+    try:
+        command = parse(sys.argv[1:] if words is None else words)
+        with clean_output(): command()
     except KeyboardInterrupt: sys.exit("\nstopped; the same command goes on from here")
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has gone
+    except RuntimeError as error:  # what pathlib says of ~name where there is no such user
+        if isinstance(error, WorkFailed) or "home directory" not in str(error): raise
+        print(f"sftdpo: {next((word for word in words or sys.argv if '~' in word), '~')}: there is no user of that name: write the whole path", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"sftdpo: {error}", file=sys.stderr)
+        print(f"sftdpo: {visible(error)}", file=sys.stderr)
         sys.exit(2)
     except WorkFailed as error:
-        print(f"sftdpo: {error}", file=sys.stderr)
+        print(f"sftdpo: {visible(error)}", file=sys.stderr)
         sys.exit(1)

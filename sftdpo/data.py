@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['verbalizers', 'MOST_LABELS', 'cloze_prompt', 'Intake', 'TaskData', 'read_sonnets', 'gathered', 'encoding_of',
-           'read_question_pairs', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'load_task', 'fit_task',
-           'DataError', 'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels',
-           'subset', 'tokenize', 'verbalizer_rows', 'without_rejected']
+           'read_question_pairs', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'load_judged', 'load_task',
+           'fit_task', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset',
+           'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows', 'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import difflib, hashlib, json, re
@@ -18,13 +18,13 @@ from itertools import count
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/01_data.ipynb #4628ca0e
+# %% ../nbs/01_data.ipynb #b2034358
 from .config import Reading
 from .examples import DataError, Example, chance, collector_at_rest, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
-from .files import Problem, Table, UnusableRows, as_text, decode, keep, plain_markdown, read_bytes, read_table, tables_of
+from .files import Problem, Table, UnusableRows, as_text, decode, expanded, keep, plain_markdown, read_bytes, read_table, tables_of
 from .questions import generated_questions
 from .rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
-from .shapes import Shape, find_shape
+from .shapes import Shape, find_shape, left_out, prepared
 
 # %% ../nbs/01_data.ipynb #34a77c5e
 _all_ = ["DataError", "Example", "Row", "UnusableRows", "keep", "make_pairs", "preference_dataset", "shuffle_labels", "subset", "tokenize", "verbalizer_rows", "without_rejected"]
@@ -157,7 +157,9 @@ def _text(value, what, blank=False) -> str:
     if not blank and not text.strip(): raise ValueError(f"the {what} is empty")
     return text
 
-def _shown(values) -> str: return ", ".join(str(v) for v in values)[:200]
+def _shown(values) -> str:
+    try: return ", ".join(map(str, values))[:200]
+    except RecursionError: return "(nested too deep to show)"
 
 def _gather(
     table: Table,                          # columns and lines
@@ -261,19 +263,27 @@ def read_question_pairs(
     reading: Reading = Reading(),  # delimiter and encoding
 ) -> list[Example]:                # prompts as `cloze_prompt` makes them, completions from `verbalizers`
     "The question pairs of a file, or a `DataError` that names the bad rows by line."
-    table = read_table(path, reading.delimiter, reading.encoding)
+    table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     columns = table.columns if labelled else [*table.columns, "is_duplicate"]
     examples, problems = _pair_examples(table, find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1"), labelled)
     _check_usable(dict(train=(table, examples, problems)), unusable)
     return examples
 
 # %% ../nbs/01_data.ipynb #1b123c57
-MOST_LABELS = 100 # more are taken for a free text
+MOST_LABELS = 256 # more are taken for a free text
 _missing_values = {"nan", "null", "na", "n/a", "#n/a", "<na>", "<null>"} # as tables write a missing value, in any case
 
 def _label_key(value) -> str:
     text = _text(value, "label").strip()
     return re.sub(r"(?<=\d)\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
+
+def _alike_label(label: str) -> str: return " ".join(label.casefold().split())
+
+def _merged(counts: Counter) -> dict[str, str]: # label -> the commonest label that differs in nothing but case and white space
+    "Which labels are one."
+    first = {}
+    for label in sorted(counts, key=lambda label: (-counts[label], label)): first.setdefault(_alike_label(label), label)
+    return {label: first[_alike_label(label)] for label in counts}
 
 def _label_keys(table: Table, column: str) -> Counter:
     "How often each label occurs."
@@ -308,7 +318,7 @@ def nearly_equal(
     counts: dict[str, int],  # label -> rows
 ) -> list[tuple[str, str]]:  # the label that may be misspelt, and the one that may be meant
     "Labels that may be another label misspelt."
-    plain, found, rows = lambda label: " ".join(label.casefold().split()), [], sum(counts.values())
+    plain, found, rows = _alike_label, [], sum(counts.values())
     for label, n in counts.items():
         commoner = [other for other, m in sorted(counts.items(), key=lambda item: -item[1]) if m > n or m == n and other < label]
         same = [other for other in commoner if plain(other) == plain(label)]
@@ -319,7 +329,7 @@ def nearly_equal(
     return found
 
 # %% ../nbs/01_data.ipynb #83875e88
-def _own_examples(table: Table, shape: Shape, answers: dict[str, str]) -> tuple[list[Example], list[Problem]]:
+def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str] = {}) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
     prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
@@ -335,9 +345,10 @@ def _own_examples(table: Table, shape: Shape, answers: dict[str, str]) -> tuple[
         label = rejected = None
         if shape.task == "labels":
             key = _label_key(given["label"])
+            key = merged.get(key, key)
             if key not in numbers:
                 if key.lower() in _missing_values: raise ValueError(f"the label is {key!r}, which stands for a missing value (name it in --reading.verbalizers if it is a label)")
-                raise ValueError(f"the label is {key[:60]!r}, none of {', '.join(map(repr, numbers))}")
+                raise ValueError(f"the label is {key[:60]!r}, none of {', '.join(map(repr, list(numbers)[:20]))}{' ...' * (len(numbers) > 20)}")
             label, completion = numbers[key], answers[key]
         elif shape.task == "completions": completion = _text(given["completion"], "completion")
         else:
@@ -427,29 +438,46 @@ def _differ(first: Table, second: Table) -> str:
     only = [f"only {Path(a.file).name} has {', '.join(map(repr, names[:8]))}" for a, b in ((first, second), (second, first)) if (names := [name for name in a.columns if name not in b.columns])]
     return f" {Path(first.file).name} and {Path(second.file).name} differ in their columns: {', '.join(only)}." if only else ""
 
+def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> str:
+    "Take out a test table whose labels are all -1 or missing, as GLUE's are: validation judges then, or a part of train. The note says so."
+    if task != "labels" or "test" not in tables or reading.test: return ""
+    table = tables["test"]
+    try: label, known = (find_shape(tables[role].columns, task, reading).columns["label"] for role in ("test", "train"))
+    except DataError: return "" # told for each file later
+    if set(_label_keys(table, label)) - {"-1"} or "-1" in _label_keys(tables["train"], known): return ""
+    del tables["test"]
+    if "choose" in tables: tables["test"] = tables.pop("choose")
+    judge = f"{Path(tables['test'].file).name} judges" if "test" in tables else "a part of train judges"
+    return f"{Path(table.file).name} has no labels and is not used: {judge}"
+
 def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     "A task from one's own files or objects."
-    how = dict(delimiter=reading.delimiter, encoding=reading.encoding)
+    how = dict(delimiter=reading.delimiter, encoding=reading.encoding, columns=reading.columns)
     tables = tables_of(_hub_tables(data) if isinstance(data, str) and data.startswith("hub:") else data, **how)
     notes = []
     if "choose" in tables and not reading.test and (task == "paraphrase" or "test" not in tables): # dev judges; GLUE's test has no labels
         if "test" in tables: notes.append(f"{Path(tables['choose'].file).name} judges, and {Path(tables['test'].file).name} is not used: question pairs' test sets have no labels (if this one has, --reading.test {tables['test'].file})")
         tables["test"] = tables.pop("choose")
     tables |= {role: read_table(path, **how) for role, path in (("test", reading.test), ("choose", reading.choose)) if path}
-    tables = {role: tables[role] for role in ("train", "choose", "test") if role in tables}
+    tables = {role: prepared(tables[role], reading) for role in ("train", "choose", "test") if role in tables}
+    if note := _unlabelled_test(task, tables, reading): notes.append(note)
     shapes = {}
     for role, table in tables.items(): shapes[role] = find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1", table.hint() or (_differ(tables["train"], table) if shapes else ""))
-    shape, answers = shapes["train"], {}
+    shape, answers, merged = shapes["train"], {}, {}
+    notes += left_out(tables["train"], shape)
     for role in ("choose", "test"):
         parts = [(s.pieces, {part: column for part, column in s.columns.items() if part != "id"}) for s in (shape, shapes.get(role, shape))]
         if parts[0] != parts[1]:
             notes.append(f"the {role} file takes its parts from other columns than train.{_differ(tables['train'], tables[role])}")
     if task == "labels":
         counts = _label_keys(tables["train"], shape.columns["label"])
+        if reading.similar_labels == "merge":
+            merged = _merged(counts + Counter(label for t, s in ((tables[r], shapes[r]) for r in tables) for label in _label_keys(t, s.columns["label"])))
+            counts = Counter({label: sum(n for other, n in counts.items() if merged[other] == label) for label in dict.fromkeys(merged[label] for label in counts)})
         answers = _answers(counts, reading, tables["train"].file, shape.columns["label"])
         if not reading.verbalizers: counts = {label: counts[label] for label in answers}
-        if len(counts) <= MOST_LABELS: notes += [f"the label {label!r} stands in {counted(counts[label], 'row')}: did you mean {other!r}, which stands in {counts[other]:,}?" for label, other in nearly_equal(counts)]
-    found = {role: (table, *(_pair_examples(table, shapes[role]) if task == "paraphrase" else _own_examples(table, shapes[role], answers))) for role, table in tables.items()}
+        if len(counts) <= MOST_LABELS: notes += [f"the label {label!r} stands in {counted(counts[label], 'row')}: did you mean {other!r}, which stands in {counts[other]:,}?{' (--reading.similar-labels merge makes them one)' if _alike_label(label) == _alike_label(other) else ''}" for label, other in nearly_equal(counts)]
+    found = {role: (table, *(_pair_examples(table, shapes[role]) if task == "paraphrase" else _own_examples(table, shapes[role], answers, merged))) for role, table in tables.items()}
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()}, seed, published=task == "paraphrase" and "test" in found)
     intake = Intake(files=[dict(role=role, file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples)) for role, (table, examples, problems) in found.items()],
@@ -459,6 +487,31 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     source = f"{dict(paraphrase='Question pairs', labels='Labelled texts', completions='Completions', preferences='Preferences')[task]} of {where}: "
     source += " and ".join(f"{Path(tables[role].file).name} {verb}" for role, verb in (("test", "judges"), ("choose", "chooses")) if role in tables) or "split by sftdpo"
     return TaskData(task, name, *splits.values(), verbalizers if task == "paraphrase" else tuple(answers.values()), task in ("completions", "preferences") and reading.end_of_text, source + ".", intake)
+
+def load_judged(
+    task: str,                      # "paraphrase", "labels", "completions" or "preferences"
+    path: str | Path,               # of a file
+    reading: Reading = Reading(),   # how it is read
+    answers: dict[str, str] = {},   # label -> answer, as a saved model learned them; none given: those of the file
+) -> TaskData:                      # with nothing but a test split
+    "All rows of a file as the examples that judge a model; some of its labels may be absent."
+    table = prepared(read_table(path, reading.delimiter, reading.encoding, reading.columns), reading)
+    shape, merged = find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1", table.hint()), {}
+    if task == "labels":
+        counts = _label_keys(table, shape.columns["label"])
+        answers = answers or _answers(counts, reading, table.file, shape.columns["label"])
+        same = {_alike_label(label): label for label in answers}
+        if counts and not any(label in answers or _alike_label(label) in same for label in counts):
+            raise DataError(f"{table.file}: the column {shape.columns['label']!r} holds {', '.join(map(repr, list(counts)[:8]))}, and the model learned the labels {', '.join(map(repr, answers))}. "
+                            f"Say which of its answers stands for which label: --reading.verbalizers LABEL ANSWER LABEL ANSWER; the answers are {', '.join(map(repr, answers.values()))}.")
+        if reading.similar_labels == "merge": merged = {label: same.get(_alike_label(label), label) for label in counts}
+    examples, problems = _pair_examples(table, shape) if task == "paraphrase" else _own_examples(table, shape, answers, merged)
+    _check_usable(dict(test=(table, examples, problems)), reading.unusable)
+    files = [dict(role="test", file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples))]
+    intake = Intake(files, shape, tuple(answers), problems, notes=left_out(table, shape))
+    words = verbalizers if task == "paraphrase" else tuple(dict.fromkeys(answers.values()))
+    end = task in ("completions", "preferences") and reading.end_of_text
+    return TaskData(task, Path(path).stem, [], [], examples, words, end, f"All rows of {Path(path).name}.", intake)
 
 def _hub_tables(data):
     "A data set of the Hub, or of a folder in its layout."
@@ -513,7 +566,7 @@ def load_task(
     if task not in tasks and task not in own: raise DataError(f"There is no task {task!r}: use {', '.join(map(repr, (*tasks, *own)))}.")
     if isinstance(data, str) and data not in ("embedded", "hub") and not data.startswith("hub:"): data = Path(data)
     if isinstance(data, Path):
-        data = data.expanduser()
+        data = expanded(data)
         try: there = data.exists()
         except (OSError, ValueError): there = False
         if not there: raise DataError(f"data is {str(data)!r}, and there is no such file or folder: use 'embedded', 'hub' or an existing path.")
@@ -541,5 +594,5 @@ def fit_task(
     changed = {split: sum(a is not b for a, b in zip(new, data.splits[split])) if len(new) == len(data.splits[split]) else len(data.splits[split]) - len(new) for split, new in splits.items()}
     if not any(changed.values()): return data
     for split, examples in splits.items():
-        if not examples: raise DataError(f"{data.name}: no examples are left for {split} once the long ones are dropped: take a backbone that reads more.")
+        if data.splits[split] and not examples: raise DataError(f"{data.name}: no examples are left for {split} once the long ones are dropped: take a backbone that reads more.")
     return replace(data, **splits, intake=replace(data.intake, too_long=changed))

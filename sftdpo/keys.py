@@ -7,7 +7,7 @@ __all__ = ['device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 
            'run_name', 'training_examples', 'judged_examples', 'run_folder', 'stage_folder', 'failure_file',
            'lock_file']
 
-# %% ../nbs/06a_keys.ipynb #19c42202
+# %% ../nbs/06a_keys.ipynb #be453a9a
 from functools import lru_cache
 from hashlib import file_digest
 from pathlib import Path
@@ -19,6 +19,7 @@ from .batches import best_precision
 from .config import Run, identity, relevant, to_dict
 from .data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
 from .model import context_length, fetch_hub, in_hub_cache, inspect_backbone, locate
+from .safe_files import inside
 
 # %% ../nbs/06a_keys.ipynb #becaf0cf
 def device() -> str:
@@ -139,7 +140,7 @@ def run_folder(
     name: str,     # from `run_name`
 ) -> Path:
     "The folder of a run; it is there when the run is finished."
-    return folder / "runs" / name
+    return inside(folder / "runs", name)
 
 # %% ../nbs/06a_keys.ipynb #cdd12463
 def stage_folder(
@@ -147,7 +148,7 @@ def stage_folder(
     key: str,      # from `stage_keys`
 ) -> Path:
     "The folder of a stage."
-    return folder / "stages" / key
+    return inside(folder / "stages", key)
 
 # %% ../nbs/06a_keys.ipynb #34e8645a
 def failure_file(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'PAIRED', 'usual_lines', 'stage_rows', 'train', 'precision_of', 'cost_group', 'finish_stage', 'processor',
-           'commit', 'software', 'environment', 'judge', 'changes', 'resolved', 'model_card', 'keep_best', 'finish_run']
+           'commit', 'software', 'environment', 'judge', 'changes', 'resolved', 'model_card', 'keep_best',
+           'task_record', 'finish_run']
 
-# %% ../nbs/06b_runs.ipynb #97a5720d
+# %% ../nbs/06b_runs.ipynb #ec74906f
 import os
 import platform
 import shutil
@@ -25,7 +26,7 @@ import yaml
 import sftdpo
 from .batches import best_precision
 from .checkpoints import remove_checkpoints
-from .config import PRIMARY, Run, Stage, relevant, settle, to_yaml
+from .config import PRIMARY, Run, Stage, relevant, settle, to_dict, to_yaml
 from .data import Example, Row, make_pairs, subset, tokenize, without_rejected
 from .evaluate import baselines, evaluate, reward_accuracy, sample, with_interval
 from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
@@ -229,6 +230,15 @@ def keep_best(
             if (home / "policy").exists(): kept[home] = read_json(home / "metrics.json")[f"choose_{PRIMARY[run.task]}"]
         for home in sorted(kept, key=lambda home: (-kept[home], home.name))[1:]: shutil.rmtree(home / "policy")
 
+# %% ../nbs/06b_runs.ipynb #a3c0de02
+def task_record(
+    run: Run,  # that was trained
+) -> dict:     # plain values, ready for JSON
+    "What a saved model needs to be judged as it was trained."
+    data = task_data(run)
+    labels = data.intake.labels or data.verbalizers
+    return dict(task=run.task, data=run.data, reading=to_dict(run.reading), answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint)
+
 # %% ../nbs/06b_runs.ipynb #23fbfba1
 def finish_run(
     folder: Path,          # of the study
@@ -258,6 +268,7 @@ def finish_run(
         examples.to_parquet(part / "examples.parquet", index=False)
         if weights in ("best", "all") and stages:
             save_policy(model, tokenizer, part / "policy")
+            write_json(part / "policy" / "task.json", task_record(run))
             (part / "policy" / "README.md").write_text(model_card(resolved(run), metrics), encoding="utf-8", errors="backslashreplace")
         write_json(part / "metrics.json", metrics)
         write_json(part / "sftdpo.json", dict(

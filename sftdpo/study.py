@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MAY_GROW', 'NEUTRAL', 'flat', 'check_folder', 'claim_folder', 'grown', 'surroundings', 'notice_changes', 'check_runs',
            'carry_out', 'choose', 'look_at_data', 'compare', 'failed_runs', 'note_asked', 'study_of', 'train_run',
-           'load_any', 'evaluate_saved']
+           'load_any', 'saved_task', 'reading_of', 'answers_of', 'judged_data', 'evaluate_saved']
 
-# %% ../nbs/06h_study.ipynb #df3d44df
+# %% ../nbs/06h_study.ipynb #046fbdfb
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -15,11 +15,11 @@ from pathlib import Path
 import pandas as pd
 
 from .choosing import choose_rates
-from .config import Execution, Run, SettingsError, Stage, Study, WorkFailed, check, from_yaml, to_dict, to_yaml
-from .check import check_data, command_of, write_check
-from .data import DataError
+from .config import Execution, Reading, Run, SettingsError, Stage, Study, WorkFailed, check, from_dict, from_yaml, to_dict, to_yaml
+from .check import advice, check_data, command_of, write_check
+from .data import DataError, TaskData, fit_task, load_judged
 from .evaluate import Evaluation, evaluate
-from .files import UnusableRows, write_problems
+from .files import UnusableRows, expanded, write_problems
 from .keys import backbone_fingerprint, device, failure_file, forget_data, judged_examples, run_folder, run_name, task_data, tokenizer_of
 from .model import BACKBONES, context_length, load_backbone, load_policy, lora_targets
 from .runs import processor, software
@@ -60,7 +60,6 @@ def check_folder(
                   f"{folder} was begun with {before.get(name)!r}, and results of both cannot stand in one table; give another folder, or the old setting")
     elif folder.exists() and not all(entry.name == "locks" or entry.name.startswith(".study.yaml.") for entry in folder.iterdir()):
         raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a new one.")
-
 
 # %% ../nbs/06h_study.ipynb #edeb3080
 def claim_folder(
@@ -183,10 +182,12 @@ def look_at_data(
     "Say what is in each data set, and keep it in `data/`; rows that cannot be used are listed there, whether or not they stop the study."
     for run in {(run.task, run.data, run.resplit, run.reading, run.backbone): run for run in runs}.values():
         home = folder / "data" / "-".join([run.task] + [f"split{run.resplit}"] * bool(run.resplit))
-        try: report = check_data(task_data(run), *tokenizer_of(run.backbone), command_of(run.task, run.data, run.reading))
+        try: report = check_data(task_data(run), *tokenizer_of(run.backbone), command_of(run.task, run.data, run.reading, run.backbone))
         except UnusableRows as error:
             home.mkdir(parents=True, exist_ok=True)
-            raise DataError(f"{error} All of them are listed in {write_problems(error.problems, home / 'unusable.csv')}.") from error
+            listed = write_problems(error.problems, home / "unusable.csv")
+            raise DataError(f"{error}{advice(run.data, run.reading, run.task)} All of them are listed in {listed}.") from error
+        except DataError as error: raise DataError(f"{error}{advice(run.data, run.reading, run.task)}") from error
         if not (home / "data.json").exists(): say(report.short())
         write_check(report, home)
 
@@ -269,12 +270,63 @@ def load_any(
     model, tokenizer = load_policy(folder) if folder.is_dir() and name not in BACKBONES else load_backbone(name)
     return model.to(device()).eval(), tokenizer
 
+# %% ../nbs/06h_study.ipynb #a3c0de12
+def saved_task(
+    name: str,  # what `load_any` takes
+) -> dict:
+    "What a saved model was trained for; empty for a backbone."
+    paths = [Path(name) / "model" / "task.json", Path(name) / "task.json"]
+    return next((read_json(path) for path in paths if path.is_file()), {})
+
+# %% ../nbs/06h_study.ipynb #a3c0de13
+def reading_of(
+    known: dict,     # from `saved_task`
+    given: Reading,  # the options that win
+) -> Reading:
+    "How the rows that judge are read: as in training, but for the options that are given."
+    learned = {name: value for name, value in known.get("reading", {}).items() if name not in ("test", "choose")}
+    options = {name: value for name, value in to_dict(given).items() if value != to_dict(Reading())[name]}
+    return from_dict(Reading, learned | options)
+
+# %% ../nbs/06h_study.ipynb #a3c0de15
+def answers_of(
+    known: dict,     # from `saved_task`
+    given: Reading,  # may say which answer stands for which label of a new file
+) -> dict[str, str]:  # label -> answer, in the order in which the model learned them
+    "The answers of a saved model, under the labels of the file that judges."
+    learned = known.get("answers", {})
+    labels = {answer: label for label, answer in given.verbalizers.items()}
+    if not learned: return dict(given.verbalizers)
+    strange = [answer for answer in labels if answer not in learned.values()]
+    check(not strange, "reading.verbalizers", given.verbalizers, f"the model learned the answers {', '.join(map(repr, learned.values()))}: use these")
+    return {labels.get(answer, label): answer for label, answer in learned.items()}
+
+# %% ../nbs/06h_study.ipynb #a3c0de18
+def judged_data(
+    run: Run,       # task, data, reading
+    known: dict,    # from `saved_task`
+    reader: tuple,  # tokenizer, tokens that the model reads
+) -> TaskData:
+    "The data that judges a saved model."
+    if known.get("task") != run.task: known = {}
+    read = run.replace(reading=reading_of(known, run.reading))
+    path = expanded(run.data)
+    if not path.is_file() or run.task == "sonnet" or run.reading.test: return task_data(read, reader)
+    try: whole = task_data(read, reader)
+    except DataError: whole = None
+    if whole and whole.fingerprint == known.get("fingerprint"): return whole
+    data = load_judged(run.task, path, read.reading, answers_of(known, run.reading))
+    return fit_task(data, *reader, read.reading.too_long)
+
 # %% ../nbs/06h_study.ipynb #67d848b5
 def evaluate_saved(
     name: str,  # what `load_any` takes
-    run: Run,   # task, data, test size, seed, sampling
+    run: Run,   # task, data, reading, test size, seed, sampling
+    say=lambda words: None,  # told what is judged
 ) -> Evaluation:
-    "Judge a saved policy on a task's test examples, as its own tokenizer reads them."
+    "Judge a saved policy on a task's test examples, as it was trained and as its own tokenizer reads them; of a named file on all rows."
     model, tokenizer = load_any(name)
-    data = task_data(run, (tokenizer, context_length(model.config)))
+    data = judged_data(run, saved_task(name), (tokenizer, context_length(model.config)))
+    say(f"judged: {len(judged_examples(run, data)):,} examples of {data.name} ({data.source.rstrip('.')})")
+    for note in data.intake.notes: say(f"note: {note}")
     return evaluate(model, tokenizer, data, judged_examples(run, data), run.sampling, run.seed)
