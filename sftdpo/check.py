@@ -9,7 +9,7 @@ __all__ = ['SAMPLED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'op
            'check_file', 'write_check']
 
 # %% ../nbs/02_check.ipynb #345d6e80
-import dataclasses, json, shlex
+import dataclasses, shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +20,9 @@ from .config import Reading
 from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_key, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, plain_markdown, printable, tables_of, write_problems
+from .folder import DataFolder
 from .rows import longer_than, suggest_verbalizers, token_counts
+from .safe_files import write_json, write_text
 from .shapes import guess_task
 
 # %% ../nbs/02_check.ipynb #6da91ebd
@@ -363,9 +365,8 @@ def write_check(
     folder: str | Path,  # of a study
 ) -> list[Path]:         # data.json, data.txt, and unusable.csv where rows cannot be used
     "Write a report, and the list of rows that cannot be used, into a folder."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder/"data.json", folder/"data.txt"]
-    paths[0].write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
-    return paths + ([write_problems(report.problems, folder/"unusable.csv")] if report.problems else [])
+    folder = DataFolder(folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.report, report.to_dict())
+    write_text(folder.summary, f"{report}\n")
+    return [folder.report, folder.summary] + ([write_problems(report.problems, folder.unusable)] if report.problems else [])

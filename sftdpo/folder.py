@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['AGAIN', 'RECORD', 'COMPLETE', 'STATES', 'WHOLE', 'Damaged', 'digest_of', 'digests', 'first_damaged', 'write_record',
-           'read_record', 'remove', 'sweep', 'file_in', 'Place', 'step_of', 'StageFolder', 'RunFolder', 'State',
-           'check_yaml', 'StudyPlaces', 'StudyFolder']
+           'read_record', 'remove', 'sweep', 'file_in', 'Place', 'step_of', 'StageFolder', 'DataFolder', 'RunFolder',
+           'State', 'check_yaml', 'StudyPlaces', 'StudyFolder']
 
 # %% ../nbs/00_study_folder.ipynb #9fe2c1c4
 import json
@@ -169,6 +169,11 @@ class StageFolder(Place):
         "Remove what a stage goes on from: to be called when what came out of it is safe."
         for path in (self.checkpoints, self.progress, self.reference, self.held_out_reference): remove(path)
 
+# %% ../nbs/00_study_folder.ipynb #504f37d3
+class DataFolder(Place):
+    "What was found in the data of a task."
+    report, summary, unusable = file_in("data.json"), file_in("data.txt"), file_in("unusable.csv")
+
 # %% ../nbs/00_study_folder.ipynb #9140af15
 class RunFolder(Place):
     "What a finished run keeps."
@@ -188,10 +193,10 @@ class RunFolder(Place):
         "The run's record: its name, task, cell and seed, and where it came from."
         return read_record(self.record)
 
-    def checked(self, path: Path) -> Path:
-        "The path of one of the run's files, once the file is seen to be as it was written."
+    def checked(self, path: Path, about: dict | None = None) -> Path:
+        "The path of one of the run's files, once the file is seen to be as it was written; `about` is the run's record."
         name = str(path.relative_to(self.path))
-        known = self.about().get("files", {}) if self.record.exists() else {}
+        known = (about or (self.about() if self.record.exists() else {})).get("files", {})
         if name in known and (found := first_damaged(self.path, {name: known[name]})): raise found
         return path
 
@@ -250,7 +255,7 @@ class StudyPlaces(Place):
     def failure(self, key: str) -> Path: return self.failures / f"{key}.txt"
     def lock(self, name: str) -> Path: return self.locks / f"{name}.lock"
     def held(self, name: str, wait: float = 0.0): return held(self.lock(name), wait)
-    def data_of(self, task: str, resplit: int) -> Path: return self.data / (f"{task}-split{resplit}" if resplit else task)
+    def data_of(self, task: str, resplit: int) -> DataFolder: return DataFolder(self.data / (f"{task}-split{resplit}" if resplit else task))
 
 # %% ../nbs/00_study_folder.ipynb #2bd09828
 class StudyFolder(StudyPlaces):

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from .claims import Verdict, told
 from .config import Study, to_dict
+from .folder import StudyFolder
 from .plots import visible
 from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, said, task_part, up_to_date
 from .store import read_examples, read_texts, variants_of
@@ -55,10 +56,10 @@ def notes_of(
     parts: list[dict],   # from `read_parts`
 ) -> list[str]:
     "Sentences that bound what the study shows."
-    folder = Path(folder)
-    if not (folder / "study.yaml").exists(): return []  # nothing is begun
+    folder = StudyFolder(folder)
+    if not folder.begun: return []
     study, failures = read_study(folder), failures_of(folder)
-    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures), (folder / "choosing.csv").exists())
+    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures), folder.search.exists())
     return notes + [f"Failed: {line.stage}: {line.reason}" for line in failures.itertuples()]
 
 # %% ../nbs/10c_views.ipynb #eadc50ad
