@@ -31,7 +31,7 @@ class Compare:
         from sftdpo.study import compare
         from sftdpo.tables import print_tables
         print_tables(compare(self.study, self.out, execution=self.execution), self.out)
-        if StudyFolder(self.out).failed(): sys.exit(1)
+        if any(StudyFolder(self.out).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/11_cli.ipynb #eb4080bc
 @dataclass
@@ -94,7 +94,7 @@ class Quickstart:
         from sftdpo.tables import print_tables
         tables = [(compare(study, self.out / study.tasks[0], execution=Execution(retry_failed=True)), self.out / study.tasks[0]) for study in QUICKSTART]
         for results, folder in tables: print_tables(results, folder)
-        if any(StudyFolder(folder).failed() for _, folder in tables): sys.exit(1)
+        if any(path for _, folder in tables for path in StudyFolder(folder).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/11_cli.ipynb #5a00b737
 @dataclass
