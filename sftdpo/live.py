@@ -49,7 +49,8 @@ def progress_of(
     for node in nodes:
         state = folder.state(node).name
         line = dict(label=node.label, depth=node.depth, state=state, done=float(state in ("done", "trained")), step=0, steps=0, loss=float("nan"))
-        if state in ("running", "stopped") and node.stage and len(seen := lines_of(folder, node)):
+        seen = lines_of(folder, node) if node.stage and state in ("running", "stopped") else ()
+        if len(seen) and "steps" in seen:
             step, steps = int(seen["step"].max()), int(seen["steps"].iloc[-1])
             loss = seen["loss"].dropna() if "loss" in seen else []
             line |= dict(done=step / steps, step=step, steps=steps, loss=loss.iloc[-1] if len(loss) else float("nan"))

@@ -94,9 +94,9 @@ class Timing:
         "What a node still takes; a stage that is under way is measured by its own steps."
         if state.name in ("done", "failed"): return 0.0
         judging = self.seconds(*list(work_of(node).items())[-1])
-        if not node.stage or state.name == "trained" or judging is None: return judging
+        if not node.stage or state.name == "trained" or folder.weights(node) or judging is None: return judging
         seen = lines_of(folder, node)
-        if not len(seen) or not (step := seen["step"].max()): return self.whole(node)
+        if "steps" not in seen or not len(seen) or not (step := seen["step"].max()): return self.whole(node)
         return judging + seen["elapsed"].iloc[-1] * (seen["steps"].iloc[-1] / step - 1)
 
 # %% ../nbs/06da_timing.ipynb #343a852e
