@@ -31,7 +31,7 @@ from .batches import autocast, collate, score, to_device, width_of
 from .config import Benchmark, LoRA, Run, Sampling, Stage, settle, to_dict
 from .data import subset
 from .evaluate import generate_ids
-from .keys import backbone_folder, device, judged_examples, task_data, tokenizer_of, training_examples
+from .inputs import Inputs, backbone_folder, device
 from .loss import dpo_loss, sequence_log_probabilities, sft_loss
 from .model import apply_tuning, linear_layers, load_backbone
 from .rows import Row, verbalizer_rows
@@ -523,19 +523,19 @@ def jobs_of(
     stage = settle(Stage(configuration.get("kind", "sft"), batch_size=configuration.get("batch_size", 8), learning_rate=benchmark.learning_rate, epochs=1, looks=0,
                          schedule="constant", warmup=0, dropout=None if configuration.get("kind") == "dpo" else 0, precision=benchmark.precision,
                          rejected="swap" if task == "sonnet" and configuration.get("kind") == "dpo" else None), run)
+    inputs = Inputs().of(run)
     if what == "train":
         per_turn = stage.batch_size * benchmark.steps
-        examples = training_examples(run)
+        examples = inputs.training
         some = subset(examples, min(2000, len(examples)), benchmark.seed)
-        rows = stage_rows(run, stage, empty_model(benchmark.backbone), tokenizer_of(benchmark.backbone)[0], some)
+        rows = stage_rows(inputs, stage, empty_model(benchmark.backbone), inputs.tokenizer, some)
         rows = typical_rows(rows, stage.batch_size, benchmark.steps * (benchmark.rounds + 1), benchmark.seed)
     elif what == "score":
-        tokenizer, reads = tokenizer_of(benchmark.backbone)
-        some = judged_examples(run)
-        rows = verbalizer_rows(subset(some, min(benchmark.prompts, len(some)), benchmark.seed), tokenizer, task_data(run).verbalizers, reads)
+        some = inputs.judged
+        rows = verbalizer_rows(subset(some, min(benchmark.prompts, len(some)), benchmark.seed), inputs.tokenizer, inputs.data.verbalizers, inputs.length)
         per_turn = len(rows)
     else:
-        rows = [example.prompt for example in judged_examples(run)]
+        rows = [example.prompt for example in inputs.judged]
         rows = [rows[i % len(rows)] for i in range(benchmark.texts)]
         per_turn = len(rows)
     asked = [*benchmark.engines, "machine"] if what != "sample" else ["sftdpo", "generate", "generate-one"]

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-# %% ../nbs/02_check.ipynb #2351f2b6
+# %% ../nbs/02_check.ipynb #ccdd6a76
 from .config import Reading
 from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_key, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, likely_encoding, named, plain_markdown, printable, tables_of, write_problems
+from .folder import DataFolder
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
 from .safe_files import write_json, write_text
 from .shapes import guess_task, prepared, usual_shapes
@@ -460,9 +461,8 @@ def write_check(
     folder: str | Path,  # of a study
 ) -> list[Path]:         # data.json, data.txt, and unusable.csv where rows cannot be used
     "Write a report, and the list of rows that cannot be used, into a folder."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder/"data.json", folder/"data.txt"]
-    write_json(paths[0], report.to_dict())
-    write_text(paths[1], f"{report}\n")
-    return paths + ([write_problems(report.problems, folder/"unusable.csv")] if report.problems else [])
+    folder = DataFolder(folder)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_json(folder.report, report.to_dict())
+    write_text(folder.summary, f"{report}\n")
+    return [folder.report, folder.summary] + ([write_problems(report.problems, folder.unusable)] if report.problems else [])

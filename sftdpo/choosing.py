@@ -8,12 +8,12 @@ __all__ = ['rounded', 'first_trials', 'best_of', 'at_edge', 'next_trial', 'CellT
 # %% ../nbs/06g_choosing.ipynb #9dd5f8bb
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import pandas as pd
 
 from .config import CHOSEN, PRIMARY, RECIPES, Run, Study, check, declared
-from .keys import run_folder, run_name
+from .folder import StudyFolder
+from .inputs import Inputs
 from .safe_files import read_json, write_text
 from .store import first_stage, with_chosen_rates
 
@@ -94,10 +94,10 @@ class CellTrials:
         "The runs of a trial: one for each choosing seed and split."
         return [self.run.replace(**self.settings(trial), seed=seed, resplit=resplit) for seed in self.study.choosing.seeds for resplit in self.study.resplits]
 
-    def read(self, folder: Path, trial: tuple):
+    def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
         "Take over what a trial's runs reached; a run that failed counts as the worst."
-        homes = [run_folder(folder, run_name(run)) for run in self.runs(trial)]
-        found = [read_json(home / "metrics.json").get(PRIMARY[self.task]) if (home / "sftdpo.json").exists() else None for home in homes]
+        homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
+        found = [read_json(home.metrics).get(PRIMARY[self.task]) if home.finished else None for home in homes]
         self.scores[trial] = -math.inf if None in found else sum(found) / len(found)
 
     def table(self) -> list[dict]:
@@ -109,7 +109,8 @@ class CellTrials:
 # %% ../nbs/06g_choosing.ipynb #40258841
 def try_cells(
     cells: list[CellTrials],  # that do not depend on one another
-    folder: Path,             # for the runs of the trials
+    folder: StudyFolder,      # for the runs of the trials
+    inputs: Inputs,           # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in that folder
     say=print,                # told what begins
 ):
@@ -117,7 +118,7 @@ def try_cells(
     choosing = cells[0].study.choosing
     def spend(asked: list[tuple[CellTrials, tuple]]):
         carry_out([run for cell, trial in asked for run in cell.runs(trial)])
-        for cell, trial in asked: cell.read(folder, trial)
+        for cell, trial in asked: cell.read(folder, inputs, trial)
     say(f"choosing learning rates for {', '.join(cell.name for cell in cells)}: {choosing.trials} trials each")
     spend([(cell, trial) for cell in cells for trial in cell.first()])
     while short := [cell for cell in cells if len(cell.scores) < choosing.trials]: spend([(cell, next_trial(cell.scores, choosing.factor)) for cell in short])
@@ -125,7 +126,8 @@ def try_cells(
 # %% ../nbs/06g_choosing.ipynb #c9f5ef1f
 def choose_rates(
     study: Study,  # whose `choosing` says how many trials
-    folder: Path,  # for `choosing.csv` and the runs of the trials
+    folder: StudyFolder,  # for the table and the runs of the trials
+    inputs: Inputs,       # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in the folder
     say=print,     # told what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
@@ -138,13 +140,13 @@ def choose_rates(
         if not group: continue
         cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning) if recipe in second else {})
                  for task in study.tasks for recipe in group for tuning in study.tunings]
-        try_cells(cells, folder, carry_out, say)
+        try_cells(cells, folder, inputs, carry_out, say)
         for cell in cells:
             picked = best_of(cell.scores)
-            check(cell.scores[picked] > -math.inf, "study.choosing", cell.name, f"every trial of this cell failed; look into {folder / 'failures'}")
+            check(cell.scores[picked] > -math.inf, "study.choosing", cell.name, f"every trial of this cell failed; look into {folder.failures}")
             chosen |= {f"{cell.name} {setting}": value for setting, value in cell.settings(picked).items()}
             lines += cell.table()
             edge = "; at the edge of what was tried: give more choosing.trials" if at_edge(cell.scores) else ""
             say(f"chosen for {cell.name}: " + ", ".join(f"{setting} {value:g}" for setting, value in cell.settings(picked).items()) + f" ({PRIMARY[cell.task]} {cell.scores[picked]:.4g} on the choosing rows{edge})")
-    write_text(folder / "choosing.csv", pd.DataFrame(lines).to_csv(index=False))
+    write_text(folder.search, pd.DataFrame(lines).to_csv(index=False))
     return with_chosen_rates(study, folder)

@@ -12,7 +12,7 @@ __all__ = ['UNITS', 'CLAIMS', 'QUESTIONS', 'TRAIN_MORE', 'SMALL_GAINS', 'FEW_MOR
            'dominance', 'interactions', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'judge', 'verdict_table',
            'verdicts_of', 'conditions_of', 'read_conditions', 'judge_claims']
 
-# %% ../nbs/07b_claims.ipynb #45d28ba8
+# %% ../nbs/07b_claims.ipynb #1405766f
 import dataclasses
 import math
 from collections.abc import Callable
@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 
 from .config import PRIMARY, RECIPES, Settings, check, from_yaml, to_yaml
+from .folder import StudyFolder
 from .safe_files import write_text
 from .stats import Estimate, at_level, by_replicate, contrast, difference, holm, needed_to_reach, paired, ratio, verdict
 from .store import CELL, read_environment, read_examples, read_results, read_settings, swept_values
@@ -51,7 +52,7 @@ def save_margins(
     replace: bool = False,  # change margins that are there?
 ) -> Path:
     "Write `margins.yaml`; best before the study runs."
-    path = Path(folder) / "margins.yaml"
+    path = StudyFolder(folder).margins
     if path.exists() and read_margins(folder) != margins and not replace:
         raise FileExistsError(f"{path} holds other margins: they are set beforehand. Pass replace=True if they must change, and say so where you report.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +64,7 @@ def read_margins(
     folder: str | Path,  # of a study
 ) -> Margins:
     "The margins kept in a study's folder, or the usual ones."
-    path = Path(folder) / "margins.yaml"
+    path = StudyFolder(folder).margins
     return from_yaml(Margins, path.read_text(encoding="utf-8")) if path.exists() else Margins()
 
 # %% ../nbs/07b_claims.ipynb #503ed1a7
@@ -779,7 +780,7 @@ def read_conditions(
     "Results with the columns engine, hardware, rejected, epochs, batch_sizes, picked and what a sweep varied (empty where a run does not use it)."
     folder = Path(folder)
     swept = swept_values(folder)
-    picked = (folder / "choosing.csv").exists()
+    picked = StudyFolder(folder).search.exists()
     lines = []
     for run in results["run"].unique():
         settings, environment = read_settings(folder, run), read_environment(folder, run)

@@ -6,7 +6,7 @@
 __all__ = ['QUICKSTART', 'Compare', 'Plan', 'Report', 'Data', 'Quickstart', 'Train', 'Evaluate', 'Submit', 'Generate', 'Fetch',
            'Bench', 'read_settings', 'parse', 'main']
 
-# %% ../nbs/11_cli.ipynb #2faadc72
+# %% ../nbs/11_cli.ipynb #a75fb6b3
 import os
 import re
 import sys
@@ -17,6 +17,7 @@ from typing import Annotated, Literal, Union
 import tyro
 
 from .config import Benchmark, Execution, Reading, Run, Sampling, SettingsError, Stage, Study, TaskName, WorkFailed, from_yaml
+from .folder import StudyFolder
 from .plain_text import clean_output, visible
 
 # %% ../nbs/11_cli.ipynb #966dd84e
@@ -32,7 +33,7 @@ class Compare:
         from sftdpo.study import compare
         from sftdpo.tables import print_tables
         print_tables(compare(self.study, self.out, execution=self.execution), self.out)
-        if any((self.out / "failures").glob("*.txt")): sys.exit(1)
+        if any(StudyFolder(self.out).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/11_cli.ipynb #eb4080bc
 @dataclass
@@ -45,7 +46,7 @@ class Plan:
     measure: bool = True  # measure a few steps of what has no time yet
 
     def __call__(self):
-        from sftdpo.tree import plan
+        from sftdpo.timing import plan
         print(plan(self.study, self.out, self.measure, Execution(workers=self.workers).workers))
 
 # %% ../nbs/11_cli.ipynb #f81eb46b
@@ -72,7 +73,7 @@ class Data:
 
     def __call__(self):
         from sftdpo.check import check_file, write_check
-        from sftdpo.keys import tokenizer_of
+        from sftdpo.inputs import tokenizer_of
         report = check_file(self.task, self.data, self.reading, *tokenizer_of(self.backbone), backbone=self.backbone)
         print(report)
         if self.out:
@@ -95,7 +96,7 @@ class Quickstart:
         from sftdpo.tables import print_tables
         tables = [(compare(study, self.out / study.tasks[0], execution=Execution(retry_failed=True)), self.out / study.tasks[0]) for study in QUICKSTART]
         for results, folder in tables: print_tables(results, folder)
-        if any(self.out.glob("*/failures/*.txt")): sys.exit(1)
+        if any(path for _, folder in tables for path in StudyFolder(folder).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/11_cli.ipynb #5a00b737
 @dataclass

@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'LARGEST_SETTINGS', 'progress_html', 'time_left', 'save_se
            'folder_of', 'told', 'message', 'button', 'PageLayout', 'PageSettings', 'measured', 'PageTraining',
            'PageReadings', 'PageFollowing', 'Playground']
 
-# %% ../nbs/10d_playground.ipynb #8d9af16c
+# %% ../nbs/10d_playground.ipynb #4766e526
 import asyncio
 import contextlib
 import os
@@ -27,19 +27,21 @@ from markupsafe import Markup
 from .claims import judge_claims
 from .config import Execution, SettingsError, Study, from_yaml, to_yaml
 from .examples import DataError
-from .forms import PRESETS, WRONG, Form, beside, field_of, field_paths
-from .live import (AtWork, Estimate, begin, command_words, estimate, how_it_ended, known_times, live_history, progress_of, said_last, seconds_left, settings_file,
-                         trials_in_words, working)
+from .folder import StudyFolder
+from .forms import Form, PRESETS, WRONG, beside, field_of, field_paths
+from .inputs import Inputs
+from .live import AtWork, begin, command_words, estimate, how_it_ended, live_history, progress_of, said_last, settings_file, working
 from .plain_text import visible
 from .plots import learning_curves
 from .report import data, failures_of, figure
 from .safe_files import refuse_links, write_text
-from .store import finished_runs, with_chosen_rates
-from .tree import existing_parent, stage_tree, time_in_words
+from .store import with_chosen_rates
+from .timing import Plan, existing_parent, known_times, seconds_left, time_in_words, trials_in_words
+from .tree import stage_tree
 from .views import Predictions, answers_of, cells_html, commands_html, figures_html, notes_of, picture_html, read_parts, relative_files, texts_html, verdicts_html
 
 # %% ../nbs/10d_playground.ipynb #0b60916e
-COLOURS = {"done": "#0b6b4f", "training": "#0b5cad", "judging": "#0b5cad", "failed": "#a3390b"}  # of bars; the word stands beside
+COLOURS = {"done": "#0b6b4f", "running": "#0b5cad", "failed": "#a3390b"}  # of bars; the word stands beside
 
 
 def progress_html(
@@ -82,7 +84,7 @@ def load_settings(
 ) -> Study:
     "Read a study's settings; an error does not repeat what the file holds."
     path = Path(path).expanduser()
-    path = path / "study.yaml" if path.is_dir() else path
+    path = StudyFolder(path).settings if path.is_dir() else path
     if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST_SETTINGS): raise ValueError(f"{path} is no file of settings.")
     try: return from_yaml(Study, path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -95,7 +97,7 @@ def begun_settings(
     folder: Path,  # of a study
 ) -> Path:
     "Where its settings stand: in the folder, or beside it while its process is loading the libraries."
-    return folder / "study.yaml" if (folder / "study.yaml").exists() else settings_file(folder)
+    return folder if StudyFolder(folder).begun else settings_file(folder)
 
 # %% ../nbs/10d_playground.ipynb #ca683dd0
 def folder_of(
@@ -106,7 +108,7 @@ def folder_of(
     try:
         folder = Path(text).expanduser().absolute()
         there = existing_parent(folder)
-        (folder / "study.yaml").exists()  # raises where one may not look
+        StudyFolder(folder).settings.stat()  # raises where one may not look
     except RuntimeError: raise ValueError(f"There is no user {text.split('/')[0]} here: write the folder in full.") from None
     except OSError as error: raise ValueError(f"{text} cannot be used ({error.strerror}): name another folder.") from None
     if not there.is_dir(): raise ValueError(f"{there} is a file: name a folder.")
@@ -218,7 +220,7 @@ class PageSettings:
     def dress(self):
         "Buttons and titles as the state has them."
         at_work = self.process is not None
-        self.run_button.description = "Resume" if self.home and (self.home / "study.yaml").exists() else "Run"
+        self.run_button.description = "Resume" if self.home and StudyFolder(self.home).begun else "Run"
         self.run_button.disabled = at_work or self.measuring or self.wrong > 0
         self.measure_button.disabled = self.run_button.disabled or not self.unknown
         self.stop_button.disabled = not at_work
@@ -253,7 +255,7 @@ def measured(
 ):
     "Time a few steps in another process; a `ValueError` says why it could not."
     path = save_settings(study, settings_file(folder))
-    done = subprocess.run([sys.executable, "-c", "import sys; from sftdpo.live import measure; measure(*sys.argv[1:])", str(path), str(path.parent)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", "import sys; from sftdpo.timing import measure; measure(*sys.argv[1:])", str(path), str(path.parent)], capture_output=True, text=True)
     last = done.stderr.strip().split("\n")[-1]
     if done.returncode: raise ValueError(re.sub(r"^[\w.]+: ", "", last) if done.returncode > 0 else how_it_ended(done.returncode, False, pd.DataFrame())[0])
 
@@ -280,7 +282,7 @@ class PageTraining:
         "Show an existing folder: its settings, its results, and the process that is at it, if there is one."
         before = self.process
         here, at_work = before is not None and before.folder == self.home, working(self.home) is not None
-        if not (here or at_work or (self.home / "study.yaml").exists()): return self.say(f"{self.home} holds no study yet: Run begins one there.", wrong=True)
+        if not (here or at_work or StudyFolder(self.home).begun): return self.say(f"{self.home} holds no study yet: Run begins one there.", wrong=True)
         try:
             refuse_links(self.home)
             self.take(load_settings(begun_settings(self.home)), f"Opened: {self.home}")
@@ -305,15 +307,15 @@ class PageTraining:
 # %% ../nbs/10d_playground.ipynb #305e9d2e
 class PageReadings:
     "What is read beside the page, and how it is shown."
-    def looking(self) -> partial: return partial(estimate, self.form.settings, self.home, self.execution.workers)  # of the settings as they are now
+    def looking(self) -> partial: return partial(estimate, self.form.settings, self.home, self.execution.workers, self.inputs)  # of the settings as they are now
 
-    def look(self) -> Estimate:
+    def look(self) -> Plan:
         "What the study takes; raises what `compare` would."
         return self.looking()()
 
-    def note(self, found: Estimate):
+    def note(self, found: Plan):
         "Show the estimate."
-        self.noted.value, self.unknown = message(str(found)), found.unknown
+        self.noted.value, self.unknown = message(found.brief()), found.unknown
         self.dress()
         if found.nothing and self.process is None: self.run_button.description, self.run_button.disabled = "Finished", True
 
@@ -333,11 +335,10 @@ class PageReadings:
         "How far the study is: that of the process, as long as there is one, whatever the fields say."
         folder = self.followed
         study = with_chosen_rates(load_settings(begun_settings(folder)) if self.process or self.form.settings is None else self.form.settings, folder)
-        if study != self.planned: self.planned, self.nodes = study, stage_tree(study)
-        at_work = self.process is not None and self.process.poll() is None
-        table = progress_of(folder, self.nodes, at_work)
-        left = time_left(*seconds_left(folder, self.nodes, known_times(folder, self.nodes), at_work, self.execution.workers)) if (table.state != "done").any() else ""
-        left = " · ".join(part for part in (trials_in_words(folder, study), left) if part)
+        if study != self.planned: self.planned, self.nodes = study, stage_tree(study, self.inputs)
+        place, table = StudyFolder(folder), progress_of(folder, self.nodes)
+        left = time_left(*seconds_left(place, self.nodes, known_times(place), self.execution.workers)) if (table.state != "done").any() else ""
+        left = " · ".join(part for part in (trials_in_words(place, study, self.inputs), left) if part)
         found = dict(table=table, left=left, log=said_last(folder))
         lines = [(task, live_history(folder, self.nodes, task)) for task in study.tasks]
         size = [len(history) for _, history in lines]
@@ -398,7 +399,7 @@ class PageFollowing:
             if over: break
             await asyncio.sleep(max(self.every, 3 * (time.monotonic() - began)))  # at most a quarter of the time
         self.ended()
-        if finished_runs(folder): await self.beside(partial(self.read, folder), self.show)
+        if StudyFolder(folder).finished_runs(): await self.beside(partial(self.read, folder), self.show)
         self.changed()
 
 # %% ../nbs/10d_playground.ipynb #cf1f019e
@@ -412,6 +413,7 @@ class Playground(PageLayout, PageSettings, PageTraining, PageReadings, PageFollo
     ):
         self.every, self.process, self.planned, self.nodes, self.drawn, self.version, self.pool = every, None, None, [], None, 0, ThreadPoolExecutor(1)
         self.home, self.unknown, self.measuring, self.done, self.may_replace = None, (), False, False, None
+        self.inputs = Inputs()  # data and backbones, read once for this page
         self.told, self.noted = widgets.HTML(), widgets.HTML()
         self.make_settings(str(folder))
         self.make_course()
@@ -419,6 +421,6 @@ class Playground(PageLayout, PageSettings, PageTraining, PageReadings, PageFollo
         self.widget = widgets.VBox([self.settings_box, self.course_box, self.results_box])
         self.widget.add_class("sftdpo-playground")
         self.form.set(study or PRESETS["quick look"][1])
-        if self.home and ((self.home / "study.yaml").exists() or working(self.home) is not None): self.open()
+        if self.home and (StudyFolder(self.home).begun or working(self.home) is not None): self.open()
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)

@@ -8,14 +8,13 @@ __all__ = ['as_here', 'finish_remotely', 'work_on_ray']
 # %% ../nbs/06f_ray_work.ipynb #28b70d4a
 import importlib.util
 import os
-from pathlib import Path
 
 from .batches import best_precision
 from .config import Execution, Run, WorkFailed, from_dict, to_dict
-from .keys import device, lock_file, run_name
-from .safe_files import held
-from .tree import Node, judged, over, stage_tree, trained
-from .work import attempt, give_up_weights, ready, wanted
+from .folder import StudyFolder
+from .inputs import Inputs, device
+from .tree import Node, stage_tree
+from .work import attempt, give_up_weights
 
 # %% ../nbs/06f_ray_work.ipynb #494c5d47
 def as_here(
@@ -38,18 +37,19 @@ def finish_remotely(
     import torch
     torch.set_num_threads(threads)
     os.environ["SFTDPO_WORKERS"] = str(workers)
-    if not Path(folder).is_dir(): raise FileNotFoundError(f"This machine does not see {folder}: put the study on a file system that all machines of the cluster share.")
-    node = next((node for node in stage_tree(None, [from_dict(Run, run)]) if node.key == key), None)
+    place, inputs = StudyFolder(folder), Inputs()
+    if not place.path.is_dir(): raise FileNotFoundError(f"This machine does not see {folder}: put the study on a file system that all machines of the cluster share.")
+    node = next((node for node in stage_tree([from_dict(Run, run)], inputs) if node.key == key), None)
     if node is None: raise WorkFailed(f"This machine knows no stage {key}: its data, backbone or version of sftdpo are not those of the machine that began the study. Make them the same.")
-    node.runs = {run_name(one): one for one in (from_dict(Run, one) for one in runs)}
+    node.runs = {one.name: one for one in (inputs.of(from_dict(Run, one)) for one in runs)}
     said = []
-    with held(lock_file(Path(folder), key), wait=-1):
-        if not (trained(Path(folder), node) and judged(Path(folder), node)): attempt(Path(folder), node, weights, progress=False, say=said.append)
+    with place.held(key, wait=-1):
+        if not (place.weights(node) and place.judged(node)): attempt(place, node, weights, progress=False, say=said.append)
     return "\n".join(said)
 
 # %% ../nbs/06f_ray_work.ipynb #d708052c
 def work_on_ray(
-    folder: Path,          # of the study, on a file system that all machines share
+    folder: StudyFolder,   # of the study, on a file system that all machines share
     nodes: list[Node],     # in the order of work
     weights: str,          # models to keep
     execution: Execution,  # cores and GPUs per run, the cluster's address
@@ -67,19 +67,20 @@ def work_on_ray(
         ray.init(log_to_driver=False, logging_level="warning", **settings)
     gpus = execution.gpus_per_run if execution.gpus_per_run is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
     task = ray.remote(finish_remotely).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
-    pending, running, begun = [node for node in nodes if not over(folder, node)], {}, set()
+    pending, running, begun = [node for node in nodes if not folder.closed(node)], {}, set()
     try:
         while pending:
             for node in list(pending):
-                if over(folder, node): pending.remove(node)
-                elif node.key not in begun and ready(folder, node) and wanted(folder, node):
+                if folder.closed(node): pending.remove(node)
+                elif node.key not in begun and folder.ready(node):
                     begun.add(node.key)
                     say(f"[{len(begun)}/{len(nodes)}] {node.label}")
-                    running[task.remote(str(folder.absolute()), to_dict(as_here(node.run)), node.key, [to_dict(as_here(run)) for run in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
+                    running[task.remote(str(folder.path.absolute()), to_dict(as_here(node.run)), node.key, [to_dict(as_here(one.run)) for one in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
             if not running: break
             for result in ray.wait(list(running), num_returns=1)[0]:
                 node = running.pop(result)
                 if said := ray.get(result): say(said)
+                if not folder.weights(node): begun -= {one.key for one in (node, node.parent) if one}  # a damaged parent is made again first
                 give_up_weights(folder, node, weights)
         if pending: raise WorkFailed(f"{len(pending)} nodes could not be begun, the first is {pending[0].label!r}; the same command tries them again.")
     finally:

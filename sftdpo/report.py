@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'BESIDE', 'MOST_RUNS', 'NOTE', 'STYLE', 'PAGE_TOP', 'PAGE_VERDICTS',
            'PAGE_TASK', 'PAGE_FAILURES', 'PAGE_SETTINGS', 'PAGE_END', 'PAGE', 'MARKS', 'MOST_LINES', 'cut', 'data',
-           'planned', 'read_study', 'up_to_date', 'failures_of', 'writable', 'flat', 'environment_table', 'stage_said',
-           'settings_table', 'changes', 'cells_of', 'metrics_of', 'beside_of', 'between', 'cell_lines', 'curve_runs',
-           'about', 'figure', 'task_part', 'caveats_of', 'shared_texts', 'plain', 'write_tables', 'margin_told',
-           'plain_number', 'page', 'grouped', 'chosen_rates', 'write_report']
+           'planned', 'read_study', 'has_all', 'up_to_date', 'failures_of', 'writable', 'flat', 'environment_table',
+           'stage_said', 'settings_table', 'changes', 'cells_of', 'metrics_of', 'beside_of', 'between', 'cell_lines',
+           'curve_runs', 'about', 'figure', 'task_part', 'caveats_of', 'shared_texts', 'plain', 'write_tables',
+           'margin_told', 'plain_number', 'page', 'grouped', 'chosen_rates', 'write_report']
 
-# %% ../nbs/09_report.ipynb #2de13342
+# %% ../nbs/09_report.ipynb #3aa90828
 import base64
+import contextlib
 import csv
 import hashlib
-import json
 import re
 import shlex
 from collections import Counter
@@ -28,12 +28,13 @@ from markupsafe import Markup
 
 import sftdpo
 from .claims import Verdict, judge_claims, read_margins, told, verdict_table
-from .config import RECIPES, SettingsError, Study, from_yaml, identity, relevant, to_dict
+from .config import RECIPES, SettingsError, Study, identity, relevant, to_dict
+from .folder import Damaged, DataFolder, StudyFolder, read_record
 from .plots import (Picture, against_parameters, against_time, calibration, cell_comparison, cell_intervals, costs_of, dpo_course, learning_curves,
                           number, primary, reliability, said, side_by_side, stages_of, time_said, UNITS, values_of, visible, with_cells)
-from .safe_files import refuse_links, write_bytes, write_text
+from .safe_files import read_json, refuse_links, write_bytes, write_text
 from .stats import difference
-from .store import asked_runs, finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name, variants_of
+from .store import asked_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_table, read_texts, variants_of
 from .tables import CAVEATS
 
 # %% ../nbs/09_report.ipynb #ec09be7c
@@ -73,19 +74,31 @@ def read_study(
     folder: Path,  # of a study
 ) -> Study | None:
     "The study's settings, or None where this version cannot read them."
-    try: return from_yaml(Study, (folder / "study.yaml").read_text(encoding="utf-8"))
-    except (SettingsError, UnicodeError): return None
+    try: return StudyFolder(folder).study()
+    except SettingsError: return None
+
+# %% ../nbs/09_report.ipynb #3bacf1bd
+def has_all(
+    folder: StudyFolder,            # of a study
+    results: pd.DataFrame | None,   # its table, if it can be read
+    names: set[str],                # of finished runs
+) -> bool:
+    "Has the table every metric of these runs?"
+    if results is None or not names <= set(results["run"]): return False
+    lines, metrics = results["run"].value_counts(), [folder.run(name).metrics for name in names]
+    return all(lines[path.parent.name] == len(read_json(path)) for path in metrics if path.exists())
 
 # %% ../nbs/09_report.ipynb #6030cd41
 def up_to_date(
-    folder: Path,  # of a study
+    folder: str | Path,  # of a study
 ) -> pd.DataFrame:  # empty where no run is finished
-    "Results of every finished run; the table is made anew if runs have been finished since."
-    there = read_results(folder) if (folder / "results.csv").exists() else None
+    "Results of every finished run; the table is made anew if it is damaged, or runs have been finished since."
+    folder, there = StudyFolder(folder), None
+    with contextlib.suppress(FileNotFoundError, Damaged): there = read_results(folder)
     known = [] if there is None else list(there["run"].unique())
-    asked = asked_runs(folder)
-    wanted = set(finished_runs(folder)) & set(finished_runs(folder) if asked is None else asked["run"])
-    if wanted - set(known): return gather(folder, known)
+    asked, finished = asked_runs(folder), set(folder.finished_runs())
+    wanted = finished & set(finished if asked is None else asked["run"])
+    if wanted and not has_all(folder, there, wanted): return gather(folder, known)
     return pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed", "resplit", "metric", "value"]) if there is None else there
 
 # %% ../nbs/09_report.ipynb #0f841a01
@@ -94,7 +107,7 @@ def failures_of(
 ) -> pd.DataFrame:  # stage, reason, whole
     "Stages that failed: what, why, and all that was written down."
     lines = []
-    for path in sorted([*folder.glob("failures/*.txt"), *folder.glob("choosing/failures/*.txt")]):
+    for path in StudyFolder(folder).failed():
         whole = path.read_text(encoding="utf-8", errors="replace")
         label, _, rest = whole.partition("\n")
         lines.append((label, rest.strip().split("\n")[0], whole))
@@ -130,7 +143,7 @@ def environment_table(
     "What the runs were made with; a line per value."
     counts = Counter()
     for run in runs:
-        if (folder / "runs" / run / "environment.json").exists(): counts.update(flat(read_environment(folder, run)).items())
+        if StudyFolder(folder).run(run).environment.exists(): counts.update(flat(read_environment(folder, run)).items())
     names = {name: place for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
     lines = sorted(((name, value, count) for (name, value), count in counts.items()), key=lambda line: names[line[0]])
     return pd.DataFrame(lines, columns=["what", "value", "runs"])
@@ -157,7 +170,7 @@ def settings_table(
     "What each cell was trained with."
     lines = []
     for one in results[results["recipe"] != "backbone"].drop_duplicates("cell").sort_values("cell").itertuples():
-        if not (folder / "runs" / one.run / "settings.yaml").exists(): continue
+        if not StudyFolder(folder).run(one.run).settings.exists(): continue
         settings = read_settings(folder, one.run)
         second = {name: (settings.get("dpo") or {}).get(name) for name in ("epochs", "batch_size")} | ({"learning_rate": settings["second_sft_rate"]} if settings.get("second_sft_rate") else {})
         long = {"epochs": sum((settings.get(kind) or {}).get("epochs") or 0 for kind in ("sft", "dpo"))}
@@ -294,7 +307,7 @@ def task_part(
     metric, column = primary(task)
     results, examples = with_cells(results, variants), with_cells(examples, variants)
     cells, beside, costs, drawn = cells_of(results, examples), beside_of(results), costs_of(results, variants), curve_runs(results)
-    have = [run for run in drawn if (folder / "runs" / run / "history.csv").exists()]
+    have = [run for run in drawn if StudyFolder(folder).run(run).history.exists()]
     history = stages_of(read_history(folder, have), variants) if have else pd.DataFrame()
     some = "" if len(drawn) == results.loc[results["recipe"] != "backbone", "run"].nunique() else f" Drawn from the {len(drawn)} runs with the lowest seeds."
     figures = [
@@ -311,7 +324,7 @@ def task_part(
         figures.append(figure(calibration(bins), "Calibration", "On the diagonal, answers are right as often as their probability says. Larger marks: more answers. "
                               "All seeds together."))
     first = results.drop_duplicates("run").sort_values(["resplit", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
-    held = [run for run in first["run"][:9] if (folder / "runs" / run / "examples.parquet").exists()] if "chrf" == column else []
+    held = [run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()] if "chrf" == column else []
     texts = side_by_side(read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
     return dict(task=task, about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric), best=best, beside=beside,
@@ -346,10 +359,11 @@ def shared_texts(
 ) -> list[str]:
     "What the report on load says of texts that stand in two splits, and of rows that were left out."
     found = []
-    for path in sorted((folder / "data").glob("*/data.json")):
-        about = json.loads(path.read_text(encoding="utf-8"))
+    for home in map(DataFolder, sorted(StudyFolder(folder).data.glob("*"))):
+        if not home.report.exists(): continue
+        about = read_record(home.report)
         found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} of {splits}: what was learnt there may be judged there." for splits, count in about.get("shared", {}).items() if count]
-        if lost := len(about.get("problems", [])): found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be used (data/{path.parent.name}/unusable.csv).")
+        if lost := len(about.get("problems", [])): found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be used ({home.unusable.relative_to(folder)}).")
     return found
 
 # %% ../nbs/09_report.ipynb #ff65876e
@@ -629,9 +643,9 @@ def chosen_rates(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # the chosen trial of each cell
     "What the trials of learning rates chose; empty where there were none."
-    path = folder / "choosing.csv"
+    path = StudyFolder(folder).search
     if not path.exists(): return pd.DataFrame()
-    trials = pd.read_csv(path)
+    trials = read_table(path, ["chosen"])
     return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/09_report.ipynb #65f6ac88
@@ -640,10 +654,10 @@ def write_report(
     out: str | Path | None = None,   # HTML file; none given: report.html in the folder
 ) -> Path:                           # the file; its tables lie beside it
     "Write what a study asked, found and was made with as one self-contained HTML file, and its tables as CSV and Parquet."
-    folder = Path(folder)
+    place, folder = StudyFolder(folder), Path(folder)
     refuse_links(folder)
-    name, study = study_name(folder), read_study(folder)
-    out = folder / "report.html" if out is None else Path(out)
+    name, study = place.values()["name"], read_study(folder)
+    out = place.report if out is None else Path(out)
     home = out.with_name(f"{out.stem}.tables")
     results = up_to_date(folder)
     runs, failures, rates = list(results["run"].unique()), failures_of(folder), chosen_rates(folder)
@@ -652,11 +666,11 @@ def write_report(
     parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants) for task in results["task"].unique()]
     verdicts = judge_claims(folder) if runs else []
     asked_for, environment = planned(study) if study else None, environment_table(folder, runs)
-    whole = (folder / "study.yaml").read_text(encoding="utf-8", errors="backslashreplace")
+    whole = place.settings.read_text(encoding="utf-8", errors="backslashreplace")
     def together(which): return pd.concat([part[which].assign(task=part["task"]) for part in parts], ignore_index=True) if parts else pd.DataFrame()
     again = shlex.quote(visible(folder.absolute().name))
     text = page(
-        name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}", margins_set=(folder / "margins.yaml").exists(), runs=f"{len(runs):,}", asked_for=asked_for, verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
+        name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}", margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for, verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
         caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0) + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
         command=f"sftdpo compare --settings study.yaml --out {again}\nsftdpo report {again}")
     out.parent.mkdir(parents=True, exist_ok=True)

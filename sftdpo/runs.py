@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'PAIRED', 'usual_lines', 'stage_rows', 'train', 'precision_of', 'cost_group', 'finish_stage', 'processor',
            'commit', 'software', 'environment', 'judge', 'changes', 'resolved', 'model_card', 'keep_best',
-           'task_record', 'finish_run']
+           'training_metrics', 'describe', 'task_record', 'finish_run']
 
-# %% ../nbs/06b_runs.ipynb #ec74906f
+# %% ../nbs/06b_runs.ipynb #653d05fa
 import os
 import platform
-import shutil
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -25,14 +24,13 @@ import yaml
 
 import sftdpo
 from .batches import best_precision
-from .checkpoints import remove_checkpoints
 from .config import PRIMARY, Run, Stage, relevant, settle, to_dict, to_yaml
 from .data import Example, Row, make_pairs, subset, tokenize, without_rejected
 from .evaluate import baselines, evaluate, reward_accuracy, sample, with_interval
-from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
-                         training_examples)
-from .model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
-from .safe_files import held, read_json, write_json, write_text, written_whole
+from .folder import RunFolder, StageFolder, StudyFolder, read_record
+from .inputs import RunInputs, device
+from .model import apply_tuning, context_length, parameter_counts, save_policy
+from .safe_files import read_json, remove, write_json, write_text, written_whole
 from .trainer import StageResult, train_stage
 
 # %% ../nbs/06b_runs.ipynb #31ab0094
@@ -44,22 +42,22 @@ def usual_lines(
 
 # %% ../nbs/06b_runs.ipynb #67c36124
 def stage_rows(
-    run: Run,                  # the run it is for
+    inputs: RunInputs,         # of the run it is for
     stage: Stage,              # settled
     model,                     # the policy that enters the stage
     tokenizer,                 # its tokenizer
     examples: list[Example],   # to train on, or to look at
 ) -> list[Row]:
     "Rows of token ids for a stage, with rejected completions where it is DPO."
-    data = task_data(run)
-    if stage.kind == "dpo":
-        samples = None
+    run, data, samples = inputs.run, inputs.data, None
+    if stage.kind != "dpo": examples = without_rejected(examples)
+    else:
         if stage.rejected == "sample":
-            drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1), seed=run.seed,
-                           max_lines=usual_lines(examples) if run.task == "sonnet" else None, precision=stage.precision)
+            lines = usual_lines(examples) if run.task == "sonnet" else None
+            drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1),
+                           seed=run.seed, max_lines=lines, precision=stage.precision)
             samples = [texts[0] for texts in drawn]
         examples = make_pairs(examples, stage.rejected, run.seed, data.verbalizers, samples)
-    else: examples = without_rejected(examples)
     return tokenize(examples, tokenizer, data.end_of_text, context_length(model.config), cut_rejected=stage.rejected != "given")
 
 # %% ../nbs/06b_runs.ipynb #b00f91eb
@@ -76,12 +74,13 @@ def train(
     folder: Path,        # of the stage, for checkpoints
     progress: bool,      # draw bars?
     label: str,          # what they are called
+    key: str = "",       # of the stage, for its checkpoints
 ) -> StageResult:
     "The stage on the engine that it names."
     if stage.engine == "trl":
         from sftdpo.trl_engine import train_stage_with_trl  # late: TRL takes seconds to import
         return train_stage_with_trl(model, tokenizer, rows, stage, run.seed, held_out, progress, label)
-    return train_stage(model, rows, stage, run.seed, held_out, folder, progress, label, keep_checkpoint=True)
+    return train_stage(model, rows, stage, run.seed, held_out, folder, progress, label, keep_checkpoint=True, key=key)
 
 # %% ../nbs/06b_runs.ipynb #e77d4939
 def precision_of(
@@ -104,28 +103,29 @@ def cost_group(
 
 # %% ../nbs/06b_runs.ipynb #6ab91a1c
 def finish_stage(
-    folder: Path,       # of this stage
-    run: Run,           # the run it is trained for
-    stage: Stage,       # settled
-    model,              # the policy that enters it; trained in place
-    tokenizer,          # its tokenizer
+    folder: StageFolder,    # of this stage, named by its key
+    inputs: RunInputs,      # of the run it is trained for
+    stage: Stage,           # settled
+    model,                  # the policy that enters it; trained in place
+    tokenizer,              # its tokenizer
     progress: bool = True,  # draw bars?
 ):
     "Train a stage, save its policy and write its record; a stage that was stopped goes on."
-    started = time.perf_counter()
-    folder.mkdir(parents=True, exist_ok=True)
-    data = task_data(run)
+    started, run, choose = time.perf_counter(), inputs.run, inputs.data.choose
+    folder.path.mkdir(parents=True, exist_ok=True)
     model = apply_tuning(model, run.tuning, run.lora, run.seed).to(device())
-    rows = stage_rows(run, stage, model, tokenizer, training_examples(run))
-    held_out = stage_rows(run, stage, model, tokenizer, subset(data.choose, min(HELD_OUT, len(data.choose)), 0))
+    rows = stage_rows(inputs, stage, model, tokenizer, inputs.training)
+    held_out = stage_rows(inputs, stage, model, tokenizer, subset(choose, min(HELD_OUT, len(choose)), 0))
     pairs_seconds = time.perf_counter() - started
-    result = train(run, stage, model, tokenizer, rows, held_out, folder, progress, f"{run.task} {stage.kind} {run.tuning}")
-    write_text(folder / "history.csv", result.history.to_csv(index=False))
-    save_policy(model, tokenizer, folder / "policy")
-    write_json(folder / "stage.json", dict(
-        result.summary(), pairs_seconds=pairs_seconds, seconds=result.seconds + pairs_seconds, rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model),
-        settings=relevant(stage, run.tuning, run.lora), seed=run.seed, cost_group=cost_group(run, stage), threads=torch.get_num_threads()))
-    remove_checkpoints(folder)
+    label = f"{run.task} {stage.kind} {run.tuning}"
+    result = train(run, stage, model, tokenizer, rows, held_out, folder.path, progress, label, folder.path.name)
+    write_text(folder.history, result.history.to_csv(index=False))
+    save_policy(model, tokenizer, folder.policy)
+    folder.close(
+        **result.summary() | dict(seconds=result.seconds + pairs_seconds), pairs_seconds=pairs_seconds,
+        rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model), seed=run.seed,
+        settings=relevant(stage, run.tuning, run.lora), cost_group=cost_group(run, stage), threads=torch.get_num_threads())
+    folder.remove_checkpoints()
     return model
 
 # %% ../nbs/06b_runs.ipynb #656260b7
@@ -152,27 +152,27 @@ def software() -> dict[str, str]:
 
 # %% ../nbs/06b_runs.ipynb #6625281e
 def environment(
-    run: Run,  # what was run
+    inputs: RunInputs,  # of the run
 ) -> dict:
     "What a result was made with: versions, hardware, commit, data."
-    data = task_data(run)
+    run, data = inputs.run, inputs.data
     return dict(
-        software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
+        software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+        workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        backbone=dict(name=run.backbone, fingerprint=backbone_fingerprint(run.backbone)),
+        backbone=dict(name=run.backbone, fingerprint=inputs.fingerprint),
         data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../nbs/06b_runs.ipynb #e6d79477
 def judge(
-    run: Run,        # says what is judged, and how
-    model,           # the run's final policy
-    tokenizer,       # its tokenizer
+    inputs: RunInputs,  # of a run: what is judged, and how
+    model,              # the run's final policy
+    tokenizer,          # its tokenizer
     baseline: bool = False,  # add what needs no model?
 ) -> tuple[dict, pd.DataFrame]:
     "Metrics of a policy on the run's test examples, and the predictions or texts behind them."
-    data, examples = task_data(run), judged_examples(run)
-    started = time.perf_counter()
+    run, data, examples, started = inputs.run, inputs.data, inputs.judged, time.perf_counter()
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
     metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
     if baseline: metrics |= {f"baseline_{name}": value for name, value in baselines(data, examples, run.seed).items()}
@@ -206,73 +206,94 @@ def resolved(
 
 # %% ../nbs/06b_runs.ipynb #370930a4
 def model_card(
-    run: Run,       # resolved
-    metrics: dict,  # of the run
+    inputs: RunInputs,  # of the run, whose open choices are settled
+    metrics: dict,      # of the run
 ) -> str:
     "A model's README in the Hub's form: where it came from, how it was trained, what it reached."
-    data, kept = task_data(run), {name: round(value, 4) for name, value in metrics.items() if isinstance(value, (int, float)) and value == value}
+    run, data = inputs.run, inputs.data
+    kept = {name: round(value, 4) for name, value in metrics.items() if isinstance(value, (int, float)) and value == value}
     head = dict(base_model=run.backbone, library_name="peft" if run.tuning == "lora" else "transformers", pipeline_tag="text-generation",
                 tags=["sftdpo", run.recipe, run.tuning, run.task])
     shown = "\n".join(f"| {name} | {value} |" for name, value in kept.items() if not name.startswith(("stage", "baseline")))
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, {run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
-            f"on {run.train_size or len(data.train):,} examples of the data `{data.name.replace('`', ' ')}`; judged on {len(judged_examples(run)):,} others.\n\n"
+            f"on {inputs.train_size:,} examples of the data `{data.name.replace('`', ' ')}`; judged on {len(inputs.judged):,} others.\n\n"
             f"| metric | value |\n|---|---|\n{shown}\n\n## Settings\n\n```yaml\n{to_yaml(run)}```\n\nThe licence is that of the backbone and of the data.\n")
 
 # %% ../nbs/06b_runs.ipynb #103b2f51
 def keep_best(
-    folder: Path,  # of the study
-    run: Run,      # just finished, with its model in its folder
+    folder: StudyFolder,  # of the study
+    run: Run,             # just finished, with its model in its folder
 ):
     "Of the runs of one cell, keep the model of the one that did best on the choosing rows."
-    with held(lock_file(folder, "weights"), wait=-1):
-        kept = {}
-        for home in (folder / "runs").glob(f"{run.task}-{run.recipe}-{run.tuning}-*"):
-            if (home / "policy").exists(): kept[home] = read_json(home / "metrics.json")[f"choose_{PRIMARY[run.task]}"]
-        for home in sorted(kept, key=lambda home: (-kept[home], home.name))[1:]: shutil.rmtree(home / "policy")
+    with folder.held("weights", wait=-1):
+        cell = map(RunFolder, folder.runs.glob(f"{run.task}-{run.recipe}-{run.tuning}-*"))
+        reached = {one: read_json(one.metrics)[f"choose_{PRIMARY[run.task]}"] for one in cell if one.policy.exists()}
+        for one in sorted(reached, key=lambda one: (-reached[one], one.path.name))[1:]: remove(one.policy)
+
+# %% ../nbs/06b_runs.ipynb #23fbfba1
+def training_metrics(
+    stages: list[tuple[Stage, StageFolder]],  # of a run, in order
+) -> dict:
+    "What a run takes over from its stages' records."
+    found = {}
+    for i, (stage, home) in enumerate(stages, 1):
+        record = read_record(home.record)
+        kept = ("examples_per_second", "tokens_per_second", "seconds", "reference_seconds", "peak_memory_gb")
+        found |= {f"stage{i}_{stage.kind}_{what}": record[what] for what in kept}
+        found |= {f"parameters_{what}": count for what, count in record["parameters"].items()}
+    return found
+
+# %% ../nbs/06b_runs.ipynb #2cea4ec7
+def describe(
+    inputs: RunInputs,  # of a run
+) -> dict:
+    "What a run's record says of it."
+    run, data = inputs.run, inputs.data
+    return dict(
+        run=inputs.name, stages=list(inputs.keys), task=run.task, backbone=run.backbone, data=data.name,
+        train_size=inputs.train_size if run.stages else 0, recipe=run.recipe, tuning=run.tuning if run.stages else "-",
+        seed=run.seed, resplit=run.resplit, split=run.judge, cost_group=cost_group(run, None),
+        data_fingerprint=data.fingerprint, backbone_fingerprint=inputs.fingerprint)
 
 # %% ../nbs/06b_runs.ipynb #a3c0de02
 def task_record(
-    run: Run,  # that was trained
-) -> dict:     # plain values, ready for JSON
+    inputs: RunInputs,  # of the run that was trained
+) -> dict:              # plain values, ready for JSON
     "What a saved model needs to be judged as it was trained."
-    data = task_data(run)
+    run, data = inputs.run, inputs.data
     labels = data.intake.labels or data.verbalizers
     return dict(task=run.task, data=run.data, reading=to_dict(run.reading), answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint)
 
-# %% ../nbs/06b_runs.ipynb #23fbfba1
+# %% ../nbs/06b_runs.ipynb #07b9b20c
 def finish_run(
-    folder: Path,          # of the study
-    run: Run,              # what to judge
-    model,                 # its final policy
-    tokenizer,             # its tokenizer
+    folder: StudyFolder,    # of the study
+    inputs: RunInputs,      # of the run to judge
+    model,                  # its final policy
+    tokenizer,              # its tokenizer
     weights: str = "none",  # models to keep: none, best, all
+    base: str = "",         # name of the run that judges the base model, if it is finished
 ):
     "Judge a run whose stages are trained, and write its folder."
-    keys, stages, name = stage_keys(run), run.stages, run_name(run)
-    metrics, examples = judge(run, model.to(device()), tokenizer, baseline=not stages)
-    untouched = run_folder(folder, run_name(run.untouched)) / "examples.parquet"
-    if stages and untouched.exists(): metrics |= changes(run.task, examples, pd.read_parquet(untouched))
-    homes = [stage_folder(folder, key) for key in keys]
-    for i, (home, stage) in enumerate(zip(homes, stages), 1):
-        record = read_json(home / "stage.json")
-        metrics |= {f"stage{i}_{stage.kind}_{what}": record[what] for what in ("examples_per_second", "tokens_per_second", "seconds", "reference_seconds", "peak_memory_gb")}
-        metrics |= {f"parameters_{what}": count for what, count in record["parameters"].items()}
+    run, model, known = inputs.run, model.to(device()), folder.run(base)
+    stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
+    keeps = bool(stages) and weights in ("best", "all")
+    metrics, examples = judge(inputs, model, tokenizer, baseline=not stages)
+    if stages and base and known.finished: metrics |= changes(run.task, examples, pd.read_parquet(known.checked(known.examples)))
+    metrics |= training_metrics(stages)
     if weights == "best" and stages:
-        metrics[f"choose_{PRIMARY[run.task]}"] = judge(run.replace(judge="choose"), model, tokenizer)[0][PRIMARY[run.task]]
-    about = environment(run)
-    with written_whole(run_folder(folder, name)) as part:
-        (part / "settings.yaml").write_text(to_yaml(resolved(run)), encoding="utf-8")
-        write_json(part / "environment.json", about)
-        histories = [pd.read_csv(home / "history.csv").assign(stage=i, kind=stage.kind) for i, (home, stage) in enumerate(zip(homes, stages), 1)]
-        if histories: pd.concat(histories).to_csv(part / "history.csv", index=False)
-        examples.to_parquet(part / "examples.parquet", index=False)
-        if weights in ("best", "all") and stages:
-            save_policy(model, tokenizer, part / "policy")
-            write_json(part / "policy" / "task.json", task_record(run))
-            (part / "policy" / "README.md").write_text(model_card(resolved(run), metrics), encoding="utf-8", errors="backslashreplace")
-        write_json(part / "metrics.json", metrics)
-        write_json(part / "sftdpo.json", dict(
-            run=name, stages=keys, task=run.task, backbone=run.backbone, data=about["data"]["name"], train_size=(run.train_size or about["data"]["sizes"]["train"]) if stages else 0,
-            recipe=run.recipe, tuning=run.tuning if stages else "-", seed=run.seed, resplit=run.resplit, split=run.judge, cost_group=cost_group(run, None),
-            data_fingerprint=about["data"]["fingerprint"], backbone_fingerprint=about["backbone"]["fingerprint"]))
+        metrics[f"choose_{PRIMARY[run.task]}"] = judge(inputs.other(judge="choose"), model, tokenizer)[0][PRIMARY[run.task]]
+    with written_whole(folder.run(inputs.name)) as part:
+        place = RunFolder(part)
+        place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")
+        write_json(place.environment, environment(inputs))
+        histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind) for i, (stage, home) in enumerate(stages, 1)]
+        if histories: pd.concat(histories).to_csv(place.history, index=False)
+        examples.to_parquet(place.examples, index=False)
+        if keeps:
+            save_policy(model, tokenizer, place.policy)
+            write_json(place.policy / "task.json", task_record(inputs))
+            card = model_card(inputs.other(sft=resolved(run).sft, dpo=resolved(run).dpo), metrics)
+            (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+        write_json(place.metrics, metrics)
+        place.close(**describe(inputs))
     if weights == "best" and stages: keep_best(folder, run)

@@ -8,7 +8,7 @@ __all__ = ['ROUNDING', 'WARM_UP', 'LARGE', 'step_items', 'stage_losses', 'Traini
            'prepare_dropout', 'training_arguments', 'our_arguments', 'open_stage', 'reference_of', 'result_of',
            'too_large', 'return_large_blocks', 'sparse_embedding', 'fast_training', 'train_stage']
 
-# %% ../nbs/04_trainer.ipynb #cbdeb679
+# %% ../nbs/04_trainer.ipynb #b5513566
 import ctypes
 import json
 import math
@@ -33,8 +33,9 @@ from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .batches import Scorer, best_precision, collate, epoch_batches, halve, out_of_memory, score_together, to_device, width_of
-from .checkpoints import last_checkpoint, mark_whole, policy_key, remove_checkpoints, remove_others, stage_key, stored_scores
-from .config import Stage
+from .checkpoints import last_checkpoint, mark_whole, policy_key, remove_others, rows_digest, stage_key, stored_scores
+from .config import Stage, relevant
+from .folder import StageFolder
 from .fast_lora import fast_lora
 from .loss import dpo_loss, reward_accuracy, sft_loss
 from .model import disable_dropout, set_dropout
@@ -234,7 +235,7 @@ class Watch(TrainerCallback):
     def tell(self, state, lines: list[dict], mode: str = "a"):
         "Write history to where others can follow it."
         if not self.folder or not state.is_world_process_zero: return
-        with open(self.folder / "progress.jsonl", mode, encoding="utf-8") as file:
+        with open(StageFolder(self.folder).progress, mode, encoding="utf-8") as file:
             file.writelines(json.dumps(line | {"steps": state.max_steps}, default=float) + "\n" for line in lines)
 
     def examples(self, state) -> int: return min(self.total, state.global_step * self.trainer.stage.batch_size)
@@ -359,7 +360,7 @@ def open_stage(
     with PartialState().main_process_first(), full_disk_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if PartialState().is_main_process: remove_leftovers(folder)
-        return last_checkpoint(folder / "checkpoints", key)
+        return last_checkpoint(StageFolder(folder).checkpoints, key)
 
 # %% ../nbs/04_trainer.ipynb #f6ad2add
 def reference_of(
@@ -373,8 +374,8 @@ def reference_of(
 ) -> tuple[np.ndarray, np.ndarray, float]:  # scores of both, and the seconds they took
     "The reference's log-probabilities of a DPO stage's rows."
     with tqdm(total=len(rows) + len(held_out), unit="ex", desc=f"{label} reference", disable=not progress, leave=False) as bar:
-        scores, seconds = stored_scores(folder and folder / "reference.npz", scorer, rows, policy, bar.update)
-        held_out_scores, more = stored_scores(folder and folder / "held_out_reference.npz", scorer, held_out, policy, bar.update)
+        scores, seconds = stored_scores(folder and StageFolder(folder).reference, scorer, rows, policy, bar.update)
+        held_out_scores, more = stored_scores(folder and StageFolder(folder).held_out_reference, scorer, held_out, policy, bar.update)
     return scores, held_out_scores, seconds + more
 
 # %% ../nbs/04_trainer.ipynb #5afffe11
@@ -456,7 +457,8 @@ def train_stage(
     folder: Path | None = None,  # for checkpoints and reference scores; none given: nothing is kept
     progress: bool = True,       # draw a progress bar?
     label: str = "",             # what the bar is called
-    keep_checkpoint: bool = False,  # leave the last checkpoint, for a caller who has yet to save the model and calls `remove_checkpoints` then
+    keep_checkpoint: bool = False,  # leave the last checkpoint, for a caller who has yet to save the model and calls `StageFolder.remove_checkpoints` then
+    key: str = "",               # the stage's identity, which its checkpoints carry; none given: made of weights, rows, settings and seed
 ) -> StageResult:
     "Train one stage and tell how it went; with a `folder` that holds a checkpoint of this stage, go on from there."
     if not rows: raise ValueError("There are no rows to train on; give at least one example.")
@@ -465,10 +467,10 @@ def train_stage(
     if not folder: stage = stage.replace(checkpoint_steps=0, checkpoint_minutes=0)
     prepare_dropout(model, stage)
     reset_peak_memory()
-    arguments = our_arguments(stage, rows, seed, folder / "checkpoints" if folder else ".")
+    arguments = our_arguments(stage, rows, seed, StageFolder(folder).checkpoints if folder else ".")
     scorer = Scorer(model.to(arguments.device), stage.precision)
-    policy = policy_key(scorer) if folder else ""
-    key = stage_key(policy, rows, stage, seed)
+    policy = policy_key(scorer) if folder and not (key and stage.kind == "sft") else ""
+    key = key or stage_key(relevant(stage, "", None), policy, rows=rows_digest(rows), seed=seed)
     checkpoint, record = open_stage(folder, key) if folder else (None, {})
     setup_seconds, progress = time.perf_counter() - started, progress and PartialState().is_main_process
     with fast_training(model, stage):
@@ -482,6 +484,6 @@ def train_stage(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error): raise
             raise MemoryError(too_large(rows, trainer.micro_batch, str(error).strip().split("\n")[0])) from error
-    if folder and not keep_checkpoint and PartialState().is_main_process: remove_checkpoints(folder)
+    if folder and not keep_checkpoint and PartialState().is_main_process: StageFolder(folder).remove_checkpoints()
     tokens = sum(map(width_of, rows)) / len(rows)
     return result_of(trainer, tokens, watch.elapsed(), reference_seconds, trainer.micro_batch)

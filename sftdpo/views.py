@@ -7,7 +7,7 @@ __all__ = ['BADGES', 'SHOW', 'SORT', 'html_table', 'read_parts', 'notes_of', 'ce
            'figures_html', 'texts_html', 'answers_of', 'disagreements', 'Predictions', 'python_call', 'relative_files',
            'commands_html']
 
-# %% ../nbs/10c_views.ipynb #c0a41b2e
+# %% ../nbs/10c_views.ipynb #b7195326
 import os
 import shlex
 from pathlib import Path
@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from .claims import Verdict, told
 from .config import Study, to_dict
+from .folder import StudyFolder
 from .plain_text import visible
 from .report import caveats_of, data, failures_of, margin_told, planned, read_study, said, task_part, up_to_date
 from .safe_files import refuse_links
@@ -56,10 +57,10 @@ def notes_of(
     parts: list[dict],   # from `read_parts`
 ) -> list[str]:
     "Sentences that bound what the study shows."
-    folder = Path(folder)
-    if not (folder / "study.yaml").exists(): return []  # nothing is begun
+    folder = StudyFolder(folder)
+    if not folder.begun: return []
     study, failures = read_study(folder), failures_of(folder)
-    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures), (folder / "choosing.csv").exists())
+    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures), folder.search.exists())
     return notes + [f"Failed: {line.stage}: {line.reason}" for line in failures.itertuples()]
 
 # %% ../nbs/10c_views.ipynb #eadc50ad

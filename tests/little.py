@@ -1,7 +1,10 @@
 "A study that takes seconds: tiny models, short sonnets of four lines, short questions."
-import sftdpo.keys
+import sftdpo.study as study_module
+import sftdpo.timing as timing_module
+import sftdpo.tree as tree_module
 from sftdpo.config import Sampling, Stage, Study
 from sftdpo.data import Example, TaskData, cloze_prompt
+from sftdpo.inputs import Inputs
 
 
 def short(task, data="embedded", seed=0, reading=None):
@@ -13,11 +16,24 @@ def short(task, data="embedded", seed=0, reading=None):
     return TaskData("paraphrase", "little", pairs[:60], pairs[60:70], pairs[70:], ("no", "yes"), False, "made for a test")
 
 
-def little_data(monkeypatch=None):
-    "Let every task load its short data, for one test or for the rest of this process."
-    if monkeypatch: monkeypatch.setattr(sftdpo.keys, "load_task", short)
-    else: sftdpo.keys.load_task = short
-    sftdpo.keys.forget_data()
+def little_inputs(**more):
+    "A new collection that loads the short data."
+    return Inputs(short, **more)
+
+
+def compare(study, folder, *rest, inputs=None, **more):
+    "A study on the short data."
+    return study_module.compare(study, folder, *rest, inputs=inputs or little_inputs(), **more)
+
+
+def plan(study, folder, inputs=None, **more):
+    "What a study on the short data takes."
+    return timing_module.plan(study, folder, inputs=inputs or little_inputs(), **more)
+
+
+def stage_tree(runs, inputs=None):
+    "The nodes of a study on the short data."
+    return tree_module.stage_tree(runs, inputs or little_inputs())
 
 
 def small(backbone, **changes):

@@ -6,7 +6,8 @@ from sftdpo.config import Sampling, Study
 from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
 from sftdpo.evaluate import mean_interval
 from sftdpo.model import load_backbone
-from sftdpo.study import compare, run_name
+from sftdpo.inputs import Inputs
+from sftdpo.study import compare
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,8 @@ def test_every_sonnet_pair_fits(bard):
 
 def test_sft_makes_the_true_sonnets_likelier(tmp_path):
     "By more than the paired interval over the sonnets, at the recommended settings."
-    nll = lambda run: pd.read_parquet(tmp_path / "out" / "runs" / run_name(run) / "examples.parquet").groupby("id").nll.first()
+    inputs = Inputs()
+    nll = lambda run: pd.read_parquet(tmp_path / "out" / "runs" / inputs.of(run).name / "examples.parquet").groupby("id").nll.first()
     study = Study("a test", tasks=("sonnet",), recipes=("sft",), tunings=("full",), sampling=Sampling(samples=1, max_new_tokens=20))
     compare(study, tmp_path / "out", progress=False)
     before, after = (nll(run) for run in study.runs())

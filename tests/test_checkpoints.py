@@ -16,10 +16,10 @@ import torch
 
 import sftdpo.checkpoints
 from sftdpo.batches import Scorer, score
-from sftdpo.checkpoints import (COMPLETE, last_checkpoint, mark_whole, policy_key, read_scores, rows_digest, stage_key, step_of,
-                                stored_scores, whole)
+from sftdpo.checkpoints import last_checkpoint, mark_whole, policy_key, read_checkpoint, read_scores, rows_digest, stage_key, stored_scores
 from sftdpo.config import LoRA, identity
 from sftdpo.data import Row
+from sftdpo.folder import COMPLETE, StageFolder, read_record, step_of, sweep, write_record
 from sftdpo.model import apply_tuning, save_policy
 from sftdpo.safe_files import full_disk_named, remove_leftovers, written_whole
 from sftdpo.trainer import StageTrainer, Watch, train_stage
@@ -58,23 +58,53 @@ def damaged(place, how):
         case "no mark": (place / COMPLETE).unlink()
         case "an empty mark": (place / COMPLETE).write_text("")
         case "a short file": (place / "optimizer.pt").write_bytes(b"12")
+        case "another byte": (place / "optimizer.pt").write_bytes(b"1334")
         case "a missing file": (place / "trained.safetensors").unlink()
         case "nothing in it":
             for path in place.iterdir(): path.unlink()
 
 
-@pytest.mark.parametrize("how", ["no mark", "an empty mark", "a short file", "a missing file", "nothing in it"])
+@pytest.mark.parametrize("how", ["no mark", "an empty mark", "a short file", "another byte", "a missing file", "nothing in it"])
 def test_a_damaged_checkpoint_is_removed_and_the_older_one_used(how, written):
     older, newer = written(9), written(10)
     damaged(newer, how)
     assert last_checkpoint(older.parent, "ours")[0] == older and not newer.exists()
 
 
+def flip(path, place=0.5):
+    "Change one byte of a file."
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_a_flipped_byte_is_named_and_the_stage_ends_as_if_nothing_had_been(tokenizer, tmp_path, monkeypatch):
+    "One byte in the optimizer's moments: believed, it would change the weights without a word."
+    rows, stage, expected = pair_rows(), DPO.replace(checkpoint_steps=1), tuned("gpt2", tokenizer, "full")
+    train_stage(expected, rows, stage, progress=False)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False)
+    path, found = tmp_path / "checkpoints/checkpoint-3/optimizer.pt", tuned("gpt2", tokenizer, "full")
+    flip(path)
+    with pytest.warns(UserWarning, match="optimizer.pt is damaged"): train_stage(found, rows, stage, folder=tmp_path, progress=False)
+    assert same(trained(found), trained(expected))
+
+
+def test_a_checkpoint_carries_the_key_that_it_is_given(tokenizer, tmp_path, monkeypatch):
+    rows, stage = pair_rows(), DPO.replace(checkpoint_steps=1)
+    with monkeypatch.context() as patch:
+        stop_at(2, patch)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False, key="of the study")
+    assert read_checkpoint(tmp_path / "checkpoints/checkpoint-2")["key"] == "of the study"
+    with pytest.warns(UserWarning, match="starts anew"): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False, key="of another")
+
+
 def test_what_lies_beside_checkpoints_is_removed(written):
     place = written(2)
     (place.parent / "tmpab12").mkdir()
     (place.parent / "checkpoint-x").write_text("no checkpoint")
-    assert last_checkpoint(place.parent, "ours") == (place, whole(place))
+    assert last_checkpoint(place.parent, "ours") == (place, read_checkpoint(place))
     assert list(place.parent.iterdir()) == [place]
 
 
@@ -102,7 +132,7 @@ def test_leftovers_of_a_kill_are_swept(tmp_path):
     (tmp_path / ".policy.ab12.old").mkdir()
     (tmp_path / ".reference.npz.part").write_text("half")
     for name in ("stage.json", "tmp-of-the-user", "a.part"): (tmp_path / name).write_text("whole")
-    remove_leftovers(tmp_path)
+    sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.part", "stage.json", "tmp-of-the-user"]
 
 
@@ -146,7 +176,7 @@ def test_a_checkpoint_can_stay_for_a_caller_who_has_yet_to_save(tokenizer, tmp_p
     rows, stage = pair_rows(), DPO.replace(checkpoint_steps=6)
     train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False, keep_checkpoint=True)
     assert (tmp_path / "checkpoints/checkpoint-6").exists() and (tmp_path / "reference.npz").exists()
-    sftdpo.checkpoints.remove_checkpoints(tmp_path)
+    StageFolder(tmp_path).remove_checkpoints()
     assert not list(tmp_path.iterdir())
 
 
@@ -158,8 +188,8 @@ def test_seconds_cover_all_attempts_and_no_pause(tokenizer, tmp_path, monkeypatc
         stop_at(3, patch)
         with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False)
     mark = tmp_path / "checkpoints/checkpoint-2" / COMPLETE
-    record = json.loads(mark.read_text())
-    mark.write_text(json.dumps(record | {"elapsed": record["elapsed"] + 1000}))  # as if the first attempt had taken so long
+    record = read_record(mark)
+    write_record(mark, record | {"elapsed": record["elapsed"] + 1000})  # as if the first attempt had taken so long
     began = time.perf_counter()
     result = train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False)
     elapsed = result.history.elapsed.tolist()
@@ -181,6 +211,12 @@ def test_all_random_states_go_on(tokenizer, tmp_path, monkeypatch):
             with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full", dropout=0.1), rows, stage, folder=tmp_path / str(at), progress=False)
         train_stage(tuned("gpt2", tokenizer, "full", dropout=0.1), rows, stage, folder=tmp_path / str(at), progress=False)
     assert len(drawn) == 6 and all(len(values) == 3 and len(set(values)) == 1 for values in drawn.values())
+
+
+def whole(place):
+    "Is this a checkpoint that can be gone on from?"
+    try: return read_checkpoint(place)
+    except OSError: return None
 
 
 def finish(tuning, kind, rows, folder, tokenizer):
@@ -246,7 +282,7 @@ def test_keys_tell_policies_rows_and_precisions_apart(tokenizer):
     policy = policy_key(Scorer(model, "fp32"))
     assert policy == policy_key(Scorer(tiny_model("gpt2", tokenizer), "fp32")) != policy_key(Scorer(model, "bf16"))
     assert rows_digest(rows) != rows_digest(rows[::-1]) != rows_digest(answers(rows)[::-1])
-    assert stage_key(policy, rows, DPO, 0) != stage_key(policy, rows, DPO, 1)
+    assert stage_key({}, policy, seed=0) != stage_key({}, policy, seed=1)
     with torch.no_grad(): model.transformer.h[1].mlp.c_fc.bias[3] += 1e-6
     assert policy != policy_key(Scorer(model, "fp32"))
 

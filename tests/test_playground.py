@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas as pd
@@ -23,12 +24,14 @@ import pytest
 
 from sftdpo.config import Execution, LoRA, SettingsError, Stage, Study, declared, to_yaml
 from sftdpo.forms import Form, PRESETS, field_paths
-from sftdpo.live import (COMMAND, AtWork, Estimate, begin, command_words, known_times, log_file, page_lock, progress_of, seconds_of, settings_file, stage_lines, stop,
-                         working)
+from sftdpo.inputs import Inputs
+from sftdpo.live import COMMAND, AtWork, begin, command_words, log_file, page_lock, progress_of, settings_file, stop, working
 from sftdpo.playground import Playground, folder_of, measured
 from sftdpo.runs import cost_group
 from sftdpo.safe_files import held
-from sftdpo.tree import stage_tree
+from sftdpo.folder import State, StudyFolder
+from sftdpo.timing import Plan, Timing, known_times
+from sftdpo.tree import stage_lines, stage_tree
 from sftdpo.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
@@ -116,14 +119,14 @@ def test_commands_that_are_shown_are_those_that_run(tmp_path):
 
 def test_unfinished_lines_and_folders_without_a_study(tmp_path):
     study = small()
-    nodes = stage_tree(study)
-    assert list(progress_of(tmp_path, nodes, True).state) == ["to do", "to do"]
+    nodes = stage_tree(study, Inputs())
+    assert list(progress_of(tmp_path, nodes).state) == ["waiting", "waiting"]
     home = tmp_path / "stages" / nodes[1].key
     home.mkdir(parents=True)
     for text, lines in (("", 0), ('{"step": 1', 0), ('{"step": 1, "steps": 200, "loss": NaN}\n{"st', 1)):
         (home / "progress.jsonl").write_text(text)
-        assert len(stage_lines(tmp_path, nodes[1])) == lines
-    assert list(progress_of(tmp_path, nodes, False).state) == ["to do", "stopped"]
+        assert len(stage_lines(StudyFolder(tmp_path).stage(nodes[1].key))) == lines
+    assert list(progress_of(tmp_path, nodes).state) == ["waiting", "waiting"]  # there is no checkpoint to go on from
     page = Playground(tmp_path, study)
     page.open()
     assert "holds no study yet" in page.told.value and page.stop_button.disabled
@@ -207,16 +210,19 @@ def test_resume_tries_again_what_failed_and_says_why_it_did(tmp_path, monkeypatc
 
 
 def test_a_stopped_stage_stands_at_its_last_checkpoint(tmp_path):
-    nodes = stage_tree(small())
+    nodes = stage_tree(small(), Inputs())
     home = tmp_path / "stages" / nodes[1].key
     for name in ("checkpoint-8", "checkpoint-16", "checkpoint-24"): (home / "checkpoints" / name).mkdir(parents=True)
     for name in ("checkpoint-8", "checkpoint-16"): (home / "checkpoints" / name / "complete.json").write_text("{}")  # 24 was being written
     (home / "progress.jsonl").write_text("".join(f'{{"step": {step}, "steps": 32, "loss": {step}, "elapsed": {step}}}\n' for step in range(1, 29)))
-    stopped, at_work = (progress_of(tmp_path, nodes, working).iloc[1] for working in (False, True))
+    folder, stopped = StudyFolder(tmp_path), progress_of(tmp_path, nodes).iloc[1]
+    with folder.held(nodes[1].key): at_work = progress_of(tmp_path, nodes).iloc[1]
     assert (stopped.step, stopped.done, stopped.loss) == (16, 0.5, 16) and (at_work.step, at_work.loss) == (28, 28)
-    timing = known_times(tmp_path, [])
-    timing.measured = {group: [0.0] for group in [cost_group(nodes[1].run, None)]}
-    assert seconds_of(tmp_path, nodes[1], timing, False) == 16 and seconds_of(tmp_path, nodes[1], timing, True) == pytest.approx(4)
+    timing = Timing()
+    timing.measured = {cost_group(nodes[1].run, None): [0.0]}
+    def left(): return timing.left(folder, nodes[1], folder.state(nodes[1]))
+    assert (stopped.state, at_work.state, left()) == ("stopped", "running", 16)
+    with folder.held(nodes[1].key): assert left() == pytest.approx(4)
 
 
 @contextlib.contextmanager
@@ -232,13 +238,13 @@ def closed(folder):
 
 
 def test_neighbours_that_cannot_be_read_have_nothing_to_say():
-    nodes = stage_tree(small())
+    nodes = stage_tree(small(), Inputs())
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o755)
         (home / "damaged/stages/one").mkdir(parents=True)
         for path, text in (("study.yaml", ""), ("stages/one/stage.json", '{"seconds": '), ("calibration.json", "[]")): (home / "damaged" / path).write_text(text)
-        with closed(home / "private"): timing = known_times(home / "mine", nodes)
+        with closed(home / "private"): timing = known_times(StudyFolder(home / "mine"))
     assert timing.measured == timing.calibrated == {}
 
 
@@ -314,6 +320,12 @@ def test_load_does_not_repeat_what_is_in_a_file(text, tmp_path):
         assert told.returncode == 2 and told.stderr.startswith("sftdpo: ") and ("cannot be used: " in told.stderr or "this is not YAML: " in told.stderr)
 
 
+def estimated(runs, stages, left, unknown, memory, disk):
+    "What `estimate` gives."
+    node = SimpleNamespace(stage=stages or None, runs=[None] * runs)
+    return Plan([node] * bool(runs), [State("waiting")] * bool(runs), [left] * bool(runs), [], disk, 1, memory, unknown)
+
+
 def test_a_refusal_goes_with_its_cause(tmp_path):
     page = Playground(tmp_path / "study", small())
     page.refuse(SettingsError("train_size = 400 cannot be used: ..."))
@@ -321,16 +333,16 @@ def test_a_refusal_goes_with_its_cause(tmp_path):
     page.folder.value = str(tmp_path / "other")
     assert not page.form.entries["train_size"].problem and not page.run_button.disabled
     page.refuse(FileExistsError("..."))
-    page.note(Estimate(1, 1, 1.0, ("sft",), 1, 1))
+    page.note(estimated(1, 1, 1.0, ("sft",), 1, 1))
     assert not page.run_button.disabled and not page.measure_button.disabled
-    page.note(Estimate(0, 0, 0.0, (), 1, 1))
+    page.note(estimated(0, 0, 0.0, (), 1, 1))
     assert page.run_button.disabled and page.run_button.description == "Finished"
 
 
 def test_an_older_look_says_nothing(tmp_path, monkeypatch):
     begun, go = threading.Event(), threading.Event()
-    def look(study, folder, workers):
-        if study.train_size != 7: return Estimate(1, 1, 1.0, (), 1, 1)
+    def look(study, folder, workers, inputs):
+        if study.train_size != 7: return estimated(1, 1, 1.0, (), 1, 1)
         begun.set()
         go.wait(60)
         raise SettingsError("train_size = 7 cannot be used: ...")
@@ -354,7 +366,7 @@ def test_measuring_leaves_the_page_free(tmp_path, monkeypatch):
         go.wait(60)
         raise ValueError("there is no such file")
     monkeypatch.setattr("sftdpo.playground.measured", fails)
-    monkeypatch.setattr("sftdpo.playground.estimate", lambda *asked: Estimate(1, 1, None, ("sft",), 1, 1))
+    monkeypatch.setattr("sftdpo.playground.estimate", lambda *asked: estimated(1, 1, None, ("sft",), 1, 1))
     page = Playground(tmp_path / "study", small())
     async def pressed():
         page.measure()

@@ -50,18 +50,12 @@ def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install sftdpo\[ray\]"): compare(study, tmp_path / "out", progress=False, execution=Execution(executor="ray"))
 
 
-def test_a_worker_with_other_hardware_knows_the_same_stages(study, monkeypatch):
+def test_a_worker_with_other_hardware_knows_the_same_stages(study):
     "The machine that begins the study decides the precision; a worker that would take another still finds the stage."
-    import sftdpo.keys
     from sftdpo.config import from_dict, to_dict
-    from sftdpo.keys import stage_keys
+    from sftdpo.inputs import Inputs
     from sftdpo.ray_work import as_here
-    runs = [run for run in study.runs() if run.stages]
-    keys, sent = [stage_keys(run) for run in runs], [to_dict(as_here(run)) for run in runs]
-    def forget():
-        for one in (sftdpo.keys._settings, sftdpo.keys._identity): one.cache_clear()
-    forget()
-    try:
-        monkeypatch.setattr(sftdpo.keys, "best_precision", lambda device: "bf16" if as_here(runs[0]).sft.precision == "fp32" else "fp32")
-        assert [stage_keys(from_dict(type(runs[0]), one)) for one in sent] == keys
-    finally: forget()
+    runs, inputs = [run for run in study.runs() if run.stages], Inputs()
+    keys, sent = [inputs.of(run).keys for run in runs], [to_dict(as_here(run)) for run in runs]
+    other = Inputs(precision="bf16" if as_here(runs[0]).sft.precision == "fp32" else "fp32")
+    assert [other.of(from_dict(type(runs[0]), one)).keys for one in sent] == keys

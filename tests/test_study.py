@@ -8,30 +8,29 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-import sftdpo.keys
 import sftdpo.runs
 import sftdpo.work
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
-from sftdpo.keys import run_name, stage_keys
+from sftdpo.folder import StudyFolder
+from sftdpo.inputs import tokenizer_of
 from sftdpo.claims import judge_claims
 from sftdpo.model import save_policy
 from sftdpo.report import write_report
-from sftdpo.store import COLUMNS, finished_runs, read_results, variants_of
-from sftdpo.study import compare, grown, train_run
+from sftdpo.store import COLUMNS, read_results, variants_of
+from sftdpo.study import evaluate_saved, grown, train_run
 from sftdpo.tables import cells_table, print_tables
-from little import little_data, small, steady
+from little import compare, little_inputs, small, steady
 from tiny import tiny_model
 
 
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    little_data(monkeypatch)
+def stage_keys(run): return little_inputs().of(run).keys
+def run_name(run): return little_inputs().of(run).name
 
 
 def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
     trained = []
     finish = sftdpo.work.finish_stage
-    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, run, *rest: trained.append((folder.name, run.cell)) or finish(folder, run, *rest))
+    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, inputs, *rest: trained.append((folder.path.name, inputs.run.cell)) or finish(folder, inputs, *rest))
     folder, study = tmp_path / "out", small(backbone)
     results = compare(study, folder, progress=False)
 
@@ -170,9 +169,8 @@ def test_folders_are_not_mixed_up(backbone, tmp_path):
 
 
 def test_the_control_has_shuffled_labels(backbone, tmp_path):
-    from sftdpo.keys import training_examples
-    run = Run(backbone=backbone, train_size=40)
-    plain, shuffled = training_examples(run), training_examples(run.replace(shuffle_labels=True))
+    run, inputs = Run(backbone=backbone, train_size=40), little_inputs()
+    plain, shuffled = inputs.of(run).training, inputs.of(run.replace(shuffle_labels=True)).training
     assert [e.id for e in plain] == [e.id for e in shuffled] and [e.label for e in plain] != [e.label for e in shuffled]
     assert sorted(e.label for e in plain) == sorted(e.label for e in shuffled)
 
@@ -182,27 +180,22 @@ def test_a_trained_model_is_kept_in_the_standard_formats(backbone, tuning, tmp_p
     from peft import AutoPeftModelForCausalLM
     stage = dict(epochs=1, batch_size=8, learning_rate=1e-3)
     run = Run(backbone=backbone, task="paraphrase", train_size=16, tuning=tuning, sft=Stage("sft", **stage))
-    metrics = train_run(run, tmp_path / "out")
+    metrics = train_run(run, tmp_path / "out", inputs=little_inputs())
     loader = AutoModelForCausalLM if tuning == "full" else AutoPeftModelForCausalLM
     model = loader.from_pretrained(tmp_path / "out" / "model").eval()
     assert 0 <= metrics["accuracy"] <= 1
-    from sftdpo.study import evaluate_saved
-    assert evaluate_saved(str(tmp_path / "out"), run).metrics["nll"] == pytest.approx(metrics["nll"])
+    assert evaluate_saved(str(tmp_path / "out"), run, little_inputs()).metrics["nll"] == pytest.approx(metrics["nll"])
     with torch.no_grad(): assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
     other = run.replace(backbone="bard", test_size=4)  # a judge who says nothing of the backbone: the model's own tokenizer reads
-    assert len(evaluate_saved(str(tmp_path / "out"), other).examples) == 4
+    assert len(evaluate_saved(str(tmp_path / "out"), other, little_inputs()).examples) == 4
 
 
-def test_answers_are_those_of_the_judged_models_tokenizer(backbone, tokenizer, tmp_path, monkeypatch):
-    from sftdpo.data import load_task
-    from sftdpo.study import evaluate_saved
-    assert len(sftdpo.keys.tokenizer_of("bard")[0]("positive")["input_ids"]) > 1
+def test_answers_are_those_of_the_judged_models_tokenizer(backbone, tokenizer, tmp_path):
+    assert len(tokenizer_of("bard")[0]("positive")["input_ids"]) > 1
     tokenizer.add_tokens(["positive", "negative"])
     model = tiny_model("gpt2", tokenizer)
     save_policy(model, tokenizer, tmp_path / "judged")
     (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"Day {i} was {mood}.,{mood}\n" for i in range(20) for mood in ("positive", "negative")))
-    monkeypatch.setattr(sftdpo.keys, "load_task", load_task)
-    sftdpo.keys.forget_data()
     assert 0 <= evaluate_saved(str(tmp_path / "judged"), Run(task="labels", data=str(tmp_path / "moods.csv"))).metrics["accuracy"] <= 1
 
 
@@ -210,8 +203,8 @@ def test_one_run_is_tried_again_after_a_failure(backbone, tmp_path, monkeypatch)
     run = Run(backbone=backbone, train_size=16, sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
     with monkeypatch.context() as broken:
         broken.setattr(sftdpo.work, "finish_stage", lambda *rest: 1 / 0)
-        with pytest.raises(WorkFailed, match="ZeroDivisionError.*\n.*the same command tries again"): train_run(run, tmp_path / "out", progress=False)
-    assert train_run(run, tmp_path / "out", progress=False)["examples"] == 20
+        with pytest.raises(WorkFailed, match="ZeroDivisionError.*\n.*the same command tries again"): train_run(run, tmp_path / "out", progress=False, inputs=little_inputs())
+    assert train_run(run, tmp_path / "out", progress=False, inputs=little_inputs())["examples"] == 20
     with pytest.raises(SettingsError, match="judged on the test rows"): train_run(run.replace(judge="choose"), tmp_path / "other")
 
 
@@ -251,22 +244,13 @@ def test_a_study_says_all_that_was_asked_of_it(backbone, tmp_path):
     assert kept["recipes"] == ["sft", "dpo"] and kept["seeds"] == [0, 1]
 
 
-def forget_keys():
-    "Let stages' keys be worked out anew."
-    for one in (sftdpo.keys._settings, sftdpo.keys._identity): one.cache_clear()
-
-
-def test_what_is_superseded_leaves_the_table(backbone, tmp_path, monkeypatch):
+def test_what_is_superseded_leaves_the_table(backbone, tmp_path):
     "Runs of another precision, or of values that a sweep no longer has, stay on the disk and out of every cell."
     study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
     before = compare(study, tmp_path / "out", progress=False)
-    forget_keys()
-    monkeypatch.setattr(sftdpo.keys, "best_precision", lambda device: "another precision")
-    try:
-        now = compare(study, tmp_path / "out", progress=False)
-        assert len(finished_runs(tmp_path / "out")) == 3 and set(now.run) == set(read_results(tmp_path / "out").run) and now.run.nunique() == 2
-        assert set(now.run) != set(before.run) and write_report(tmp_path / "out").exists() and judge_claims(tmp_path / "out")
-    finally: forget_keys()
+    now = compare(study, tmp_path / "out", progress=False, inputs=little_inputs(precision="another precision"))
+    assert len(StudyFolder(tmp_path / "out").finished_runs()) == 3 and set(now.run) == set(read_results(tmp_path / "out").run) and now.run.nunique() == 2
+    assert set(now.run) != set(before.run) and write_report(tmp_path / "out").exists() and judge_claims(tmp_path / "out")
     swept = study.replace(recipes=("sft", "dpo"), sweep={"dpo.beta": [0.05, 0.2]})
     compare(swept, tmp_path / "sweep", progress=False)
     assert compare(swept.replace(sweep={"dpo.beta": [0.05]}), tmp_path / "sweep", progress=False).run.nunique() == 4, "values of one setting add up"

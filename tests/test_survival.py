@@ -15,19 +15,16 @@ import pytest
 import torch
 
 from sftdpo.config import Execution
-from sftdpo.keys import run_name
-from sftdpo.store import finished_runs, read_results
-from sftdpo.study import compare
-from sftdpo.tree import plan, stage_tree
-from little import little_data, small, steady
+from sftdpo.folder import StudyFolder, read_record, write_record
+from sftdpo.inputs import Inputs
+from sftdpo.store import read_results
+from little import compare, little_inputs, plan, small, stage_tree, steady
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["sftdpo.study", "sftdpo.trainer", "little"])
 
 
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    little_data(monkeypatch)
+def finished_runs(folder): return StudyFolder(folder).finished_runs()
 
 
 def dies_in(moment):
@@ -46,7 +43,7 @@ def dies_in(moment):
             start(self, args, state, *rest, **more)
         sftdpo.trainer.Watch.on_step_begin = dies
     if moment == "policy": sftdpo.runs.save_policy = die
-    if moment == "stage": sftdpo.runs.write_json = die       # the policy is saved, the stage's record is not
+    if moment == "stage": sftdpo.folder.write_record = die       # the policy is saved, the stage's record is not
     if moment == "run": pd.DataFrame.to_parquet = die         # in the middle of a run's folder
     if moment == "results": os.replace = lambda source, target: die() if str(target).endswith("results.csv") else os.rename(source, target)
 
@@ -56,11 +53,10 @@ def study_process(study, folder, log, moment):
     import sftdpo.work
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began in the background pass an ignored Ctrl-C on
     torch.set_num_threads(1)
-    little_data()
     finish = sftdpo.work.finish_stage
     def logged(home, *rest, **more):
         result = finish(home, *rest, **more)
-        with open(log, "a") as file: file.write(home.name + "\n")
+        with open(log, "a") as file: file.write(home.path.name + "\n")
         return result
     sftdpo.work.finish_stage = logged
     dies_in(moment)
@@ -80,7 +76,7 @@ def weights(folder):
 
 def check_equal(folder, expected, study):
     "Every run once, with the results and the weights of the undisturbed study, and nothing left lying about."
-    assert finished_runs(folder) == finished_runs(expected) and len(finished_runs(folder)) == len({run_name(run) for run in study.runs()})
+    assert finished_runs(folder) == finished_runs(expected) and len(finished_runs(folder)) == len({little_inputs().of(run).name for run in study.runs()})
     order = ["run", "metric"]
     found, wanted = (steady(read_results(place)).sort_values(order).reset_index(drop=True) for place in (folder, expected))
     assert not found.duplicated(order).any()
@@ -147,15 +143,11 @@ def test_two_processes_on_one_folder(backbone, tmp_path):
 def test_worker_processes(tmp_path):
     "Real worker processes, on the embedded backbone."
     from sftdpo.config import Sampling, Stage, Study
-    sftdpo_load = __import__("sftdpo.data", fromlist=["load_task"]).load_task
-    import sftdpo.keys
-    sftdpo.keys.load_task = sftdpo_load
-    sftdpo.keys.forget_data()
     stage = dict(epochs=1, batch_size=4, looks=0)
     study = Study("workers", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10), weights="all",
                   recipes=("sft", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
-    compare(study, tmp_path / "alone", progress=False)
-    compare(study, tmp_path / "shared", progress=False, execution=Execution(workers=2))
+    compare(study, tmp_path / "alone", progress=False, inputs=Inputs())
+    compare(study, tmp_path / "shared", progress=False, execution=Execution(workers=2), inputs=Inputs())
     cores = len(os.sched_getaffinity(0))
     if cores // 2 == torch.get_num_threads(): check_equal(tmp_path / "shared", tmp_path / "alone", study)
     assert finished_runs(tmp_path / "shared") == finished_runs(tmp_path / "alone")
@@ -197,7 +189,7 @@ def test_a_failed_run_does_not_stop_the_others(backbone, tmp_path, capsys):
     assert "1 of 4 runs failed" in said and "--retry-failed" in said
     [told] = (tmp_path / "out" / "failures").iterdir()
     assert "FloatingPointError: The loss is not finite" in told.read_text() and "Traceback" in told.read_text()
-    assert "failed" in plan(study, tmp_path / "out", measure=False).states
+    assert "failed" in [state.name for state in plan(study, tmp_path / "out", measure=False).states]
     before = told.stat().st_mtime_ns
     compare(study, tmp_path / "out", progress=False)
     assert told.stat().st_mtime_ns == before                                          # not tried again
@@ -208,9 +200,9 @@ def test_a_failed_run_does_not_stop_the_others(backbone, tmp_path, capsys):
 def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatch):
     import sftdpo.work
     finish = sftdpo.work.finish_stage
-    def fails(home, run, stage, *rest, **more):
+    def fails(home, inputs, stage, *rest, **more):
         if stage.kind == "sft": raise MemoryError("no memory")
-        return finish(home, run, stage, *rest, **more)
+        return finish(home, inputs, stage, *rest, **more)
     monkeypatch.setattr(sftdpo.work, "finish_stage", fails)
     study = small(backbone, tasks=("sonnet",), tunings=("full",))
     assert set(compare(study, tmp_path / "out", progress=False).recipe) == {"backbone", "dpo"}
@@ -220,23 +212,20 @@ def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatc
     pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)
 
 
-def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path, monkeypatch):
+def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path):
     import dataclasses
-    import sftdpo.keys
     from little import short
     study = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("full",))
     compare(study, tmp_path / "out", progress=False)
-    monkeypatch.setattr(sftdpo.keys, "load_task", lambda *rest: dataclasses.replace(short(*rest), train=short(*rest).train[1:]))
-    sftdpo.keys.forget_data()
-    with pytest.raises(ValueError, match="The data of the task sonnet is 'embedded' .*was begun with 'embedded'"): compare(study, tmp_path / "out", progress=False)
+    other = Inputs(lambda *rest: dataclasses.replace(short(*rest), train=short(*rest).train[1:]))
+    with pytest.raises(ValueError, match="The data of the task sonnet is 'embedded' .*was begun with 'embedded'"): compare(study, tmp_path / "out", progress=False, inputs=other)
 
 
 def test_other_versions_under_an_old_folder_are_named(backbone, tmp_path, capsys):
-    from sftdpo.safe_files import read_json, write_json
     study = small(backbone, tasks=("sonnet",), recipes=("backbone",))
     compare(study, tmp_path / "out", progress=False)
     path = tmp_path / "out" / "begun_with.json"
-    before = read_json(path)
-    write_json(path, before | {"software": before["software"] | {"torch": "2.0.1"}})
+    before = read_record(path)
+    write_record(path, before | {"software": before["software"] | {"torch": "2.0.1"}})
     compare(study, tmp_path / "out")
     assert "begun with torch 2.0.1" in capsys.readouterr().out

@@ -8,21 +8,19 @@ import yaml
 import sftdpo.work
 from sftdpo.choosing import best_of, first_trials, next_trial
 from sftdpo.config import PRIMARY, Choosing, Run, Sampling, SettingsError, Stage, Study
-from sftdpo.keys import run_name, stage_keys, task_data
+from sftdpo.inputs import Inputs
 from sftdpo.live import estimate
 from sftdpo.model import save_policy
 from sftdpo.safe_files import read_json
 from sftdpo.store import read_examples, variants_of
-from sftdpo.study import compare
 from sftdpo.tables import cells_table
-from sftdpo.tree import plan, stage_tree
-from little import little_data, small, steady
+from little import compare, little_inputs, plan, small, stage_tree, steady
 from tiny import tiny_model
 
 
-@pytest.fixture(autouse=True)
-def little(monkeypatch):
-    little_data(monkeypatch)
+def names(states): return [state.name for state in states]
+def stage_keys(run): return little_inputs().of(run).keys
+def run_name(run): return little_inputs().of(run).name
 
 
 def test_equal_stages_are_one_node(backbone):
@@ -62,29 +60,26 @@ def test_one_schedule_of_the_epochs_of_both_stages(backbone):
     assert [stage.epochs for stage in run.stages] == [5] and stage_keys(run) != stage_keys(run.replace(recipe="sft"))
 
 
-def test_sonnets_are_split_anew_and_alike_in_every_cell(monkeypatch):
-    from sftdpo.data import load_task
-    import sftdpo.keys
-    monkeypatch.setattr(sftdpo.keys, "load_task", load_task)
-    sftdpo.keys.forget_data()
+def test_sonnets_are_split_anew_and_alike_in_every_cell():
+    inputs = Inputs()
     study = Study(tasks=("sonnet",), recipes=("sft", "dpo"), resplits=(0, 1, 2))
     tests = {}
-    for run in study.runs(): tests.setdefault(run.resplit, set()).add(tuple(example.id for example in task_data(run).test))
+    for run in study.runs(): tests.setdefault(run.resplit, set()).add(tuple(example.id for example in inputs.of(run).data.test))
     assert [len(found) for found in tests.values()] == [1, 1, 1] and len(set.union(*tests.values())) == 3
-    assert [node.run.resplit for node in stage_tree(study) if node.stage is None] == [0, 1, 2]           # each split has its own untouched backbone
-    assert "split2-seed0" in run_name(study.runs()[-1])
+    assert [node.run.resplit for node in stage_tree(study, inputs) if node.stage is None] == [0, 1, 2]           # each split has its own untouched backbone
+    assert "split2-seed0" in inputs.of(study.runs()[-1]).name
 
 
 def test_the_plan_tells_what_is_done(backbone, tmp_path):
     study = small(backbone, tasks=("sonnet",), tunings=("lora",))
     before = plan(study, tmp_path / "out", say=lambda words: None)
-    assert before.left > 0 and set(before.states) == {"to do"} and not (tmp_path / "out").exists()
+    assert before.left > 0 and set(names(before.states)) == {"waiting"} and not (tmp_path / "out").exists()
     compare(study.replace(recipes=("sft",)), tmp_path / "out", progress=False)
     after = plan(study, tmp_path / "out", measure=False)
-    assert [state for node, state in zip(after.nodes, after.states) if node.stage and node.stage.kind == "sft"] == ["done"]
+    assert [state.name for node, state in zip(after.nodes, after.states) if node.stage and node.stage.kind == "sft"] == ["done"]
     assert "2 of 4 nodes done" in str(after) or "1 of 4 nodes done" in str(after)
     compare(study, tmp_path / "out", progress=False)
-    assert set(plan(study, tmp_path / "out", measure=False).states) == {"done"} and plan(study, tmp_path / "out", measure=False).left == 0
+    assert set(names(plan(study, tmp_path / "out", measure=False).states)) == {"done"} and plan(study, tmp_path / "out", measure=False).left == 0
     once, apart = after.shared if None not in after.shared else plan(study, tmp_path / "out", measure=False).shared
     assert apart > once > 0
 
@@ -124,13 +119,13 @@ def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path
     study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo", "sft-sft"), seeds=(0, 1),
                   choosing=Choosing(trials=4, seeds=(7,), train_size=8))
     trained, finish = [], sftdpo.work.finish_stage
-    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, *rest: trained.append(folder) or finish(folder, *rest))
+    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, *rest: trained.append(folder.path) or finish(folder, *rest))
     results = compare(study, tmp_path / "out", progress=False)
     tried = pd.read_csv(tmp_path / "out" / "choosing.csv")
     again = [folder for folder in set(trained) if trained.count(folder) > 1]  # where second stages start: once in the first trials, once for all second ones
     assert len(again) <= 1 and len(trained) <= len(set(trained)) + 1 and not list((tmp_path / "out" / "choosing" / "stages").glob("*/policy"))
     planned = plan(study, tmp_path / "out", measure=False)
-    assert set(planned.states) == {"done"} and planned.left == 0 and estimate(study, tmp_path / "out").nothing
+    assert set(names(planned.states)) == {"done"} and planned.left == 0 and estimate(study, tmp_path / "out", inputs=little_inputs()).nothing
     assert tried.groupby("recipe").size().to_dict() == {"sft": 4, "dpo": 4, "sft-dpo": 4, "sft-sft": 4} and tried.chosen.sum() == 4
     assert "7" not in {str(seed) for seed in results.seed} and set(results.split) == {"test", "train"}
     trials = [read_json(path) for path in (tmp_path / "out" / "choosing" / "runs").glob("*/sftdpo.json")]

@@ -7,24 +7,27 @@ from pathlib import Path
 
 import pandas as pd
 
-KEPT = ("settings.yaml", "environment.json", "history.csv", "metrics.json", "sftdpo.json")
+from sftdpo.folder import StudyFolder
+
 
 
 def keep(study: Path, place: Path):
     "Copy a finished study's results to `place`, replacing what was there."
-    runs = sorted(path for path in (study / "runs").iterdir() if (path / "sftdpo.json").exists())
-    if not runs: raise SystemExit(f"{study} holds no finished run; run `sftdpo compare --out {study}` first.")
+    there, kept = StudyFolder(study), StudyFolder(place)
+    if not there.finished_runs(): raise SystemExit(f"{study} holds no finished run; run `sftdpo compare --out {study}` first.")
     shutil.rmtree(place, ignore_errors=True)
-    for run in runs:
-        home = place / "runs" / run.name
-        home.mkdir(parents=True)
-        for name in KEPT:
-            if (run / name).exists(): shutil.copy(run / name, home / name)
-        examples = pd.read_parquet(run / "examples.parquet")
+    for name in there.finished_runs():
+        run, home = there.run(name), kept.run(name)
+        about = run.about()
+        home.path.mkdir(parents=True)
+        for path in (run.settings, run.environment, run.history, run.metrics):
+            if path.exists(): shutil.copy(run.checked(path, about), home.path / path.name)
+        examples = pd.read_parquet(run.checked(run.examples, about))
         if "generated" not in examples: examples = examples.drop(columns="prompt", errors="ignore")
-        examples.to_parquet(home / "examples.parquet", index=False, compression="zstd")
-    for name in ("study.yaml", "results.csv", "choosing.csv", "margins.yaml"):
-        if (study / name).exists(): shutil.copy(study / name, place / name)
+        examples.to_parquet(home.examples, index=False, compression="zstd")
+        home.close(**about)
+    for path in (there.settings, there.results, there.search, there.margins):
+        if path.exists(): shutil.copy(path, kept.path / path.name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,200 @@
+"One identity of a stage, one place for each file, and no damaged file believed."
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sftdpo
+from sftdpo.config import Run, to_yaml
+from sftdpo.folder import STATES, Damaged, StudyFolder, read_record
+from sftdpo.inputs import Inputs
+from sftdpo.live import progress_of
+from sftdpo.report import write_report
+from sftdpo.store import read_history, read_results
+from little import compare, little_inputs, plan, small, stage_tree, steady
+from test_checkpoints import flip
+
+KEYS = {  # as commit 72cf482 had them: what was trained then is found again
+    "sft": (dict(task="sonnet", train_size=8), ("7b3de58a3bc7",), "sonnet-sft-full-seed0-9cd82ef1a0"),
+    "dpo": ({"task": "sonnet", "train_size": 8, "recipe": "dpo", "dpo.rejected": "swap"}, ("c13c3a6605f2",), "sonnet-dpo-full-seed0-7e206c8ed1"),
+    "sft-dpo": ({"task": "sonnet", "train_size": 8, "recipe": "sft-dpo", "dpo.rejected": "swap"}, ("7b3de58a3bc7", "8b22d2f70614"), "sonnet-sft-dpo-full-seed0-f5fb49438d"),
+    "lora": (dict(train_size=100, test_size=50, recipe="sft-dpo", tuning="lora", seed=3), ("d935b0e04702", "a5a6d965b400"), "paraphrase-sft-dpo-lora-seed3-7a049a2fb3"),
+    "sampled pairs": ({"task": "sonnet", "train_size": 8, "recipe": "sft-dpo", "resplit": 1, "dpo.rejected": "sample"}, ("a20fbb27e026", "0d219319bfc0"), "sonnet-sft-dpo-full-split1-seed0-3027830b11"),
+    "shuffled labels": (dict(train_size=100, shuffle_labels=True), ("6337caa26357",), "paraphrase-sft-full-seed0-ef6aee28f9"),
+    "base model": (dict(task="sonnet", recipe="backbone"), (), "sonnet-backbone-seed0-f85f7347cd"),
+    "control": (dict(task="sonnet", train_size=8, recipe="sft-sft", judge="choose"), ("7b3de58a3bc7", "4c1103834ea6"), "sonnet-sft-sft-full-seed0-610c34105e"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(): return Inputs(precision="fp32")
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_keys_of_existing_stages_do_not_move(kind, inputs):
+    settings, keys, name = KEYS[kind]
+    run = Run(**{name: value for name, value in settings.items() if "." not in name}).replace(**{name: value for name, value in settings.items() if "." in name})
+    found = inputs.of(run.replace(**{"sft.precision": "fp32", "dpo.precision": "fp32"}))
+    assert (found.keys, found.name) == (keys, name)
+
+
+def test_each_file_of_a_study_is_named_in_one_module():
+    package = Path(sftdpo.__file__).parent
+    source = ast.parse((package / "folder.py").read_text())
+    names = {word for node in ast.walk(source) if isinstance(node, ast.Constant) and isinstance(node.value, str) for word in re.findall(r"^[a-z_]+\.(?:json|jsonl|yaml|csv|npz|parquet|html)$", node.value)}
+    assert {"study.yaml", "results.csv", "asked.csv", "choosing.csv", "calibration.json", "metrics.json", "sftdpo.json", "stage.json", "examples.parquet", "history.csv",
+            "environment.json", "begun_with.json", "settings.yaml", "data.json", "progress.jsonl", "reference.npz", "complete.json"} <= names
+    shared = {"sftdpo.json": {"model", "safe_files"},                       # the record of any folder that this package wrote, a saved model among them
+              "study.yaml": {"playground"}}                                # what the page proposes as a name for a file of settings
+    for module in package.glob("*.py"):
+        if module.stem in ("folder", "_modidx"): continue
+        tree = ast.parse(module.read_text())
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docs and " " not in node.value]
+        found = {name for name in names for text in literals if re.search(rf"(^|[/*]){re.escape(name)}$", text)}
+        assert not {name for name in found if module.stem not in shared.get(name, ())}, module.stem
+
+
+def test_a_collection_reads_each_file_once_and_a_new_one_reads_it_anew(backbone):
+    calls = []
+    def load(*asked): return calls.append(asked) or little_inputs().loaded[asked]
+    first = Inputs(load)
+    stage_tree(small(backbone, seeds=(0, 1, 2)), first)
+    assert len(calls) == 2                                                  # two tasks
+    stage_tree(small(backbone), first), stage_tree(small(backbone), Inputs(load))
+    assert len(calls) == 4
+
+
+@pytest.fixture
+def study(backbone): return small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("sft", "sft-dpo"))
+
+
+@pytest.fixture
+def finished(study, tmp_path):
+    "A finished study and its results."
+    return StudyFolder(tmp_path / "out"), steady(compare(study, tmp_path / "out", progress=False))
+
+
+def test_one_vocabulary_for_the_state_of_a_node(study, finished):
+    folder, nodes = finished[0], stage_tree(study.replace(seeds=(0, 1)))
+    words = [folder.state(node).name for node in nodes]
+    assert set(words) == {"done", "waiting"} and set(words) <= set(STATES)
+    assert list(progress_of(folder, nodes).state) == words == [state.name for state in plan(study.replace(seeds=(0, 1)), folder, measure=False).states]
+
+
+def damage(path, how):
+    match how:
+        case "empty": path.write_bytes(b"")
+        case "cut": path.write_bytes(path.read_bytes()[:-max(3, path.stat().st_size // 3)])
+        case "flipped": flip(path)
+
+
+RECORDS = ("metrics.json", "sftdpo.json", "history.csv", "settings.yaml", "environment.json", "examples.parquet")
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flipped"])
+def test_a_damaged_record_of_a_run_is_named_and_made_again(how, study, finished, capsys):
+    folder, expected = finished
+    run = next(name for name in folder.finished_runs() if "sft-dpo" in name)
+    for name in RECORDS:
+        damage(folder.run(run).path / name, how)
+        found = compare(study, folder)
+        said = capsys.readouterr().out
+        assert f"{run}/{name} is damaged" in said and "judged again" in said, name
+        pd.testing.assert_frame_equal(steady(found), expected, check_exact=True)
+
+
+def test_reading_a_damaged_record_names_file_and_remedy(study, finished):
+    folder, _ = finished
+    run = folder.run(next(name for name in folder.finished_runs() if "sft-dpo" in name))
+    damage(run.history, "cut")
+    with pytest.raises(Damaged, match=r"history.csv is damaged .*the same `sftdpo compare` command makes it again"): read_history(folder)
+    damage(run.metrics, "empty")
+    folder.results.unlink()
+    with pytest.raises(Damaged, match=r"metrics.json is damaged"): write_report(folder)
+    compare(study, folder, progress=False)
+    assert len(read_history(folder)) and write_report(folder).exists()      # the remedy works
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "flipped"])
+@pytest.mark.parametrize("what", ["record", "history", "policy"])
+def test_a_damaged_stage_is_named_and_trained_again(what, how, study, tmp_path, capsys):
+    "The SFT stage is there, DPO has yet to start from it."
+    import sftdpo.work
+    expected, folder = steady(compare(study, tmp_path / "undisturbed", progress=False)), StudyFolder(tmp_path / "out")
+    finish = sftdpo.work.finish_stage
+    def stopped(home, inputs, stage, *rest):
+        if stage.kind == "dpo": raise KeyboardInterrupt
+        return finish(home, inputs, stage, *rest)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sftdpo.work, "finish_stage", stopped)
+        compare(study, folder, progress=False)
+    [stage] = [folder.stage(home.name) for home in folder.stages.iterdir() if folder.stage(home.name).trained]
+    damage({"record": stage.record, "history": stage.history, "policy": stage.policy / "model.safetensors"}[what], how)
+    capsys.readouterr()
+    found = compare(study, folder)
+    said = capsys.readouterr().out
+    assert {"record": "stage.json", "history": "history.csv", "policy": "model.safetensors"}[what] + " is damaged" in said and "trained again" in said
+    pd.testing.assert_frame_equal(steady(found), expected, check_exact=True)
+
+
+@pytest.mark.parametrize("how", ["empty", "cut"])
+def test_damaged_files_of_the_study_are_named_with_a_remedy_that_works(how, study, finished, capsys):
+    folder, expected = finished
+    for path in (folder.settings, folder.begun_with):
+        damage(path, how)
+        with pytest.raises(Damaged, match=f"{path.name} is damaged .*delete it, and the same `sftdpo compare` command"): compare(study, folder, progress=False)
+        path.unlink()
+        pd.testing.assert_frame_equal(steady(compare(study, folder, progress=False)), expected, check_exact=True)
+    damage(folder.planned, how)
+    with pytest.raises(Damaged, match="asked.csv is damaged .*makes it again"): write_report(folder)
+    pd.testing.assert_frame_equal(steady(compare(study, folder)), expected, check_exact=True)
+    assert "asked.csv is damaged" in capsys.readouterr().out and write_report(folder).exists()
+
+
+def test_a_table_that_is_cut_within_its_last_number_is_not_believed(study, finished):
+    folder, _ = finished
+    whole = folder.results.read_bytes()
+    for end in (-3, whole[:-1].rindex(b"\n") + 1 - len(whole), -len(whole)):            # within a number, at the end of a line, empty
+        folder.results.write_bytes(whole[:end])
+        if end != whole[:-1].rindex(b"\n") + 1 - len(whole):
+            with pytest.raises(Damaged, match="results.csv is damaged"): read_results(folder)
+        write_report(folder)
+        assert folder.results.read_bytes() == whole
+
+
+BEGIN = """
+import sys, time
+from pathlib import Path
+from sftdpo.config import Study, from_yaml
+import sftdpo.study
+study = from_yaml(Study, Path(sys.argv[1]).read_text())
+check, seen = sftdpo.study.check_folder, []
+def slowly(*rest):  # the moment between the look and the claim, drawn out
+    check(*rest)
+    if not seen: seen.append(1), time.sleep(max(0, float(sys.argv[3]) - time.time()))
+sftdpo.study.check_folder = slowly
+sftdpo.study.claim_folder(Path(sys.argv[2]), study)
+"""
+
+
+def test_of_two_studies_that_are_begun_together_one_is_refused(tmp_path):
+    import time
+    from sftdpo.config import Study
+    for name, size in (("one", 8), ("two", 16)): (tmp_path / f"{name}.yaml").write_text(to_yaml(Study("the same name", train_size=size)))
+    begin = str(time.time() + 25)
+    both = [subprocess.Popen([sys.executable, "-c", BEGIN, tmp_path / f"{name}.yaml", tmp_path / "out", begin], stderr=subprocess.PIPE, text=True) for name in ("one", "two")]
+    said = [process.communicate()[1] for process in both]
+    assert sorted(process.returncode == 0 for process in both) == [False, True]
+    assert "was begun with" in "".join(said)
+
+
+def test_a_failed_run_tells_why(study, tmp_path):
+    broken = study.replace(cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30}, recipes=("sft",))
+    compare(broken, tmp_path / "out", progress=False)
+    folder, nodes = StudyFolder(tmp_path / "out"), stage_tree(broken)
+    assert "FloatingPointError" in folder.state(nodes[1]).why and folder.state(nodes[1]).closed and read_record(folder.begun_with)
