@@ -93,18 +93,18 @@ def damage(path, how):
         case "flipped": flip(path)
 
 
-RECORDS = ("metrics.json", "sftdpo.json", "history.csv", "settings.yaml", "environment.json", "examples.parquet")
+RECORDS = (("metrics.json", "sftdpo.json"), ("history.csv", "settings.yaml"), ("environment.json", "examples.parquet"))  # of the trained run, of the base model's
 
 
 @pytest.mark.parametrize("how", ["empty", "cut", "flipped"])
 def test_a_damaged_record_of_a_run_is_named_and_made_again(how, study, finished, capsys):
     folder, expected = finished
-    run = next(name for name in folder.finished_runs() if "sft-dpo" in name)
-    for name in RECORDS:
-        damage(folder.run(run).path / name, how)
+    base, *_, trained = folder.finished_runs()
+    for names in RECORDS:
+        for run, name in zip((trained, base), names): damage(folder.run(run).path / name, how)
         found = compare(study, folder)
         said = capsys.readouterr().out
-        assert f"{run}/{name} is damaged" in said and "judged again" in said, name
+        for run, name in zip((trained, base), names): assert f"{run}/{name} is damaged" in said, name
         pd.testing.assert_frame_equal(steady(found), expected, check_exact=True)
 
 
