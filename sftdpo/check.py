@@ -22,6 +22,7 @@ from .examples import DataError, Example, chance, collector_at_rest, counted
 from .files import Problem, UnusableRows, plain_markdown, printable, tables_of, write_problems
 from .rows import longer_than, suggest_verbalizers, token_counts
 from .shapes import guess_task
+from .tasks import TASKS
 
 # %% ../nbs/02_check.ipynb #6da91ebd
 def reasons(
@@ -237,7 +238,7 @@ def check_data(
         for split, examples in data.splits.items():
             if found := longer_than(examples, tokenizer, data.end_of_text, max_length):
                 report.too_long[split] = dict(count=len(found), over=max(prompt + answer for _, prompt, answer in found) - max_length, ids=[examples[i].id for i, *_ in found[:3]])
-    if data.task in ("completions", "preferences"):
+    if TASKS[data.task].answers != "labels" and TASKS[data.task].columns:
         glued = sum(not (e.prompt[-1:].isspace() or e.completion[:1].isspace()) for e in everything)
         if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, without white space: --reading.prompt '{{COLUMN}}\\n' puts a line end between them")
     return report
@@ -250,7 +251,7 @@ def tables_behind(
 ) -> dict:             # role -> table; empty for built-in data
     "The tables that data consists of."
     named = str(data) if isinstance(data, (str, Path)) else ""
-    if task == "sonnet" or named in ("embedded", "hub") or named.startswith("hub:"): return {}
+    if (task in TASKS and not TASKS[task].columns) or named in ("embedded", "hub") or named.startswith("hub:"): return {}
     return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding)
 
 def fitting_task(
@@ -258,7 +259,7 @@ def fitting_task(
     reading: Reading,  # how they are read
 ) -> str:
     "The task that the training table's columns fit."
-    if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
+    if not tables: raise DataError(f"No task is named: give --task with one of {', '.join(TASKS)}.")
     columns = list(tables["train"].columns)
     if task := guess_task(columns, reading): return task
     first, last = (columns or ["COLUMN"])[0], (columns or ["COLUMN"])[-1]

@@ -15,7 +15,8 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from .config import Benchmark, Execution, Reading, Run, Sampling, Stage, Study, TaskName, WorkFailed, from_yaml
+from .config import Benchmark, Execution, Reading, Run, Sampling, Stage, Study, WorkFailed, from_yaml
+from .tasks import TASKS
 
 # %% ../nbs/11_cli.ipynb #966dd84e
 @dataclass
@@ -63,7 +64,7 @@ class Data:
     "Say what is in a file, what is wrong with it and what to do about that; nothing is trained."
     do: tyro.conf.Positional[Literal["check"]]  # the one thing there is to do
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, a folder with train and test, embedded, or hub:owner/name
-    task: TaskName | None = None  # what it is for; none given: what its columns fit
+    task: "Literal[tuple(TASKS)] | None" = None  # what it is for; none given: what its columns fit
     reading: Reading = Reading()  # how it is read
     backbone: str = "bard"  # whose tokens are counted
     out: Path | None = None  # a folder for the report and the list of rows that cannot be used
@@ -112,7 +113,7 @@ class Train:
 class Evaluate:
     "Judge a saved model, or a backbone, on a task's test examples."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    task: TaskName = "paraphrase"  # what it is judged on
+    task: "Literal[tuple(TASKS)]" = "paraphrase"  # what it is judged on
     data: str = "embedded"  # embedded, hub, or the path of a folder or file
     reading: Reading = Reading()  # how the file is read
     test_size: int | None = None  # examples judged; none given: all

@@ -25,13 +25,14 @@ import yaml
 import sftdpo
 from .batches import best_precision
 from .checkpoints import remove_checkpoints
-from .config import PRIMARY, Run, Stage, relevant, settle, to_yaml
+from .config import Run, Stage, relevant, settle, to_yaml
 from .data import Example, Row, make_pairs, subset, tokenize, without_rejected
-from .evaluate import baselines, evaluate, reward_accuracy, sample, with_interval
+from .evaluate import baselines, evaluate, sample, with_interval
 from .keys import (backbone_fingerprint, device, judged_examples, lock_file, run_folder, run_name, stage_folder, stage_keys, task_data,
                          training_examples)
 from .model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy, written_whole
 from .safe_files import held, read_json, write_json, write_text
+from .tasks import TASKS, find_function
 from .trainer import StageResult, train_stage
 
 # %% ../nbs/06b_runs.ipynb #31ab0094
@@ -55,9 +56,9 @@ def stage_rows(
         samples = None
         if stage.rejected == "sample":
             drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1), seed=run.seed,
-                           max_lines=usual_lines(examples) if run.task == "sonnet" else None, precision=stage.precision)
+                           max_lines=usual_lines(examples) if TASKS[run.task].same_lines else None, precision=stage.precision)
             samples = [texts[0] for texts in drawn]
-        examples = make_pairs(examples, stage.rejected, run.seed, data.verbalizers, samples)
+        examples = make_pairs(examples, find_function(TASKS[run.task].rejected[stage.rejected]), run.seed, data.verbalizers, samples)
     else: examples = without_rejected(examples)
     return tokenize(examples, tokenizer, data.end_of_text, context_length(model.config), cut_rejected=stage.rejected != "given")
 
@@ -190,10 +191,10 @@ def changes(
 ) -> dict[str, float]:
     "Mean change of each paired metric, with its interval over examples."
     found = {}
-    for metric, column in PAIRED[task].items():
+    for metric, column in TASKS[task].paired_columns.items():
         ours, theirs = (table.assign(value=table[column].astype(float)).groupby("id").value.mean() for table in (examples, before))
         found |= with_interval(f"{metric}_change", ours - theirs)
-    if task == "preferences": found |= with_interval("reward_accuracy", reward_accuracy(examples, before))
+    for metric, function in TASKS[task].paired.items(): found |= with_interval(metric, find_function(function)(examples, before))
     return found
 
 # %% ../nbs/06b_runs.ipynb #4175485f
@@ -226,7 +227,7 @@ def keep_best(
     with held(lock_file(folder, "weights"), wait=-1):
         kept = {}
         for home in (folder / "runs").glob(f"{run.task}-{run.recipe}-{run.tuning}-*"):
-            if (home / "policy").exists(): kept[home] = read_json(home / "metrics.json")[f"choose_{PRIMARY[run.task]}"]
+            if (home / "policy").exists(): kept[home] = read_json(home / "metrics.json")[f"choose_{TASKS[run.task].primary.name}"]
         for home in sorted(kept, key=lambda home: (-kept[home], home.name))[1:]: shutil.rmtree(home / "policy")
 
 # %% ../nbs/06b_runs.ipynb #23fbfba1
@@ -248,7 +249,7 @@ def finish_run(
         metrics |= {f"stage{i}_{stage.kind}_{what}": record[what] for what in ("examples_per_second", "tokens_per_second", "seconds", "reference_seconds", "peak_memory_gb")}
         metrics |= {f"parameters_{what}": count for what, count in record["parameters"].items()}
     if weights == "best" and stages:
-        metrics[f"choose_{PRIMARY[run.task]}"] = judge(run.replace(judge="choose"), model, tokenizer)[0][PRIMARY[run.task]]
+        metrics[f"choose_{TASKS[run.task].primary.name}"] = judge(run.replace(judge="choose"), model, tokenizer)[0][TASKS[run.task].primary.name]
     about = environment(run)
     with written_whole(run_folder(folder, name)) as part:
         (part / "settings.yaml").write_text(to_yaml(resolved(run)), encoding="utf-8")

@@ -25,6 +25,7 @@ from .model import BACKBONES, context_length, full_disk_named, load_backbone, lo
 from .runs import processor, software
 from .safe_files import held, read_json, write_json, write_text
 from .store import CELL, gather, write_asked
+from .tasks import trained_recipes
 from .tree import Node, complete, existing_parent, failure, peak_disk, stage_tree
 from .work import share_work, stops_like_an_interrupt, work
 
@@ -249,7 +250,7 @@ def train_run(
     progress: bool = True,  # draw bars?
 ) -> dict[str, float]:   # metrics
     "Train and judge one run and keep its model."
-    if not run.stages: raise ValueError("The recipe 'backbone' trains nothing; give sft, dpo, sft-dpo or sft-sft.")
+    if not run.stages: raise ValueError(f"The recipe {run.recipe!r} trains nothing; give {', '.join(trained_recipes())}.")
     check(run.judge == "test", "run.judge", run.judge, "a model that is kept is judged on the test rows; leave it out")
     folder = Path(folder)
     compare(study_of(run), folder, progress, Execution(retry_failed=True))

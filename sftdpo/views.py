@@ -19,9 +19,10 @@ from markupsafe import Markup
 from .claims import Verdict, told
 from .config import Study, to_dict
 from .plots import visible
-from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, said, task_part, up_to_date
+from .report import caveats_of, data, failures_of, figure, margin_told, planned, read_study, task_part, up_to_date
 from .store import read_examples, read_texts, variants_of
 from .tables import CAVEATS
+from .tasks import format_metric
 
 # %% ../nbs/10c_views.ipynb #7fbc909c
 def html_table(
@@ -69,7 +70,7 @@ def cells_html(
     "The table of cells of each task, what is reached without a model, and what bounds it."
     pieces = []
     for part in parts:
-        beside = ", ".join(f"{name} {said(value, part['metric'])}" for name, value in part["beside"].items())
+        beside = ", ".join(f"{name} {format_metric(value, part['metric'])}" for name, value in part["beside"].items())
         pieces.append(Markup("<h4>{}</h4><p>{}</p>{}").format(data(part["task"]), data(part["about"]), html_table(part["lines"])))
         if beside: pieces.append(Markup("<p>without training: {}</p>").format(data(beside)))
     if not parts: pieces.append(Markup("<p><i>No run is finished yet.</i></p>"))

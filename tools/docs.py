@@ -22,7 +22,7 @@ SECTIONS = {  # a notebook's section and place are those of the first pattern th
     "Tutorial": ["index", "study/playground*", "study/own_data", "extending"],
     "Method": ["examples", "questions", "rows", "data", "model", "loss", "batches", "trainer", "evaluate", "choosing", "stats", "claims"],
     "Analysis": ["study/*"],
-    "Reference": ["glossary", "cli", "config", "*"],
+    "Reference": ["glossary", "cli", "tasks", "config", "*"],
 }
 LATER = set()  # patterns of what need not be there
 
