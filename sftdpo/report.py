@@ -33,7 +33,7 @@ from .plots import (Picture, against_parameters, against_time, calibration, cell
                           number, reliability, side_by_side, stages_of, visible)
 from .safe_files import write_text
 from .store import asked_runs, finished_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_texts, study_name, variants_of
-from .tables import CAVEATS, baselines_of, cell_changes, cell_intervals, costs_of, time_said, with_cells
+from .tables import CAVEATS, baselines_of, cell_changes, cell_intervals, costs_of, time_said, with_cells, with_sources
 from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes, task_named
 
 # %% ../nbs/09_report.ipynb #ec09be7c
@@ -185,7 +185,7 @@ def cells_of(
     costs = costs_of(results).groupby("cell", observed=True)[["seconds", "parameters"]].mean()
     memory = [name for name in wide if name.endswith("peak_memory_gb")]
     names = {"mean": "change", "low": "change_low", "high": "change_high"}
-    changes = cell_changes(examples, column).set_index("cell")[list(names)].astype(float).rename(columns=names)
+    changes = cell_changes(with_sources(examples, results), column).set_index("cell")[list(names)].astype(float).rename(columns=names)
     table = table.join(changes).join(costs).assign(memory=wide[memory].max(axis=1) if memory else np.nan)
     return table.reset_index().rename(columns={"index": "cell"})
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'place_of', 'with_cells', 'apart_by_name', 'values_of', 'line_of', 'cell_intervals',
-           'cell_changes', 'costs_of', 'time_said', 'format_estimate', 'format_range', 'metric_columns', 'cost_columns',
-           'cells_table', 'baselines_of', 'format_baselines', 'print_tables']
+           'with_sources', 'cell_changes', 'costs_of', 'time_said', 'format_estimate', 'format_range', 'metric_columns',
+           'cost_columns', 'cells_table', 'baselines_of', 'format_baselines', 'print_tables']
 
 # %% ../nbs/07c_tables.ipynb #ccb7e344
 import re
@@ -94,6 +94,15 @@ def cell_intervals(
         if len(values): lines.append(line_of(part, column, interval(values)))
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
 
+# %% ../nbs/07c_tables.ipynb #7ab1e000
+def with_sources(
+    examples: pd.DataFrame,  # from `read_examples`
+    results: pd.DataFrame,   # of the same runs
+) -> pd.DataFrame:           # with the columns backbone and data, as far as the results have them
+    "The examples with the backbone and the data of their runs: a sweep may have several."
+    columns = [name for name in ("backbone", "data") if name in results and name not in examples]
+    return examples.merge(results[["run", *columns]].drop_duplicates("run"), on="run", how="left") if "run" in examples else examples
+
 # %% ../nbs/07c_tables.ipynb #422bd8b4
 def cell_changes(
     examples: pd.DataFrame,  # from `read_examples`, of one task
@@ -104,11 +113,13 @@ def cell_changes(
     nothing = pd.DataFrame(columns=CELL_COLUMNS)
     if column not in examples or "recipe" not in examples: return nothing
     examples = with_cells(examples, variants)
-    before, trained = examples[examples["recipe"] == "backbone"], examples[examples["recipe"] != "backbone"]
-    if before["cell"].nunique() != 1: return nothing  # a sweep judged it in several ways: none of them is the measure
-    before = values_of(before, column).groupby("id")["value"].mean().reset_index()
+    untouched, trained = examples[examples["recipe"] == "backbone"], examples[examples["recipe"] != "backbone"]
     lines = []
     for _, part in trained.groupby("cell", observed=True):
+        own = untouched
+        for name in {"backbone", "data"} & set(examples): own = own[own[name].isin(part[name])]
+        if own["cell"].nunique() != 1: continue  # a sweep judged it in several ways: none of them is the measure
+        before = values_of(own, column).groupby("id")["value"].mean().reset_index()
         values = values_of(part, column)
         if set(values["id"]) & set(before["id"]): lines.append(line_of(part, column, difference(values, before)))
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
@@ -200,7 +211,7 @@ def cells_table(
     variants = variants or apart_by_name(results)
     results = with_cells(results, variants)
     examples = examples[examples["run"].isin(results["run"])] if examples is not None else pd.DataFrame()
-    if len(examples): examples = with_cells(examples.drop(columns=["recipe", "tuning"], errors="ignore").merge(results[["run", "recipe", "tuning"]].drop_duplicates(), on="run"), variants)
+    if len(examples): examples = with_cells(with_sources(examples, results), variants)
     record = task_named(task)
     columns = {heading: texts for metric in record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
     table = pd.DataFrame(columns | cost_columns(results), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
