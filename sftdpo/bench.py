@@ -10,7 +10,7 @@ __all__ = ['TRL', 'SHUFFLES', 'WORKERS', 'CHOICE', 'clocks', 'Turns', 'Job', 'st
            'bandwidth', 'measure_machine', 'serve', 'ask', 'take_turns', 'configurations', 'typical_rows', 'jobs_of',
            'measured', 'shared_settings', 'bench', 'rounds_of', 'ratio_of_totals', 'speeds', 'print_speeds']
 
-# %% ../nbs/10_bench.ipynb #c29f06d6
+# %% ../nbs/10_bench.ipynb #6c793027
 import contextlib
 import multiprocessing
 import os
@@ -37,6 +37,7 @@ from .model import apply_tuning, linear_layers, load_backbone
 from .rows import Row, verbalizer_rows
 from .runs import environment, stage_rows
 from .safe_files import read_json, write_json
+from .tasks import TASKS
 from .trainer import TrainingOrder, fast_training, peak_memory_gb, prepare_dropout, reset_peak_memory, step_items, train_stage
 
 # %% ../nbs/10_bench.ipynb #d64f7412
@@ -518,11 +519,11 @@ def jobs_of(
 ) -> list[Job]:
     "A job for each engine of a configuration."
     what, task = configuration["what"], configuration["task"]
-    run = Run(task=task, backbone=benchmark.backbone, data=benchmark.data if task == "paraphrase" else "embedded", seed=benchmark.seed,
+    run = Run(task=task, backbone=benchmark.backbone, data=benchmark.data if TASKS[task].columns else "embedded", seed=benchmark.seed,
               recipe=configuration.get("kind", "sft"), tuning=configuration.get("tuning", "full"), lora=benchmark.lora)
     stage = settle(Stage(configuration.get("kind", "sft"), batch_size=configuration.get("batch_size", 8), learning_rate=benchmark.learning_rate, epochs=1, looks=0,
                          schedule="constant", warmup=0, dropout=None if configuration.get("kind") == "dpo" else 0, precision=benchmark.precision,
-                         rejected="swap" if task == "sonnet" and configuration.get("kind") == "dpo" else None), run)
+                         rejected=next(way for way in TASKS[task].rejected if way != "sample") if configuration.get("kind") == "dpo" else None), run)
     inputs = Inputs().of(run)
     if what == "train":
         per_turn = stage.batch_size * benchmark.steps
@@ -550,7 +551,7 @@ def measured(
     "Let the engines of a configuration take turns, and write down what was done and how long it took."
     jobs = jobs_of(benchmark, configuration)
     engines, model = take_turns(jobs, benchmark.rounds, benchmark.minutes), empty_model(benchmark.backbone)
-    run = Run(task=configuration["task"], backbone=benchmark.backbone, data=benchmark.data if configuration["task"] == "paraphrase" else "embedded")
+    run = Run(task=configuration["task"], backbone=benchmark.backbone, data=benchmark.data if TASKS[configuration["task"]].columns else "embedded")
     for job in jobs:
         if job.engine == "machine": continue
         if job.what == "train": engines[job.engine]["tokens"] = [sum(len(row.prompt) + sum(map(len, row.completions)) for row in rows) for rows in job.turns]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-# %% ../nbs/02_check.ipynb #ccdd6a76
+# %% ../nbs/02_check.ipynb #6dff5a03
 from .config import Reading
 from .data import TaskData, encoding_of, fit_task, gathered, load_task, prompt_key, text_key
 from .examples import DataError, Example, chance, collector_at_rest, counted
@@ -24,6 +24,7 @@ from .folder import DataFolder
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
 from .safe_files import write_json, write_text
 from .shapes import guess_task, prepared, usual_shapes
+from .tasks import TASKS
 
 # %% ../nbs/02_check.ipynb #6da91ebd
 def reasons(
@@ -266,7 +267,7 @@ def check_data(
         for split, examples in data.splits.items():
             if found := longer_than(examples, tokenizer, data.end_of_text, max_length):
                 report.too_long[split] = dict(count=len(found), over=max(prompt + answer for _, prompt, answer in found) - max_length, ids=[examples[i].id for i, *_ in found[:3]])
-    if data.task in ("completions", "preferences"):
+    if TASKS[data.task].answers != "labels" and TASKS[data.task].columns:
         glued = sum(not (e.prompt[-1:].isspace() or e.completion[:1].isspace()) for e in everything)
         between = (shape.template if shape else "{prompt}") + "\\n"
         if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, without white space: --reading.prompt {shlex.quote(between)} puts a line end between them")
@@ -280,7 +281,7 @@ def tables_behind(
 ) -> dict:             # role -> table; empty for built-in data
     "The tables that data consists of."
     named = str(data) if isinstance(data, (str, Path)) else ""
-    if task == "sonnet" or named in ("embedded", "hub") or named.startswith("hub:"): return {}
+    if (task in TASKS and not TASKS[task].columns) or named in ("embedded", "hub") or named.startswith("hub:"): return {}
     return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding, columns=reading.columns)
 
 def fitting_task(
@@ -288,7 +289,7 @@ def fitting_task(
     reading: Reading,  # how they are read
 ) -> str:
     "The task that the training table's columns fit."
-    if not tables: raise DataError("No task is named: give --task paraphrase, sonnet, labels, completions or preferences.")
+    if not tables: raise DataError(f"No task is named: give --task with one of {', '.join(TASKS)}.")
     table = tables["train"]
     if task := guess_task(list(prepared(table, reading).columns), reading): return task
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint()} "

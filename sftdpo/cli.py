@@ -6,7 +6,7 @@
 __all__ = ['QUICKSTART', 'Compare', 'Plan', 'Report', 'Data', 'Quickstart', 'Train', 'Evaluate', 'Submit', 'Generate', 'Fetch',
            'Bench', 'read_settings', 'parse', 'main']
 
-# %% ../nbs/11_cli.ipynb #a75fb6b3
+# %% ../nbs/11_cli.ipynb #5a241915
 import os
 import re
 import sys
@@ -16,9 +16,10 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from .config import Benchmark, Execution, Reading, Run, Sampling, SettingsError, Stage, Study, TaskName, WorkFailed, from_yaml
+from .config import Benchmark, Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, from_yaml
 from .folder import StudyFolder
 from .plain_text import clean_output, visible
+from .tasks import TASKS
 
 # %% ../nbs/11_cli.ipynb #966dd84e
 @dataclass
@@ -66,7 +67,7 @@ class Data:
     "Say what is in a file, what is wrong with it and what to do about that; nothing is trained."
     do: tyro.conf.Positional[Literal["check"]]  # the one thing there is to do
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, a folder with train and test, embedded, or hub:owner/name
-    task: TaskName | None = None  # what it is for; none given: what its columns fit
+    task: "Literal[tuple(TASKS)] | None" = None  # what it is for; none given: what its columns fit
     reading: Reading = Reading()  # how it is read
     backbone: str = "bard"  # whose tokens are counted
     out: Path | None = None  # a folder for the report and the list of rows that cannot be used
@@ -115,7 +116,7 @@ class Train:
 class Evaluate:
     "Judge a saved model, or a backbone, on a task's test examples."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    task: TaskName | None = None  # what it is judged on; none given: what it was trained for
+    task: "Literal[tuple(TASKS)] | None" = None  # what it is judged on; none given: what it was trained for
     data: str | None = None  # embedded, hub, or the path of a folder or file; none given: what it was trained on
     reading: Reading = Reading()  # how the file is read; none given: as in training
     test_size: int | None = None  # examples judged; none given: all

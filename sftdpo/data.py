@@ -18,13 +18,14 @@ from itertools import count
 from importlib.resources import files
 from pathlib import Path
 
-# %% ../nbs/01_data.ipynb #b2034358
+# %% ../nbs/01_data.ipynb #ceec125b
 from .config import Reading
 from .examples import DataError, Example, chance, collector_at_rest, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
 from .files import Problem, Table, UnusableRows, as_text, decode, expanded, keep, plain_markdown, read_bytes, read_table, tables_of
 from .questions import generated_questions
 from .rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
 from .shapes import Shape, find_shape, left_out, prepared
+from .tasks import TASKS, find_function
 
 # %% ../nbs/01_data.ipynb #34a77c5e
 _all_ = ["DataError", "Example", "Row", "UnusableRows", "keep", "make_pairs", "preference_dataset", "shuffle_labels", "subset", "tokenize", "verbalizer_rows", "without_rejected"]
@@ -135,6 +136,7 @@ def read_sonnets(
 def _by_chance(examples, seed): return sorted(examples, key=lambda e: chance(seed, "split", e.id))
 
 def _sonnet_task(data, seed, reading) -> TaskData:
+    if not isinstance(data, (str, Path)): raise DataError(f"The sonnets are read from a text file, and data is a {type(data).__name__}: give a path, or take the task 'completions'.")
     if data == "hub": raise DataError("The sonnets are not read from the Hub: use data='embedded', or the path of a file or a folder.")
     if data != "embedded" and Path(data).is_dir():
         train, test = (read_sonnets(Path(data)/name, encoding=reading.encoding) for name in ("sonnets.txt", "TRUE_sonnets_held_out_dev.txt"))
@@ -196,22 +198,31 @@ def _id(value, line, unit) -> str:
 # %% ../nbs/01_data.ipynb #bf1e200e
 _labels = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
+def _pair_example(id, question1, question2, **more) -> Example:
+    "One question pair; without a label, one to predict."
+    number = None
+    if "label" in more:
+        try: number = _labels.get(as_text(more["label"]).strip())
+        except ValueError as e: raise ValueError(f"the label {e}") from None
+        if number is None: raise ValueError(f"the label is {more['label']!r}, not 0 or 1")
+    texts = [_text(q, "question", blank=True) for q in (question1, question2)]
+    if not all(text.strip() for text in texts): raise ValueError("an empty question")
+    return _question_example(id, *texts, number)
+
+def _made_examples(table: Table, shape: Shape, make, left_out=()) -> tuple[list[Example], list[Problem]]:
+    "Examples that a function makes from the parts of each row."
+    parts, lines = [part for part in shape.columns if part not in left_out], []
+    def example(line, *values):
+        given = dict(zip(parts, values))
+        made = make(_id(given.pop("id"), line, table.unit) if "id" in given else f"{table.unit}-{line}", **given)
+        lines.append(line)
+        return made
+    examples, problems = _gather(table, [shape.columns[part] for part in parts], example)
+    return _named(examples, lines), problems
+
 def _pair_examples(table: Table, shape: Shape, labelled=True) -> tuple[list[Example], list[Problem]]:
     "Question pairs of a table."
-    ids, lines = "id" in shape.columns, []
-    def make(line, question1, question2, *rest):
-        number, label = None, rest[0] if labelled else None
-        if labelled:
-            try: number = _labels.get(as_text(label).strip())
-            except ValueError as e: raise ValueError(f"the label {e}") from None
-            if number is None: raise ValueError(f"the label is {label!r}, not 0 or 1")
-        texts = [_text(q, "question", blank=True) for q in (question1, question2)]
-        if not all(text.strip() for text in texts): raise ValueError("an empty question")
-        example = _question_example(_id(rest[-1], line, table.unit) if ids else f"{table.unit}-{line}", *texts, number)
-        lines.append(line)
-        return example
-    examples, problems = _gather(table, [shape.columns[r] for r in ("question1", "question2", *(["label"] if labelled else []), *(["id"] if ids else []))], make)
-    return _named(examples, lines), problems
+    return _made_examples(table, shape, _pair_example, () if labelled else ("label",))
 
 # %% ../nbs/01_data.ipynb #c3303945
 def gathered(
@@ -329,7 +340,7 @@ def nearly_equal(
     return found
 
 # %% ../nbs/01_data.ipynb #83875e88
-def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str] = {}) -> tuple[list[Example], list[Problem]]:
+def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str]) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
     prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
@@ -343,14 +354,14 @@ def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: d
         else: prompt = "".join(text + (_text(values[prompts.index(column)], f"column {column!r}", blank=True) if column is not None else "") for text, column in shape.pieces)
         if not prompt.strip(): raise ValueError("the prompt is empty")
         label = rejected = None
-        if shape.task == "labels":
+        if "label" in given:
             key = _label_key(given["label"])
             key = merged.get(key, key)
             if key not in numbers:
                 if key.lower() in _missing_values: raise ValueError(f"the label is {key!r}, which stands for a missing value (name it in --reading.verbalizers if it is a label)")
                 raise ValueError(f"the label is {key[:60]!r}, none of {', '.join(map(repr, list(numbers)[:20]))}{' ...' * (len(numbers) > 20)}")
             label, completion = numbers[key], answers[key]
-        elif shape.task == "completions": completion = _text(given["completion"], "completion")
+        elif "completion" in given: completion = _text(given["completion"], "completion")
         else:
             completion, rejected = (_text(given[role], f"{role} completion") for role in ("chosen", "rejected"))
             if completion == rejected: raise ValueError(f"the chosen completion equals the rejected one, {completion[:60]!r}")
@@ -358,6 +369,13 @@ def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: d
         return Example(_id(given["id"], line, table.unit) if "id" in given else f"{table.unit}-{line}", prompt, completion, rejected, label)
     examples, problems = _gather(table, prompts + [shape.columns[r] for r in parts], make)
     return _named(examples, lines), problems
+
+def _examples_of(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str] | None = None) -> tuple[list[Example], list[Problem]]:
+    "Examples of a table, made as the task's record says."
+    example = TASKS[shape.task].example
+    if not example: return _own_examples(table, shape, answers, merged or {})
+    make, texts = find_function(example), lambda parts: {part: _text(value, part, blank=True) for part, value in parts.items()}
+    return _made_examples(table, shape, make if isinstance(example, str) else lambda id, **parts: make(id, **texts(parts)))
 
 # %% ../nbs/01_data.ipynb #8901ff31
 def _hold_out(examples, seed) -> tuple[list[Example], list[Example]]:
@@ -455,7 +473,7 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     how = dict(delimiter=reading.delimiter, encoding=reading.encoding, columns=reading.columns)
     tables = tables_of(_hub_tables(data) if isinstance(data, str) and data.startswith("hub:") else data, **how)
     notes = []
-    if "choose" in tables and not reading.test and (task == "paraphrase" or "test" not in tables): # dev judges; GLUE's test has no labels
+    if "choose" in tables and not reading.test and (TASKS[task].published or "test" not in tables): # dev judges; GLUE's test has no labels
         if "test" in tables: notes.append(f"{Path(tables['choose'].file).name} judges, and {Path(tables['test'].file).name} is not used: question pairs' test sets have no labels (if this one has, --reading.test {tables['test'].file})")
         tables["test"] = tables.pop("choose")
     tables |= {role: read_table(path, **how) for role, path in (("test", reading.test), ("choose", reading.choose)) if path}
@@ -469,7 +487,7 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
         parts = [(s.pieces, {part: column for part, column in s.columns.items() if part != "id"}) for s in (shape, shapes.get(role, shape))]
         if parts[0] != parts[1]:
             notes.append(f"the {role} file takes its parts from other columns than train.{_differ(tables['train'], tables[role])}")
-    if task == "labels":
+    if TASKS[task].answers == "labels" and not TASKS[task].verbalizers:
         counts = _label_keys(tables["train"], shape.columns["label"])
         if reading.similar_labels == "merge":
             merged = _merged(counts + Counter(label for t, s in ((tables[r], shapes[r]) for r in tables) for label in _label_keys(t, s.columns["label"])))
@@ -477,16 +495,16 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
         answers = _answers(counts, reading, tables["train"].file, shape.columns["label"])
         if not reading.verbalizers: counts = {label: counts[label] for label in answers}
         if len(counts) <= MOST_LABELS: notes += [f"the label {label!r} stands in {counted(counts[label], 'row')}: did you mean {other!r}, which stands in {counts[other]:,}?{' (--reading.similar-labels merge makes them one)' if _alike_label(label) == _alike_label(other) else ''}" for label, other in nearly_equal(counts)]
-    found = {role: (table, *(_pair_examples(table, shapes[role]) if task == "paraphrase" else _own_examples(table, shapes[role], answers, merged))) for role, table in tables.items()}
+    found = {role: (table, *_examples_of(table, shapes[role], answers, merged)) for role, table in tables.items()}
     _check_usable(found, reading.unusable)
-    splits = _split({role: examples for role, (_, examples, _) in found.items()}, seed, published=task == "paraphrase" and "test" in found)
+    splits = _split({role: examples for role, (_, examples, _) in found.items()}, seed, published=TASKS[task].published and "test" in found)
     intake = Intake(files=[dict(role=role, file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples)) for role, (table, examples, problems) in found.items()],
                     shape=shape, labels=tuple(answers), problems=[p for _, _, problems in found.values() for p in problems], notes=notes)
     if name is None: name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
     where = Path(str(data)).name if isinstance(data, (str, Path)) else "an object in Python"
-    source = f"{dict(paraphrase='Question pairs', labels='Labelled texts', completions='Completions', preferences='Preferences')[task]} of {where}: "
+    source = f"{TASKS[task].title} of {where}: "
     source += " and ".join(f"{Path(tables[role].file).name} {verb}" for role, verb in (("test", "judges"), ("choose", "chooses")) if role in tables) or "split by sftdpo"
-    return TaskData(task, name, *splits.values(), verbalizers if task == "paraphrase" else tuple(answers.values()), task in ("completions", "preferences") and reading.end_of_text, source + ".", intake)
+    return TaskData(task, name, *splits.values(), TASKS[task].verbalizers or tuple(answers.values()), TASKS[task].answers != "labels" and reading.end_of_text, source + ".", intake)
 
 def load_judged(
     task: str,                      # "paraphrase", "labels", "completions" or "preferences"
@@ -505,7 +523,7 @@ def load_judged(
             raise DataError(f"{table.file}: the column {shape.columns['label']!r} holds {', '.join(map(repr, list(counts)[:8]))}, and the model learned the labels {', '.join(map(repr, answers))}. "
                             f"Say which of its answers stands for which label: --reading.verbalizers LABEL ANSWER LABEL ANSWER; the answers are {', '.join(map(repr, answers.values()))}.")
         if reading.similar_labels == "merge": merged = {label: same.get(_alike_label(label), label) for label in counts}
-    examples, problems = _pair_examples(table, shape) if task == "paraphrase" else _own_examples(table, shape, answers, merged)
+    examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     files = [dict(role="test", file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples))]
     intake = Intake(files, shape, tuple(answers), problems, notes=left_out(table, shape))
@@ -561,17 +579,15 @@ def load_task(
     Labels, completions, preferences: one file, or a folder with a training file and perhaps one that judges (test) and one
     that chooses (choose, dev, validation); without a test file, the choosing one judges, and without either, parts of train do.
     """
-    tasks = dict(paraphrase=_paraphrase_task, sonnet=_sonnet_task)
-    own = ("labels", "completions", "preferences")
-    if task not in tasks and task not in own: raise DataError(f"There is no task {task!r}: use {', '.join(map(repr, (*tasks, *own)))}.")
+    if task not in TASKS: raise DataError(f"There is no task {task!r}: use {', '.join(map(repr, TASKS))}.")
     if isinstance(data, str) and data not in ("embedded", "hub") and not data.startswith("hub:"): data = Path(data)
     if isinstance(data, Path):
         data = expanded(data)
         try: there = data.exists()
         except (OSError, ValueError): there = False
         if not there: raise DataError(f"data is {str(data)!r}, and there is no such file or folder: use 'embedded', 'hub' or an existing path.")
-    elif task == "sonnet" and not isinstance(data, str): raise DataError(f"The sonnets are read from a text file, and data is a {type(data).__name__}: give a path, or take the task 'completions'.")
-    loaded = tasks[task](data, seed, reading) if task in tasks else _own_task(task, data, seed, reading)
+    load = TASKS[task].load
+    loaded = find_function(load)(data, seed, reading) if load else _own_task(task, data, seed, reading)
     if reading.leaked == "drop":
         splits, lost = without_leaks(loaded.splits)
         loaded = replace(loaded, **splits, intake=replace(loaded.intake, leaked=lost))

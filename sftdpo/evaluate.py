@@ -9,7 +9,7 @@ __all__ = ['scheme', 'mean_interval', 'with_interval', 'not_finite', 'finite_sco
            'Seen', 'seen', 'form', 'sonnet_metrics', 'completion_metrics', 'score_pairs', 'preference_metrics',
            'reward_accuracy', 'Evaluation', 'evaluate', 'baselines']
 
-# %% ../nbs/05_evaluate.ipynb #571635f6
+# %% ../nbs/05_evaluate.ipynb #f8b41491
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -27,6 +27,7 @@ from .data import Example, TaskData, tokenize, verbalizer_rows
 from .model import context_length
 from .questions import word_overlap
 from .rows import continuation_text, prompt_ids
+from .tasks import TASKS, find_function
 
 # %% ../nbs/05_evaluate.ipynb #2dba95c3
 def mean_interval(
@@ -140,7 +141,7 @@ def best_threshold(
     return float(np.append(values, np.inf)[np.where(cut, right, -1).argmax()])
 
 # %% ../nbs/05_evaluate.ipynb #9c8bdb8c
-def _label_baselines(data, examples):
+def _label_baselines(data, examples, seed=0):
     "Accuracy of the majority class and of the word overlap; the latter only where prompts hold two questions, answered no and yes."
     labels = np.array([example.label for example in examples])
     majority = Counter(example.label for example in data.train).most_common(1)[0][0]
@@ -577,13 +578,17 @@ def evaluate(
 ) -> Evaluation:  # metrics, and the predictions or texts behind them
     "Judge a policy on some examples of a task."
     if not examples: raise ValueError(f"no examples to evaluate on in task {data.task!r} ({data.name}): give at least one")
-    if data.task == "sonnet": return _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precision)
-    if data.task == "completions": return _evaluate_completions(model, tokenizer, data, examples, sampling, seed, precision)
-    if data.task == "preferences":
-        scored = score_pairs(model, tokenizer, data, examples, precision)
-        return Evaluation(preference_metrics(scored), scored)
+    return find_function(TASKS[data.task].evaluate)(model, tokenizer, data, examples, sampling, seed, precision)
+
+def _evaluate_labels(model, tokenizer, data, examples, sampling, seed, precision):
+    "Predictions among the verbalizers; nothing is sampled."
     predictions = predict(model, tokenizer, data, examples, precision)
     return Evaluation(classification_metrics(predictions), predictions)
+
+def _evaluate_pairs(model, tokenizer, data, examples, sampling, seed, precision):
+    "Log-probabilities of both sides of each pair; nothing is sampled."
+    scored = score_pairs(model, tokenizer, data, examples, precision)
+    return Evaluation(preference_metrics(scored), scored)
 
 # %% ../nbs/05_evaluate.ipynb #078e761a
 def _text_baselines(data, examples, seed, draws=200):
@@ -605,7 +610,9 @@ def _sonnet_baselines(data, examples, seed):
     return {**found, "chrf_whole_floor": float(np.mean(wholes)), **{f"{name}_true": float(value) for name, value in true.items()}}
 
 # %% ../nbs/05_evaluate.ipynb #0a94b720
-def _preference_baselines(examples):
+def _completion_baselines(data, examples, seed): return _text_baselines(data, examples, seed)[0]
+
+def _preference_baselines(data, examples, seed):
     "How often the longer, or the shorter, of the two texts is the chosen one."
     lengths = np.array([[len(example.completion), len(example.rejected)] for example in examples])
     longer = (lengths[:, 0] > lengths[:, 1]) + 0.5 * (lengths[:, 0] == lengths[:, 1])
@@ -617,7 +624,5 @@ def baselines(
     seed: int = 0,  # of the random training texts
 ) -> dict[str, float]:  # labels: majority, word_overlap; texts: chrf_floor, chrf_best_training, chrf_ceiling, for sonnets more; preferences: coin, longer, shorter
     "What is reached without a model: it stands beside every policy's numbers."
-    if data.task == "sonnet": return _sonnet_baselines(data, examples, seed)
-    if data.task == "completions": return _text_baselines(data, examples, seed)[0]
-    if data.task == "preferences": return _preference_baselines(examples)
-    return _label_baselines(data, examples)
+    found = TASKS[data.task].baselines
+    return find_function(found)(data, examples, seed) if found else {}

@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['DataError', 'counted', 'collector_at_rest', 'Example', 'without_rejected', 'chance', 'subset', 'shuffle_labels',
-           'make_pairs', 'preference_dataset']
+           'flip_completions', 'swap_completions', 'shuffle_completions', 'corrupt_completions', 'sample_completions',
+           'given_completions', 'make_pairs', 'preference_dataset']
 
 # %% ../nbs/00_examples.ipynb #66ff174f
 import gc, hashlib, random, re, warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+
+from .tasks import find_function, known_pair_builders
 
 # %% ../nbs/00_examples.ipynb #1177bb56
 class DataError(ValueError):
@@ -79,14 +82,25 @@ def shuffle_labels(
     return [replace(e, label=d.label, completion=verbalizers[d.label], rejected=None) for e, d in zip(examples, dealt)]
 
 # %% ../nbs/00_examples.ipynb #2affb0f2
-def _flip(examples, seed, verbalizers) -> list[str]:
+def flip_completions(
+    examples: Sequence[Example],            # the completions are chosen
+    seed: int,                              # another seed, other rejected completions
+    verbalizers: Sequence[str],             # the answers, index = label
+    **others,                               # what other builders take
+) -> list[str]:                             # one rejected completion per example
+    "Another answer than the right one."
     if len(verbalizers) < 2 or any(e.label is None for e in examples):
         raise DataError("rejected='flip' needs labelled examples and two verbalizers or more: for free text use 'sample', 'swap', 'shuffle' or 'corrupt'.")
     others = {label: [v for i, v in enumerate(verbalizers) if i != label] for label in range(len(verbalizers))}
     return [(o := others[e.label])[chance(seed, "flip", e.id) % len(o)] for e in examples]
 
 # %% ../nbs/00_examples.ipynb #350c5da7
-def _swap(examples, seed) -> list[str]:
+def swap_completions(
+    examples: Sequence[Example],            # the completions are chosen
+    seed: int,                              # another seed, other rejected completions
+    **others,                               # what other builders take
+) -> list[str]:                             # one rejected completion per example
+    "Another example's completion."
     completions = [e.completion for e in examples]
     if len(set(completions)) < 2: raise DataError("rejected='swap' needs two different completions or more: add examples, or use 'shuffle' or 'corrupt'.")
     ring = sorted(range(len(examples)), key=lambda i: chance(seed, "swap", examples[i].id)) * 2
@@ -97,7 +111,12 @@ def _swap(examples, seed) -> list[str]:
     return [swapped[i] for i in range(len(examples))]
 
 # %% ../nbs/00_examples.ipynb #0d9fc087
-def _shuffle(examples, seed) -> list[str]:
+def shuffle_completions(
+    examples: Sequence[Example],            # the completions are chosen
+    seed: int,                              # another seed, other rejected completions
+    **others,                               # what other builders take
+) -> list[str]:                             # one rejected completion per example
+    "The completion's own lines in another order."
     shuffled = []
     for e in examples:
         lines = e.completion.split("\n")
@@ -111,7 +130,13 @@ def _shuffle(examples, seed) -> list[str]:
     return shuffled
 
 # %% ../nbs/00_examples.ipynb #f530393b
-def _corrupt(examples, seed, share) -> list[str]:
+def corrupt_completions(
+    examples: Sequence[Example],            # the completions are chosen
+    seed: int,                              # another seed, other rejected completions
+    share: float,                           # of the words that are replaced
+    **others,                               # what other builders take
+) -> list[str]:                             # one rejected completion per example
+    "The completion with some words replaced by words of other completions."
     if not 0 < share <= 1: raise DataError(f"share is {share}: it is the share of words to replace, above 0 and at most 1.")
     words = [e.completion.split() for e in examples]
     pool = [word for some in words for word in some]
@@ -132,17 +157,28 @@ def _corrupt(examples, seed, share) -> list[str]:
     return corrupted
 
 # %% ../nbs/00_examples.ipynb #57d29e9f
-def _sample(examples, seed, samples) -> list[str]:
+def sample_completions(
+    examples: Sequence[Example],            # the completions are chosen
+    seed: int,                              # another seed, other rejected completions
+    samples: Sequence[str] | None,          # one text per example, in their order
+    **others,                               # what other builders take
+) -> list[str]:                             # one rejected completion per example
+    "A text drawn from the model."
     if samples is None or len(samples) != len(examples):
         raise DataError(f"rejected='sample' needs one sample per example: {counted(len(examples), 'example')}, {'no samples' if samples is None else counted(len(samples), 'sample')}.")
     useless = [i for i, (e, s) in enumerate(zip(examples, samples)) if s.strip() in ("", e.completion.strip())]
     if not useless: return list(samples)
     warnings.warn(f"{len(useless):,} of {len(samples):,} samples are blank or repeat the completion: another example's completion is rejected there.")
-    spare, useless = _swap(examples, seed), set(useless)
+    spare, useless = swap_completions(examples, seed), set(useless)
     return [spare[i] if i in useless else s for i, s in enumerate(samples)]
 
 # %% ../nbs/00_examples.ipynb #b38eefa9
-def _given(examples) -> list[str]:
+def given_completions(
+    examples: Sequence[Example],            # the completions are chosen
+    seed: int = 0,                          # not needed: the data decides
+    **others,                               # what other builders take
+) -> list[str]:                             # one rejected completion per example
+    "The rejected completion in the data."
     if lacking := [e.id for e in examples if e.rejected is None]:
         raise DataError(f"rejected='given' takes the data's own rejected completions, and {len(lacking):,} of {len(examples):,} examples have none, the first is {lacking[0]!r}: "
                         "use 'flip' for labels, otherwise 'sample', 'swap', 'shuffle' or 'corrupt'.")
@@ -153,17 +189,20 @@ def _given(examples) -> list[str]:
 # %% ../nbs/00_examples.ipynb #5f265adb
 def make_pairs(
     examples: Sequence[Example],           # the completions are chosen
-    rejected: str,                         # "flip", "sample", "swap", "shuffle", "corrupt" or "given"
+    rejected: str | Callable,              # "flip", "sample", "swap", "shuffle", "corrupt" or "given", or a function like those above
     seed: int,                             # another seed, other rejected completions
     verbalizers: Sequence[str] = (),       # for `flip`: the answers, index = label
     samples: Sequence[str] | None = None,  # for `sample`: one text per example, in their order
     share: float = .3,                     # for `corrupt`: the share of words replaced
 ) -> list[Example]:                        # in the same order, with `rejected` filled in and never equal to the completion
     "Preference pairs from examples."
-    builders = dict(flip=lambda: _flip(examples, seed, verbalizers), sample=lambda: _sample(examples, seed, samples), swap=lambda: _swap(examples, seed),
-                    shuffle=lambda: _shuffle(examples, seed), corrupt=lambda: _corrupt(examples, seed, share), given=lambda: _given(examples))
-    if rejected not in builders: raise DataError(f"There is no pair builder {rejected!r}: use one of {', '.join(builders)}.")
-    return [replace(e, rejected=text) for e, text in zip(examples, builders[rejected]())]
+    names = known_pair_builders()
+    if not callable(rejected) and rejected not in names: raise DataError(f"There is no pair builder {rejected!r}: use one of {', '.join(names)}.")
+    builder = rejected if callable(rejected) else find_function(names[rejected])
+    texts = builder(examples, seed, verbalizers=verbalizers, samples=samples, share=share)
+    return [replace(e, rejected=text) for e, text in zip(examples, texts, strict=True)]
+
+
 
 # %% ../nbs/00_examples.ipynb #c1d2189a
 def preference_dataset(

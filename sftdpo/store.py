@@ -7,16 +7,17 @@ __all__ = ['CELL', 'COLUMNS', 'IDENTITY', 'read_table', 'asked_runs', 'write_ask
            'described', 'read_texts', 'read_examples', 'read_history', 'read_settings', 'read_environment',
            'swept_values', 'variants_of', 'first_stage', 'with_chosen_rates']
 
-# %% ../nbs/06c_store.ipynb #1571bfa8
+# %% ../nbs/06c_store.ipynb #4cd9bca6
 import io
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from .config import CHOSEN, RECIPES, Study
+from .config import Study
 from .folder import AGAIN, Damaged, StudyFolder
 from .safe_files import inside, read_json, refuse_links, remove_leftovers, write_text
+from .tasks import RECIPES
 
 # %% ../nbs/06c_store.ipynb #e5221fd2
 CELL = ["task", "recipe", "tuning", "seed", "resplit"]
@@ -210,8 +211,8 @@ def first_stage(
     tuning: str,   # full or lora
 ) -> dict:
     "What the first stage of a recipe takes over: that which was picked for the recipe of its kind alone."
-    kind = RECIPES[recipe][0]
-    return {setting: chosen[f"{task} {kind} {tuning} {setting}"] for setting in CHOSEN[kind]}
+    before = f"{task} {RECIPES[recipe].after} {tuning} "
+    return {setting.removeprefix(before): value for setting, value in chosen.items() if setting.startswith(before)}
 
 # %% ../nbs/06c_store.ipynb #42500c28
 def with_chosen_rates(
@@ -222,10 +223,10 @@ def with_chosen_rates(
     path, chosen = StudyFolder(folder).search, {}
     if not study.choosing.trials or not path.exists(): return study
     trials = read_table(path, ["task", "recipe", "tuning", "chosen"], dtype=dict.fromkeys(("learning_rate", "beta"), str))  # as they were written, to the last digit
-    recipes = {name for recipe in study.recipes for name in (recipe, *RECIPES[recipe])}  # a first stage may be that of a recipe which is not compared
+    recipes = {name for recipe in study.recipes for name in (recipe, *RECIPES[recipe].stages)}  # a first stage may be that of a recipe which is not compared
     trials = trials[trials.chosen & trials.task.isin(study.tasks) & trials.tuning.isin(study.tunings) & trials.recipe.isin(recipes)]
     for one in trials.itertuples():  # recipes of one stage come first
-        settings = dict(zip(CHOSEN[one.recipe], map(float, (one.learning_rate, one.beta))))
-        if len(RECIPES[one.recipe]) > 1: settings |= first_stage(chosen, one.task, one.recipe, one.tuning)
+        settings = dict(zip(RECIPES[one.recipe].searched, map(float, (one.learning_rate, one.beta))))
+        if RECIPES[one.recipe].after: settings |= first_stage(chosen, one.task, one.recipe, one.tuning)
         chosen |= {f"{one.task} {one.recipe} {one.tuning} {setting}": value for setting, value in settings.items()}
     return study.replace(cells=chosen | study.cells)

@@ -8,7 +8,7 @@ __all__ = ['MAY_GROW', 'NEUTRAL', 'flat', 'check_folder', 'check_growth', 'claim
            'note_asked', 'study_of', 'train_run', 'load_any', 'saved_task', 'reading_of', 'answers_of', 'judged_data',
            'evaluate_saved']
 
-# %% ../nbs/06h_study.ipynb #5bd16a3a
+# %% ../nbs/06h_study.ipynb #1093d003
 from dataclasses import fields
 from pathlib import Path
 from shutil import copytree
@@ -27,6 +27,7 @@ from .model import BACKBONES, context_length, load_backbone, load_policy, lora_t
 from .runs import processor, software
 from .safe_files import full_disk_named, read_json, refuse_links, remove, remove_leftovers, write_text, written_whole
 from .store import CELL, gather, write_asked
+from .tasks import trained_recipes
 from .timing import free_disk, peak_disk
 from .tree import Node, check_finished, stage_tree
 from .work import share_work, stops_like_an_interrupt, work
@@ -285,7 +286,7 @@ def train_run(
     inputs: Inputs | None = None,  # what the run reads; none given: read now
 ) -> dict[str, float]:       # metrics
     "Train and judge one run and keep its model."
-    if not run.stages: raise ValueError("The recipe 'backbone' trains nothing; give sft, dpo, sft-dpo or sft-sft.")
+    if not run.stages: raise ValueError(f"The recipe {run.recipe!r} trains nothing; give {', '.join(trained_recipes())}.")
     check(run.judge == "test", "run.judge", run.judge, "a model that is kept is judged on the test rows; leave it out")
     folder, inputs, study = StudyFolder(folder), inputs or Inputs(), study_of(run)
     compare(study, folder, progress, Execution(retry_failed=True), inputs)

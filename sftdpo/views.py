@@ -7,7 +7,7 @@ __all__ = ['BADGES', 'SHOW', 'SORT', 'html_table', 'read_parts', 'notes_of', 'ce
            'figures_html', 'texts_html', 'answers_of', 'disagreements', 'Predictions', 'python_call', 'relative_files',
            'commands_html']
 
-# %% ../nbs/10c_views.ipynb #b7195326
+# %% ../nbs/10c_views.ipynb #814c0e9d
 import os
 import shlex
 from pathlib import Path
@@ -20,9 +20,10 @@ from .claims import Verdict, told
 from .config import Study, to_dict
 from .folder import StudyFolder
 from .plain_text import visible
-from .report import caveats_of, data, failures_of, margin_told, planned, read_study, said, task_part, up_to_date
+from .report import caveats_of, data, failures_of, margin_told, planned, read_study, task_part, up_to_date
 from .safe_files import refuse_links
 from .store import read_examples, read_texts, variants_of
+from .tasks import format_metric
 
 # %% ../nbs/10c_views.ipynb #7fbc909c
 def html_table(
@@ -71,7 +72,7 @@ def cells_html(
     "The table of cells of each task, what is reached without a model, and what bounds it."
     pieces = []
     for part in parts:
-        beside = ", ".join(f"{name} {said(value, part['metric'])}" for name, value in part["beside"].items())
+        beside = ", ".join(f"{name} {format_metric(value, part['metric'])}" for name, value in part["beside"].items())
         pieces.append(Markup("<h4>{}</h4><p>{}</p>{}").format(data(part["task"]), data(part["about"]), html_table(part["lines"])))
         if beside: pieces.append(Markup("<p>without training: {}</p>").format(data(beside)))
     if not parts: pieces.append(Markup("<p><i>No run is finished yet.</i></p>"))

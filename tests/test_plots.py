@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sftdpo.config import RECIPES
 from sftdpo.plots import (MOST_LINES, MOST_ROWS, Picture, against_parameters, against_time, calibration, cell_comparison, cell_intervals, costs_of, dpo_course,
                           learning_curves, looks_of, reliability, short, side_by_side, stages_of, visible, with_cells)
+from sftdpo.tasks import RECIPES
 
 
 def examples_of(cells, seeds=3, number=20, task="paraphrase"):
@@ -23,7 +23,7 @@ def history_of(cells, seeds=2, steps=6, looks=True):
     lines = []
     for recipe, tuning in cells:
         for seed in range(seeds):
-            for stage, kind in enumerate(RECIPES[recipe], 1):
+            for stage, kind in enumerate(RECIPES[recipe].stages, 1):
                 here = dict(run=f"{recipe}-{tuning}-{seed}", task="sonnet", recipe=recipe, tuning=tuning, seed=seed, resplit=0, stage=stage, kind=kind)
                 for step in range(1, steps + 1):
                     # a shared first stage is the same in every recipe

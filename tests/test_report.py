@@ -11,16 +11,17 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.config import RECIPES, Study
+from sftdpo.config import Study
 from sftdpo.report import STYLE, data, write_report
 from sftdpo.store import write_asked
+from sftdpo.tasks import RECIPES
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
 
 
 def make_run(folder, recipe="sft", tuning="full", seed=0, task="sonnet", number=6, steps=5, text="words", about=None, environment=None, settings=None, name=None):
     "A finished run's folder, as a study leaves it."
-    rng, stages = np.random.default_rng([seed, len(recipe)]), RECIPES.get(recipe, ("sft",))
+    rng, stages = np.random.default_rng([seed, len(recipe)]), RECIPES[recipe].stages if recipe in RECIPES else ("sft",)
     tuning = tuning if stages else "-"
     home = folder / "runs" / (name or f"{task}-{recipe}-{tuning}-seed{seed}-0123456789")
     home.mkdir(parents=True)
@@ -128,7 +129,7 @@ def test_a_finished_study(finished):
     assert len(page.all("img")) == 5 + 6  # calibration for question pairs alone
     assert "3 seeds in the smallest cell: a look, not a claim" in page.words
     assert "sftdpo compare --settings study.yaml --out study" in page.words and "recipes:" in page.words
-    assert "random training text 25.8" in page.words and "majority class 60.0 %" in page.words
+    assert "random training sonnet 25.8" in page.words and "majority class 60.0 %" in page.words
     assert str(folder.parent) not in page.words, "no path of this machine"
 
 

@@ -7,7 +7,7 @@ import yaml
 
 import sftdpo.work
 from sftdpo.choosing import best_of, first_trials, next_trial
-from sftdpo.config import PRIMARY, Choosing, Run, Sampling, SettingsError, Stage, Study
+from sftdpo.config import Choosing, Run, Sampling, SettingsError, Stage, Study
 from sftdpo.inputs import Inputs
 from sftdpo.live import estimate
 from sftdpo.model import save_policy
@@ -108,7 +108,7 @@ def test_weights_are_kept_by_a_stated_policy(backbone, weights, kept, tmp_path):
     homes = [path.parent for path in (tmp_path / "out" / "runs").glob("*/policy")]
     assert len(homes) == kept and not list((tmp_path / "out" / "stages").glob("*/policy"))
     if weights != "best": return
-    choose = results[results.metric == f"choose_{PRIMARY['paraphrase']}"].set_index("run")
+    choose = results[results.metric == "choose_accuracy"].set_index("run")
     for _, cell in choose.groupby("tuning"): assert cell.value.idxmax() in {home.name for home in homes} or cell.value.nunique() == 1
     card = (homes[0] / "policy" / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])

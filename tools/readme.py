@@ -17,6 +17,11 @@ output_only = re.compile(r"^#\s*\|\s*(hide_input|echo:\s*false)\s*$", re.MULTILI
 link = re.compile(r"(!?\[[^\]]*\]\()(?![a-z]+:|[#/])([^)\s]+)")
 
 
+def from_top(text):
+    "Point relative links from the notebook's folder to the top one."
+    return link.sub(lambda found: found[1] + posixpath.normpath("nbs/" + found[2]), text)
+
+
 def readable(notebook):
     "Drop hidden cells and directive lines; point relative links from the notebook's folder to the top one."
     cells = [cell for cell in notebook.cells if not hidden.search(cell.source)]
@@ -24,8 +29,10 @@ def readable(notebook):
         if cell.cell_type == "code":
             cell.metadata.tags = ["output only"] if output_only.search(cell.source) else []
             cell.source = directive.sub("", cell.source).strip()
+            for output in cell.outputs:
+                if "text/markdown" in output.get("data", {}): output.data["text/markdown"] = from_top(output.data["text/markdown"])
         else:
-            cell.source = link.sub(lambda found: found[1] + posixpath.normpath("nbs/" + found[2]), cell.source)
+            cell.source = from_top(cell.source)
     notebook.cells = [cell for cell in cells if cell.source]
     notebook.metadata.language_info = {"name": "python"}
     return notebook

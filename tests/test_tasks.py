@@ -1,0 +1,271 @@
+"""Records of tasks and recipes: one of each is added and runs everywhere, stored names stay, numbers agree wherever they are shown."""
+import ast
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+import sftdpo
+from sftdpo.claims import judge_claims
+from sftdpo.cli import main
+from sftdpo.config import Run, SettingsError, Stage, Study
+from sftdpo.keys import run_name, stage_keys
+from sftdpo.plots import cell_comparison
+from sftdpo.report import cell_lines, cells_of
+from sftdpo.store import read_examples, read_results
+from sftdpo.tables import cell_intervals, cells_table, with_cells
+from sftdpo.tasks import PARAPHRASE, RECIPES, TASKS, Metric, Recipe, Recommended, register
+
+OWN = '''
+"A task and a recipe of one's own: is the first number larger?"
+import pandas as pd
+from sftdpo.data import Example
+from sftdpo.evaluate import Evaluation, predict, with_interval
+from sftdpo.tasks import Baseline, Metric, Recipe, Recommended, Task, pair_builders, register
+
+def example(id, first, second, label):
+    if label not in ("larger", "smaller"): raise ValueError(f"the label is {label!r}, not larger or smaller")
+    return Example(id, f"{first} {second}\\n", "yes" if label == "larger" else "no", label=int(label == "larger"))
+
+def negated(examples, seed, verbalizers, **others): return [verbalizers[1 - one.label] for one in examples]
+
+def evaluate(model, tokenizer, data, examples, sampling, seed, precision):
+    table = predict(model, tokenizer, data, examples, precision)
+    table["right"] = table.correct.astype(float)
+    return Evaluation(with_interval("right", table.right), table.drop(columns="correct"))
+
+def baselines(data, examples, seed): return {"always_yes": sum(one.label for one in examples) / len(examples)}
+
+register(Task("larger", "Pairs of numbers", "labels", Metric("right", "right answers", "right", share=True, change=True), evaluate,
+              {"negated": negated} | pair_builders("swap"), {None: Recommended(8, 1, 1e-3, 1e-3, 1e-3, 1e-3)}, verbalizers=("no", "yes"),
+              columns=dict(first=(), second=("second", "other"), label=()), example=example, baselines=baselines, beside=(Baseline("always_yes", "always yes", "right"),)))
+register(Recipe("dpo-sft", ("dpo", "sft"), "the other order", after="dpo"))
+'''
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A module with a task and a recipe, imported here and known to new processes; a file of its data."
+    (tmp_path / "own_larger.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("SFTDPO_MODULES", "own_larger")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(sftdpo.__file__).parent.parent}")
+    __import__("own_larger")
+    rng = np.random.default_rng(0)
+    pairs = [sorted(pair, reverse=i % 2 == 0) for i, pair in enumerate(rng.permutation(400).reshape(-1, 2).tolist()[:120])]
+    rows = [f"{a},{b},{'larger' if a > b else 'smaller'}" for a, b in pairs]
+    (tmp_path / "numbers.csv").write_text("First,other,label\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    yield tmp_path
+    TASKS.pop("larger"), RECIPES.pop("dpo-sft"), sys.modules.pop("own_larger")
+
+
+def test_a_task_and_a_recipe_of_ones_own_from_the_check_to_the_report(own, backbone, capsys):
+    words = ["--data", str(own / "numbers.csv"), "--backbone", backbone]
+    main(["data", "check", str(own / "numbers.csv"), "--task", "larger", "--backbone", backbone])
+    assert "--tasks larger" in capsys.readouterr().out
+    main(["compare", "--tasks", "larger", *words, "--recipes", "sft", "dpo", "dpo-sft", "--tunings", "full", "--train-size", "16", "--seeds", "0", "1",
+          "--sft.precision", "fp32", "--dpo.precision", "fp32", "--out", str(own / "out")])
+    shown = capsys.readouterr().out
+    assert "right answers %" in shown and "against backbone" in shown and "dpo-sft full" in shown and "without training: always yes" in shown
+
+    results, examples = read_results(own / "out"), read_examples(own / "out")
+    assert {"right", "right_change", "baseline_always_yes"} <= set(results.metric) and set(results.recipe) == {"backbone", "sft", "dpo", "dpo-sft"}
+    history = pd.read_csv(own / "out/runs" / results.run[results.recipe == "dpo-sft"].iloc[0] / "history.csv")
+    assert list(history.kind.unique()) == ["dpo", "sft"]
+    settings = (own / "out/runs" / results.run[results.recipe == "dpo"].iloc[0] / "settings.yaml").read_text()
+    assert "rejected: negated" in settings
+    assert re.fullmatch(r"[\d.]+ \[[\d.]+, [\d.]+\]", cells_table(results, "larger", examples).loc["dpo-sft full", "right answers %"])
+
+    verdicts = {(one.claim, one.task): one for one in judge_claims(own / "out")}
+    assert verdicts["C1", "larger"].verdict == "not asked" and verdicts["C2", "larger"].margin == 0.01
+
+    main(["report", str(own / "out")])
+    page = (own / "out/report.html").read_text(encoding="utf-8")
+    assert "right answers" in page and "dpo-sft full" in page and "always yes" in page and "DPO → SFT" in page
+    assert pd.read_csv(own / "out/report.tables/cells.csv").set_index("cell").loc["sft full", "mean"] == pytest.approx(examples[examples.recipe == "sft"].right.mean())
+
+
+def test_new_processes_know_a_task_of_ones_own(own):
+    "The command line lists it, and the columns of a file are recognised."
+    def run(*words): return subprocess.run([sys.executable, "-c", "from sftdpo.cli import main; main()", *words], capture_output=True, text=True)
+    shown = run("compare", "--help").stdout
+    assert "larger" in shown and "dpo-sft" in shown
+    told = run("data", "check", str(own / "numbers.csv"))
+    assert told.returncode == 0 and "--tasks larger" in told.stdout, told.stderr
+    (own / "bad.csv").write_text("first,second,label\n" + "1,2,smaller\n" * 9 + "3,4,perhaps\n", encoding="utf-8")
+    told = run("data", "check", str(own / "bad.csv"))
+    assert told.returncode == 1 and "the label is 'perhaps', not larger or smaller" in told.stdout
+
+
+def test_settings_name_the_tasks_and_recipes_there_are(own):
+    assert Run(task="larger", data="numbers.csv", recipe="dpo-sft").stages[0].rejected == "negated"
+    with pytest.raises(SettingsError, match="did you mean 'larger'"): Run(task="largr", data="numbers.csv")
+    with pytest.raises(SettingsError, match="negated, swap"): Run(task="larger", data="numbers.csv", dpo=Stage("dpo", rejected="flip"))
+    with pytest.raises(SettingsError, match="needs data of your own"): Run(task="larger")
+    assert Run(task="larger", data="numbers.csv").sft == Stage("sft")
+    assert [run.recipe for run in Study(tasks=("larger",), data="numbers.csv", recipes=("dpo-sft",)).runs()] == ["backbone", "dpo-sft", "dpo-sft"]
+
+
+def test_a_search_of_a_recipe_of_ones_own_takes_over_the_first_rate(own, tmp_path):
+    from sftdpo.choosing import choose_rates
+    from sftdpo.keys import run_folder
+    study = Study(tasks=("larger",), data=str(own / "numbers.csv"), recipes=("dpo-sft",), tunings=("full",), train_size=16, choosing=dict(trials=3))
+    asked = []
+    def pretend(runs):
+        for run in runs:
+            asked.append(run)
+            home = run_folder(tmp_path / "trials", run_name(run))
+            home.mkdir(parents=True, exist_ok=True)
+            (home / "sftdpo.json").write_text("{}")
+            (home / "metrics.json").write_text(f'{{"right": {1 - abs(np.log10(run.stages[-1].learning_rate) + 3)}}}')
+    chosen = choose_rates(study, tmp_path / "trials", pretend, say=lambda words: None)
+    assert {(run.recipe, len(run.stages)) for run in asked} == {("dpo", 1), ("dpo-sft", 2)}
+    assert {"larger dpo-sft full dpo.learning_rate", "larger dpo-sft full sft.learning_rate", "larger dpo-sft full dpo.beta"} <= set(chosen.cells)
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(answers="words"), "use 'labels', 'text' or 'pairs'"),
+    (dict(primary=Metric("loss", "loss", "loss", better="lower")), "take its negative"),
+    (dict(primary=Metric("score", "score", "score")), "say with `margin`"),
+    (dict(primary=Metric("right", "right", share=True)), "name the column"),
+    (dict(recommended={"bard": Recommended(8, 1, 1, 1, 1, 1)}), "under the key None"),
+    (dict(rejected={}), "pair_builders"),
+    (dict(columns={}, load=None), "give one of them"),
+    (dict(columns=dict(one=(), other=()), example=None, verbalizers=(), load=None), "a function of a row"),
+    (dict(name="paraphrase"), "replace=True"),
+    (dict(name="a task"), "letters, digits"),
+])
+def test_a_record_that_cannot_work_is_refused(change, words):
+    import dataclasses
+    with pytest.raises(ValueError, match=re.escape(words)): register(dataclasses.replace(PARAPHRASE, **dict(name="mine") | change))
+    assert list(TASKS) == ["paraphrase", "sonnet", "labels", "completions", "preferences"]
+
+
+@pytest.mark.parametrize("recipe, words", [
+    (Recipe("mine", ("sft", "sft"), "twice", after="sft"), "last_rate='second_sft_rate'"),
+    (Recipe("mine", ("dpo", "sft"), "the other order"), "name the recipe of the stages ('dpo',)"),
+    (Recipe("mine", (), "nothing"), "at least one"),
+    (Recipe("mine", ("sft",), "a control", control_of="sftdpo"), "a registered recipe"),
+    (Recipe("mine", ("sft",), "deeper", depth=(("sft",), ("dpo",))), "one per stage"),
+])
+def test_a_recipe_that_cannot_work_is_refused(recipe, words):
+    with pytest.raises(ValueError, match=re.escape(words)): register(recipe)
+    assert "mine" not in RECIPES
+
+
+KEYS = {  # the end of a run's name and its stages' keys, as commit 72cf482 made them
+    "paraphrase backbone full": "5e2b479163",
+    "paraphrase sft full": "c079e08817 37b551ff96e9",
+    "paraphrase sft lora": "acecf5f720 b0d61b2956c2",
+    "paraphrase dpo full": "6dd95b9b84 907ed09d2742",
+    "paraphrase dpo lora": "c14b67a2b6 a31a1f4e874b",
+    "paraphrase sft-dpo full": "e3964e4fc0 37b551ff96e9 89bb27c5c5db",
+    "paraphrase sft-dpo lora": "5f41881716 b0d61b2956c2 77acab545b27",
+    "paraphrase sft-sft full": "fdc77aa054 37b551ff96e9 caa5f4244f76",
+    "paraphrase sft-sft lora": "3129e74b7e b0d61b2956c2 d487d9aa6805",
+    "paraphrase sft-long full": "b77539f345 e0d47ecf979d",
+    "paraphrase sft-long lora": "9a3c22a2b4 093e6b3d441a",
+    "sonnet backbone full": "f85f7347cd",
+    "sonnet sft full": "fec1e0f149 39fe6d3ed90d",
+    "sonnet sft lora": "3f3e4d629b e0106b877ebf",
+    "sonnet dpo full": "a90d322659 ccaaf402ffa8",
+    "sonnet dpo lora": "23926e75c2 8888b85ffacb",
+    "sonnet sft-dpo full": "934f5d868d 39fe6d3ed90d b79de3ae4fb4",
+    "sonnet sft-dpo lora": "81dafd5f21 e0106b877ebf 10bb0f0577df",
+    "sonnet sft-sft full": "d1c877fcd9 39fe6d3ed90d b5fe27134973",
+    "sonnet sft-sft lora": "9fb7bf31b1 e0106b877ebf b247286736de",
+    "sonnet sft-long full": "5d3a88d472 3068cbccb2b7",
+    "sonnet sft-long lora": "087f4d266d a85df3fe98c2",
+    "labels backbone full": "a570cfb2ef",
+    "labels sft full": "7a34b28348 7a618e9ba676",
+    "labels dpo full": "e6a8a9b719 f7689c279106",
+    "labels sft-dpo full": "69658ff550 7a618e9ba676 ea5944526a74",
+    "labels sft-sft full": "b376b11900 7a618e9ba676 e6d43f30f89b",
+    "labels sft-long full": "881cb12be2 ed2e0d5cdafc",
+    "completions backbone full": "3c1f28e12f",
+    "completions sft full": "e712e91529 52ae32c758c2",
+    "completions dpo full": "a147308405 210b1624a6cc",
+    "completions sft-dpo full": "4356ce4f02 52ae32c758c2 2372ec6d457c",
+    "completions sft-sft full": "8453b14f82 52ae32c758c2 7b9c409c3027",
+    "completions sft-long full": "5c2c54e051 8209fbfd6459",
+    "preferences backbone full": "287acc6040",
+    "preferences sft full": "9adce15dad 231c00a6804a",
+    "preferences dpo full": "74995e87d5 fbd0ffb69418",
+    "preferences sft-dpo full": "2e3f16af7e 231c00a6804a ba0dd8c143b2",
+    "preferences sft-sft full": "b942ab6d82 231c00a6804a 595c023ad539",
+    "preferences sft-long full": "89d96b4c3d 1ce47e8a802d",
+    "second rate": "00551922b1 c5878242557a 2a9fde11542e",
+    "long": "a62815c319 644980b17ceb",
+}
+
+
+def test_names_of_runs_and_keys_of_stages_stay(tmp_path):
+    "A changed key would orphan every stored stage."
+    (tmp_path / "labels.csv").write_text("text,label\n" + "".join(f"row {i} here,{'yes' if i % 3 else 'no'}\n" for i in range(60)))
+    (tmp_path / "completions.csv").write_text("prompt,completion\n" + "".join(f"say {i},it is {i * 7}\n" for i in range(60)))
+    (tmp_path / "preferences.csv").write_text("prompt,chosen,rejected\n" + "".join(f"say {i},it is {i * 7},it was {i}\n" for i in range(60)))
+    fp32 = dict(sft=Stage("sft", precision="fp32"), dpo=Stage("dpo", precision="fp32"))
+    deep = dict(second_sft_rate=1e-5, sft=Stage("sft", precision="fp32", epochs=3), dpo=Stage("dpo", precision="fp32", batch_size=4))
+    found = {}
+    for name in KEYS:
+        if name in ("second rate", "long"): run = Run(recipe="sft-sft" if name == "second rate" else "sft-long", train_size=30, **deep)
+        else:
+            task, recipe, tuning = name.split()
+            data = "embedded" if task in ("paraphrase", "sonnet") else str(tmp_path / f"{task}.csv")
+            run = Run(task=task, data=data, recipe=recipe, tuning=tuning, seed=1, train_size=30, **fp32)
+        found[name] = " ".join([run_name(run).rsplit("-", 1)[1], *stage_keys(run)])
+    assert found == KEYS
+
+
+@pytest.mark.parametrize("study, task", [("smollm2-paraphrase", "paraphrase"), ("bard-sonnet", "sonnet")])
+def test_table_figure_and_report_show_the_same_numbers(repository, study, task):
+    folder = repository / "nbs/study/results" / study
+    results, examples = read_results(folder), read_examples(folder)
+    metric = TASKS[task].primary
+    table = cells_table(results, task, examples)[metric.heading]
+    report = {line["cell"]: line for line in cell_lines(cells_of(with_cells(results), with_cells(examples)), metric)}
+    words = cell_comparison(cell_intervals(examples, metric.column), metric).alternative
+    assert len(table) == len(report) > 5
+    for cell, text in table.items():
+        mean, low, high = re.fullmatch(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", text).groups()
+        assert report[cell][metric.title] == mean + metric.sign and report[cell]["95 % interval"] == f"{low} to {high}{metric.sign}"
+        assert f"{cell} {mean}{metric.sign} ({low} to {high}{metric.sign})" in words
+
+
+def test_the_readme_shows_what_is_stored(repository, monkeypatch):
+    "Its figures are made by code from stored results; the text beside them has none."
+    monkeypatch.chdir(repository / "nbs")
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: len(content))
+    notebook, known, readme = nbformat.read("index.ipynb", as_version=4), {}, (repository / "README.md").read_text(encoding="utf-8")
+    made = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown": assert not re.search(r"\d\.\d+ (%|times|points)|± ", cell.source), f"typed by hand: {cell.source}"
+        if cell.cell_type != "code" or not re.match(r"#\| (echo: false|hide)\n", cell.source): continue
+        printed, tree = StringIO(), ast.parse(cell.source)
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) and "Markdown" in ast.unparse(tree.body[-1]) else None
+        with redirect_stdout(printed): exec(compile(tree, "index.ipynb", "exec"), known)
+        text = eval(ast.unparse(last), known).data if last else printed.getvalue()
+        made += bool(text.strip())
+        for line in text.strip().splitlines(): assert line.strip().replace("](images/", "](nbs/images/").replace("](study/", "](nbs/study/") in readme, line
+    assert made >= 4
+
+
+def test_no_public_name_is_defined_in_two_modules():
+    places = defaultdict(set)
+    for file in Path(sftdpo.__file__).parent.glob("*.py"):
+        if file.stem.startswith("_"): continue
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [node.target.id] if isinstance(node, ast.AnnAssign) else \
+                [target.id for target in node.targets if isinstance(target, ast.Name)] if isinstance(node, ast.Assign) else []
+            for name in names:
+                if not name.startswith("_"): places[name].add(file.stem)
+    twice = {name: sorted(modules) for name, modules in sorted(places.items()) if len(modules) > 1}
+    assert twice == {}
