@@ -54,8 +54,9 @@ def stage_rows(
     if stage.kind == "dpo":
         samples = None
         if stage.rejected == "sample":
+            lines = usual_lines(examples) if run.task == "sonnet" else None
             drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1), seed=run.seed,
-                           max_lines=usual_lines(examples) if run.task == "sonnet" else None, precision=stage.precision)
+                           max_lines=lines, min_lines=lines, precision=stage.precision)  # as for judging: no end before the last line
             samples = [texts[0] for texts in drawn]
         examples = make_pairs(examples, stage.rejected, run.seed, data.verbalizers, samples)
     else: examples = without_rejected(examples)
@@ -167,14 +168,14 @@ def judge(
     run: Run,        # says what is judged, and how
     model,           # the run's final policy
     tokenizer,       # its tokenizer
-    baseline: bool = False,  # add what needs no model?
+    baseline: bool = False,  # add what needs no model? Labels have it always, fitted on the run's training rows
 ) -> tuple[dict, pd.DataFrame]:
     "Metrics of a policy on the run's test examples, and the predictions or texts behind them."
     data, examples = task_data(run), judged_examples(run)
     started = time.perf_counter()
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
     metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
-    if baseline: metrics |= {f"baseline_{name}": value for name, value in baselines(data, examples, run.seed).items()}
+    if baseline or data.verbalizers: metrics |= {f"baseline_{name}": value for name, value in baselines(data, examples, run.seed, training_examples(run)).items()}
     return metrics, found.examples
 
 # %% ../nbs/06b_runs.ipynb #c2efc835

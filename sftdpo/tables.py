@@ -24,10 +24,10 @@ HEADLINES = {  # per task: metrics shown in a table, with a title and a factor
     "completions": {"chrf": ("chrF", 1), "chrf_change": ("against backbone", 1), "nll": ("nats per token", 1), "exact": ("exact %", 100), "ended": ("ended %", 100)},
     "preferences": {"accuracy": ("pair accuracy %", 100), "accuracy_change": ("against backbone", 100), "nll": ("nats per token, chosen", 1), "rejected_nll": ("rejected", 1)}}
 BESIDE = {  # what is reached without a model: metric, title, factor
-    "paraphrase": {"majority": ("majority class", 100), "word_overlap": ("word overlap", 100)},
+    "paraphrase": {"majority": ("majority class", 100), "overlap": ("word overlap", 100), "word_overlap": ("word overlap", 100), "tfidf": ("TF-IDF", 100)},  # word_overlap: in older results
     "sonnet": {"chrf_floor": ("chrF of a random training sonnet", 1), "chrf_whole_floor": ("the same, whole", 1), "chrf_best_training": ("of the best one", 1),
                "rhyme_true": ("rhyme of the true sonnets", 100)},
-    "labels": {"majority": ("always the training rows' commonest label", 100), "word_overlap": ("word overlap", 100)},
+    "labels": {"majority": ("always the training rows' commonest label", 100), "overlap": ("word overlap", 100), "word_overlap": ("word overlap", 100), "tfidf": ("TF-IDF", 100)},
     "completions": {"chrf_floor": ("chrF of a random training completion", 1), "chrf_best_training": ("of the best one", 1)},
     "preferences": {"coin": ("a coin", 100), "longer": ("the longer one", 100)}}
 
@@ -125,7 +125,8 @@ def print_tables(
         print(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
         runs = list(part.run.unique())
         print(cells_table(results, task, read_examples(folder, runs), variants_of(Path(folder))).to_string())
-        found = part[part.recipe == "backbone"].groupby("metric").value.mean()  # over splits
+        found, fitted = (some.groupby("metric").value.mean().to_dict() for some in (part[part.recipe == "backbone"], trained))  # over splits
+        found |= {name: value for name, value in fitted.items() if name.startswith("baseline_")}  # on the runs' own training rows
         beside = [f"{title} {found[f'baseline_{metric}'] * factor:.1f}" for metric, (title, factor) in BESIDE[task].items() if f"baseline_{metric}" in found]
         print("without training: " + ", ".join(beside))
         if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")

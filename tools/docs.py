@@ -20,7 +20,7 @@ from pages import Pages
 
 SECTIONS = {  # a notebook's section and place are those of the first pattern that its name without number matches
     "Tutorial": ["index", "study/playground*", "study/own_data", "extending"],
-    "Method": ["examples", "questions", "rows", "data", "model", "loss", "batches", "trainer", "evaluate", "choosing", "stats", "claims"],
+    "Method": ["examples", "questions", "rows", "data", "model", "loss", "batches", "trainer", "answers", "sampling", "verse", "baselines", "distance", "evaluate", "choosing", "stats", "claims"],
     "Analysis": ["study/*"],
     "Reference": ["glossary", "cli", "config", "*"],
 }
