@@ -431,7 +431,7 @@ def deal(
 ) -> list[list[Example]]:         # parts of nearly equal size, each with nearly as many rows of each label
     "Deal rows into parts by chance; all rows of one prompt go to the same part."
     groups, parts, held = {}, [[] for _ in range(hands)], Counter()
-    for e in examples: groups.setdefault(prompt_key(e), []).append(e)
+    for e in sorted(examples, key=lambda e: e.id): groups.setdefault(prompt_key(e), []).append(e)
     def turn(some): return str(some[0].label), -len(some), chance(seed, "folds", some[0].id)
     for some in sorted(groups.values(), key=turn):
         part = min(range(hands), key=lambda i: (held[i, some[0].label], len(parts[i]), i))
