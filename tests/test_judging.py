@@ -1,17 +1,10 @@
 """How models are judged, through files and the command line: nothing is measured by length, memory or luck alone."""
 import json
-from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from sftdpo.cli import main
-from sftdpo.config import Run, Stage
-from sftdpo.data import load_task, tokenize
-
-
-def letters(text): return len("".join(text.split()))
-def lines_of(text): return sum(bool(line.strip()) for line in text.split("\n"))
 
 
 def judged(capsys, *words):
@@ -21,44 +14,14 @@ def judged(capsys, *words):
     return {name: float(value) for name, value in found.items() if name != "written:"}
 
 
-@pytest.fixture(scope="module")
-def early(tmp_path_factory):
-    "A policy on the disk that ends its sonnets after two lines, as it was trained to."
-    from sftdpo.model import load_backbone, save_policy
-    from sftdpo.trainer import train_stage
-    model, tokenizer = load_backbone("bard")
-    short = [replace(e, completion="\n".join(e.completion.split("\n")[:2])) for e in load_task("sonnet").train[:96]]
-    stage = Stage("sft", epochs=3, batch_size=8, learning_rate=1e-3, precision="fp32")
-    train_stage(model, tokenize(short, tokenizer, True), stage, seed=0, progress=False)
-    return save_policy(model, tokenizer, tmp_path_factory.mktemp("early") / "model")
-
-
-def test_a_sonnet_is_judged_at_the_length_of_the_true_one(early, tmp_path, capsys):
-    "Finding 1. At 72cf482 the texts are as short as the policy leaves them, and score 9 instead of 24."
-    found = judged(capsys, early, "--task", "sonnet", "--sampling.samples", 2, "--out", tmp_path / "texts.jsonl")
-    texts = pd.read_json(tmp_path / "texts.jsonl", lines=True, convert_dates=False)
-    assert all(letters(line.generated) >= letters(line.true) and lines_of(line.generated) >= 11 for line in texts.itertuples())
-    assert found["chrf"] > 20 and found["full_length"] == 1
-    assert found["ended"] > .8 and found["length_ratio"] < .4  # how it would have ended, from the policy itself
-
-
-def test_sampled_pairs_are_drawn_as_judged_texts_are(early):
-    "Finding 1. A rejected sonnet has as many lines as the chosen ones, whatever the policy's own ending."
-    from sftdpo.model import load_backbone
-    from sftdpo.runs import stage_rows
-    model, tokenizer = load_backbone(str(early))
-    run = Run(task="sonnet", recipe="dpo", dpo=Stage("dpo", rejected="sample"))
-    rows = stage_rows(run, run.stages[0], model, tokenizer, load_task("sonnet").train[:6])
-    assert [lines_of(tokenizer.decode(row.completions[1][:-1])) for row in rows] == [11] * 6
-
-
 @pytest.fixture
 def pairs(tmp_path):
     "A folder of question pairs, two of whose four judged ones share a question with training."
     row = lambda i, a, b, label: f"{i}\t{a}\t{b}\t{label}\n"
     header, folder = "id\tsentence1\tsentence2\tis_duplicate\n", tmp_path / "pairs"
     folder.mkdir()
-    (folder / "train.tsv").write_text(header + "".join(row(i, f"Who is {i}?", f"What is {i}?", i % 2) for i in range(30)))
+    (folder / "train.tsv").write_text(header + "".join(
+        row(i, "Who is 3?" if i < 15 else f"Who is {i + 100}?", f"What is {i + 100}?" if i < 15 else "What is 4?", i % 2) for i in range(30)))
     (folder / "dev.tsv").write_text(header + row(100, "who is  3?", "Where is he?", 1) + row(101, "Why?", "When?", 0)
                                     + row(102, "Why not?", "When then?", 1) + row(103, "A?", "What is 4?", 1))
     return folder
@@ -73,7 +36,7 @@ def test_data_check_counts_pairs_that_share_a_question(pairs, capsys):
 def test_data_check_names_six_words_from_training_texts(tmp_path, capsys):
     "Finding 13. At 72cf482 the check says nothing of them."
     line, folder = "I love thee in such sort, as thou being mine", tmp_path / "poems"
-    rows = [(f"Poem {i}:", f"words of number {i} and no others than these") for i in range(40)] + [("Poem 36:", f"Let me confess: {line}.")]
+    rows = [(f"Poem {i}:", f"Number {i}, let me confess: {line}.") for i in range(40)]
     csv = lambda rows: "prompt,completion\n" + "".join(f'{a},"{b}"\n' for a, b in rows)
     folder.mkdir()
     (folder / "train.csv").write_text(csv(rows))
