@@ -55,8 +55,8 @@ def stage_rows(
     else:
         if stage.rejected == "sample":
             lines = usual_lines(examples) if TASKS[run.task].same_lines else None
-            drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1),
-                           seed=run.seed, max_lines=lines, precision=stage.precision)
+            drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1), seed=run.seed,
+                           max_lines=lines, min_lines=lines, precision=stage.precision)  # as for judging: no end before the last line
             samples = [texts[0] for texts in drawn]
         examples = make_pairs(examples, find_function(TASKS[run.task].rejected[stage.rejected]), run.seed, data.verbalizers, samples)
     return tokenize(examples, tokenizer, data.end_of_text, context_length(model.config), cut_rejected=stage.rejected != "given")
@@ -170,13 +170,13 @@ def judge(
     inputs: RunInputs,  # of a run: what is judged, and how
     model,              # the run's final policy
     tokenizer,          # its tokenizer
-    baseline: bool = False,  # add what needs no model?
+    baseline: bool = False,  # add what needs no model? Labels have it always, fitted on the run's training rows
 ) -> tuple[dict, pd.DataFrame]:
     "Metrics of a policy on the run's test examples, and the predictions or texts behind them."
     run, data, examples, started = inputs.run, inputs.data, inputs.judged, time.perf_counter()
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
     metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
-    if baseline: metrics |= {f"baseline_{name}": value for name, value in baselines(data, examples, run.seed).items()}
+    if baseline or data.verbalizers: metrics |= {f"baseline_{name}": value for name, value in baselines(data, examples, run.seed, training_examples(run)).items()}
     return metrics, found.examples
 
 # %% ../nbs/06b_runs.ipynb #11edcd08

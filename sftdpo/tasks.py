@@ -123,7 +123,7 @@ class Task:
     sources: tuple[str, ...] = ()  # "embedded" and "hub", where there is such data; default: data of your own
     published: bool = False  # are its files a published data set, whose dev set judges?
     same_lines: bool = False  # do its texts all have as many lines? Then drawn texts get no more
-    baselines: Function | None = None  # (data, examples, seed) -> {name: value}, what needs no model
+    baselines: Function | None = None  # (data, examples, training, seed) -> {name: value}, what needs no model
     beside: tuple[Baseline, ...] = ()  # the baselines that tables and figures show
     paired: dict[str, Function] = field(default_factory=dict)  # metric: (examples, backbone's examples) -> value per example
 
@@ -180,8 +180,9 @@ PARAPHRASE = Task(
     rejected=pair_builders("flip", "swap", "sample"),
     columns=dict(question1=("sentence1", "question1"), question2=("sentence2", "question2"), label=("is_duplicate", "label")),
     load="sftdpo.data:_paraphrase_task", example="sftdpo.data:_pair_example", sources=("embedded", "hub"), published=True,
-    evaluate="sftdpo.evaluate:_evaluate_labels", baselines="sftdpo.evaluate:_label_baselines",
-    beside=(Baseline("majority", "majority class", "accuracy"), Baseline("word_overlap", "word overlap", "accuracy")))
+    evaluate="sftdpo.evaluate:_evaluate_labels", baselines="sftdpo.baselines:_label_baselines",
+    beside=(Baseline("majority", "majority class", "accuracy"), Baseline("overlap", "word overlap", "accuracy"), Baseline("word_overlap", "word overlap", "accuracy"),  # word_overlap: in older results
+            Baseline("tfidf", "TF-IDF", "accuracy")))
 
 # %% ../nbs/00_tasks.ipynb #1d18b70b
 SONNET = Task(
@@ -190,7 +191,7 @@ SONNET = Task(
                Metric("rhyme", "rhyme", share=True), Metric("lines_14", "14 lines", share=True)),
     rejected=pair_builders("sample", "swap", "shuffle", "corrupt"),
     load="sftdpo.data:_sonnet_task", sources=("embedded",),
-    evaluate="sftdpo.evaluate:_evaluate_sonnets", baselines="sftdpo.evaluate:_sonnet_baselines",
+    evaluate="sftdpo.evaluate:_evaluate_sonnets", baselines="sftdpo.baselines:_sonnet_baselines",
     beside=(Baseline("chrf_floor", "random training sonnet", "chrf"), Baseline("chrf_best_training", "best training sonnet", "chrf"),
             Baseline("chrf_whole_floor", "random training sonnet, whole", "chrf_whole"), Baseline("rhyme_true", "rhyme of the true sonnets", "rhyme")))
 
@@ -200,15 +201,16 @@ LABELS = Task(
     Metric("accuracy", "accuracy", "correct", share=True, change=True),
     headlines=LABEL_HEADLINES, recommended=LABEL_RATES,
     rejected=pair_builders("flip", "swap", "sample"), columns=dict(prompt=(), label=()),
-    evaluate="sftdpo.evaluate:_evaluate_labels", baselines="sftdpo.evaluate:_label_baselines",
-    beside=(Baseline("majority", "commonest training label", "accuracy"), Baseline("word_overlap", "word overlap", "accuracy")))
+    evaluate="sftdpo.evaluate:_evaluate_labels", baselines="sftdpo.baselines:_label_baselines",
+    beside=(Baseline("majority", "commonest training label", "accuracy"), Baseline("overlap", "word overlap", "accuracy"), Baseline("word_overlap", "word overlap", "accuracy"),  # word_overlap: in older results
+            Baseline("tfidf", "TF-IDF", "accuracy")))
 
 # %% ../nbs/00_tasks.ipynb #afec11e1
 COMPLETIONS = Task(
     "completions", "Completions", "text", Metric("chrf", "chrF", "chrf", change=True), recommended=TEXT_RATES,
     headlines=(NATS, Metric("exact", "exact", share=True), Metric("ended", "ended", share=True)),
     rejected=pair_builders("sample", "swap", "shuffle", "corrupt"), columns=dict(prompt=(), completion=()),
-    evaluate="sftdpo.evaluate:_evaluate_completions", baselines="sftdpo.evaluate:_completion_baselines",
+    evaluate="sftdpo.evaluate:_evaluate_completions", baselines="sftdpo.baselines:_completion_baselines",
     beside=(Baseline("chrf_floor", "random training completion", "chrf"), Baseline("chrf_best_training", "best training completion", "chrf")))
 
 # %% ../nbs/00_tasks.ipynb #7f688b33
@@ -217,7 +219,7 @@ PREFERENCES = Task(
     Metric("accuracy", "pair accuracy", "correct", share=True, change=True), recommended=TEXT_RATES,
     headlines=(Metric("nll", "nats per token, chosen", "nll", digits=3, better="lower"), Metric("rejected_nll", "rejected", digits=3)),
     rejected=pair_builders("given", "sample", "swap", "shuffle", "corrupt"), columns=dict(prompt=(), chosen=(), rejected=()),
-    evaluate="sftdpo.evaluate:_evaluate_pairs", baselines="sftdpo.evaluate:_preference_baselines",
+    evaluate="sftdpo.evaluate:_evaluate_pairs", baselines="sftdpo.baselines:_preference_baselines",
     beside=(Baseline("coin", "a coin", "accuracy"), Baseline("longer", "the longer one", "accuracy")),
     paired={"reward_accuracy": "sftdpo.evaluate:reward_accuracy"})
 

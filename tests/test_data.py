@@ -287,3 +287,78 @@ def test_verbalizers(tokenizer):
     assert [[tokenizer.decode(c) for c in r.completions] for r in rows] == [["no", "yes"]] * 3
     with pytest.raises(DataError, match="'maybe' is 5 tokens"): d.verbalizer_rows(labelled(3), tokenizer, ("no", "maybe"))
     with pytest.raises(DataError, match="share a token"): d.verbalizer_rows(labelled(3), tokenizer, ("no", "no"))
+
+
+# folds
+
+def test_folds_of_the_sonnets_are_disjoint_and_whole():
+    "24 only validate; each of the other 130 is judged once and trains in the other nine folds. At 72cf482 at most 33 of 154 are ever judged."
+    poems = d.read_sonnets(Path(d.__file__).parent/"assets"/"sonnets.txt")
+    every = {e.id for e in poems}
+    for folds, judged in ((10, 13), (5, 26)):
+        found = [d.fold_split(poems, folds, fold) for fold in range(1, folds + 1)]
+        for splits in found:
+            train, choose, test = ({e.id for e in part} for part in splits.values())
+            assert (len(choose), len(test)) == (24, judged) and train | choose | test == every
+            assert not train & choose and not train & test and not choose & test
+        assert len({tuple(e.id for e in splits["choose"]) for splits in found}) == 1
+        assert Counter(e.id for splits in found for e in splits["test"]) == Counter(every - {e.id for e in found[0]["choose"]})
+
+
+def test_folds_of_labelled_rows_are_stratified():
+    rows = [Example(str(i), f"text {i}", "ab"[i % 10 == 0], label=int(i % 10 == 0)) for i in range(103)]
+    found = [d.fold_split(rows, 5, fold, seed=4) for fold in range(1, 6)]
+    assert Counter(e.id for splits in found for e in splits["test"]) == Counter(e.id for e in rows)
+    assert Counter(e.id for splits in found for e in splits["choose"]) == Counter(e.id for e in rows)
+    for splits in found:
+        assert sorted(e.id for part in splits.values() for e in part) == sorted(e.id for e in rows)
+        assert Counter(e.label for e in splits["test"])[1] in (2, 3) and len(splits["test"]) in (20, 21)
+
+
+def test_folds_do_not_depend_on_the_order_of_the_rows():
+    "So every cell has the same folds; another seed has others; all rows of one prompt stay together."
+    rows = [Example(str(i), f"text {i // 3}", "ab"[i % 2], label=i % 2) for i in range(60)]
+    named = lambda splits: {split: {e.id for e in part} for split, part in splits.items()}
+    for fold in (1, 4):
+        assert named(d.fold_split(rows, 4, fold, 7)) == named(d.fold_split(rows[::-1], 4, fold, 7)) != named(d.fold_split(rows, 4, fold, 8))
+        prompts = [{e.prompt for e in part} for part in d.fold_split(rows, 4, fold, 7).values()]
+        assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
+
+
+@pytest.mark.parametrize("folds, fold, says", [(2, 1, "folds is 2.*3 to 12"), (13, 1, "folds is 13"), (4, 0, "fold is 0: use a number from 1 to 4")])
+def test_folds_that_cannot_be(folds, fold, says):
+    rows = [Example(str(i), f"text {i}", "x", label=0) for i in range(12)]
+    with pytest.raises(DataError, match=says): d.fold_split(rows, folds, fold)
+    assert len(d.fold_split(rows, 3, 1)["test"]) == 4 and len(d.fold_split(rows, 12, 12)["test"]) == 1  # the remedy works
+
+
+# labels
+
+def test_unbalanced_and_rare_labels_are_named(tmp_path):
+    "Through a file and `check_file`, as `data check` prints it."
+    from sftdpo.check import check_file
+    rows = "".join(f"message {i},{'ham' if i % 10 else 'spam'}\n" for i in range(200))
+    report = str(check_file("labels", write(tmp_path, "mail.csv", "text,label\n" + rows)))
+    assert "macro F1 is primary, not accuracy" in report and "too few judged rows to say much of a label: spam" in report
+    even = "".join(f"message {i},{'ham' if i % 2 else 'spam'}\n" for i in range(200))
+    assert "macro F1" not in str(check_file("labels", write(tmp_path, "even.csv", "text,label\n" + even)))
+
+
+def test_which_wrong_label_is_rejected():
+    examples = [Example(str(i), f"text {i}", "abc"[i % 3], label=i % 3) for i in range(300)]
+    chance = d.wrong_labels(examples, "abc", seed=1)
+    assert chance == [e.rejected for e in d.make_pairs(examples, "flip", 1, "abc")]
+    assert all(110 < n < 240 or n for n in Counter(chance).values()) and not any(w == e.completion for w, e in zip(chance, examples))
+    favourite = d.wrong_labels(examples, "abc", "favourite", probabilities=[[.1, .6, .3]] * 300)
+    assert favourite == ["b", "c", "b"] * 100
+    with pytest.raises(DataError, match="needs the base model's probabilities of 300 examples, and there are 1"): d.wrong_labels(examples, "abc", "favourite", probabilities=[[1, 0, 0]])
+    with pytest.raises(DataError, match="'chance' or 'favourite'"): d.wrong_labels(examples, "abc", "worst")
+
+
+# what judged and training texts share
+
+def test_shared_runs_of_the_sonnets():
+    "Sonnet 96 ends with the couplet of sonnet 36; no other pair of sonnets shares as many words."
+    poems = d.read_sonnets(Path(d.__file__).parent/"assets"/"sonnets.txt")
+    assert len(d.shared_runs([poems[95]], poems[:95])["96"]) > 10 and "1" not in d.shared_runs(poems[:1], poems[1:])
+    assert d.word_runs("Don’t SAY so, now!", 3) == [("don't", "say", "so"), ("say", "so", "now")]

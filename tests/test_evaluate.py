@@ -4,13 +4,17 @@ import pandas as pd
 import pytest
 import torch
 
+from sftdpo.baselines import overlap_features, tfidf_baseline
 from sftdpo.config import LoRA, Sampling
-from sftdpo.data import Example, TaskData
-from sftdpo.evaluate import (baselines, best_threshold, calibration_error, choose, chrf, classification_metrics, evaluate, form,
-                             generate_ids, iambic, mean_interval, predict, questions_of, reward_accuracy, rhyme_share, rhymes, sample,
-                             score_pairs, seen, syllables, ten_syllables)
+from sftdpo.data import Example, TaskData, cloze_prompt, load_task, tokenize, verbalizer_rows
+from sftdpo.distance import completion_logits, divergences, kl_divergence, row_divergences
+from sftdpo.evaluate import (at_temperature, baselines, best_threshold, calibration_error, calibration_interval, characters, choose, chrf,
+                             chrf_at_length, chrf_matched, classification_metrics, continuations, decoding, entropy, evaluate,
+                             first_characters, first_lines, fit_temperature, form, generate_ids, iambic, mean_interval,
+                             perfect_calibration_error, predict, questions_of, repeated_share, reward_accuracy, rhyme_share, rhymes,
+                             sample, score_pairs, seen, syllables, ten_syllables, text_of)
 from sftdpo.model import apply_tuning
-from tiny import tiny_tokenizer
+from tiny import tiny_model, tiny_tokenizer
 
 prompts = ["Shall I compare thee\n", "Rough winds do shake the darling buds of May,\n", "And\n", "Thou art more lovely\n"]
 
@@ -68,7 +72,7 @@ def test_paraphrase_baselines():
     test = [pair(5, "x y", "x y", 1), pair(6, "x y z", "x y w", 0), pair(7, "x", "y", 0), pair(8, "v", "w", 1)]
     found = baselines(paraphrases(train, test), test)
     assert found["majority"] == .5  # no, the more frequent in train, is right twice
-    assert found["word_overlap"] == .5  # threshold 2/4: right on the first and the third
+    assert found["overlap"] == .5  # threshold 2/4: right on the first and the third
     assert questions_of(test[0].prompt) == ("x y", "x y") and questions_of("anything else") is None
 
 
@@ -255,6 +259,77 @@ def test_a_prompt_opens_as_its_tokenizer_opens_a_text(tiny):
     assert separated.prompt.endswith(cut.prompt) and len(tokenize([cut], tokenizer, True, 40)[0].prompt) > 20
 
 
+# -- texts that may not end early
+
+def ends_early(model, tokenizer, lines=6.):
+    "The model, likely to end a line, and to end the text."
+    newline, original = tokenizer("\n")["input_ids"][0], model.forward
+
+    def forward(*args, **kwargs):
+        found = original(*args, **kwargs)
+        found.logits[..., newline] += lines
+        found.logits[..., tokenizer.eos_token_id] += lines
+        return found
+    model.forward = forward
+    return model
+
+
+def lines_of(text):
+    return sum(bool(line.strip()) for line in text.split("\n"))
+
+
+def test_the_end_is_refused_until_the_last_line(tiny):
+    "Every text has the lines and the characters asked for; up to the first refusal it is what is drawn unhindered, token by token."
+    model, tokenizer = tiny
+    model, end = ends_early(model, tokenizer), tokenizer.eos_token_id
+    sampling = Sampling(samples=6, temperature=1., top_p=.95, max_new_tokens=150)
+    kept = continuations(model, tokenizer, prompts, sampling, 2, max_lines=5, min_lines=5, precision="fp32")
+    free = continuations(model, tokenizer, prompts, sampling, 2, max_lines=5, precision="fp32")
+    counts = [lines_of(text_of(tokenizer, one.ids)) for one in sum(kept, [])]
+    assert counts == [5] * 24 and min(lines_of(text_of(tokenizer, one.ids)) for one in sum(free, [])) < 3
+    for one, other in zip(sum(kept, []), sum(free, [])):
+        ids, ended = one.unhindered(end)
+        assert ids + [end] * (one.refused is not None) == other.ids and ended == (other.ids[-1] == end)
+        assert end not in one.ids[:-1]
+    longer = continuations(model, tokenizer, prompts, sampling, 2, 5, 5, [60, 0, 10, 60], "fp32")
+    for one, least in zip(sum(longer, []), [60] * 6 + [0] * 6 + [10] * 6 + [60] * 6):
+        text = text_of(tokenizer, one.ids)
+        assert characters(text) >= least and lines_of(text) >= 5
+    assert longer == continuations(model, tokenizer, prompts, sampling, 2, 5, 5, [60, 0, 10, 60], "fp32", cache_bytes=1)
+
+
+def test_a_refused_end_is_redrawn_from_the_other_tokens(tiny_gpt2):
+    "Greedy: the text is that of a model whose end of text is impossible."
+    model, tokenizer = tiny_gpt2
+    greedy = Sampling(samples=1, temperature=0., max_new_tokens=30)
+    expected = generate_ids(ragged(tiny_model("gpt2", tokenizer), tokenizer, -1e4), tokenizer, prompts, greedy, 0, precision="fp32")
+    found = continuations(ragged(model, tokenizer, 50.), tokenizer, prompts, greedy, 0, min_characters=[10**6] * 4, precision="fp32")
+    assert [[one.ids for one in samples] for samples in found] == expected
+    assert all(one.refused == 0 and one.unhindered(tokenizer.eos_token_id) == ([], True) for samples in found for one in samples)
+
+
+def within(ids, length, value):
+    "Correlation of two columns within prompts."
+    both = pd.DataFrame({"id": list(ids), "length": list(length), "value": list(value)})
+    apart = both[["length", "value"]] - both.groupby("id")[["length", "value"]].transform("mean")
+    return apart.corr().loc["length", "value"]
+
+
+def test_length_cannot_win():
+    """Ten other sonnets, each cut to four shares of the true length, that must go on, as a policy must whose end is refused.
+
+    The metric correlates with where they were cut by less than .2 within a prompt, chrF of the cut texts by more than .8."""
+    data = load_task("sonnet")
+    rows = [(e.id, share, e.completion, t.completion[:round(share * len(e.completion))], other.completion)
+            for e in data.choose for t, other in zip(data.train[:10], data.train[10:20]) for share in (.3, .5, .7, 1.)]
+    ids, shares, trues, cut, more = zip(*rows)
+    judged = [chrf_at_length(f"{text}\n{rest}", true) for true, text, rest in zip(trues, cut, more)]
+    whole = [chrf(text, true) for true, text in zip(trues, cut)]
+    assert abs(within(ids, shares, judged)) < .2 and within(ids, shares, whole) > .8
+    means = pd.Series(judged).groupby(list(shares)).mean()
+    assert means.max() - means.min() < .5
+
+
 # -- whole evaluations
 
 def test_predict_compares_the_verbalizers(tiny):
@@ -280,6 +355,8 @@ def test_evaluate_sonnets(tiny):
     found = evaluate(model, tokenizer, data, poem[1:], Sampling(samples=2, max_new_tokens=30), seed=0, precision="fp32")
     assert list(found.examples["sample"]) == [0, 1, 0, 1] and list(found.examples["id"]) == ["1", "1", "2", "2"]
     assert found.metrics["chrf"] == pytest.approx(found.examples.chrf.mean())
+    for line in found.examples.itertuples(): assert line.chrf == chrf_at_length(line.generated, line.true)
+    assert found.metrics["tokens_drawn"] <= 30
     # the true continuation's nats per token, its end of text included
     prompt, end = (tokenizer(text)["input_ids"] for text in (poem[1].prompt, poem[1].completion))
     ids = torch.tensor([prompt + end + [tokenizer.eos_token_id]])
@@ -291,10 +368,9 @@ def test_evaluate_sonnets(tiny):
 
 
 def test_sonnet_baselines_on_the_course_sonnets():
-    from sftdpo.data import load_task
     data = load_task("sonnet")
     found = baselines(data, data.choose)
-    assert found["chrf_floor"] == pytest.approx(26.2, abs=.6) and found["chrf_whole_floor"] == pytest.approx(41.6, abs=.6)
+    assert found["chrf_floor"] == pytest.approx(26.0, abs=.6) and found["chrf_whole_floor"] == pytest.approx(41.6, abs=.6)
     assert found["chrf_floor"] < found["chrf_best_training"] < found["chrf_ceiling"]
     assert found["lines_14_true"] == 1 and found["copied_5grams_true"] < .01
 
@@ -322,7 +398,10 @@ def test_completions(tiny):
     assert list(found.examples["sample"]) == [0, 1, 2] * 2
     assert found.metrics["chrf"] == pytest.approx(found.examples.chrf.mean()) and 0 <= found.metrics["ended"] <= 1
     assert found.metrics["nll"] == pytest.approx(found.examples.nll.mean())
-    for line in found.examples.itertuples(): assert line.chrf == chrf(line.generated, line.true) and line.length_ratio == len(line.generated) / 9
+    for line in found.examples.itertuples():
+        assert line.chrf == chrf(line.generated, line.true) and line.length_ratio == len(line.generated) / 9
+        assert line.chrf_matched == chrf_matched(line.generated, line.true) and line.repeated_4grams == repeated_share(line.generated)
+    assert found.metrics["length_ratio"] == pytest.approx(found.examples.length_ratio.mean())
     beside = baselines(data, data.test)
     assert beside["chrf_floor"] <= beside["chrf_best_training"] < beside["chrf_ceiling"] == 100
 
@@ -353,3 +432,134 @@ def test_reward_accuracy_by_hand():
     before = pd.DataFrame({"id": list("abc"), "chosen_logp": [-5., -5., -5.], "rejected_logp": [-2., -2., -2.]})
     after = pd.DataFrame({"id": list("cab"), "chosen_logp": [-5., -4., -6.], "rejected_logp": [-2., -3., -2.]})
     assert reward_accuracy(after, before).loc[["a", "b", "c"]].tolist() == [1, 0, .5]
+
+
+# -- measures of an answer
+
+def test_matched_and_repeated_by_hand():
+    assert first_characters("a day of May", 5) == "a day o" and first_characters("ab", 9) == "ab" and first_characters("ab", 0) == ""
+    assert chrf_matched("a day", "a day of May") == 100 == chrf_at_length("a day of May", "a day") and chrf_matched("", "a day") == 0
+    assert chrf_at_length("a day", "a day of May") < 100  # a short text loses
+    assert repeated_share("to be or not to be or not to be") == pytest.approx(3 / 7) and repeated_share("to be") == 0
+    assert first_lines("a\n\nb\nc\n", 2) == "a\n\nb" and first_lines("a\nb", 2) == "a\nb"
+
+
+def test_entropy_equals_scipy():
+    from scipy import stats
+    p = np.random.default_rng(0).dirichlet(np.ones(4), 20)
+    assert entropy(p) == pytest.approx(stats.entropy(p, axis=1)) and entropy([[1., 0.]]) == 0
+
+
+def test_a_perfect_policy_shows_two_percent_at_a_thousand_rows():
+    rng = np.random.default_rng(3)
+    confidence = rng.uniform(.5, 1, 1000)
+    by_hand = [calibration_error(confidence, rng.random(1000) < confidence) for _ in range(300)]
+    assert perfect_calibration_error(confidence) == pytest.approx(np.mean(by_hand), abs=.001) == pytest.approx(.023, abs=.003)
+
+
+def test_calibration_interval_covers():
+    rng, held = np.random.default_rng(4), 0
+    for seed in range(100):
+        confidence = rng.uniform(.6, 1, 1000)
+        low, high = calibration_interval(confidence, rng.random(1000) < confidence - .1, draws=200, seed=seed)
+        held += low <= .1 <= high
+    assert held >= 88
+    low, high = calibration_interval([.8] * 4, [1, 1, 1, 1])
+    assert 0 <= low <= high
+
+
+def test_temperature_equals_logistic_regression():
+    from sklearn.linear_model import LogisticRegression
+    rng = np.random.default_rng(5)
+    odds = rng.normal(0, 1.5, 3000)
+    labels = (rng.random(3000) < 1 / (1 + np.exp(-odds))).astype(int)
+    yes = 1 / (1 + np.exp(-3 * odds))
+    found = fit_temperature(np.stack([1 - yes, yes], axis=1), labels)
+    assert 1 / found == pytest.approx(LogisticRegression(C=1e9, fit_intercept=False).fit(3 * odds[:, None], labels).coef_.item(), rel=1e-3)
+    assert at_temperature([[.8, .2]], 2.)[0] == pytest.approx([2/3, 1/3])
+
+
+def test_evaluate_reports_calibration_and_entropy(tiny):
+    model, tokenizer = tiny
+    examples = [pair(i, "How do I learn?", "What " * (i + 1), i % 2) for i in range(20)]
+    found = evaluate(model, tokenizer, paraphrases(examples, examples), examples, Sampling(), 0)
+    probabilities = found.examples.filter(like="probability_").to_numpy()
+    assert found.metrics["calibration_error_perfect"] == perfect_calibration_error(probabilities.max(1))
+    assert found.metrics["calibration_error_low"] <= found.metrics["calibration_error_high"]
+    assert found.metrics["entropy"] == pytest.approx(-(probabilities * np.log(probabilities)).sum(1).mean())
+
+
+# -- distance
+
+def test_divergence_equals_torch_and_scipy():
+    from scipy import stats
+    one, other = torch.randn(2, 7, 300, dtype=torch.double).log_softmax(-1)
+    theirs = torch.nn.functional.kl_div(other, one, log_target=True, reduction="none").sum(-1)
+    assert torch.allclose(kl_divergence(one, other), theirs) and theirs.numpy() == pytest.approx(stats.entropy(one.exp(), other.exp(), axis=1))
+    assert torch.allclose(divergences(one, other, chunk=2)[:, 1].double(), kl_divergence(other, one), atol=1e-5)
+    assert kl_divergence(torch.tensor([1., 0.]).log(), torch.tensor([.5, .5]).log()).item() == pytest.approx(np.log(2))
+
+
+def test_row_divergences_equal_a_plain_loop(tiny):
+    base, tokenizer = tiny
+    policy = tiny_model(base.config.model_type, tokenizer, seed=1)
+    policy.train()
+    examples = [Example("a", "Shall I ", "compare thee"), Example("b", "Thou art ", "more lovely\nand more")]
+    rows = tokenize(examples, tokenizer, True) + verbalizer_rows(examples, tokenizer, ("no", "yes"))
+    found = row_divergences(policy, base, rows, "fp32", chunk=2)
+    assert policy.training and found.positions.tolist()[2:] == [1, 1]
+    policy.eval(), base.eval()
+    for row, line in zip(rows, found.itertuples()):
+        ids = torch.tensor([row.prompt + row.completions[0]])
+        with torch.no_grad(): p, q = (model(ids).logits[0, len(row.prompt) - 1:-1].log_softmax(-1) for model in (policy, base))
+        expected = [(a.exp() * (a - b)).sum(-1).mean().item() for a, b in ((p, q), (q, p))]
+        assert [line.policy_to_base, line.base_to_policy] == pytest.approx(expected, rel=1e-4)
+        assert len(completion_logits(base, row, "fp32")) == len(row.completions[0])
+
+
+# -- baselines, and questions that training has seen
+
+def test_tfidf_finds_the_word_that_decides():
+    examples = [Example(str(i), f"number {i} was {'good' if i % 2 else 'bad'}", "x", label=i % 2) for i in range(60)]
+    data = TaskData("labels", "moods", examples[:30], examples[30:40], examples[40:], ("no", "yes"), False, "This test.")
+    found = baselines(data, data.test)
+    assert found["tfidf"] == 1 and found["majority"] == .5 and "overlap" not in found
+    assert (tfidf_baseline(examples[:1], [], examples[40:]) == 0).all()  # one training label: nothing else is known
+    few = baselines(data, data.test, training=[replace_label(e, 0) for e in data.train])
+    assert few["majority"] == .5 and few["tfidf"] == .5
+
+
+def replace_label(example, label):
+    from dataclasses import replace
+    return replace(example, label=label)
+
+
+def test_tfidf_equals_scikit_learn_on_texts():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    rng = np.random.default_rng(0)
+    text = lambda label: " ".join(rng.choice(list("abcdefgh"[label:label + 7]), 8))
+    labels = [i % 2 for i in range(200)]
+    examples = [Example(str(i), text(label), "x", label=label) for i, label in enumerate(labels)]
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
+    theirs = make_pipeline(words, LogisticRegression(C=1.0, max_iter=1000)).fit([e.prompt for e in examples[:100]], labels[:100])
+    assert (tfidf_baseline(examples[:100], [], examples[100:]) == theirs.predict([e.prompt for e in examples[100:]])).all()
+
+
+def test_overlap_features_by_hand():
+    assert overlap_features([cloze_prompt("a b c", "a b d e")])[0] == pytest.approx([2/5, 2, 2/3, 3, 5, 2/7])
+
+
+def test_accuracy_on_pairs_that_share_no_question(tiny):
+    model, tokenizer = tiny
+    train = [pair(0, "What is new?", "What is old?", 0)]
+    test = [pair(1, "what is  NEW?", "Why?", 1), pair(2, "Who?", "How?", 0), pair(3, "Who is it?", "How is it?", 1)]
+    found = evaluate(model, tokenizer, paraphrases(train, test), test, Sampling(), 0)
+    assert found.examples.shared_question.tolist() == [True, False, False] and found.metrics["examples_disjoint"] == 2
+    assert found.metrics["accuracy_disjoint"] == found.examples.correct[1:].mean()
+
+
+def test_the_decoding_is_told():
+    assert "refused until line 14" in decoding("sonnet", Sampling()) and "4 samples" in decoding("sonnet", Sampling())
+    assert decoding("paraphrase", Sampling()) == ""
