@@ -145,7 +145,7 @@ class Inputs:
     def settings_of(self, stage: Stage, tuning, lora, sampling) -> dict:
         settings = relevant(stage, tuning, lora)
         if settings["precision"] == "auto": settings["precision"] = self.precision
-        if settings.get("rejected") == "sample": settings["sampling"] = to_dict(sampling.replace(samples=1))
+        if settings.get("rejected") == "sample": settings["sampling"] = to_dict(sampling.replace(samples=1)) | {"end": "as in judging"}
         return settings
 
     def key_of(self, stage, tuning, lora, sampling, parent, *shared) -> str:

@@ -176,7 +176,9 @@ def judge(
     run, data, examples, started = inputs.run, inputs.data, inputs.judged, time.perf_counter()
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
     metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
-    if baseline or data.verbalizers: metrics |= {f"baseline_{name}": value for name, value in baselines(data, examples, run.seed, training_examples(run)).items()}
+    if baseline or data.verbalizers:
+        found = baselines(data, examples, run.seed, inputs.training)
+        metrics |= {f"baseline_{name}": value for name, value in found.items()}
     return metrics, found.examples
 
 # %% ../nbs/06b_runs.ipynb #11edcd08

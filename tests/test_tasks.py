@@ -42,7 +42,7 @@ def evaluate(model, tokenizer, data, examples, sampling, seed, precision):
     table["right"] = table.correct.astype(float)
     return Evaluation(with_interval("right", table.right), table.drop(columns="correct"))
 
-def baselines(data, examples, seed): return {"always_yes": sum(one.label for one in examples) / len(examples)}
+def baselines(data, examples, training, seed): return {"always_yes": sum(one.label for one in examples) / len(examples)}
 
 register(Task("larger", "Pairs of numbers", "labels", Metric("right", "right answers", "right", share=True, change=True), evaluate,
               {"negated": negated} | pair_builders("swap"), {None: Recommended(8, 1, 1e-3, 1e-3, 1e-3, 1e-3)}, verbalizers=("no", "yes"),
