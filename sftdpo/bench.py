@@ -521,7 +521,7 @@ def jobs_of(
     run = Run(task=task, backbone=benchmark.backbone, data=benchmark.data if task == "paraphrase" else "embedded", seed=benchmark.seed,
               recipe=configuration.get("kind", "sft"), tuning=configuration.get("tuning", "full"), lora=benchmark.lora)
     stage = settle(Stage(configuration.get("kind", "sft"), batch_size=configuration.get("batch_size", 8), learning_rate=benchmark.learning_rate, epochs=1, looks=0,
-                         schedule="constant", warmup=0, dropout=None if configuration.get("kind") == "dpo" else 0, precision=benchmark.precision,
+                         schedule="constant", warmup=0, precision=benchmark.precision,
                          rejected="swap" if task == "sonnet" and configuration.get("kind") == "dpo" else None), run)
     if what == "train":
         per_turn = stage.batch_size * benchmark.steps

@@ -120,6 +120,7 @@ def finish_stage(
     pairs_seconds = time.perf_counter() - started
     result = train(run, stage, model, tokenizer, rows, held_out, folder, progress, f"{run.task} {stage.kind} {run.tuning}")
     write_text(folder / "history.csv", result.history.to_csv(index=False))
+    if result.pairs is not None: write_text(folder / "pairs.csv", result.pairs.to_csv(index=False))
     save_policy(model, tokenizer, folder / "policy")
     write_json(folder / "stage.json", dict(
         result.summary(), pairs_seconds=pairs_seconds, seconds=result.seconds + pairs_seconds, rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model),
@@ -254,6 +255,8 @@ def finish_run(
         (part / "settings.yaml").write_text(to_yaml(resolved(run)), encoding="utf-8")
         write_json(part / "environment.json", about)
         histories = [pd.read_csv(home / "history.csv").assign(stage=i, kind=stage.kind) for i, (home, stage) in enumerate(zip(homes, stages), 1)]
+        for i, home in enumerate(homes, 1):
+            if (home / "pairs.csv").exists(): shutil.copy(home / "pairs.csv", part / f"pairs{i}.csv")
         if histories: pd.concat(histories).to_csv(part / "history.csv", index=False)
         examples.to_parquet(part / "examples.parquet", index=False)
         if weights in ("best", "all") and stages:

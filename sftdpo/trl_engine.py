@@ -44,9 +44,15 @@ class ScoredDPOTrainer(DPOTrainer):
 def trl_loss(
     label_smoothing: float,   # assumed share of flipped preferences
     loss: str = "sigmoid",    # the stage's loss
+    sft_weight: float = 0.0,  # of the SFT term on the chosen completion
 ) -> dict:
     "TRL's loss types and weights that add up to the stage's DPO loss."
+    if sft_weight:
+        plain = trl_loss(label_smoothing, loss)
+        weights = [*plain.get("loss_weights", [1.0]), sft_weight]
+        return plain | dict(loss_type=[*plain["loss_type"], "sft"], loss_weights=weights)
     if loss == "ipo": raise ValueError("dpo.loss = 'ipo' cannot be used with dpo.engine = 'trl', whose IPO divides by the completion's length: use the engine 'sftdpo'.")
+    if loss not in ("sigmoid", "hinge"): raise ValueError(f"dpo.loss = {loss!r} cannot be used with dpo.engine = 'trl': use the engine 'sftdpo'.")
     if not label_smoothing: return dict(loss_type=[loss])
     return dict(loss_type=["sigmoid", "robust"], loss_weights=[2 * (1 - label_smoothing), -(1 - 2 * label_smoothing)], label_smoothing=label_smoothing)
 
@@ -68,7 +74,7 @@ def trl_trainer(
     arguments = training_arguments(stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, use_cpu=bf16 and not torch.cuda.is_available(), max_length=None, **{recompute: False})
     if stage.kind == "sft":
         return SFTTrainer(model, args=SFTConfig(**arguments | dict(completion_only_loss=True) | others), train_dataset=trl_rows(rows), processing_class=deepcopy(tokenizer))
-    config = DPOConfig(**arguments | dict(beta=stage.beta, precompute_ref_log_probs=True) | trl_loss(stage.label_smoothing, stage.loss) | others)
+    config = DPOConfig(**arguments | dict(beta=stage.beta, precompute_ref_log_probs=True, disable_dropout=False) | trl_loss(stage.label_smoothing, stage.loss, stage.sft_weight) | others)
     return ScoredDPOTrainer(model, args=config, train_dataset=trl_rows(rows, reference), processing_class=deepcopy(tokenizer))
 
 # %% ../nbs/04_trl_engine.ipynb #f9e0f21c
@@ -103,4 +109,4 @@ def train_stage_with_trl(
     trainer.train()
     tokens = sum(len(row.prompt) * len(row.completions) + sum(map(len, row.completions)) for row in rows) / len(rows)  # a pair is two sequences
     result = result_of(trainer, tokens, time.perf_counter() - started, reference_seconds, trainer.args.per_device_train_batch_size)
-    return replace(result, history=result.history.rename(columns=NAMES))
+    return replace(result, history=result.history.rename(columns=NAMES), pairs=watch.pairs())

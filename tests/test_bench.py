@@ -42,7 +42,7 @@ def rows_of(kind):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_engines_have_the_same_losses(kind, tuning, backbone):
-    stage = settle(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=None if kind == "dpo" else 0), Run())
+    stage = settle(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32"), Run())
     losses = {}
     for engine in ENGINES:
         turns, end = ran(Job("train", engine, backbone, rows_of(kind), 8, stage, tuning, LoRA(rank=4)), 3)
@@ -156,7 +156,7 @@ def test_a_file_is_written_after_each_configuration_and_goes_on(tmp_path, monkey
 
 
 def test_processes_take_turns_and_an_engine_that_fails_is_named(backbone):
-    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=0), Run())
+    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32"), Run())
     jobs = [Job("train", engine, backbone, rows_of("sft"), 8, stage) for engine in ("plain", "machine")]
     found = take_turns(jobs, rounds=2, minutes=9)
     assert {engine: len(said["turns"]) for engine, said in found.items()} == dict(plain=3, machine=3)
