@@ -29,7 +29,7 @@ def token_log_probabilities(
 def sequence_log_probabilities(
     logits: Tensor,   # [batch, length, vocabulary]; position t predicts target t
     targets: Tensor,  # [batch, length] token ids, already shifted to their predictors
-    mask: Tensor,     # [batch, length] 1 where the target belongs to the completion, 0 for prompt and padding
+    mask: Tensor,     # [batch, length] 1 for tokens of the completion, 0 for prompt and padding
 ) -> Tensor:          # [batch] nats
     "Log-probability of each masked sequence: the sum of its tokens' log-probabilities."
     return (token_log_probabilities(logits, targets) * mask).sum(-1)
@@ -47,12 +47,12 @@ def implicit_rewards(
     reference: Tensor,  # [...] the same under the reference
     beta: float,        # strength of the pull towards the reference
 ) -> Tensor:            # [...] detached: rewards are for looking at
-    "The reward that the policy implies, beta · log(policy / reference) (Rafailov et al. 2023, equation 5)."
+    "The reward that the policy implies: beta · log(policy / reference) (equation 5)."
     return beta * (policy - reference).detach()
 
 # %% ../nbs/03_loss.ipynb #aa37d855
 class Pairs(NamedTuple):
-    "Log-probabilities of a batch of pairs in nats, each [batch], and how many tokens the completions have."
+    "Log-probabilities of a batch of pairs in nats, each [batch], and the completions' lengths."
     chosen: Tensor              # of the chosen completions under the policy
     rejected: Tensor            # of the rejected ones under the policy
     reference_chosen: Tensor    # of the chosen ones under the reference
@@ -67,12 +67,13 @@ class Pairs(NamedTuple):
 
 # %% ../nbs/03_loss.ipynb #de345686
 def register(
-    loss: Callable[..., Tensor],  # takes `Pairs` and beta, returns a loss per pair; known by the function's name
+    loss: Callable[..., Tensor],  # takes `Pairs` and beta, returns a loss per pair; goes by its own name
 ) -> Callable[..., Tensor]:
     "Make a loss available as `dpo.loss`; for use as a decorator."
     known = LOSSES.get(loss.__name__)
     if known and known.__module__ != loss.__module__:
-        raise ValueError(f"{known.__module__} already has a loss {loss.__name__!r}: give yours another name.")
+        raise ValueError(f"{known.__module__} already has a loss {loss.__name__!r}: "
+                         "give yours another name.")
     LOSSES[loss.__name__] = loss
     return loss
 
@@ -97,21 +98,23 @@ def ipo(pairs: Pairs, beta: float) -> Tensor:
 
 # %% ../nbs/03_loss.ipynb #87b00b6d
 def dpo_loss(
-    policy_chosen: Tensor,       # [batch] log-probability of each chosen completion under the policy, nats
+    policy_chosen: Tensor,       # [batch] log-probability of each chosen completion under the policy
     policy_rejected: Tensor,     # [batch] the same for the rejected one
     reference_chosen: Tensor,    # [batch] log-probability of the chosen one under the reference
     reference_rejected: Tensor,  # [batch] the same for the rejected one
     beta: float = 0.1,           # strength of the pull towards the reference
     label_smoothing: float = 0.0,  # assumed share of flipped preferences; the loss "sigmoid" only
     loss: str = "sigmoid",         # a name in `LOSSES`
-    tokens: tuple[Tensor | None, Tensor | None] = (None, None),  # [batch] tokens of chosen and rejected
+    tokens: tuple[Tensor | None, Tensor | None] = (None, None),  # [batch] of chosen and rejected
 ) -> tuple[Tensor, Tensor, Tensor]:  # losses, chosen rewards, rejected rewards, each [batch]
     "The loss of each pair, DPO's or another of `LOSSES`, and the detached implicit rewards."
     if loss not in LOSSES:
-        raise ValueError(f"There is no loss {loss!r}: use one of {', '.join(map(repr, LOSSES))}, or register yours.")
+        known = ", ".join(map(repr, LOSSES))
+        raise ValueError(f"There is no loss {loss!r}: use one of {known}, or register yours.")
     pairs = Pairs(policy_chosen, policy_rejected, reference_chosen, reference_rejected, *tokens)
     options = dict(label_smoothing=label_smoothing) if label_smoothing else {}
-    return (LOSSES[loss](pairs, beta, **options), implicit_rewards(policy_chosen, reference_chosen, beta),
+    return (LOSSES[loss](pairs, beta, **options),
+            implicit_rewards(policy_chosen, reference_chosen, beta),
             implicit_rewards(policy_rejected, reference_rejected, beta))
 
 # %% ../nbs/03_loss.ipynb #d18a53ef
@@ -127,7 +130,7 @@ def with_sft(
     losses: Tensor,      # [batch] loss of each pair
     chosen: Tensor,      # [batch] log-probability of each chosen completion under the policy, nats
     weight: float,       # of the SFT term
-    mean_tokens: float,  # tokens of a chosen completion, averaged over all pairs of the optimizer step
+    mean_tokens: float,  # tokens of a chosen completion, averaged over the optimizer step's pairs
 ) -> Tensor:             # [batch]; its mean over the step is the loss above
     "Each pair's loss with a weighted SFT loss on the chosen completion."
     return losses + weight * sft_loss(chosen) / mean_tokens
