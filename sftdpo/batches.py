@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SHORT', 'AT_ONCE', 'LAST_LAYERS', 'MEMORY_WORDS', 'TOGETHER', 'segments_of', 'width_of', 'attention_of',
-           'positions_of', 'collate', 'best_precision', 'autocast', 'attention', 'token_log_probabilities_at',
-           'ChunkedLogProbabilities', 'only_at', 'recomputes', 'last_layers', 'to_device', 'own_tokens', 'fast_tokens',
-           'fast_route_holds', 'Scorer', 'length_batches', 'out_of_memory', 'halve', 'score', 'score_together',
-           'epoch_batches']
+           'positions_of', 'scored_positions', 'tokens_of', 'branches', 'layout_of', 'collate', 'best_precision',
+           'autocast', 'attention', 'token_log_probabilities_at', 'targets_in', 'ChunkedLogProbabilities', 'only_at',
+           'recomputes', 'last_layers', 'to_device', 'own_tokens', 'hidden_at', 'fast_tokens', 'fast_route_holds',
+           'check_attention', 'check_window', 'Scorer', 'length_batches', 'out_of_memory', 'halve', 'eval_mode',
+           'smaller_batches', 'too_long_alone', 'score', 'score_together', 'epoch_batches']
 
 # %% ../nbs/04_batches.ipynb #4c7bb5b1
 import gc
@@ -34,7 +35,8 @@ def segments_of(
     width: int,    # length of the batch
 ) -> np.ndarray:   # [width]
     "For each place in the row: 0 prompt, k the k-th completion, -1 padding."
-    pieces = [np.zeros(len(row.prompt), dtype=int)] + [np.full(len(c) - 1, k) for k, c in enumerate(row.completions, 1)]
+    prompt = np.zeros(len(row.prompt), dtype=int)
+    pieces = [prompt, *(np.full(len(c) - 1, k) for k, c in enumerate(row.completions, 1))]
     found = np.concatenate(pieces)
     return np.concatenate([found, np.full(width - len(found), -1)])
 
@@ -46,7 +48,7 @@ def width_of(row: Row) -> int:
 # %% ../nbs/04_batches.ipynb #719d4284
 def attention_of(
     segments: Tensor,  # [batch, length] from `segments_of`
-) -> Tensor:           # [batch, 1, length, length] True where a token (third axis) may look (fourth axis)
+) -> Tensor:           # [batch, 1, length, length] True where a token (third) may look (fourth)
     "Causal attention in which completions do not see each other."
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
@@ -59,38 +61,65 @@ def positions_of(
     width: int,  # length of the batch
 ) -> np.ndarray:  # [width]
     "Position of each token: every completion continues the prompt's count; padding stays at 0."
-    pieces = [np.arange(len(row.prompt))] + [len(row.prompt) + np.arange(len(c) - 1) for c in row.completions]
+    start = len(row.prompt)
+    pieces = [np.arange(start), *(start + np.arange(len(c) - 1) for c in row.completions)]
     found = np.concatenate(pieces)
     return np.concatenate([found, np.zeros(width - len(found), dtype=found.dtype)])
 
 # %% ../nbs/04_batches.ipynb #a8efb828
+def scored_positions(
+    row: Row,  # a prompt and its completions
+) -> list[list[int]]:
+    "For each completion, the places in the row that predict its tokens."
+    found, start = [], len(row.prompt)
+    for completion in row.completions:
+        found.append([len(row.prompt) - 1, *range(start, start + len(completion) - 1)])
+        start += len(completion) - 1
+    return found
+
+# %% ../nbs/04_batches.ipynb #e39748a2
+def tokens_of(
+    row: Row,    # a prompt and its completions
+    width: int,  # length of the batch
+) -> np.ndarray:  # [width]
+    "What the model reads, filled up with the last token again: nothing takes it for a pad token."
+    tokens = sum((completion[:-1] for completion in row.completions), list(row.prompt))
+    return np.pad(tokens, (0, width - len(tokens)), mode="edge")
+
+# %% ../nbs/04_batches.ipynb #30d89193
+def branches(
+    rows: list[Row],  # of a batch
+) -> bool:
+    "Do completions stand side by side in a row, so that it needs a mask and positions of its own?"
+    return any(sum(len(c) > 1 for c in row.completions) > 1 for row in rows)
+
+# %% ../nbs/04_batches.ipynb #bbd3d8b2
+def layout_of(
+    rows: list[Row],  # of a batch
+    width: int,       # its length
+) -> dict[str, Tensor]:
+    "Positions and attention mask where rows branch; otherwise nothing, for the model knows."
+    if not branches(rows): return {}
+    segments = torch.from_numpy(np.stack([segments_of(row, width) for row in rows]))
+    positions = np.stack([positions_of(row, width) for row in rows])
+    return dict(position_ids=torch.from_numpy(positions), attention_mask=attention_of(segments))
+
+# %% ../nbs/04_batches.ipynb #7f8dc8f3
 def collate(
     rows: list[Row],  # each with the same number of completions
 ) -> dict[str, Tensor]:
     "A batch of rows: what the model reads, which positions are scored, and for what."
-    counts = {len(row.completions) for row in rows}
-    if len(counts) != 1: raise ValueError(f"A batch mixes rows of {sorted(counts)} completions; give each row the same number.")
-    width = max(map(width_of, rows))
-    ids = np.zeros((len(rows), width), dtype=np.int64)
-    scored, targets, sequences = [], [], []
-    for i, row in enumerate(rows):
-        tokens, end = list(row.prompt), i * width + len(row.prompt) - 1
-        for k, completion in enumerate(row.completions):
-            start = i * width + len(tokens)
-            scored += [end, *range(start, start + len(completion) - 1)]
-            targets += completion
-            sequences += [i * len(row.completions) + k] * len(completion)
-            tokens += completion[:-1]
-        ids[i] = np.pad(tokens, (0, width - len(tokens)), mode="edge")
-    places, source = np.unique(scored, return_inverse=True)
-    batch = dict(input_ids=ids, places=places, source=source, targets=np.array(targets), sequences=np.array(sequences))
-    batch = {name: torch.from_numpy(values) for name, values in batch.items()}
-    batch["completions"] = counts.pop()
-    if any(sum(len(c) > 1 for c in row.completions) > 1 for row in rows):
-        segments = np.stack([segments_of(row, width) for row in rows])
-        batch["position_ids"] = torch.from_numpy(np.stack([positions_of(row, width) for row in rows]))
-        batch["attention_mask"] = attention_of(torch.from_numpy(segments))
-    return batch
+    counts, width = {len(row.completions) for row in rows}, max(map(width_of, rows))
+    if len(counts) != 1: raise ValueError(
+        f"A batch mixes rows of {sorted(counts)} completions; give each row the same number.")
+    completions, lengths = zip(*((some, len(some)) for row in rows for some in row.completions))
+    scored = [i * width + np.concatenate(scored_positions(row)) for i, row in enumerate(rows)]
+    places, source = np.unique(np.concatenate(scored), return_inverse=True)
+    found = dict(input_ids=np.stack([tokens_of(row, width) for row in rows]),
+                 places=places, source=source, targets=np.concatenate(completions),
+                 sequences=np.repeat(np.arange(len(completions)), lengths))
+    batch = {name: torch.from_numpy(values) for name, values in found.items()}
+    return batch | dict(completions=counts.pop()) | layout_of(rows, width)
 
 # %% ../nbs/04_batches.ipynb #67f649f9
 @lru_cache
@@ -98,19 +127,20 @@ def best_precision(
     device: str = "cpu",  # where the model is
 ) -> str:
     "`bf16` where the hardware multiplies bf16 fast, else `fp32`."
-    if torch.device(device).type == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    if torch.device(device).type != "cpu": return "fp32"
-    supported = (getattr(torch.cpu, name, bool)() for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return "bf16" if any(supported) else "fp32"
+    kind, names = torch.device(device).type, ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    if kind == "cuda": fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else: fast = kind == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+    return "bf16" if fast else "fp32"
 
-# %% ../nbs/04_batches.ipynb #738a6ed8
+# %% ../nbs/04_batches.ipynb #1e55e18d
 def autocast(
     precision: str,       # "auto", "fp32" or "bf16"
     device: str = "cpu",  # where the model is
 ):
     "The context in which a model computes: bf16 products with fp32 weights, or fp32 throughout."
     precision = best_precision(device) if precision == "auto" else precision
-    return torch.autocast(torch.device(device).type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    if precision != "bf16": return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 # %% ../nbs/04_batches.ipynb #cc7d5918
 SHORT = 128  # tokens; up to this width plain attention is trained with on processors
@@ -139,22 +169,36 @@ def token_log_probabilities_at(
 AT_ONCE = 2**24  # logits in memory at once: 64 MB in fp32
 
 # %% ../nbs/04_batches.ipynb #2d344ee9
+def targets_in(
+    source: Tensor,  # [targets] place that predicts each target
+    start: int,      # first place of a chunk
+    size: int,       # places in a chunk
+) -> tuple[Tensor, Tensor]:
+    "The targets that a chunk of places predicts, and the place in the chunk that predicts each."
+    here = ((source >= start) & (source < start + size)).nonzero().flatten()
+    return here, source[here] - start
+
+# %% ../nbs/04_batches.ipynb #71ac3bb3
 class ChunkedLogProbabilities(torch.autograd.Function):
-    "Log-probabilities of targets from hidden states, like `token_log_probabilities_at` of their logits."
+    "Log-probabilities of targets from hidden states: `token_log_probabilities_at` of their logits."
     @staticmethod
-    def forward(ctx, hidden, weight, bias, source, targets, dtype, size):  # [places, width], [vocabulary, width], [vocabulary] or None, [targets], [targets]
+    def forward(ctx, hidden, weight, bias, source, targets, dtype, size):
+        # [places, width], [vocabulary, width], [vocabulary] or None, [targets], [targets]
         shapes = hidden.dtype, weight.dtype
-        hidden, weight, bias = (value if value is None else value.to(dtype) for value in (hidden, weight, bias))
-        tokens, sums = hidden.new_empty(len(targets), dtype=torch.float32), hidden.new_empty(len(hidden), dtype=torch.float32)
-        ctx.pulled = ctx.needs_input_grad[0] and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        tokens = hidden.new_empty(len(targets), dtype=torch.float32)
+        sums = hidden.new_empty(len(hidden), dtype=torch.float32)
+        ctx.pulled = ctx.needs_input_grad[0] and not any(ctx.needs_input_grad[1:3])
         pull = torch.empty_like(hidden) if ctx.pulled else None
         for start in range(0, len(hidden), size):
             logits = linear(hidden[start:start + size], weight, bias).float()
-            here = ((source >= start) & (source < start + size)).nonzero().flatten()
-            chosen = logits[source[here] - start, targets[here]]
+            here, places = targets_in(source, start, size)
+            chosen = logits[places, targets[here]]
             sums[start:start + size] = found = logits.logsumexp(-1)
-            tokens[here] = chosen - found[source[here] - start]
-            if ctx.pulled: pull[start:start + size] = logits.sub_(found[:, None]).exp_().to(dtype) @ weight
+            tokens[here] = chosen - found[places]
+            if not ctx.pulled: continue
+            pull[start:start + size] = logits.sub_(found[:, None]).exp_().to(dtype) @ weight
         ctx.save_for_backward(hidden, weight, bias, source, targets, sums, pull)
         ctx.shapes, ctx.size = shapes, size
         return tokens
@@ -163,23 +207,27 @@ class ChunkedLogProbabilities(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         hidden, weight, bias, source, targets, sums, pull = ctx.saved_tensors
-        total = gradient.new_zeros(len(hidden)).index_add_(0, source, gradient)  # of each place, over its targets
+        # of each place, over its targets
+        total = gradient.new_zeros(len(hidden)).index_add_(0, source, gradient)
         if ctx.pulled:
-            found = (pull * -total[:, None]).float().index_add_(0, source, weight[targets].float() * gradient[:, None])
+            pushed = weight[targets].float() * gradient[:, None]
+            found = (pull * -total[:, None]).float().index_add_(0, source, pushed)
             return found.to(ctx.shapes[0]), *[None] * 6
         hiddens = torch.empty_like(hidden)
         weights = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         biases = torch.zeros_like(bias, dtype=torch.float32) if ctx.needs_input_grad[2] else None
         for start in range(0, len(hidden), ctx.size):
             part = slice(start, start + ctx.size)
-            logits = linear(hidden[part], weight, bias).float().sub_(sums[part, None]).exp_().mul_(-total[part, None])
-            here = ((source >= start) & (source < start + ctx.size)).nonzero().flatten()
-            logits.index_put_((source[here] - start, targets[here]), gradient[here], accumulate=True)
+            logits = linear(hidden[part], weight, bias).float()
+            logits.sub_(sums[part, None]).exp_().mul_(-total[part, None])
+            here, places = targets_in(source, start, ctx.size)
+            logits.index_put_((places, targets[here]), gradient[here], accumulate=True)
             if biases is not None: biases += logits.sum(0)
             logits = logits.to(weight.dtype)
             hiddens[part] = logits @ weight
-            if weights is not None and weight.dtype == torch.float32: weights.addmm_(logits.T, hidden[part])
-            elif weights is not None: weights += logits.T @ hidden[part]
+            if weights is None: continue
+            if weight.dtype == torch.float32: weights.addmm_(logits.T, hidden[part])
+            else: weights += logits.T @ hidden[part]
         cast = lambda value: None if value is None else value.to(ctx.shapes[1])
         return hiddens.to(ctx.shapes[0]), cast(weights), cast(biases), *[None] * 4
 
@@ -195,8 +243,10 @@ def only_at(
         shapes[layer] = inputs[0].shape[:-1]
         return (inputs[0].flatten(0, -2)[places], *inputs[1:])
     def scatter(layer, inputs, output):
-        return output.new_zeros(shapes[layer].numel(), output.shape[-1]).index_copy(0, places, output).unflatten(0, shapes[layer])
-    for layer in layers: hooks += [layer.register_forward_pre_hook(gather), layer.register_forward_hook(scatter)]
+        everywhere = output.new_zeros(shapes[layer].numel(), output.shape[-1])
+        return everywhere.index_copy(0, places, output).unflatten(0, shapes[layer])
+    for layer in layers:
+        hooks += [layer.register_forward_pre_hook(gather), layer.register_forward_hook(scatter)]
     try: yield
     finally:
         for hook in hooks: hook.remove()
@@ -205,17 +255,20 @@ def only_at(
 def recomputes(
     causal: nn.Module,  # a causal language model of transformers
 ) -> bool:
-    "Are its activations computed again on the way back (gradient checkpointing), where no context of the way forward holds?"
-    return causal.training and any(getattr(module, "gradient_checkpointing", False) for module in causal.modules())
-
-# %% ../nbs/04_batches.ipynb #0e50a2a4
-LAST_LAYERS = {"gpt2": ("attn.c_proj", "mlp")} | dict.fromkeys(("llama", "mistral", "qwen2"), ("self_attn.o_proj", "mlp"))  # after attention, by model type
+    "Does its backward pass compute activations again, outside the contexts of the forward pass?"
+    checkpointed = (getattr(module, "gradient_checkpointing", False) for module in causal.modules())
+    return causal.training and any(checkpointed)
 
 # %% ../nbs/04_batches.ipynb #49636013
+LAST_LAYERS = {  # after attention, by model type
+    "gpt2": ("attn.c_proj", "mlp"),
+    **dict.fromkeys(("llama", "mistral", "qwen2"), ("self_attn.o_proj", "mlp"))}
+
+# %% ../nbs/04_batches.ipynb #24e9141b
 def last_layers(
     causal: nn.Module,  # a causal language model of transformers
 ) -> list[nn.Module]:
-    "The layers after the last block's attention, if the model is of a type that is known; none where activations are recomputed."
+    "The layers after the last block's attention; none if unknown, or if activations are recomputed."
     names, decoder = LAST_LAYERS.get(causal.config.model_type), causal.get_decoder()
     if names is None or recomputes(causal): return []
     block = (decoder.h if hasattr(decoder, "h") else decoder.layers)[-1]
@@ -224,51 +277,94 @@ def last_layers(
 # %% ../nbs/04_batches.ipynb #8067c489
 def to_device(batch: dict, device) -> dict:
     "The batch with its tensors on the device."
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    def moved(value): return value.to(device) if isinstance(value, Tensor) else value
+    return {name: moved(value) for name, value in batch.items()}
 
 # %% ../nbs/04_batches.ipynb #9eadde17
 def own_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "Log-probability of each target, [targets], from the model's own logits, in whatever precision it makes them."
-    forward = getattr(causal, "_original_forward", causal)  # accelerate leaves an autocast of its own around a model that TRL trained
-    return token_log_probabilities_at(forward(input_ids=input_ids, use_cache=False, **layout).logits.flatten(0, 1)[places], source, targets)
+    "Log-probability of each target, [targets], from the model's own logits, in its precision."
+    # accelerate leaves an autocast of its own around a model that TRL trained
+    forward = getattr(causal, "_original_forward", causal)
+    logits = forward(input_ids=input_ids, use_cache=False, **layout).logits
+    return token_log_probabilities_at(logits.flatten(0, 1)[places], source, targets)
 
+# %% ../nbs/04_batches.ipynb #435ac7dc
+def hidden_at(causal, input_ids, places, **layout) -> Tensor:
+    "The decoder's output at the scored places, [places, width], the only ones in the last block."
+    with only_at(last_layers(causal), places):
+        found = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout)
+    return found.last_hidden_state.flatten(0, 1)[places]
+
+# %% ../nbs/04_batches.ipynb #cbcd52ff
 def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
     "The same from logits that are made at the scored places only; `exact`: in fp32."
-    with only_at(last_layers(causal), places):
-        hidden = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout).last_hidden_state.flatten(0, 1)[places]
-    head, device = causal.get_output_embeddings(), hidden.device.type
+    hidden, head = hidden_at(causal, input_ids, places, **layout), causal.get_output_embeddings()
+    device, chunk = hidden.device.type, max(1, AT_ONCE // getattr(head, "out_features", 1))
     with torch.autocast(device, enabled=False) if exact else nullcontext():
         if exact: hidden = hidden.to(head.weight.dtype)
-        if type(head) is not nn.Linear or len(places) * head.out_features <= AT_ONCE: return token_log_probabilities_at(head(hidden), source, targets)
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        return ChunkedLogProbabilities.apply(hidden, head.weight, head.bias, source, targets, dtype, max(1, AT_ONCE // head.out_features))
+        if type(head) is not nn.Linear or len(places) * head.out_features <= AT_ONCE:
+            return token_log_probabilities_at(head(hidden), source, targets)
+        lowered = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if lowered else hidden.dtype
+        return ChunkedLogProbabilities.apply(
+            hidden, head.weight, head.bias, source, targets, dtype, chunk)
 
-# %% ../nbs/04_batches.ipynb #7a8e3c67
+# %% ../nbs/04_batches.ipynb #48558e85
 @torch.no_grad()
 def fast_route_holds(
     causal: nn.Module,  # a causal language model of transformers, in eval mode
 ) -> bool:
-    "Does the fast route give what the model's own gives? A `ValueError` if that is not the same for two completions in one row and in a row each."
-    device = next(causal.parameters()).device
-    near = 1e-3 if causal.dtype == torch.float32 else 2e-2
-    prompt, *completions = [[causal.config.get_text_config().vocab_size * k // 7 for k in (i, i + 1)] for i in (1, 3, 5)]
+    "Does the fast route give what the model's own gives? A `ValueError` where a row's completions mix."
+    device, near = next(causal.parameters()).device, 1e-3 if causal.dtype == torch.float32 else 2e-2
+    words = causal.config.get_text_config().vocab_size
+    prompt, *completions = [[words * k // 7 for k in (i, i + 1)] for i in (1, 3, 5)]
     def found(route, rows):
         batch = to_device(collate(rows), device)
-        with torch.autocast(device.type, enabled=False): return route(causal, **{name: batch[name] for name in batch if name not in ("sequences", "completions")})
-    def alike(route, expected, near):
-        try: return torch.allclose(found(route, [Row("together", prompt, completions)]), expected, near, near, equal_nan=True)
+        parts = {name: batch[name] for name in batch if name not in ("sequences", "completions")}
+        with torch.autocast(device.type, enabled=False): return route(causal, **parts)
+    together = [Row("together", prompt, completions)]
+    def alike(route, near):
+        try: return torch.allclose(found(route, together), expected, near, near, equal_nan=True)
         except Exception: return False  # whatever this model does not take
     expected = found(own_tokens, [Row("alone", prompt, [completion]) for completion in completions])
-    if not alike(own_tokens, expected, 10 * near):
-        raise ValueError(f"{type(causal).__name__} gives other log-probabilities to two completions in one row than to each alone: it overlooks the attention mask or the positions; {SUPPORTED}")
-    return alike(fast_tokens, expected, near)
+    if not alike(own_tokens, 10 * near):
+        raise ValueError(f"{type(causal).__name__} gives other log-probabilities to two completions "
+                         "in one row than to each alone: it overlooks the attention mask or the "
+                         f"positions; {SUPPORTED}")
+    return alike(fast_tokens, near)
 
-# %% ../nbs/04_batches.ipynb #435ac7dc
+# %% ../nbs/04_batches.ipynb #2a16ff52
+def check_attention(
+    config,     # of a model
+    name: str,  # what messages call it
+):
+    "Raise a `ValueError` unless attention takes the mask of branched rows."
+    if config._attn_implementation == "sdpa": return
+    raise ValueError(f"{name} computes attention with {config._attn_implementation!r}, which does not "
+                     "take the mask of rows with several completions; load it with "
+                     f"attn_implementation='sdpa' ({SUPPORTED})")
+
+# %% ../nbs/04_batches.ipynb #80f91f39
+def check_window(
+    layout: dict,       # of a batch
+    window: int | None,  # of the model's sliding attention
+    name: str,          # what messages call it
+):
+    "Raise a `ValueError` where branched rows are longer than a sliding window."
+    if not layout or not window: return
+    longest = int(layout["position_ids"].max()) + 1
+    if longest <= window: return
+    raise ValueError(f"A prompt with one of its completions has {longest} tokens, more than the window "
+                     f"of {window} that {name} has in its sliding attention, which rows of several "
+                     "completions do without: use shorter prompts or completions, or a backbone with a "
+                     "wider window.")
+
+# %% ../nbs/04_batches.ipynb #0bd74f2f
 class Scorer(nn.Module):
     "A causal language model that scores completions instead of giving logits."
     def __init__(
         self,
-        model: nn.Module,         # a causal language model of transformers, or a PEFT model around one
+        model: nn.Module,         # a causal language model of transformers, perhaps in a PEFT model
         precision: str = "auto",  # "auto", "fp32" or "bf16"
         exact: bool = True,       # where all completions are one token: make their logits in fp32?
     ):
@@ -276,9 +372,7 @@ class Scorer(nn.Module):
         self.model, self.precision, self.exact, training = model, precision, exact, model.training
         config, name = self.causal_model.config.get_text_config(), type(self.causal_model).__name__
         check_layers(config, name)
-        if config._attn_implementation != "sdpa":
-            raise ValueError(f"{name} computes attention with {config._attn_implementation!r}, which does not take the mask of rows with several completions; "
-                             f"load it with attn_implementation='sdpa' ({SUPPORTED})")
+        check_attention(config, name)
         self.window = sliding_window(config)
         self.eval()
         try: self.fast = fast_route_holds(self.causal_model)
@@ -297,16 +391,17 @@ class Scorer(nn.Module):
         targets: Tensor,      # [targets] token ids
         sequences: Tensor,    # [targets] which completion each target belongs to
         completions: int,     # completions per row
-        **layout,             # position_ids [batch, length] and attention_mask [batch, 1, length, length], for branched rows
+        **layout,             # position_ids and attention_mask of `layout_of`, for branched rows
     ) -> Tensor:              # [batch, completions] nats
         "Log-probability of each completion of each row."
-        if layout and self.window and (longest := int(layout["position_ids"].max()) + 1) > self.window:
-            raise ValueError(f"A prompt with one of its completions has {longest} tokens, more than the window of {self.window} that {type(self.causal_model).__name__} has in its sliding "
-                             "attention, which rows of several completions do without: use shorter prompts or completions, or a backbone with a wider window.")
-        kept, route = self.training and not recomputes(self.causal_model), fast_tokens if self.fast else own_tokens
-        with autocast(self.precision, input_ids.device), attention(input_ids.shape[1], input_ids.device, kept):
-            tokens = route(self.causal_model, input_ids, places, source, targets, exact=self.exact and len(targets) == len(input_ids) * completions, **layout)
-        total = tokens.new_zeros(len(input_ids) * completions)
+        causal, device, count = self.causal_model, input_ids.device, len(input_ids) * completions
+        check_window(layout, self.window, type(causal).__name__)
+        kept = self.training and not recomputes(causal)
+        exact = self.exact and len(targets) == count  # every completion is one token
+        route = fast_tokens if self.fast else own_tokens
+        with autocast(self.precision, device), attention(input_ids.shape[1], device, kept):
+            tokens = route(causal, input_ids, places, source, targets, exact=exact, **layout)
+        total = tokens.new_zeros(count)
         return total.index_add(0, sequences, tokens).view(-1, completions)
 
 # %% ../nbs/04_batches.ipynb #a1c396cf
@@ -314,7 +409,7 @@ def length_batches(
     lengths,               # tokens in each row
     tokens_per_batch: int,  # padded tokens in a batch, at most (a longer row goes alone)
 ) -> list[list[int]]:
-    "Row numbers in batches of like length, the longest first (what does not fit in memory fails at once)."
+    "Row numbers in batches of similar length, the longest first: what does not fit fails at once."
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, at = [], 0
     while at < len(order):
@@ -324,14 +419,16 @@ def length_batches(
     return batches
 
 # %% ../nbs/04_batches.ipynb #aea4397a
-MEMORY_WORDS = re.compile(r"out of memory|can't allocate memory|not enough memory|Cannot allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+MEMORY_WORDS = re.compile("out of memory|can't allocate memory|not enough memory|"
+                          "cannot allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
 
 # %% ../nbs/04_batches.ipynb #96a9351c
 def out_of_memory(
     error: BaseException,  # from torch, numpy or Python
 ) -> bool:
     "Does an error mean that memory ran out, on the processor or on the GPU?"
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or isinstance(error, RuntimeError) and bool(MEMORY_WORDS.search(str(error)))
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)): return True
+    return isinstance(error, RuntimeError) and bool(MEMORY_WORDS.search(str(error)))
 
 # %% ../nbs/04_batches.ipynb #beeb20fb
 def halve(
@@ -342,10 +439,40 @@ def halve(
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     smaller = (size + 1) // 2
-    warnings.warn(f"Out of memory {where}, with {size} rows in memory at once; going on with {smaller}.", stacklevel=3)
+    said = f"Out of memory {where}, with {size} rows in memory at once; going on with {smaller}."
+    warnings.warn(said, stacklevel=3)
     return smaller
 
 # %% ../nbs/04_batches.ipynb #24ca0aaf
+@contextmanager
+def eval_mode(
+    model: nn.Module,  # any
+):
+    "Within the block, the model is as in evaluation; afterwards as it was."
+    was_training = model.training
+    model.eval()
+    try: yield
+    finally: model.train(was_training)
+
+# %% ../nbs/04_batches.ipynb #c15854c0
+def smaller_batches(
+    batches: list[list[int]],  # row numbers that are left; the first batch did not fit
+    widths: np.ndarray,        # tokens of every row
+) -> list[list[int]]:
+    "The rows that are left, in batches of about half the size."
+    widest, left = widths[batches[0][0]], np.concatenate(batches)
+    rows = halve(len(batches[0]), f"while scoring rows of up to {widest} tokens")
+    return [left[batch].tolist() for batch in length_batches(widths[left], rows * widest)]
+
+# %% ../nbs/04_batches.ipynb #b44d6efc
+def too_long_alone(
+    row: Row,  # that does not fit into memory by itself
+) -> str:
+    "What to say, and to advise, where a single row does not fit."
+    return (f"Out of memory while scoring row {row.id!r} of {width_of(row)} tokens alone; "
+            "use shorter rows, a smaller backbone, or a machine with more memory.")
+
+# %% ../nbs/04_batches.ipynb #d2ceb50d
 TOGETHER = {"cpu": 1024}  # tokens scored at once, by device
 
 @torch.no_grad()
@@ -353,35 +480,29 @@ def score(
     model: nn.Module,               # a causal language model, or a `Scorer` around one
     rows: list[Row],                # each with the same number of completions
     *,
-    tokens_per_batch: int | None = None,  # padded tokens in memory at once, at first; None: what suits the device
+    tokens_per_batch: int | None = None,  # in memory at once, at first; default: what suits the device
     precision: str = "auto",        # "auto", "fp32" or "bf16"; a `Scorer` has its own
     progress=None,                  # called with the number of rows done, if given
 ) -> np.ndarray:                    # [rows, completions] nats, float64
     "Log-probability of every completion of every row, without gradients and without dropout."
     scorer = model if isinstance(model, Scorer) else Scorer(model, precision)
-    device, was_training = next(scorer.parameters()).device, scorer.training
+    device, widths = next(scorer.parameters()).device, np.array([width_of(row) for row in rows])
     found = np.zeros((len(rows), len(rows[0].completions) if rows else 0))
-    widths = np.array([width_of(row) for row in rows])
     batches = length_batches(widths, tokens_per_batch or TOGETHER.get(device.type, 4096))
-    scorer.eval()
-    try:
+    with eval_mode(scorer):
         while batches:
             numbers, fits = batches[0], True
-            try: found[numbers] = scorer(**to_device(collate([rows[i] for i in numbers]), device)).double().cpu().numpy()
+            batch = to_device(collate([rows[i] for i in numbers]), device)
+            try: found[numbers] = scorer(**batch).double().cpu().numpy()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error): raise
-                if len(numbers) == 1: raise MemoryError(f"Out of memory while scoring row {rows[numbers[0]].id!r} of {widths[numbers[0]]} tokens alone; "
-                                                        "use shorter rows, a smaller backbone, or a machine with more memory.") from error
+                if len(numbers) == 1: raise MemoryError(too_long_alone(rows[numbers[0]])) from error
                 fits = False  # the error holds the batch's memory until this block is left
-            if fits:
-                batches.pop(0)
-                if progress: progress(len(numbers))
-            else:
-                tokens_per_batch = halve(len(numbers), f"while scoring rows of up to {widths[numbers[0]]} tokens") * widths[numbers[0]]
-                left = [i for batch in batches for i in batch]
-                batches = [[left[i] for i in batch] for batch in length_batches(widths[left], tokens_per_batch)]
-    finally:
-        scorer.train(was_training)
+            if not fits:
+                batches = smaller_batches(batches, widths)
+                continue
+            batches.pop(0)
+            if progress: progress(len(numbers))
     return found
 
 # %% ../nbs/04_batches.ipynb #b7c4303e

@@ -119,6 +119,7 @@ def step_of(
 class StageFolder(Place):
     "What a stage keeps."
     record, history, policy = file_in("stage.json"), file_in("history.csv"), file_in("policy")
+    pairs = file_in("pairs.csv")  # of a DPO stage: what becomes of each held-out pair
     checkpoints, progress = file_in("checkpoints"), file_in("progress.jsonl")
     reference, held_out_reference = file_in("reference.npz"), file_in("held_out_reference.npz")
 
@@ -162,6 +163,8 @@ class RunFolder(Place):
     "What a finished run keeps."
     record, settings, environment = file_in(RECORD), file_in("settings.yaml"), file_in("environment.json")
     metrics, examples, history, policy = file_in("metrics.json"), file_in("examples.parquet"), file_in("history.csv"), file_in("policy")
+
+    def pairs(self, stage: int) -> Path: return self.path / f"pairs{stage}.csv"  # of its first, second, … stage
 
     @property
     def finished(self) -> bool:

@@ -6,50 +6,99 @@
 __all__ = ['topics', 'word_overlap', 'generated_questions', 'unlabelled_lists', 'unlabelled_questions']
 
 # %% ../nbs/00_questions.ipynb #91c554ed
-import random, re
+import random
+import re
 from functools import lru_cache
 
 # %% ../nbs/00_questions.ipynb #b8897657
 _topics = dict(
-    skill='Spanish|chess|algebra|the piano|photography|Python|Japanese|drawing|the guitar|statistics|Latin|knitting|swimming|the violin|poetry|French|carpentry|geometry|the drums|typing|Arabic|singing|welding|the flute|juggling|Russian|sailing|calculus|the cello|origami|German|fencing|pottery|the harp|magic|Greek|skiing|logic|the trumpet|sewing|Korean|surfing|Java|the banjo|sculpture|Polish|rowing|accounting|the organ|calligraphy',
-    city='London|Paris|Rome|Berlin|Madrid|Vienna|Prague|Lisbon|Athens|Dublin|Oslo|Warsaw|Boston|Chicago|Denver|Seattle|Toronto|Delhi|Mumbai|Tokyo|Seoul|Sydney|Cairo|Lagos|Lima|Havana|Geneva|Munich|Naples|Venice|Milan|Krakow|Porto|Glasgow|Leeds|Dallas|Austin|Phoenix|Montreal|Nairobi|Hamburg|Helsinki|Budapest|Istanbul|Marseille|Antwerp|Salzburg|Brighton|Memphis|Kyoto',
-    food='rice|lentils|salmon|spinach|mushrooms|pancakes|chicken soup|bread|potatoes|eggs|beans|pasta|cheese|carrots|garlic|tomato sauce|tofu|cabbage|shrimp|noodles|oats|pumpkin|onions|trout|yogurt|apple pie|lamb|cherries|peppers|dumplings|broccoli|honey|bacon|figs|waffles|beef stew|quinoa|asparagus|mussels|plums|turkey|walnuts|cauliflower|jam|peaches|barley|olives|sausages|leeks|goose',
-    service='Facebook|Gmail|Twitter|Netflix|Instagram|Amazon|Skype|Spotify|Uber|PayPal|LinkedIn|Snapchat|YouTube|Reddit|Dropbox|eBay|Pinterest|Yahoo|Zoom|Tumblr|WhatsApp|Slack|Telegram|Discord|Airbnb|Steam|Quora|Outlook|Hulu|Twitch|GitHub|Signal|Venmo|Lyft|Etsy|Trello|Expedia|Flickr|Tinder|Medium|Coursera|Evernote|Vimeo|Yelp|Fitbit|Shopify|Kindle|Patreon|Duolingo|Audible',
-    animal='dog|cat|rabbit|parrot|horse|hamster|turtle|goat|pig|duck|snake|ferret|canary|donkey|goldfish|mouse|lizard|sheep|cow|pigeon|hedgehog|frog|falcon|camel|pony|spider|crow|rat|llama|swan|monkey|otter|owl|fox|raccoon|squirrel|gecko|mule|bull|peacock|crab|beaver|finch|wolf|toad|badger|raven|ox|lynx|hawk',
-    job='doctor|lawyer|teacher|pilot|nurse|chef|banker|judge|painter|plumber|farmer|writer|dentist|soldier|engineer|baker|actor|carpenter|librarian|surgeon|journalist|detective|barber|firefighter|tailor|translator|architect|chemist|butcher|singer|economist|sailor|gardener|diplomat|electrician|historian|biologist|cashier|dancer|astronaut|mechanic|optician|florist|editor|geologist|miner|waiter|jeweller|potter|psychologist',
-    illness='a cold|acne|back pain|a fever|anxiety|headaches|asthma|a cough|stress|diabetes|dandruff|insomnia|flu|nausea|heartburn|a sore throat|allergies|migraine|toothache|anemia|eczema|hiccups|cramps|obesity|malaria|sunburn|measles|gout|a rash|vertigo|arthritis|pneumonia|bad breath|a stroke|ulcers|depression|hay fever|fatigue|bronchitis|warts|scurvy|a hangover|blisters|cholera|snoring|tinnitus|lice|rabies|hernia|jet lag',
-    activity='running|football|tennis|yoga|boxing|cycling|basketball|hiking|a marathon|golf|volleyball|climbing|dancing|cricket|a long flight|rugby|judo|an exam|wrestling|surgery|hockey|karate|badminton|a job interview|baseball|diving|skating|a wedding|archery|pilates|squash|a night shift|kayaking|a date|weightlifting|polo|a road trip|gymnastics|snowboarding|a blood test|handball|a triathlon|softball|a concert|paddling|an operation|horse riding|a fast|bowling|a race')
+    skill=(
+        "Spanish|chess|algebra|the piano|photography|Python|Japanese|drawing|the guitar|"
+        "statistics|Latin|knitting|swimming|the violin|poetry|French|carpentry|geometry|"
+        "the drums|typing|Arabic|singing|welding|the flute|juggling|Russian|sailing|calculus|"
+        "the cello|origami|German|fencing|pottery|the harp|magic|Greek|skiing|logic|"
+        "the trumpet|sewing|Korean|surfing|Java|the banjo|sculpture|Polish|rowing|accounting|"
+        "the organ|calligraphy"),
+    city=(
+        "London|Paris|Rome|Berlin|Madrid|Vienna|Prague|Lisbon|Athens|Dublin|Oslo|Warsaw|Boston|"
+        "Chicago|Denver|Seattle|Toronto|Delhi|Mumbai|Tokyo|Seoul|Sydney|Cairo|Lagos|Lima|"
+        "Havana|Geneva|Munich|Naples|Venice|Milan|Krakow|Porto|Glasgow|Leeds|Dallas|Austin|"
+        "Phoenix|Montreal|Nairobi|Hamburg|Helsinki|Budapest|Istanbul|Marseille|Antwerp|"
+        "Salzburg|Brighton|Memphis|Kyoto"),
+    food=(
+        "rice|lentils|salmon|spinach|mushrooms|pancakes|chicken soup|bread|potatoes|eggs|beans|"
+        "pasta|cheese|carrots|garlic|tomato sauce|tofu|cabbage|shrimp|noodles|oats|pumpkin|"
+        "onions|trout|yogurt|apple pie|lamb|cherries|peppers|dumplings|broccoli|honey|bacon|"
+        "figs|waffles|beef stew|quinoa|asparagus|mussels|plums|turkey|walnuts|cauliflower|jam|"
+        "peaches|barley|olives|sausages|leeks|goose"),
+    service=(
+        "Facebook|Gmail|Twitter|Netflix|Instagram|Amazon|Skype|Spotify|Uber|PayPal|LinkedIn|"
+        "Snapchat|YouTube|Reddit|Dropbox|eBay|Pinterest|Yahoo|Zoom|Tumblr|WhatsApp|Slack|"
+        "Telegram|Discord|Airbnb|Steam|Quora|Outlook|Hulu|Twitch|GitHub|Signal|Venmo|Lyft|Etsy|"
+        "Trello|Expedia|Flickr|Tinder|Medium|Coursera|Evernote|Vimeo|Yelp|Fitbit|Shopify|"
+        "Kindle|Patreon|Duolingo|Audible"),
+    animal=(
+        "dog|cat|rabbit|parrot|horse|hamster|turtle|goat|pig|duck|snake|ferret|canary|donkey|"
+        "goldfish|mouse|lizard|sheep|cow|pigeon|hedgehog|frog|falcon|camel|pony|spider|crow|"
+        "rat|llama|swan|monkey|otter|owl|fox|raccoon|squirrel|gecko|mule|bull|peacock|crab|"
+        "beaver|finch|wolf|toad|badger|raven|ox|lynx|hawk"),
+    job=(
+        "doctor|lawyer|teacher|pilot|nurse|chef|banker|judge|painter|plumber|farmer|writer|"
+        "dentist|soldier|engineer|baker|actor|carpenter|librarian|surgeon|journalist|detective|"
+        "barber|firefighter|tailor|translator|architect|chemist|butcher|singer|economist|"
+        "sailor|gardener|diplomat|electrician|historian|biologist|cashier|dancer|astronaut|"
+        "mechanic|optician|florist|editor|geologist|miner|waiter|jeweller|potter|psychologist"),
+    illness=(
+        "a cold|acne|back pain|a fever|anxiety|headaches|asthma|a cough|stress|diabetes|"
+        "dandruff|insomnia|flu|nausea|heartburn|a sore throat|allergies|migraine|toothache|"
+        "anemia|eczema|hiccups|cramps|obesity|malaria|sunburn|measles|gout|a rash|vertigo|"
+        "arthritis|pneumonia|bad breath|a stroke|ulcers|depression|hay fever|fatigue|"
+        "bronchitis|warts|scurvy|a hangover|blisters|cholera|snoring|tinnitus|lice|rabies|"
+        "hernia|jet lag"),
+    activity=(
+        "running|football|tennis|yoga|boxing|cycling|basketball|hiking|a marathon|golf|"
+        "volleyball|climbing|dancing|cricket|a long flight|rugby|judo|an exam|wrestling|"
+        "surgery|hockey|karate|badminton|a job interview|baseball|diving|skating|a wedding|"
+        "archery|pilates|squash|a night shift|kayaking|a date|weightlifting|polo|a road trip|"
+        "gymnastics|snowboarding|a blood test|handball|a triathlon|softball|a concert|paddling|"
+        "an operation|horse riding|a fast|bowling|a race"))
 
 # %% ../nbs/00_questions.ipynb #cfd1cb47
-_shares = dict(train=(0, 12), choose=(12, 15), test=(15, 20))
+_shares = dict(train=(0, 12), choose=(12, 15), test=(15, 20))  # twentieths
 
 def topics(
     split: str,             # "train", "choose" or "test"
 ) -> dict[str, list[str]]:  # kind -> topics; the three splits share none
     "The topics of one split: 60 % of each list train, 15 % choose, 25 % judge."
-    if split not in _shares: raise ValueError(f'split is {split!r}; use one of {", ".join(_shares)}')
+    if split not in _shares: raise ValueError(f"split is {split!r}; use one of {', '.join(_shares)}")
     low, high = _shares[split]
-    lists = {kind: words.split('|') for kind, words in _topics.items()}
-    return {kind: [word for i, word in enumerate(words) if low <= i*7 % 20 < high] for kind, words in lists.items()}
+    def share(words): return [word for i, word in enumerate(words) if low <= i * 7 % 20 < high]
+    return {kind: share(words.split("|")) for kind, words in _topics.items()}
 
 # %% ../nbs/00_questions.ipynb #9a945a92
-_openings = ('How do I', 'How can I', 'How should I', 'How could I', 'What is the best way to', 'What is a good way to', 'What would be the best way to',
-             'What should I do to', 'What must I know to', 'What do I need to', 'Is there a simple way to', 'Can you tell me how to', 'Does anyone know how to')
+_openings = (
+    "How do I", "How can I", "How should I", "How could I", "What is the best way to",
+    "What is a good way to", "What would be the best way to", "What should I do to",
+    "What must I know to", "What do I need to", "Is there a simple way to",
+    "Can you tell me how to", "Does anyone know how to")
 
+# %% ../nbs/00_questions.ipynb #9e870e23
 _actions = dict(
-    skill=('learn {x}', 'teach {x}', 'practise {x}', 'give up {x}'),
-    city=('get from {x} to {y}', 'move from {x} to {y}', 'fly from {x} to {y}', 'call {y} from {x}'),
-    food=('cook {x}', 'store {x}', 'buy {x}', 'freeze {x}'),
-    service=('delete my {x} account', 'create my {x} account', 'share my {x} account', 'change my {x} password'),
-    animal=('feed my {x}', 'train my {x}', 'wash my {x}', 'sell my {x}'),
-    job=('become a {x}', 'hire a {x}', 'pay a {x}', 'thank a {x}'),
-    illness=('cure {x}', 'prevent {x}', 'detect {x}', 'explain {x}'),
-    activity=('prepare for {x}', 'recover from {x}', 'dress for {x}', 'eat before {x}'))
+    skill=("learn {x}", "teach {x}", "practise {x}", "give up {x}"),
+    city=("get from {x} to {y}", "move from {x} to {y}",
+            "fly from {x} to {y}", "call {y} from {x}"),
+    food=("cook {x}", "store {x}", "buy {x}", "freeze {x}"),
+    service=("delete my {x} account", "create my {x} account",
+               "share my {x} account", "change my {x} password"),
+    animal=("feed my {x}", "train my {x}", "wash my {x}", "sell my {x}"),
+    job=("become a {x}", "hire a {x}", "pay a {x}", "thank a {x}"),
+    illness=("cure {x}", "prevent {x}", "detect {x}", "explain {x}"),
+    activity=("prepare for {x}", "recover from {x}", "dress for {x}", "eat before {x}"))
 
 # %% ../nbs/00_questions.ipynb #13037cd7
-_word = re.compile(r'\w+').findall
+_word = re.compile(r"\w+").findall
 
-@lru_cache(maxsize=1024) # one question is held against many
+@lru_cache(maxsize=1024)  # one question is compared with many
 def _words(text): return frozenset(_word(text.lower()))
 
 def word_overlap(
@@ -62,77 +111,91 @@ def word_overlap(
     return shared / max(1, len(a) + len(b) - shared)
 
 # %% ../nbs/00_questions.ipynb #fc069bf6
-_before_vowel = re.compile(r'\ba (?=[aeio]|u[^s])')
+_before_vowel = re.compile(r"\ba (?=[aeio]|u[^s])")
 
 def _ask(rng, action, topic, avoid=()):
     "An action on a topic, asked with a random opening."
-    question = f'{rng.choice(_openings)} {action}?'.replace('{x}', topic[0]).replace('{y}', topic[-1])
-    question = _before_vowel.sub('an ', question)
+    question = f"{rng.choice(_openings)} {action}?"
+    question = question.replace("{x}", topic[0]).replace("{y}", topic[-1])
+    question = _before_vowel.sub("an ", question)
     return question if question not in avoid else _ask(rng, action, topic, avoid)
 
+# %% ../nbs/00_questions.ipynb #9a3b8527
 def _draw_topic(rng, kind, pool):
-    return tuple(rng.sample(pool[kind], 2)) if kind == 'city' else (rng.choice(pool[kind]),)
+    "A topic, or two cities."
+    return tuple(rng.sample(pool[kind], 2)) if kind == "city" else (rng.choice(pool[kind]),)
 
+# %% ../nbs/00_questions.ipynb #6e61246a
 def _negatives(rng, kind, action, topic, pool, count):
-    "Actions and topics that ask something else, all changed in the same way: mostly another action, else the way back or another topic."
+    "Actions and topics that ask something else: mostly another action, else the way back or another topic."
     change, actions = rng.random(), [a for a in _actions[kind] if a != action]
-    if change < .75: return [(rng.choice(actions), topic) for _ in range(count)]
-    if kind == 'city' and change < .85: return [(action, topic[::-1])] * count
-    others = [t for t in (_draw_topic(rng, kind, pool) for _ in range(4 * count)) if not set(t) & set(topic)]
+    if change < 0.75: return [(rng.choice(actions), topic) for _ in range(count)]
+    if kind == "city" and change < 0.85: return [(action, topic[::-1])] * count
+    drawn = (_draw_topic(rng, kind, pool) for _ in range(4 * count))
+    others = [other for other in drawn if not set(other) & set(topic)]
     return [(action, other) for other in others[:count]]
 
-# %% ../nbs/00_questions.ipynb #bd32ce93
+# %% ../nbs/00_questions.ipynb #c7c0e5f5
+def _draw_pairs(rng, pool):
+    "A positive and a negative pair: the question, one that asks the same, and one that does not."
+    kind = rng.choice(list(_actions))
+    action, topic = rng.choice(_actions[kind]), _draw_topic(rng, kind, pool)
+    question = _ask(rng, action, topic)
+    same = _ask(rng, action, topic, avoid=(question,))
+    negatives = _negatives(rng, kind, action, topic, pool, 8)
+    others = [_ask(rng, *other, avoid=(question,)) for other in negatives]
+    overlap = word_overlap(question, same)
+    return question, same, min(others, key=lambda text: abs(word_overlap(question, text) - overlap))
+
+# %% ../nbs/00_questions.ipynb #02ddc979
 def generated_questions(
     split: str,                   # "train", "choose" or "test": no topic is in two of them
     size: int,                    # how many pairs; the first pairs of a seed do not depend on it
     seed: int = 0,                # another seed, other pairs
 ) -> list[tuple[str, str, int]]:  # question, question, label: 1 when both ask the same
     "Labelled pairs of questions, half of each class."
-    rng, pool = random.Random(f'{split} {seed}'), topics(split)
+    rng, pool = random.Random(f"{split} {seed}"), topics(split)
     pairs, seen = [], set()
     while len(pairs) < size:
-        kind = rng.choice(list(_actions))
-        action, topic = rng.choice(_actions[kind]), _draw_topic(rng, kind, pool)
-        question = _ask(rng, action, topic)
-        same = _ask(rng, action, topic, avoid=(question,))
-        others = [_ask(rng, *other, avoid=(question,)) for other in _negatives(rng, kind, action, topic, pool, 8)]
-        overlap = word_overlap(question, same)
-        other = min(others, key=lambda text: abs(word_overlap(question, text) - overlap))
+        question, same, other = _draw_pairs(rng, pool)
         if (question, same) in seen or (question, other) in seen: continue
         seen |= {(question, same), (question, other)}
         pairs += rng.sample([(question, same, 1), (question, other, 0)], 2)
     return pairs[:size]
 
 # %% ../nbs/00_questions.ipynb #af3b7626
-def _made_up(rng):
-    "A name that is none: two or three syllables."
-    parts = [rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') + rng.choice(['', '', 'n', 'r', 'l', 's']) for _ in range(rng.choice((2, 2, 3)))]
-    name = ''.join(parts)
-    if any(name in words.lower().split('|') for words in _topics.values()): return _made_up(rng)
-    return name.capitalize() if rng.random() < .5 else name
+def _syllable(rng):
+    return rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(["", "", "n", "r", "l", "s"])
 
+def _made_up(rng):
+    "A name of two or three syllables that is no topic."
+    name = "".join([_syllable(rng) for _ in range(rng.choice((2, 2, 3)))])
+    if any(name in words.lower().split("|") for words in _topics.values()): return _made_up(rng)
+    return name.capitalize() if rng.random() < 0.5 else name
+
+# %% ../nbs/00_questions.ipynb #75efe832
+def _one_list(rng, pool):
+    "Up to nine questions of one kind; the last one came before."
+    kind = rng.choice(list(_actions))
+    names = {kind: [_made_up(rng) for _ in range(3)]} if rng.random() < 0.5 else pool
+    drawn = [_draw_topic(rng, kind, names) for _ in range(rng.choice((1, 2, 2, 3)))]
+    if kind == "city": drawn.append(drawn[0][::-1])
+    actions, questions = rng.sample(_actions[kind], rng.choice((1, 2, 2, 3))), []
+    while len(questions) < 8:
+        if questions and rng.random() < 0.3: break
+        question = _ask(rng, rng.choice(actions), rng.choice(drawn))
+        questions.append(question)
+        if question in questions[:-1]: return questions
+    return [*questions, rng.choice(questions)]
+
+# %% ../nbs/00_questions.ipynb #b7163e01
 def unlabelled_lists(
     size: int,         # how many lists
     seed: int = 0,     # another seed, other lists
 ) -> list[list[str]]:  # each list ends with its first question that came before
     "Lists of questions on train topics and made-up names, for pretraining."
-    rng, pool, lists = random.Random(f'unlabelled {seed}'), topics('train'), []
-    while len(lists) < size:
-        kind = rng.choice(list(_actions))
-        names = {kind: [_made_up(rng) for _ in range(3)]} if rng.random() < .5 else pool
-        drawn = [_draw_topic(rng, kind, names) for _ in range(rng.choice((1, 2, 2, 3)))]
-        if kind == 'city': drawn.append(drawn[0][::-1])
-        actions = rng.sample(_actions[kind], rng.choice((1, 2, 2, 3)))
-        questions = []
-        while len(questions) < 8:
-            if questions and rng.random() < .3: questions.append(rng.choice(questions)); break
-            question = _ask(rng, rng.choice(actions), rng.choice(drawn))
-            repeated = question in questions
-            questions.append(question)
-            if repeated: break
-        else: questions.append(rng.choice(questions))
-        lists.append(questions)
-    return lists
+    rng, pool = random.Random(f"unlabelled {seed}"), topics("train")
+    return [_one_list(rng, pool) for _ in range(size)]
 
 # %% ../nbs/00_questions.ipynb #48ae839c
 def unlabelled_questions(

@@ -10,6 +10,7 @@ __all__ = ['HELD_OUT', 'usual_lines', 'stage_rows', 'train', 'precision_of', 'co
 # %% ../nbs/06b_runs.ipynb #88213904
 import os
 import platform
+import shutil
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -121,6 +122,7 @@ def finish_stage(
     label = f"{run.task} {stage.kind} {run.tuning}"
     result = train(run, stage, model, tokenizer, rows, held_out, folder.path, progress, label, folder.path.name)
     write_text(folder.history, result.history.to_csv(index=False))
+    if result.pairs is not None: write_text(folder.pairs, result.pairs.to_csv(index=False))
     save_policy(model, tokenizer, folder.policy)
     folder.close(
         **result.summary() | dict(seconds=result.seconds + pairs_seconds), pairs_seconds=pairs_seconds,
@@ -286,6 +288,8 @@ def finish_run(
         write_json(place.environment, environment(inputs))
         histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind) for i, (stage, home) in enumerate(stages, 1)]
         if histories: pd.concat(histories).to_csv(place.history, index=False)
+        for i, (stage, home) in enumerate(stages, 1):
+            if home.pairs.exists(): shutil.copy(home.pairs, place.pairs(i))
         examples.to_parquet(place.examples, index=False)
         if keeps:
             save_policy(model, tokenizer, place.policy)

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from sftdpo import bench as bench_module
-from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
+from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_left, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
 from sftdpo.batches import score
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, settle
 from sftdpo.rows import Row
@@ -42,7 +42,7 @@ def rows_of(kind):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_engines_have_the_same_losses(kind, tuning, backbone):
-    stage = settle(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=None if kind == "dpo" else 0), Run())
+    stage = settle(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32"), Run())
     losses = {}
     for engine in ENGINES:
         turns, end = ran(Job("train", engine, backbone, rows_of(kind), 8, stage, tuning, LoRA(rank=4)), 3)
@@ -75,9 +75,33 @@ def test_scoring_engines_agree(backbone):
 
 def test_sampling_engines_draw_as_many_texts(backbone):
     sampling = Sampling(samples=3, max_new_tokens=5)
-    for engine in ("sftdpo", "generate", "generate-one"):
+    for engine in WORKERS["sample"]:
         turns, _ = ran(Job("sample", engine, backbone, ["Shall I", "Thou art more"], 2, Stage("sft", precision="fp32"), sampling=sampling), 2)
         assert len(turns) == 2 and all(2 * 3 <= turn["tokens"] <= 2 * 3 * 5 for turn in turns)
+
+
+def test_one_call_for_all_samples_from_the_prompts_own_distribution(backbone):
+    "Prompts of unequal length, padded on the left in one call: the likeliest continuations are those of a call for each."
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(backbone).eval(), AutoTokenizer.from_pretrained(backbone)
+    prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Shall I", "Thou art more lovely and more temperate")]
+    assert len(prompts[0]) < len(prompts[1])
+    ids, mask = padded_left(prompts, tokenizer.eos_token_id)
+    settings = dict(do_sample=False, max_new_tokens=6, pad_token_id=tokenizer.eos_token_id)
+    together = model.generate(ids, attention_mask=mask, **settings)[:, ids.shape[1]:]
+    for prompt, found in zip(prompts, together):
+        alone = model.generate(torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), **settings)[0, len(prompt):]
+        assert found[:len(alone)].tolist() == alone.tolist()
+    sampling, sizes = Sampling(samples=3, max_new_tokens=5), []
+    generate = transformers.GPT2LMHeadModel.generate
+    def noted(self, ids, **options):
+        sizes.append(len(ids) * options["num_return_sequences"])
+        return generate(self, ids, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.GPT2LMHeadModel, "generate", noted)
+        for engine in ("generate-batched", "generate", "generate-one"):
+            ran(Job("sample", engine, backbone, ["Shall I", "Thou art more"], 2, Stage("sft", precision="fp32"), sampling=sampling), 1)
+    assert sizes == [6] + [3, 3] + [1] * 6  # one call for all; one a prompt; one a sample
 
 
 def test_the_bound_by_hand(tiny_llama):
@@ -156,7 +180,7 @@ def test_a_file_is_written_after_each_configuration_and_goes_on(tmp_path, monkey
 
 
 def test_processes_take_turns_and_an_engine_that_fails_is_named(backbone):
-    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32", dropout=0), Run())
+    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32"), Run())
     jobs = [Job("train", engine, backbone, rows_of("sft"), 8, stage) for engine in ("plain", "machine")]
     found = take_turns(jobs, rounds=2, minutes=9)
     assert {engine: len(said["turns"]) for engine, said in found.items()} == dict(plain=3, machine=3)

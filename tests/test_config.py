@@ -19,6 +19,9 @@ from sftdpo.config import LoRA, Run, SettingsError, Stage, Study, from_dict, fro
     (lambda: Stage(epochs=True), ["sft.epochs = True"]),
     (lambda: Stage(batch_size=8, micro_batch_size=3), ["sft.micro_batch_size = 3", "divisor of the batch size 8"]),
     (lambda: Stage(label_smoothing=0.5), ["sft.label_smoothing = 0.5"]),
+    (lambda: Stage("dpo", loss="sigmoidal"), ["dpo.loss = 'sigmoidal'", "did you mean 'sigmoid'?", "'hinge', 'ipo'"]),
+    (lambda: Stage("dpo", sft_weight=-1), ["dpo.sft_weight = -1.0", "0 or a positive number"]),
+    (lambda: Run(sft=Stage("sft", dropout=0.1)), ["sft.dropout = 0.1", "dpo.dropout is 0.0", "give both the same"]),
     (lambda: Stage("ppo"), ["stage.kind = 'ppo'", "'sft', 'dpo'"]),
     (lambda: Run(recipe="sft_dpo"), ["did you mean 'sft-dpo'?"]),
     (lambda: Run(seed=-1), ["run.seed = -1"]),
@@ -83,8 +86,76 @@ def test_identity_ignores_what_cannot_matter():
     assert key(micro_batch_size=1) == key(checkpoint_steps=5) == key(looks=9) == key()
     assert key(dropout=0.2) != key() != key(learning_rate=1e-4)
     dpo = Run(recipe="dpo").stages[0]
-    assert identity(relevant(dpo.replace(dropout=0.3), "full", LoRA())) == identity(relevant(dpo, "full", LoRA()))
+    assert identity(relevant(dpo.replace(dropout=0.3), "full", LoRA())) != identity(relevant(dpo, "full", LoRA()))  # all stages honour it
     assert identity(relevant(dpo.replace(beta=0.3), "full", LoRA())) != identity(relevant(dpo, "full", LoRA()))
+
+
+GOLDEN = {  # keys of stages as they were before DPO had an SFT term and before dropout was 0 by default
+    "sft-dpo": (Run(recipe="sft-dpo"), ["ff514799e90d", "fc2f65d27972"]),
+    "sft-dpo lora": (Run(recipe="sft-dpo", tuning="lora"), ["50e9083f0dc6", "aa318d38d4b3"]),
+    "sonnets": (Run(task="sonnet", recipe="sft-dpo", seed=3), ["d6d0000d25eb", "820aadccddeb"]),
+    "sft-sft": (Run(recipe="sft-sft"), ["ff514799e90d", "24068c1ba107"]),
+    "sft-long lora": (Run(recipe="sft-long", tuning="lora"), ["91643a03698a"]),
+    "ipo": (Run(task="sonnet", recipe="dpo", dpo=Stage("dpo", beta=0.3, loss="ipo", learning_rate=1e-5, epochs=2, batch_size=4)), ["43b0e181d209"]),
+    "smoothed lora": (Run(recipe="dpo", tuning="lora", lora=LoRA(rank=4), dpo=Stage("dpo", label_smoothing=0.1)), ["f76fe0f77d5b"]),
+    "dropout": (Run(sft=Stage("sft", dropout=0.1), dpo=Stage("dpo", dropout=0.1)), ["3a646809a72d"])}
+
+
+@pytest.fixture
+def keys_of(monkeypatch):
+    "The stage keys of a run on data and a backbone of made-up fingerprints; the backbone with or without dropout of its own."
+    from types import SimpleNamespace
+
+    from sftdpo import keys
+    for one in (keys._settings, keys._identity): one.cache_clear()
+    monkeypatch.setattr(keys, "task_data", lambda run: SimpleNamespace(fingerprint="golden data", train=[None] * 100))
+    monkeypatch.setattr(keys, "backbone_fingerprint", lambda backbone: "golden backbone")
+    monkeypatch.setattr(keys, "best_precision", lambda device="cpu": "fp32")
+    def found(run, own_dropout=False):
+        monkeypatch.setattr(keys, "has_dropout", lambda backbone: own_dropout)
+        return keys.stage_keys(run)
+    yield found
+    for one in (keys._settings, keys._identity): one.cache_clear()
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_keys_of_stages_do_not_move(name, keys_of):
+    run, expected = GOLDEN[name]
+    assert keys_of(run) == expected
+
+
+def test_keys_move_where_the_meaning_of_dropout_changed(keys_of):
+    "A backbone with dropout kept it in SFT: 'as the backbone has it' is now 0, which had a key of its own."
+    assert keys_of(Run(), own_dropout=True) == ["7bef42f9b629"] != keys_of(Run())
+    dpo = Run(recipe="dpo")
+    assert keys_of(dpo, own_dropout=True) == keys_of(dpo), "DPO ran without dropout before"
+    assert keys_of(dpo.replace(**{"lora.dropout": 0.1, "tuning": "lora"})) != keys_of(dpo.replace(tuning="lora")), "an adapter's dropout now holds in DPO too"
+
+
+def test_the_weight_of_the_sft_term_is_part_of_a_dpo_stage_only(keys_of):
+    weighted = Run(recipe="sft-dpo", dpo=Stage("dpo", sft_weight=1))
+    first, second = keys_of(weighted)
+    assert first == GOLDEN["sft-dpo"][1][0] and second != GOLDEN["sft-dpo"][1][1]
+    assert keys_of(weighted.replace(**{"dpo.sft_weight": 0.5}))[1] != second
+
+
+def test_backbones_with_dropout_are_told_apart(tokenizer, tmp_path):
+    from sftdpo.keys import has_dropout
+    from sftdpo.model import save_policy
+    from tiny import tiny_model
+    assert not has_dropout("bard")
+    for dropout in (0.0, 0.1): assert has_dropout(str(save_policy(tiny_model("gpt2", tokenizer, dropout=dropout), tokenizer, tmp_path / f"{dropout}"))) == (dropout > 0)
+
+
+def test_settings_of_earlier_versions_are_read():
+    assert from_yaml(Study, "sft: {dropout: null}\ndpo: {dropout: null}") == Study()
+
+
+def test_losses_are_known_without_torch():
+    import subprocess
+    import sys
+    code = "import sys; from sftdpo.config import Stage; Stage('dpo', loss='ipo'); assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_runs_of_a_study():

@@ -4,7 +4,9 @@ import math
 import pytest
 import torch
 
-from sftdpo.loss import dpo_loss, implicit_rewards, reward_accuracy, sequence_log_probabilities, sft_loss, token_log_probabilities
+from sftdpo.config import LOSSES, SettingsError, Stage
+from sftdpo.loss import (dpo_loss, implicit_rewards, register, reward_accuracy, sequence_log_probabilities, sft_loss,
+                         token_log_probabilities, with_sft)
 
 log = math.log
 
@@ -44,3 +46,37 @@ def test_gradient_by_hand():
 
 def test_implicit_rewards_are_scaled_log_ratios():
     assert implicit_rewards(tensor(-1, -3), tensor(-2, -2), 0.5).tolist() == [0.5, -0.5]
+
+
+def test_sft_term_by_hand():
+    "Chosen completions of 1, 2 and 6 tokens cost 1, 3 and 5 nats: 9 nats over 9 tokens, whatever the micro-batches."
+    losses, chosen = tensor(0.1, 0.2, 0.6), tensor(-1, -3, -5)
+    whole = with_sft(losses, chosen, weight=0.5, mean_tokens=3)
+    assert whole.mean().item() == pytest.approx(0.3 + 0.5 * 9 / 9)
+    pieces = [with_sft(losses[i:i + 1], chosen[i:i + 1], weight=0.5, mean_tokens=3) for i in range(3)]
+    assert torch.cat(pieces).mean().item() == pytest.approx(whole.mean().item())
+
+
+@pytest.fixture
+def margin_of_simpo():
+    def simpo(pairs, beta):
+        "Length-normalised log-probabilities, no reference, and a margin of 0.5 to reach."
+        return -torch.nn.functional.logsigmoid(beta * (pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens) - 0.5)
+    yield register(simpo)
+    LOSSES.pop("simpo")
+
+
+def test_a_loss_of_ones_own(margin_of_simpo):
+    "Registered, its name is a setting, and it gets the tokens of each completion; taken away, the setting is refused."
+    Stage("dpo", loss="simpo")
+    losses, *_ = dpo_loss(tensor(-2), tensor(-9), tensor(-5), tensor(-5), beta=0.5, loss="simpo", tokens=(tensor(2), tensor(3)))
+    assert losses.item() == pytest.approx(log(1 + math.exp(-(0.5 * (-1 + 3) - 0.5))))
+    with pytest.raises(ValueError, match="sftdpo.loss already has a loss 'ipo': give yours another name"):
+        @register
+        def ipo(pairs, beta): return pairs.chosen
+    assert LOSSES["ipo"].__module__ == "sftdpo.loss"
+
+
+def test_a_loss_that_nobody_registered():
+    with pytest.raises(SettingsError, match="dpo.loss = 'simpo'"): Stage("dpo", loss="simpo")
+    with pytest.raises(ValueError, match="no loss 'simpo': use one of 'sigmoid', 'hinge', 'ipo'"): dpo_loss(*[tensor(0)] * 4, loss="simpo")

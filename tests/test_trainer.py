@@ -14,7 +14,7 @@ from sftdpo.data import Row
 from sftdpo.loss import sequence_log_probabilities
 from sftdpo.model import apply_tuning
 from sftdpo.checkpoints import write_scores
-from sftdpo.trainer import StageTrainer, Watch, check_start, stage_losses, train_stage
+from sftdpo.trainer import StageTrainer, Watch, check_start, completion_tokens, similarity, stage_losses, train_stage
 from tiny import tiny_model, tiny_of
 
 SFT = Stage("sft", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
@@ -58,7 +58,8 @@ def gradients(model, loss):
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
-@pytest.mark.parametrize("stage", [SFT, DPO, DPO.replace(label_smoothing=0.2)], ids=["sft", "dpo", "cdpo"])
+@pytest.mark.parametrize("stage", [SFT, DPO, DPO.replace(label_smoothing=0.2), DPO.replace(sft_weight=0.7), DPO.replace(sft_weight=2, label_smoothing=0.2),
+                                   DPO.replace(sft_weight=0.7, loss="hinge")], ids=["sft", "dpo", "cdpo", "dpo+sft", "cdpo+sft", "hinge+sft"])
 def test_loss_and_gradients_equal_trl(stage, architecture, tuning, tokenizer, tmp_path):
     from sftdpo.trl_engine import trl_trainer
     pairs = pair_rows(7)
@@ -67,7 +68,8 @@ def test_loss_and_gradients_equal_trl(stage, architecture, tuning, tokenizer, tm
     reference = None
     if stage.kind == "dpo":  # a reference that differs from the policy, so that margins are not all zero
         reference = score(model, rows, precision="fp32") + np.random.default_rng(1).normal(0, 5, (7, 2))
-    losses, _ = stage_losses(Scorer(model, "fp32")(**collate(rows)), None if reference is None else torch.tensor(reference).float(), stage)
+    tokens = completion_tokens(rows)
+    losses, _ = stage_losses(Scorer(model, "fp32")(**collate(rows)), None if reference is None else torch.tensor(reference).float(), stage, tokens, tokens[:, 0].double().mean().item())
     ours = losses.sum() / (len(rows) if stage.kind == "dpo" else sum(len(row.completions[0]) for row in rows))
     our_gradients = gradients(model, ours)
     trainer = trl_trainer(model, tokenizer, rows, stage.replace(batch_size=7), 0, reference, tmp_path)
@@ -184,7 +186,7 @@ def test_dpo_starts_at_log_2(architecture, tuning, tokenizer):
     if tuning == "lora": assert isinstance(model, PeftModel) and len(model.peft_config) == 1
 
 
-@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+@pytest.mark.parametrize("stage", [SFT, DPO, DPO.replace(sft_weight=5)], ids=["sft", "dpo", "dpo+sft"])
 @pytest.mark.parametrize("micro_batch", [1, 4])
 def test_accumulation_equals_one_batch(stage, micro_batch, tokenizer):
     rows = pair_rows() if stage.kind == "dpo" else answers(pair_rows())
@@ -200,16 +202,16 @@ def test_accumulation_equals_one_batch(stage, micro_batch, tokenizer):
 
 def test_the_seed_decides(tokenizer):
     def weights(seed):
-        model = tuned("gpt2", tokenizer, "full", dropout=0.1)
-        train_stage(model, answers(pair_rows()), SFT, seed=seed, progress=False)
+        model = tuned("gpt2", tokenizer, "full")
+        train_stage(model, answers(pair_rows()), SFT.replace(dropout=0.1), seed=seed, progress=False)
         return trained(model)
     assert same(weights(0), weights(0)) and not same(weights(0), weights(1))
 
 
 def test_looking_changes_nothing(tokenizer):
     def weights(**looking):
-        model = tuned("gpt2", tokenizer, "full", dropout=0.1)
-        train_stage(model, answers(pair_rows()), SFT, progress=False, **looking)
+        model = tuned("gpt2", tokenizer, "full")
+        train_stage(model, answers(pair_rows()), SFT.replace(dropout=0.1), progress=False, **looking)
         return trained(model)
     assert same(weights(), weights(held_out=answers(pair_rows(5, seed=1))))
 
@@ -220,11 +222,12 @@ class Stop(Exception): pass
 @pytest.mark.parametrize("at", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind, tuning", [("sft", "full"), ("dpo", "full"), ("sft", "lora"), ("dpo", "lora")])
 def test_resumed_equals_undisturbed(kind, tuning, at, tokenizer, tmp_path, monkeypatch):
-    "Stopped in either epoch or between them, with dropout in SFT: the same weights and history, to the bit."
+    "Stopped in either epoch or between them, with dropout: the same weights, history and table of pairs, to the bit."
     rows = pair_rows() if kind == "dpo" else answers(pair_rows())
-    stage = (DPO if kind == "dpo" else SFT).replace(checkpoint_steps=1, micro_batch_size=4)
-    undisturbed = tuned("gpt2", tokenizer, tuning, dropout=0.1)
-    expected = train_stage(undisturbed, rows, stage, held_out=rows[:4], progress=False).history
+    stage = (DPO if kind == "dpo" else SFT).replace(checkpoint_steps=1, micro_batch_size=4, dropout=0.1)
+    undisturbed = tuned("gpt2", tokenizer, tuning)
+    whole = train_stage(undisturbed, rows, stage, held_out=rows[:4], progress=False)
+    expected = whole.history
 
     begin = Watch.on_step_begin
     def stop(self, args, state, *rest, **more):
@@ -232,13 +235,88 @@ def test_resumed_equals_undisturbed(kind, tuning, at, tokenizer, tmp_path, monke
         if state.global_step == at: raise Stop
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "on_step_begin", stop)
-        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, tuning, dropout=0.1), rows, stage, held_out=rows[:4], folder=tmp_path, progress=False)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, tuning), rows, stage, held_out=rows[:4], folder=tmp_path, progress=False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"checkpoint-{at}"]
-    resumed = tuned("gpt2", tokenizer, tuning, dropout=0.1)
-    found = train_stage(resumed, rows, stage, held_out=rows[:4], folder=tmp_path, progress=False).history
+    resumed = tuned("gpt2", tokenizer, tuning)
+    again = train_stage(resumed, rows, stage, held_out=rows[:4], folder=tmp_path, progress=False)
+    found = again.history
+    assert (whole.pairs is None and again.pairs is None) if kind == "sft" else whole.pairs.equals(again.pairs)
     assert same(trained(undisturbed), trained(resumed))
     watched = [name for name in expected if name not in ("seconds", "elapsed")]
     assert found[watched].equals(expected[watched])
+
+
+def test_stages_run_without_dropout_unless_asked(tokenizer):
+    "A model that comes with dropout: the first loss of either kind of stage is that of the model as it is judged."
+    for stage, rows in ((SFT, answers(pair_rows(8))), (DPO, pair_rows(8))):
+        history = train_stage(tuned("gpt2", tokenizer, "full", dropout=0.3), rows, stage, held_out=rows, progress=False).history
+        assert history.loss.dropna().iloc[0] == pytest.approx(history.held_out_loss.dropna().iloc[0], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+@pytest.mark.parametrize("engine", ["sftdpo", "trl"])
+def test_dropout_that_is_asked_for_holds_in_every_stage(engine, kind, tokenizer):
+    from sftdpo.trl_engine import train_stage_with_trl
+    stage, rows = (SFT, answers(pair_rows(8))) if kind == "sft" else (DPO, pair_rows(8))
+    def weights(**settings):
+        model = tuned("gpt2", tokenizer, "full")
+        if engine == "trl": train_stage_with_trl(model, tokenizer, rows, stage.replace(**settings), progress=False)
+        else: train_stage(model, rows, stage.replace(**settings), progress=False)
+        return trained(model)
+    assert same(weights(dropout=0.2), weights(dropout=0.2)) and not same(weights(dropout=0.2), weights())
+
+
+def test_dpo_checks_its_start_also_with_dropout(tokenizer, monkeypatch):
+    "The start is compared without the dropout: a right one passes, a wrong one does not."
+    import sftdpo.trainer
+    model = apply_tuning(tiny_model("gpt2", tokenizer), "lora", LoRA(rank=4, dropout=0.3), seed=0)
+    train_stage(model, pair_rows(8), DPO.replace(dropout=0.3, epochs=1), progress=False)
+    score_rightly = sftdpo.trainer.reference_of
+    def wrongly(*arguments):
+        scores, held_out, seconds = score_rightly(*arguments)
+        return scores + np.array([5.0, 0.0]), held_out, seconds
+    monkeypatch.setattr(sftdpo.trainer, "reference_of", wrongly)
+    with pytest.raises(ValueError, match="nats a token from its reference"): train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(8), DPO.replace(dropout=0.3), progress=False)
+
+
+def test_the_sft_term_keeps_chosen_completions_likely(tokenizer):
+    changes = {}
+    for weight in (0, 5):
+        result = train_stage(tuned("gpt2", tokenizer, "full"), pair_rows(), DPO.replace(sft_weight=weight, epochs=4), held_out=pair_rows(), progress=False)
+        changes[weight] = result.pairs.chosen_change.mean()
+        assert ("preference_loss" in result.history) == bool(weight)
+    assert changes[5] > changes[0] + 1
+    assert result.history.preference_loss.dropna().iloc[0] == pytest.approx(math.log(2), abs=1e-5) and result.history.loss.dropna().iloc[0] > 5
+
+
+def test_pairs_by_hand_and_without_a_further_pass(tokenizer, monkeypatch):
+    "What became of each held-out pair is what two passes say; the stage scores held-out rows as often as before."
+    rows, held_out, passes = pair_rows(), pair_rows(6, seed=1), []
+    model = tuned("gpt2", tokenizer, "full")
+    before = score(model, held_out, precision="fp32")
+    import sftdpo.trainer
+    scoring = sftdpo.trainer.score_together
+    monkeypatch.setattr(sftdpo.trainer, "score_together", lambda *rest: passes.append(1) or scoring(*rest))
+    pairs = train_stage(model, rows, DPO.replace(looks=2), held_out=held_out, progress=False).pairs
+    assert len(passes) == 3  # the start and two looks
+    after = score(model, held_out, precision="fp32")
+    pairs = pairs.set_index("id").loc[[row.id for row in held_out]]
+    np.testing.assert_allclose(pairs[["chosen_change", "rejected_change"]], after - before, atol=1e-4)
+    np.testing.assert_allclose(pairs[["chosen_start", "rejected_start"]], before, atol=1e-4)
+    assert pairs.chosen_tokens.tolist() == [len(row.completions[0]) for row in held_out]
+    assert pairs.similarity.tolist() == [similarity(*row.completions) for row in held_out]
+    assert similarity([1, 2, 3], [1, 2, 4]) == pytest.approx(2 / 3)
+    assert train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO.replace(looks=0), held_out=held_out, progress=False).pairs is None
+
+
+def test_pairs_after_a_stop_at_the_very_end(tokenizer, tmp_path, monkeypatch):
+    rows, held_out, stage = pair_rows(), pair_rows(6, seed=1), DPO.replace(checkpoint_steps=1)
+    expected = train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, progress=False).pairs
+    def stop(*rest, **more): raise Stop
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_train_end", stop)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, folder=tmp_path, progress=False)
+    assert train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, folder=tmp_path, progress=False).pairs.equals(expected)
 
 
 def test_a_left_over_reference_is_not_believed(tokenizer, tmp_path):
