@@ -487,7 +487,7 @@ PAGE_VERDICTS = """
 <h2>Verdicts</h2>
 <p class="soft">Each claim with its deciding effect, the {{ level }}&nbsp;% interval in brackets, and {{ "the margin that was set beforehand" if margins_set else "the usual margin, as none was set" }}: the largest difference that does not matter.</p>
 {% macro answer(one) %}<div class="answer">
-<p><span class="badge {{ one.verdict|replace(' ', '-') if one.verdict in marks else 'undecided' }}">{{ marks.get(one.verdict, '?') }} {{ one.verdict|data(40) }}</span> {{ one.task|data(80) }}{% if one.where %}, {{ one.where|data(200) }}{% endif %}</p>
+<p><span class="badge {{ one.verdict|replace(' ', '-') if one.verdict in marks else 'undecided' }}">{{ marks.get(one.verdict, '?') }} {{ one.verdict|data(40) }}</span> {% if one.part %}{{ one.part|data(80) }}, {% endif %}{{ one.task|data(80) }}{% if one.where %}, {{ one.where|data(200) }}{% endif %}</p>
 {% for what, effect in one.effects[:1] %}{% if effect|told(one.unit) not in one.why %}<p>{{ what|data(200) }}: {{ effect|told(one.unit) }}</p>{% endif %}{% endfor %}
 {% if one.why %}<p>{{ one.why|data(800) }}{% if one.margin is not none and one.effects %} <span class="soft">Margin: {{ one.margin|margin(one.unit) }}.</span>{% endif %}</p>{% endif %}
 {% if one.decides or one.effects|length > 1 or one.notes %}<details><summary>{{ "What would decide it, further effects and notes" if one.decides else "Further effects and notes" }}</summary>

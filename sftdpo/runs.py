@@ -157,6 +157,7 @@ def environment(
     data = task_data(run)
     return dict(
         software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(), workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
+        load=os.getloadavg()[0] / torch.get_num_threads() if hasattr(os, "getloadavg") else None,  # work waiting for the processor, in shares of this run's own
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         backbone=dict(name=run.backbone, fingerprint=backbone_fingerprint(run.backbone)),
         data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),

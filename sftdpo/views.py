@@ -87,7 +87,7 @@ def verdicts_html(
     pieces = []
     for one in sorted(verdicts, key=lambda one: one.verdict == "not asked"):
         badge = Markup('<b style="color:#fff;background:{};border-radius:9px;padding:0 8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), data(one.verdict))
-        where = ", ".join(word for word in (one.task, one.where) if word)
+        where = ", ".join(word for word in (one.part, one.task, one.where, "exploratory" * one.exploratory) if word)
         lines = [f"{name}: {told(effect, one.unit)}" for name, effect in one.effects[:1]]
         if lines and one.margin is not None: lines[0] += f", margin {margin_told(one.margin, one.unit)}"
         lines += [one.why] + ([f"It would take: {one.decides}"] if one.decides else []) + list(one.notes)
