@@ -202,7 +202,7 @@ def write_study(
         (home / "settings.yaml").write_text(yaml.safe_dump(cell | dict(sft=stage, dpo=stage)))
         (home / "environment.json").write_text(json.dumps(dict(processor="P", threads=2, gpu=None, workers=1, load=float(known["load"]))))
         (home / "sftdpo.json").write_text(json.dumps(cell | dict(run=run)))
-        rows.drop(columns=["run", *cell]).to_parquet(home / "examples.parquet")
+        rows.drop(columns=[name for name in ("run", *cell) if name != "fold"]).to_parquet(home / "examples.parquet")
     return folder
 
 # %% ../nbs/07d_worlds.ipynb #78f3cb35
@@ -380,11 +380,11 @@ def covered(
 
 # %% ../nbs/07d_worlds.ipynb #f90f7af7
 def coverage_table(
-    tables: int,                          # drawn for each setting of up to 130 examples; a quarter of them for 1,000
+    tables: int,                          # drawn for each setting
     seeds: tuple = (3, 5, 8), examples: tuple = (11, 26, 130, 1000),
     kinds: tuple = (*KINDS, "collapse", "folds"),
 ) -> pd.DataFrame:                        # a line per setting
     "Percent of intervals that hold the truth, and what was said beforehand."
-    lines = [dict(kind=kind, seeds=I, examples=J, covered=covered(kind, I, J, tables if J < 1000 else tables // 4), out_of_reach=out_of_reach(kind, I, J))
+    lines = [dict(kind=kind, seeds=I, examples=J, covered=covered(kind, I, J, tables), out_of_reach=out_of_reach(kind, I, J))
              for kind in kinds for I in seeds for J in examples if kind != "folds" or J > 13]
     return pd.DataFrame(lines)
