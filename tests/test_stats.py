@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats as distributions
 
-from sftdpo.stats import (Estimate, at_level, contrast, detectable, difference, equivalence, full_tables, holm, interval, mcnemar, needed, needed_to_reach, planned_error, ratio,
-                          share_interval, spread_of_variance, steady_variance, sums_of, table_of, variance_of_mean, verdict)
+from sftdpo.stats import (Estimate, at_level, by_replicate, choice_error, contrast, detectable, detectable_range, difference, equivalence, full_tables, holm, interval, mcnemar, needed, needed_to_reach, planned_error, ratio,
+                          share_interval, spread_of_variance, steady_variance, sums_of, table_of, variance_of_mean, verdict, widened)
 
 
 def long(
@@ -57,6 +57,7 @@ def test_mean_squares_are_those_of_an_analysis_of_variance():
     variance, freedom, components = steady_variance(sums_of(table))
     assert components == pytest.approx([(seed - rest) / 7, (example - rest) / 4, rest])
     assert variance == pytest.approx((seed + example - rest) / 28)
+    seed, example = seed * (1 + 2 / 3), example * (1 + 2 / 6)  # enlarged by what a mean square's square exceeds on average
     assert freedom == pytest.approx((seed + example - rest)**2 / (seed**2 / 3 + example**2 / 6 + rest**2 / 18))
 
 
@@ -130,13 +131,77 @@ def test_equivalence_is_the_paired_tost():
     assert equivalence(difference(long(first), long(second)), 0.8) == pytest.approx(ttost_paired(first[0], second[0], -0.8, 0.8)[0])
 
 
-def test_detectable_is_the_power_of_a_t_test():
+def test_detectable_range_is_around_the_power_of_a_t_test():
     from statsmodels.stats.power import TTestPower
 
-    values = crossed(np.random.default_rng(6), 1, 40)
+    values = crossed(np.random.default_rng(6), 1, 400)
     found = interval(long(values))
     effect = detectable(found) / values.std(ddof=1)
-    assert TTestPower().power(effect, 40, 0.05) == pytest.approx(0.8, abs=1e-4)
+    assert TTestPower().power(effect, 400, 0.05) == pytest.approx(0.8, abs=5e-3)
+    low, high = detectable_range(found)
+    assert low < detectable(found) < high and high / low < 1.2
+
+
+@pytest.mark.parametrize("seeds, examples", [(3, 1000), (3, 26), (5, 130)])
+def test_what_is_said_to_be_detectable_is_found_in_80_of_100(seeds, examples):
+    "A first study says what it could have found; a second one of its size has just that difference."
+    random, found = np.random.default_rng(20), []
+    for _ in range(200):
+        first, second = (long(crossed(random, seeds, examples, 3 / examples**0.5, 0.7)) for _ in range(2))
+        size = detectable(interval(first, share=False))
+        found.append(interval(second.assign(value=second.value + size), share=False).low > 0)
+    assert 0.72 <= np.mean(found) <= 0.9, np.mean(found)
+
+
+def test_a_number_of_seeds_has_an_interval():
+    found = difference(long(crossed(np.random.default_rng(4), 3, 400, 0.05, 0.1)), long(crossed(np.random.default_rng(5), 3, 400, 0.05, 0.1)))
+    wanted = needed_to_reach(found, 0.25, "a match")
+    assert wanted.seeds_range[0] < wanted.seeds and (wanted.seeds_range[1] is None or wanted.seeds_range[1] > wanted.seeds)
+    assert "80 % interval: " in wanted.why
+
+
+# --- re-splits, folds and rates
+
+def test_re_splits_are_no_replicates():
+    "One seed on five re-splits is one seed, whatever its intervals would say."
+    random, rows = np.random.default_rng(0), []
+    for split in range(5):
+        rows += [dict(seed=0, resplit=split, id=f"{split}-{j}", value=random.normal()) for j in range(30)]
+    found = interval(by_replicate(pd.DataFrame(rows), 5))
+    assert found.seeds == 1 and found.unknown == ("seed",)
+
+
+def test_seeds_within_folds():
+    random, hits, shared = np.random.default_rng(1), 0, 0
+    for _ in range(300):
+        fold, seed, example = np.indices((10, 3, 13))
+        effects = 0.3 * random.normal(size=(10, 1, 1)) + random.normal(size=(10, 1, 13)) + random.normal(size=(10, 3, 13))
+        tables = [pd.DataFrame(dict(fold=fold.ravel(), seed=label.ravel(), id=(100 * fold + example).ravel(), value=(effects + luck).ravel()))
+                  for label, luck in ((100 * fold + seed, 0.4 * random.normal(size=(10, 3, 1))), (seed, 0.8 * random.normal(size=(1, 3, 1))))]
+        nested, crossing = (difference(table, table.assign(value=0.)) for table in tables)
+        assert nested.folds == 10 and nested.degrees_of_freedom == pytest.approx(9)
+        hits, shared = hits + (nested.low <= 0 <= nested.high), shared + (crossing.low <= 0 <= crossing.high)
+    assert 0.92 <= hits / 300 <= 0.98 and 0.91 <= shared / 300 <= 0.99, (hits, shared)
+
+
+def test_the_error_of_choosing_is_seen():
+    random = np.random.default_rng(2)
+    shape = -0.01 * np.array([1., 0.2, 0., 0.3, 1.])[:, None]  # the middle rate is best
+    losses, errors = [], []
+    for _ in range(400):
+        scores = shape + 0.01 * random.normal(size=(5, 3)) + 0.02 * random.normal(size=(1, 3))
+        losses.append(-shape[scores.mean(1).argmax(), 0])
+        errors.append(choice_error(scores, draws=200)[0])
+    assert np.mean(np.square(errors)) == pytest.approx(np.mean(np.square(losses)), rel=0.6)
+    assert choice_error(shape)[0] == math.inf, "with one choosing seed nothing shows it"
+    assert choice_error(shape - 0.1 * np.array([[1, 0, 1, 1, 1]]).T + 1e-5 * random.normal(size=(5, 3)))[0] < 1e-6
+
+
+def test_a_further_error_widens():
+    found = difference(long(crossed(np.random.default_rng(3))), long(crossed(np.random.default_rng(4))))
+    wider = widened(found, found.standard_error, 4)
+    assert wider.high - wider.mean > 1.2 * (found.high - found.mean) and wider.p_value >= found.p_value
+    assert widened(found, 0., 1) == found
 
 
 def test_holm_by_hand():

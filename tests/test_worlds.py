@@ -1,0 +1,168 @@
+"""Worlds with known truth: verdicts through the folder of a study, error rates, and coverage."""
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from sftdpo.claims import judge, judge_claims
+from sftdpo.worlds import FINDINGS, MARGINAL, NEVER, Setting, World, completed, coverage_table, draw_study, equal_cells, verdicts_in, write_study
+
+STORED = Path(__file__).resolve().parents[1] / "nbs" / "study" / "results"
+ONE = ("sft",)
+
+
+def judged(world, folder, claim, part="", random=0):
+    "Verdicts of one part of a claim, through the folder."
+    return [one for one in judge_claims(write_study(draw_study(world, random), folder), claims=[claim]) if one.part == part]
+
+
+# --- the findings, each through a study's folder
+
+def test_always_no_is_not_strong(tmp_path):
+    "Every cell answers no to everything: nothing is supported and nothing refuted."
+    folder = write_study(draw_study(World(equal_cells(), constant=True, base=0.5, baseline=0.6)), tmp_path / "s")
+    for one in judge_claims(folder, claims=["C1", "C2", "C3", "C5"]):
+        assert one.verdict == "not asked", (one.claim, one.part, one.why)
+    one = next(one for one in judge_claims(folder, claims=["C2"]))
+    assert "baseline" in one.why and "gave one answer to everything in 5 of 5 seeds [48 %, 100 %]" in one.why
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="the stored studies are not part of an installed package")
+def test_the_stored_control_with_five_seeds_supports_nothing(tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(STORED / "smollm2-paraphrase-shuffled", folder)
+    results, homes = pd.read_csv(folder / "results.csv"), list((folder / "runs").iterdir())
+    tables = [results]
+    for seed in range(1, 5):
+        for home in homes:
+            if "backbone" in home.name: continue
+            copy = home.with_name(f"{home.name}-{seed}")
+            shutil.copytree(home, copy)
+            for name, read, write in (("sftdpo.json", json.loads, json.dumps), ("settings.yaml", yaml.safe_load, yaml.safe_dump)):
+                (copy / name).write_text(write(read((copy / name).read_text()) | dict(seed=seed) | (dict(run=copy.name) if name == "sftdpo.json" else {})))
+        tables.append(results[results.recipe != "backbone"].assign(seed=seed, run=lambda t: t.run + f"-{seed}"))
+    pd.concat(tables).to_csv(folder / "results.csv", index=False)
+    found = judge_claims(folder, claims=["C2"])
+    assert found[0].effects[0][1].seeds == 5 and {one.verdict for one in found} == {"not asked"}
+    assert "is not shown to beat the baseline" in found[0].why
+
+
+@pytest.mark.skipif(not STORED.exists(), reason="the stored studies are not part of an installed package")
+@pytest.mark.parametrize("name", ["bard-sonnet", "smollm2-paraphrase", "smollm2-sonnet", "smollm2-paraphrase-shuffled"])
+def test_stored_studies_decide_nothing(name):
+    "One seed, rates that nobody searched, times of a machine whose load nobody recorded, texts below the floor."
+    for one in judge_claims(STORED / name):
+        assert one.verdict not in ("supported", "refuted"), (one.claim, one.part, one.task, one.where, one.why)
+
+
+def test_one_seed_however_many_splits_is_a_look(tmp_path):
+    one = judged(World(equal_cells(recipes=ONE, lora=-0.05), seeds=1, resplits=5), tmp_path / "s", "C3")[0]
+    assert one.verdict == "undecided" and one.effects[0][1].seeds == 1
+    assert any(note.startswith("1 seed on 5 re-splits: a look") for note in one.notes)
+
+
+@pytest.mark.parametrize("changes, words", [(dict(choosing_seeds=0), "not searched"), (dict(choosing_seeds=1), "with one seed"), (dict(at_edge=(("sft", "lora"),)), "at the edge"),
+                                            (dict(trials={("sft", "lora"): 4}), "unequal trials"), ({}, "")])
+def test_rates_that_were_not_searched_alike(tmp_path, changes, words):
+    one = judged(World(equal_cells(recipes=ONE, lora=-0.06), **changes), tmp_path / "s", "C3")[0]
+    assert one.verdict == ("undecided (rates)" if words else "supported") and words in one.why
+
+
+def test_the_error_of_choosing_is_inside(tmp_path):
+    "The noisier the search, the wider the interval of the same answers."
+    widths = []
+    for noise in (0.0001, 0.01):
+        one = judged(World(equal_cells(recipes=ONE), choosing_noise=noise, bend=0.02), tmp_path / str(noise), "C3", random=3)[0]
+        widths.append(one.effects[0][1].standard_error)
+    assert widths[1] > 1.05 * widths[0]
+
+
+@pytest.mark.parametrize("changes, said, words", [(dict(epochs={("sft", "lora"): 0.5}), "not asked", "depths do not match"), (dict(load=dict(lora=2.)), "not asked", "the machine was shared"),
+                                                  (dict(times=dict(full=100, lora=94)), "refuted", "0.94"), (dict(times=dict(full=100, lora=103)), "supported", "")])
+def test_times(tmp_path, changes, said, words):
+    world = dict(times=dict(full=100, lora=100), examples=100) | changes
+    one = judged(World(equal_cells(recipes=ONE), **world), tmp_path / "s", "C4", "does not reduce")[0]
+    assert one.verdict == said and words in one.why
+
+
+def test_no_room_below_the_ceiling(tmp_path):
+    folder = write_study(draw_study(World(equal_cells(0.985, sft_dpo=0.0149))), tmp_path / "one")
+    found = judge_claims(folder, claims=["C1"])
+    assert {one.verdict for one in found} == {"not asked"} and "room below the ceiling" in found[0].why
+    folder = write_study(draw_study(World(equal_cells(0.9999))), tmp_path / "two")
+    for one in judge_claims(folder, claims=["C1", "C2", "C3", "C5"]): assert one.verdict == "not asked", (one.claim, one.why)
+
+
+def test_a_loss_supports_no_small_gain(tmp_path):
+    cells = {("sft", "full"): 0.71, ("sft-dpo", "full"): 0.71, ("sft-sft", "full"): 0.76}
+    (one,) = judged(World(cells), tmp_path / "s", "C1", "small")
+    assert one.verdict == "not asked" and "DPO harmed" in one.why and "against sft-sft" in one.why
+
+
+def test_depth_decides_whether_dpo_alone_is_asked(tmp_path):
+    found = judge_claims(write_study(draw_study(World(equal_cells(recipes=("sft", "dpo")), epochs={("dpo", "full"): 3, ("dpo", "lora"): 3})), tmp_path / "s"), claims=["C2"])
+    assert {one.verdict for one in found} == {"not asked"} and "depths do not match" in found[0].why
+
+
+def test_a_bad_table_is_named_and_stops_no_other(tmp_path):
+    study = draw_study(World(equal_cells(recipes=("sft", "dpo"), lora=-0.06)))
+    bad = (study.examples.recipe == "sft") & (study.examples.tuning == "lora") & (study.examples.id == "3")
+    study.examples.loc[bad, "correct"] = np.nan
+    found = {one.where: one for one in judge_claims(write_study(study, tmp_path / "s"), claims=["C3"])}
+    assert found["dpo"].verdict == "supported" and any("sft lora is left out" in note for note in found["dpo"].notes)
+
+
+def test_collapsed_seeds_are_named(tmp_path):
+    one = judged(World(equal_cells(recipes=ONE), seeds=10, collapses=0.15), tmp_path / "s", "C3", random=4)[0]
+    gate = next(gate for gate in one.gates if gate.name == "collapse")
+    assert "gave one answer to everything in" in gate.words and "of 10 seeds [" in gate.words and any("did not" in note for note in one.notes)
+    assert abs(one.effects[0][1].mean) < 0.03, "a collapsed seed would move the mean by points"
+
+
+# --- seeds within folds
+
+def test_folds_through_a_folder(tmp_path):
+    one = judged(World(equal_cells(recipes=ONE, lora=-0.15), folds=10, seeds=3, examples=130, of_fold=0.1), tmp_path / "s", "C3")[0]
+    found = one.effects[0][1]
+    assert found.folds == 10 and found.examples == 130 and found.degrees_of_freedom < 10 and "folds" in found.notes[0]
+
+
+# --- error rates
+
+@pytest.mark.parametrize("setting", FINDINGS, ids=lambda one: one.name)
+def test_findings_are_never_judged_wrong(setting):
+    said = verdicts_in(setting, 2, first=7)
+    assert said.reindex(setting.wrong, fill_value=0).sum() == 0, said
+    assert said.reindex(setting.right, fill_value=0).sum() == 1, said
+
+
+@pytest.mark.parametrize("setting", MARGINAL[:6:2], ids=lambda one: one.name)
+def test_at_the_margin_few_are_wrong(setting):
+    said = verdicts_in(setting, 12, first=8)
+    assert said.reindex(setting.wrong, fill_value=0).sum() <= 2 / 12
+
+
+def test_what_is_there_is_found():
+    world = World(equal_cells(recipes=ONE, lora=-0.03), suits=0.1, of_seed=0.01, chance=0.3, choosing_noise=0.002)
+    assert verdicts_in(Setting("three points", world, "C3", "", "sft"), 8, first=9).get("supported", 0) >= 0.6
+
+
+def test_frames_and_folder_agree(tmp_path):
+    study = draw_study(World(equal_cells(), examples=150, times=dict(full=100, lora=90)), 5)
+    first, second = judge(completed(study), study.examples), judge_claims(write_study(study, tmp_path / "s"))
+    assert [(one.claim, one.part, one.where, one.verdict) for one in first] == [(one.claim, one.part, one.where, one.verdict) for one in second]
+    assert NEVER == ("supported", "refuted")
+
+
+# --- coverage
+
+def test_intervals_cover_where_they_were_said_to():
+    table = coverage_table(1000, examples=(11, 26, 130))
+    reachable = table[table.out_of_reach == ""]
+    slack = 2.4  # three standard errors of a share of 95 % in a thousand tables
+    assert ((reachable.covered > 93 - slack) & (reachable.covered < 97 + slack)).all(), reachable[(reachable.covered < 93 - slack) | (reachable.covered > 97 + slack)]
+    assert reachable.covered.mean() == pytest.approx(95, abs=0.8)
