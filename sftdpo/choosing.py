@@ -75,7 +75,7 @@ def next_trial(
 class CellTrials:
     "The trials of one cell on one task."
     def __init__(self, study: Study, task: str, recipe: str, tuning: str, before: dict):
-        self.study, self.task, self.recipe, self.tuning, self.before, self.scores = study, task, recipe, tuning, before, {}
+        self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = study, task, recipe, tuning, before, {}, {}
         shared = {name: getattr(study, name) for name in declared(Run) if hasattr(study, name)}
         self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, judge="choose").replace(**study.overrides(task, recipe, tuning) | before)
         if study.choosing.train_size: self.run = self.run.replace(train_size=study.choosing.train_size)
@@ -100,12 +100,14 @@ class CellTrials:
         "Take over what a trial's runs reached; a run that failed counts as the worst."
         homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
         found = [read_json(home.metrics).get(TASKS[self.task].primary.name) if home.finished else None for home in homes]
-        self.scores[trial] = -math.inf if None in found else sum(found) / len(found)
+        self.each[trial] = [-math.inf if score is None else score for score in found]
+        self.scores[trial] = sum(self.each[trial]) / len(found)
 
     def table(self) -> list[dict]:
         "The trials in their order, the chosen one marked."
         best = best_of(self.scores)
-        return [dict(task=self.task, recipe=self.recipe, tuning=self.tuning, trial=i, **dict(zip(("learning_rate", "beta"), trial)), score=score,
+        def each(trial): return " ".join(map(repr, self.each.get(trial, [self.scores[trial]])))
+        return [dict(task=self.task, recipe=self.recipe, tuning=self.tuning, trial=i, **dict(zip(("learning_rate", "beta"), trial)), score=score, seed_scores=each(trial),
                      metric=TASKS[self.task].primary.name, chosen=trial == best, at_edge=trial == best and bool(at_edge(self.scores))) for i, (trial, score) in enumerate(self.scores.items(), 1)]
 
 # %% ../nbs/06g_choosing.ipynb #40258841

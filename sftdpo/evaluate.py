@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['finite_scores', 'predict', 'disjoint_accuracy', 'calibration_metrics', 'classification_metrics', 'first_lines',
            'ending', 'judged_sonnet', 'sonnet_metrics', 'completion_metrics', 'nats_per_token', 'judged_completion',
-           'score_pairs', 'preference_metrics', 'reward_accuracy', 'Evaluation', 'decoding', 'evaluate',
+           'score_pairs', 'preference_metrics', 'pair_reward_accuracy', 'Evaluation', 'decoding', 'evaluate',
            'at_temperature', 'baselines', 'best_threshold', 'calibration_error', 'calibration_interval', 'characters',
-           'choose', 'chrf', 'chrf_at_length', 'chrf_corpus', 'chrf_matched', 'Continuation', 'continuations',
+           'choose_tokens', 'chrf', 'chrf_at_length', 'chrf_corpus', 'chrf_matched', 'Continuation', 'continuations',
            'divergences', 'entropy', 'first_characters', 'fit_temperature', 'form', 'generate_ids', 'iambic',
            'kl_divergence', 'mean_interval', 'perfect_calibration_error', 'pronunciations', 'questions_of',
            'repeated_share', 'rhyme_share', 'rhymes', 'sample', 'scheme', 'Seen', 'seen', 'syllables', 'ten_syllables',
@@ -28,12 +28,12 @@ from .config import Sampling
 from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows
 from .distance import divergences, kl_divergence
 from .model import context_length
-from .sampling import Continuation, choose, continuations, generate_ids, not_finite, sample, text_of
+from .sampling import Continuation, choose_tokens, continuations, generate_ids, not_finite, sample, text_of
 from .tasks import TASKS, find_function
 from .verse import Seen, form, iambic, pronunciations, rhyme_share, rhymes, scheme, seen, syllables, ten_syllables, words
 
 # %% ../nbs/05_evaluate.ipynb #5b7e90aa
-_all_ = ["at_temperature", "baselines", "best_threshold", "calibration_error", "calibration_interval", "characters", "choose", "chrf",
+_all_ = ["at_temperature", "baselines", "best_threshold", "calibration_error", "calibration_interval", "characters", "choose_tokens", "chrf",
          "chrf_at_length", "chrf_corpus", "chrf_matched", "Continuation", "continuations", "divergences", "entropy",
          "first_characters", "fit_temperature", "form", "generate_ids", "iambic", "kl_divergence", "mean_interval",
          "perfect_calibration_error", "pronunciations", "questions_of", "repeated_share", "rhyme_share", "rhymes", "sample", "scheme",
@@ -235,7 +235,7 @@ def preference_metrics(
             **with_interval("nll", table.nll), "rejected_nll": float((-table.rejected_logp / table.rejected_tokens).mean())}
 
 # %% ../nbs/05_evaluate.ipynb #e87020e5
-def reward_accuracy(
+def pair_reward_accuracy(
     table: pd.DataFrame,   # from `score_pairs`, of the policy
     before: pd.DataFrame,  # of the backbone as it came, on the same pairs
 ) -> pd.Series:  # id -> 1, 0, or 0.5 where both sides have moved alike

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'UnusableRows', 'write_problems', 'expanded',
-           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'read_json',
+           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'read_json_rows',
            'table_of_rows', 'as_name', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep',
            'printable', 'plain_markdown']
 
@@ -415,7 +415,7 @@ def read_json_lines(
     return Table(file, "JSON lines", _columns_of(rows, file), at, problems)
 
 # %% ../nbs/00_files.ipynb #6237c974
-def read_json(
+def read_json_rows(
     text: str,  # an array of objects, or an object that holds one
     file: str,  # for messages
 ) -> Table:
@@ -534,7 +534,7 @@ def read_table(
     else:
         text = decode(raw, str(path), encoding)
         del raw
-        table = read_delimited(text, str(path), delimiter, columns) if format == "CSV" else dict(zip(("JSON lines", "JSON"), (read_json_lines, read_json)))[format](text, str(path))
+        table = read_delimited(text, str(path), delimiter, columns) if format == "CSV" else dict(zip(("JSON lines", "JSON"), (read_json_lines, read_json_rows)))[format](text, str(path))
     if not len(table) + len(table.problems): raise DataError(f"{path} holds a header and no rows: is it the right file?")
     return table
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGAIN', 'RECORD', 'COMPLETE', 'STATES', 'WHOLE', 'Damaged', 'digest_of', 'digests', 'first_damaged', 'write_record',
            'read_record', 'file_in', 'Place', 'step_of', 'StageFolder', 'DataFolder', 'RunFolder', 'State',
-           'check_yaml', 'StudyPlaces', 'StudyFolder']
+           'whole_yaml', 'StudyPlaces', 'StudyFolder']
 
 # %% ../nbs/00_study_folder.ipynb #9fe2c1c4
 import json
@@ -213,7 +213,7 @@ class State:
 # %% ../nbs/00_study_folder.ipynb #1d57affb
 WHOLE = ("# The settings of a study, written by sftdpo.\n", "# The file is whole.\n")
 
-def check_yaml(
+def whole_yaml(
     path: Path,  # of a study's settings
     text: str,   # what it holds
 ) -> dict:       # plain values
@@ -254,7 +254,7 @@ class StudyFolder(StudyPlaces):
     def values(self) -> dict:
         "The study's settings, as plain values."
         if not self.begun: raise FileNotFoundError(f"{self} holds no study: it has no {self.settings.name}; give the folder that `sftdpo compare --out` wrote.")
-        return check_yaml(self.settings, self.settings.read_text(encoding="utf-8", errors="replace"))
+        return whole_yaml(self.settings, self.settings.read_text(encoding="utf-8", errors="replace"))
 
     def study(self) -> Study:
         "The study's settings."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMAND', 'estimate', 'progress_of', 'live_history', 'settings_file', 'log_file', 'page_lock', 'execution_words',
-           'command_words', 'begin', 'working', 'stop', 'said_last', 'AtWork', 'how_it_ended']
+           'command_words', 'begin_study', 'working', 'stop_study', 'format_last', 'AtWork', 'how_it_ended']
 
 # %% ../nbs/10b_live.ipynb #d78cb6b1
 import os
@@ -22,9 +22,9 @@ from .folder import StudyFolder
 from .inputs import Inputs
 from .safe_files import holder, write_text
 from .store import with_chosen_rates
-from .study import check_folder, check_runs
+from .study import check_study_folder, check_runs
 from .timing import Plan, plan
-from .tree import Node, lines_of, stage_lines
+from .tree import Node, history_of_node, stage_lines
 
 # %% ../nbs/10b_live.ipynb #2f4c381d
 def estimate(
@@ -34,7 +34,7 @@ def estimate(
     inputs: Inputs | None = None,  # what its runs read; none given: read now
 ) -> Plan:
     "Check what `compare` would check before it trains, and tell what the study takes; nothing is trained."
-    check_folder(folder, study)
+    check_study_folder(folder, study)
     inputs = inputs or Inputs()
     check_runs(with_chosen_rates(study, folder).runs(), inputs)
     return plan(study, folder, measure=False, workers=workers, inputs=inputs)
@@ -49,7 +49,7 @@ def progress_of(
     for node in nodes:
         state = folder.state(node).name
         line = dict(label=node.label, depth=node.depth, state=state, done=float(state in ("done", "trained")), step=0, steps=0, loss=float("nan"))
-        seen = lines_of(folder, node) if node.stage and state in ("running", "stopped") else ()
+        seen = history_of_node(folder, node) if node.stage and state in ("running", "stopped") else ()
         if len(seen) and "steps" in seen:
             step, steps = int(seen["step"].max()), int(seen["steps"].iloc[-1])
             loss = seen["loss"].dropna() if "loss" in seen else []
@@ -108,14 +108,14 @@ def command_words(
     return ["sftdpo", "compare", "--settings", str(settings_file(folder)), "--out", str(folder), *execution_words(execution)]
 
 # %% ../nbs/10b_live.ipynb #ec7fde3c
-def begin(
+def begin_study(
     study: Study,  # to train
     folder: Path,  # of the study, new or begun
     execution: Execution = Execution(),  # who trains
 ) -> subprocess.Popen:
     "Start a study, or let it go on, in another process."
     if working(folder) is not None: raise FileExistsError(f"In {folder} a process is at work; press Open to follow it.")
-    check_folder(folder, study)
+    check_study_folder(folder, study)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings_file(folder), to_yaml(study))
     write_text(log_file(folder), "")  # a new file, also where there was a link
@@ -135,7 +135,7 @@ def working(
     return int(match[1]) if match and match[2] == socket.gethostname() else 0
 
 
-def stop(
+def stop_study(
     folder: Path,  # of a study
 ) -> bool:         # was there anything to stop?
     "Ask the process that works on the folder to stop; what is finished stays, and stages go on from their last checkpoint."
@@ -146,7 +146,7 @@ def stop(
     return True
 
 
-def said_last(
+def format_last(
     folder: Path,    # of a study
     lines: int = 12,  # at most
 ) -> str:
@@ -171,7 +171,7 @@ class AtWork:
 
     def terminate(self):
         "Ask it to stop."
-        self.begun.terminate() if self.begun else stop(self.folder)
+        self.begun.terminate() if self.begun else stop_study(self.folder)
 
 # %% ../nbs/10b_live.ipynb #2d8862f7
 def how_it_ended(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'LARGEST_SETTINGS', 'progress_html', 'time_left', 'save_settings', 'load_settings', 'begun_settings',
-           'folder_of', 'told', 'message', 'button', 'PageLayout', 'PageSettings', 'measured', 'PageTraining',
-           'PageReadings', 'PageFollowing', 'Playground']
+           'folder_of', 'error_sentence', 'message', 'button', 'PageLayout', 'PageSettings', 'measure_apart',
+           'PageTraining', 'PageReadings', 'PageFollowing', 'Playground']
 
 # %% ../nbs/10d_playground.ipynb #4766e526
 import asyncio
@@ -30,7 +30,7 @@ from .examples import DataError
 from .folder import StudyFolder
 from .forms import Form, PRESETS, WRONG, beside, field_of, field_paths
 from .inputs import Inputs
-from .live import AtWork, begin, command_words, estimate, how_it_ended, live_history, progress_of, said_last, settings_file, working
+from .live import AtWork, begin_study, command_words, estimate, how_it_ended, live_history, progress_of, format_last, settings_file, working
 from .plain_text import visible
 from .plots import learning_curves
 from .report import data, failures_of, figure
@@ -115,7 +115,7 @@ def folder_of(
     return folder
 
 # %% ../nbs/10d_playground.ipynb #e16f6730
-def told(
+def error_sentence(
     error: Exception,  # anything that was raised
 ) -> str:
     "An error as a sentence."
@@ -240,16 +240,16 @@ class PageSettings:
                 self.may_replace, self.save_button.description = path, "Replace"
                 return self.say(f"{path} is there already. Press Replace to write these settings over it, or name another file.", wrong=True)
             self.say(f"Saved: {save_settings(self.form.settings, path)}")
-        except (ValueError, OSError, RuntimeError) as error: self.say(told(error), wrong=True)
+        except (ValueError, OSError, RuntimeError) as error: self.say(error_sentence(error), wrong=True)
         self.ask_again()
 
     def load(self):
         "Read settings."
         try: self.take(load_settings(self.file.value), f"Loaded: {Path(self.file.value).expanduser().absolute()}")
-        except (ValueError, OSError, RuntimeError) as error: self.say(told(error), wrong=True)
+        except (ValueError, OSError, RuntimeError) as error: self.say(error_sentence(error), wrong=True)
 
 # %% ../nbs/10d_playground.ipynb #2ead0c63
-def measured(
+def measure_apart(
     study: Study,  # whose kinds of work are timed
     folder: Path,  # of the study; the times are kept beside it
 ):
@@ -264,7 +264,7 @@ class PageTraining:
     "What the buttons for the training do."
     def run(self):
         "Begin, or go on; what failed is tried again."
-        try: self.process = AtWork(self.home, begin(self.form.settings, self.home, self.execution.replace(retry_failed=True)))
+        try: self.process = AtWork(self.home, begin_study(self.form.settings, self.home, self.execution.replace(retry_failed=True)))
         except (ValueError, OSError) as error: return self.refuse(error)
         self.planned, self.drawn, self.done = None, None, False
         self.say("Begun. It takes some seconds until the libraries are loaded.")
@@ -275,7 +275,7 @@ class PageTraining:
         "Stop."
         if self.process is None: return
         try: self.process.terminate()
-        except OSError as error: return self.say(told(error), wrong=True)
+        except OSError as error: return self.say(error_sentence(error), wrong=True)
         self.say("Stopping …")
 
     def open(self):
@@ -286,7 +286,7 @@ class PageTraining:
         try:
             refuse_links(self.home)
             self.take(load_settings(begun_settings(self.home)), f"Opened: {self.home}")
-        except (ValueError, OSError) as error: return self.say(told(error), wrong=True)
+        except (ValueError, OSError) as error: return self.say(error_sentence(error), wrong=True)
         if here: return  # it is followed already
         self.planned, self.drawn, self.done, self.process = None, None, False, AtWork(self.home) if at_work else None
         if at_work: self.say(f"A process is at work on {self.home}.")
@@ -298,10 +298,10 @@ class PageTraining:
         "Time a few steps, in another process."
         def over(problem=None):
             self.measuring = False
-            self.say(f"Nothing was measured. {told(problem)}" if problem else "", wrong=bool(problem))
+            self.say(f"Nothing was measured. {error_sentence(problem)}" if problem else "", wrong=bool(problem))
             self.changed()
         self.say("Measuring a few steps …")
-        self.measuring = self.later(partial(measured, self.form.settings, self.home), over, over, apart=True) is not None
+        self.measuring = self.later(partial(measure_apart, self.form.settings, self.home), over, over, apart=True) is not None
         self.dress()
 
 # %% ../nbs/10d_playground.ipynb #305e9d2e
@@ -323,7 +323,7 @@ class PageReadings:
         "Show why the study cannot be run, beside the field if it is of one."
         path = field_of(str(error), self.form.entries) if isinstance(error, SettingsError) else "data" if isinstance(error, DataError) else ""
         lost = [name for name in relative_files(self.form.settings) if not os.path.exists(name)] if path == "data" else []
-        words = told(error) + (f" {lost[0]} was looked for in {Path.cwd()}." if lost else "")
+        words = error_sentence(error) + (f" {lost[0]} was looked for in {Path.cwd()}." if lost else "")
         if path: self.form.mark({path: words})
         self.noted.value = message(words, wrong=True)
         self.run_button.disabled = self.measure_button.disabled = True
@@ -339,7 +339,7 @@ class PageReadings:
         place, table = StudyFolder(folder), progress_of(folder, self.nodes)
         left = time_left(*seconds_left(place, self.nodes, known_times(place), self.execution.workers)) if (table.state != "done").any() else ""
         left = " · ".join(part for part in (trials_in_words(place, study, self.inputs), left) if part)
-        found = dict(table=table, left=left, log=said_last(folder))
+        found = dict(table=table, left=left, log=format_last(folder))
         lines = [(task, live_history(folder, self.nodes, task)) for task in study.tasks]
         size = [len(history) for _, history in lines]
         if size != self.drawn and sum(size):
@@ -372,7 +372,7 @@ class PageFollowing:
         "Say how the process ended."
         if self.process is None: return
         process, self.process = self.process, None
-        self.say(*how_it_ended(process.poll(), self.done, failures_of(process.folder), said_last(process.folder, 3)))
+        self.say(*how_it_ended(process.poll(), self.done, failures_of(process.folder), format_last(process.folder, 3)))
         self.dress()
 
     def later(self, read, show, fail=None, wait: float = 0.0, apart: bool = False):
@@ -383,7 +383,7 @@ class PageFollowing:
         await asyncio.sleep(wait)
         if wait and version != self.version: return  # changed again meanwhile
         try: found = await asyncio.get_running_loop().run_in_executor(None if apart else self.pool, read)
-        except Exception as error: show, found = fail or (lambda error: self.say(told(error), wrong=True)), error
+        except Exception as error: show, found = fail or (lambda error: self.say(error_sentence(error), wrong=True)), error
         if not wait or version == self.version: show(found)  # what was found of older settings is of no use
 
     def follow(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GREY', 'DPO_COLUMNS', 'MOST_ROWS', 'ROUND_TIMES',
-           'ROUND_NUMBERS', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of', 'lines_of', 'legend',
+           'ROUND_NUMBERS', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of', 'lines_of_figure', 'legend',
            'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds', 'draw_course', 'name_axes',
            'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'cell_comparison',
            'round_ticks', 'against', 'against_time', 'against_parameters', 'reliability', 'calibration_gap',
@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .plain_text import visible
-from .tables import cell_intervals, costs_of, time_said, with_cells
+from .tables import cell_intervals, costs_of, format_time_axis, with_cells
 from .tasks import Metric, RECIPES, format_interval, format_metric, metric_named
 
 # %% ../nbs/08_plots.ipynb #133359f2
@@ -139,7 +139,7 @@ def looks_of(
 MOST_LINES = 8
 
 
-def lines_of(
+def lines_of_figure(
     table: pd.DataFrame,  # with the column line
 ) -> tuple[list[str], dict[str, dict]]:  # all names; the looks of those that are told apart
     "The names of the lines of a figure, and how the first ones look."
@@ -284,7 +284,7 @@ def learning_curves(
     "Training loss and held-out loss of each stage, a panel per path, with bands over seeds."
     if len(history) and "path" not in history: history = stages_of(history, variants)
     if "loss" not in history or history["loss"].notna().sum() == 0: return nothing("No stage has been trained yet: there are no learning curves.")
-    paths, (names, looks), words = list(dict.fromkeys(history["path"])), lines_of(history), []
+    paths, (names, looks), words = list(dict.fromkeys(history["path"])), lines_of_figure(history), []
     with style():
         picture, axes = panels(len(paths))
         for path, axis in zip(paths, axes):
@@ -329,7 +329,7 @@ def dpo_course(
     history = history[history["kind"] == "dpo"] if len(history) else history
     columns, rows = watched_in(history)
     if not columns: return nothing("No DPO stage has been trained yet: there are no reward margins.")
-    paths, (names, looks), words = list(dict.fromkeys(history["path"])), lines_of(history), []
+    paths, (names, looks), words = list(dict.fromkeys(history["path"])), lines_of_figure(history), []
     styles = {"margin": {}, "chosen": {"linestyle": "-", "fillstyle": "full"}, "rejected": {"linestyle": LINES[2], "fillstyle": "none"}}
     with style():
         picture, axes = panels(2 * len(paths), height=2.3, across=len(paths), sharex="col")
@@ -468,7 +468,7 @@ def against_time(
     metric: Metric | str,       # the primary one
 ) -> Picture:
     "The primary metric against the wall-clock time of training."
-    return against(costs, "seconds", metric, "training time", time_said, ROUND_TIMES)
+    return against(costs, "seconds", metric, "training time", format_time_axis, ROUND_TIMES)
 
 
 def against_parameters(
@@ -505,7 +505,7 @@ def calibration(
 ) -> Picture:
     "Share of right answers against the answers' probability, a panel per recipe; marks grow with the number of answers."
     if bins.empty: return nothing("No run says how probable its answers were: there is no calibration to draw.")
-    (names, looks), recipes, words = lines_of(bins), list(dict.fromkeys(bins["recipe"])), []
+    (names, looks), recipes, words = lines_of_figure(bins), list(dict.fromkeys(bins["recipe"])), []
     least, across = max(0., math.floor(10 * bins["confidence"].min()) / 10), min(3, len(recipes))
     percent = FuncFormatter(lambda value, place: f"{100 * value:.0f}")
     with style():

@@ -27,13 +27,13 @@ import yaml
 from markupsafe import Markup
 
 import sftdpo
-from .claims import Verdict, judge_claims, read_margins, told, verdict_table
+from .claims import Verdict, judge_claims, read_margins, describe_estimate, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .folder import Damaged, DataFolder, StudyFolder, read_record
 from .plots import Picture, against_parameters, against_time, calibration, cell_comparison, dpo_course, learning_curves, number, reliability, side_by_side, stages_of, visible
 from .safe_files import read_json, refuse_links, write_bytes, write_text
-from .store import asked_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_table, read_texts, variants_of
-from .tables import CAVEATS, baselines_of, cell_changes, cell_intervals, costs_of, time_said, with_cells, with_sources
+from .store import asked_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_whole_table, read_texts, variants_of
+from .tables import CAVEATS, baselines_of, cell_changes, cell_intervals, costs_of, format_time_axis, with_cells, with_sources
 from .tasks import Metric, RECIPES, format_interval, format_metric, stage_changes, task_named
 
 # %% ../nbs/09_report.ipynb #ec09be7c
@@ -158,8 +158,8 @@ def stage_said(
 ) -> str:
     "A stage's settings in one line."
     names = ALWAYS[kind] + tuple(name for name, usual in WHERE_UNUSUAL.items() if stage.get(name, usual) != usual)
-    told = [f"{name.replace('_', ' ')} {format(stage[name], 'g') if isinstance(stage[name], float) else stage[name]}" for name in names if stage.get(name) is not None]
-    return f"{kind.upper()}: {', '.join(told)}"
+    describe_estimate = [f"{name.replace('_', ' ')} {format(stage[name], 'g') if isinstance(stage[name], float) else stage[name]}" for name in names if stage.get(name) is not None]
+    return f"{kind.upper()}: {', '.join(describe_estimate)}"
 
 
 def settings_table(
@@ -229,7 +229,7 @@ def cell_lines(
     def change(value): return format_metric(value, metric, signed=True, bare=True)  # the first column names the unit
     return [{"cell": cell.cell, metric.title: format_metric(cell.mean, metric), "95 % interval": between(cell.low, cell.high, metric),
              "against backbone": known(cell.change, change), "its interval": format_interval(cell.change_low, cell.change_high, metric, signed=True, between=" to "),
-             "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format), "training": known(cell.seconds, time_said),
+             "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format), "training": known(cell.seconds, format_time_axis),
              "parameters": known(cell.parameters, number), "memory": known(cell.memory, "{:.1f} GB".format)} for cell in table.itertuples()]
 
 # %% ../nbs/09_report.ipynb #47843908
@@ -475,7 +475,7 @@ PAGE_VERDICTS = """
 <h2>Verdicts</h2>
 <p class="soft">Each claim with its deciding effect, the {{ level }}&nbsp;% interval in brackets, and {{ "the margin that was set beforehand" if margins_set else "the usual margin, as none was set" }}: the largest difference that does not matter.</p>
 {% macro answer(one) %}<div class="answer">
-<p><span class="badge {{ one.verdict|replace(' ', '-') if one.verdict in marks else 'undecided' }}">{{ marks.get(one.verdict, '?') }} {{ one.verdict|data(40) }}</span> {{ one.task|data(80) }}{% if one.where %}, {{ one.where|data(200) }}{% endif %}</p>
+<p><span class="badge {{ one.verdict|replace(' ', '-') if one.verdict in marks else 'undecided' }}">{{ marks.get(one.verdict, '?') }} {{ one.verdict|data(40) }}</span> {% if one.part %}{{ one.part|data(80) }}, {% endif %}{{ one.task|data(80) }}{% if one.where %}, {{ one.where|data(200) }}{% endif %}</p>
 {% for what, effect in one.effects[:1] %}{% if effect|told(one.unit) not in one.why %}<p>{{ what|data(200) }}: {{ effect|told(one.unit) }}</p>{% endif %}{% endfor %}
 {% if one.why %}<p>{{ one.why|data(800) }}{% if one.margin is not none and one.effects %} <span class="soft">Margin: {{ one.margin|margin(one.unit) }}.</span>{% endif %}</p>{% endif %}
 {% if one.decides or one.effects|length > 1 or one.notes %}<details><summary>{{ "What would decide it, further effects and notes" if one.decides else "Further effects and notes" }}</summary>
@@ -599,7 +599,7 @@ def page(
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    environment.filters |= dict(data=data, cut=cut, metric=format_metric, told=told, margin=margin_told, plain_number=plain_number)
+    environment.filters |= dict(data=data, cut=cut, metric=format_metric, told=describe_estimate, margin=margin_told, plain_number=plain_number)
     return environment.from_string(PAGE).render(policy=Markup(policy), style=Markup(STYLE), marks=MARKS, between=between, version=sftdpo.__version__,
                                                 most_lines=MOST_TABLE_LINES, **parts)
 
@@ -619,7 +619,7 @@ def chosen_rates(
     "What the trials of learning rates chose; empty where there were none."
     path = StudyFolder(folder).search
     if not path.exists(): return pd.DataFrame()
-    trials = read_table(path, ["chosen"])
+    trials = read_whole_table(path, ["chosen"])
     return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/09_report.ipynb #65f6ac88

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'stage_rows', 'train', 'precision_of', 'cost_group', 'finish_stage', 'processor', 'commit',
-           'software', 'environment', 'judge', 'changes', 'resolved', 'model_card', 'keep_best', 'training_metrics',
+           'software', 'environment', 'judge_run', 'changes', 'resolved', 'model_card', 'keep_best', 'training_metrics',
            'describe', 'task_record', 'finish_run']
 
 # %% ../nbs/06b_runs.ipynb #88213904
@@ -162,13 +162,14 @@ def environment(
     return dict(
         software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
         workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
+        load=os.getloadavg()[0] / torch.get_num_threads() if hasattr(os, "getloadavg") else None,  # work waiting for the processor, in shares of this run's own
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         backbone=dict(name=run.backbone, fingerprint=inputs.fingerprint),
         data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../nbs/06b_runs.ipynb #e6d79477
-def judge(
+def judge_run(
     inputs: RunInputs,  # of a run: what is judged, and how
     model,              # the run's final policy
     tokenizer,          # its tokenizer
@@ -277,11 +278,11 @@ def finish_run(
     run, model, known = inputs.run, model.to(device()), folder.run(base)
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
     keeps = bool(stages) and weights in ("best", "all")
-    metrics, examples = judge(inputs, model, tokenizer, baseline=not stages)
+    metrics, examples = judge_run(inputs, model, tokenizer, baseline=not stages)
     if stages and base and known.finished: metrics |= changes(run.task, examples, pd.read_parquet(known.checked(known.examples)))
     metrics |= training_metrics(stages)
     if weights == "best" and stages:
-        metrics[f"choose_{TASKS[run.task].primary.name}"] = judge(inputs.other(judge="choose"), model, tokenizer)[0][TASKS[run.task].primary.name]
+        metrics[f"choose_{TASKS[run.task].primary.name}"] = judge_run(inputs.other(judge="choose"), model, tokenizer)[0][TASKS[run.task].primary.name]
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
         place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")

@@ -7,7 +7,7 @@ __all__ = ['FULL_DISK_WORDS', 'FULL_DISK', 'MACHINE', 'WORD', 'WRITER', 'PART', 
            'full_disk_named', 'links_in', 'refuse_links', 'inside', 'part_prefix', 'to_disk', 'all_to_disk',
            'keep_rights', 'write_bytes', 'write_text', 'write_json', 'read_json', 'remove', 'written_whole',
            'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of', 'signature', 'signed',
-           'take', 'say_waiting', 'held', 'holder']
+           'take_lock', 'say_waiting', 'held', 'holder']
 
 # %% ../nbs/00_safe_files.ipynb #94ded726
 import errno
@@ -292,7 +292,7 @@ def signed(
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
-def take(
+def take_lock(
     lock: FileLock,  # of a piece of work
     wait: float,  # seconds; below 0: as long as it takes
 ) -> bool:
@@ -325,10 +325,10 @@ def held(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.is_symlink(): refuse_links(path.parent.parent)
     lock, patience = FileLock(path, thread_local=False), 0.5
-    mine = take(lock, wait if 0 <= wait <= patience else patience)
+    mine = take_lock(lock, wait if 0 <= wait <= patience else patience)
     if not mine and not 0 <= wait <= patience:
         say(f"waiting for {path}, held by {signed(path)}")
-        mine = take(lock, max(-1, wait - patience))
+        mine = take_lock(lock, max(-1, wait - patience))
     try:
         if mine: write_text(sign_of(path), signature())
         yield mine
@@ -344,6 +344,6 @@ def holder(
     "Who holds a lock, or None if nobody does; then the note of a holder that was killed is removed."
     if not path.exists(): return None
     lock = FileLock(path, thread_local=False)
-    if not take(lock, 0): return signed(path)
+    if not take_lock(lock, 0): return signed(path)
     try: sign_of(path).unlink(missing_ok=True)
     finally: lock.release()

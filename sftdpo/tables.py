@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'place_of', 'with_cells', 'apart_by_name', 'values_of', 'line_of', 'cell_intervals',
-           'with_sources', 'cell_changes', 'costs_of', 'time_said', 'format_estimate', 'format_range', 'metric_columns',
-           'cost_columns', 'cells_table', 'baselines_of', 'format_baselines', 'print_tables']
+           'with_sources', 'cell_changes', 'costs_of', 'format_time_axis', 'format_estimate', 'format_range',
+           'metric_columns', 'cost_columns', 'cells_table', 'baselines_of', 'format_baselines', 'print_tables']
 
 # %% ../nbs/07c_tables.ipynb #ccb7e344
 import re
@@ -139,7 +139,7 @@ def costs_of(
     return with_cells(lines, variants)
 
 # %% ../nbs/07c_tables.ipynb #caadc81a
-def time_said(
+def format_time_axis(
     seconds: float,  # of any length
 ) -> str:
     "Seconds as people say them."
@@ -197,7 +197,7 @@ def cost_columns(
         names = [f"stage{i}_{kind}_examples_per_second" for i, kind in enumerate(RECIPES[recipes[cell]].stages if recipes[cell] in RECIPES else (), 1)]
         return " → ".join(f"{means.loc[cell, name]:.1f}" for name in names if name in means)
     seconds = costs_of(results).groupby("cell", observed=True)["seconds"].mean().dropna()
-    return {"examples/s per stage": pd.Series({cell: speeds(cell) for cell in means.index}, dtype=str), "training": seconds.map(time_said)}
+    return {"examples/s per stage": pd.Series({cell: speeds(cell) for cell in means.index}, dtype=str), "training": seconds.map(format_time_axis)}
 
 # %% ../nbs/07c_tables.ipynb #d5046879
 def cells_table(

@@ -221,7 +221,7 @@ PREFERENCES = Task(
     rejected=pair_builders("given", "sample", "swap", "shuffle", "corrupt"), columns=dict(prompt=(), chosen=(), rejected=()),
     evaluate="sftdpo.evaluate:_evaluate_pairs", baselines="sftdpo.baselines:_preference_baselines",
     beside=(Baseline("coin", "a coin", "accuracy"), Baseline("longer", "the longer one", "accuracy")),
-    paired={"reward_accuracy": "sftdpo.evaluate:reward_accuracy"})
+    paired={"reward_accuracy": "sftdpo.evaluate:pair_reward_accuracy"})
 
 # %% ../nbs/00_tasks.ipynb #a29c1ea6
 TASKS: dict[str, Task] = {task.name: task for task in (PARAPHRASE, SONNET, LABELS, COMPLETIONS, PREFERENCES)}

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'WARM_UP', 'LARGE', 'step_items', 'completion_tokens', 'stage_losses', 'TrainingOrder', 'whole_steps',
-           'micro_batches', 'first_micro_batch', 'prepare_dropout', 'uses_dropout', 'check_start', 'not_finite',
+           'micro_batches', 'first_micro_batch', 'prepare_dropout', 'uses_dropout', 'check_start', 'loss_not_finite',
            'training_arguments', 'our_arguments', 'rounding_of', 'without_dropout', 'RowTrainer', 'StageSteps',
-           'sums_of', 'trained_weights', 'StageTrainer', 'similarity', 'pair_changes', 'HeldOut', 'evenly_spaced',
-           'write_lines', 'Progress', 'Watch', 'StageResult', 'reset_peak_memory', 'peak_memory_gb', 'steps_per_second',
-           'history_table', 'mean_width', 'result_of', 'return_large_blocks', 'trains_tied_embedding',
-           'sparse_embedding', 'fast_training', 'open_stage', 'reference_of', 'too_large', 'run_training',
-           'train_stage']
+           'sums_and_counts', 'trained_weights', 'StageTrainer', 'similarity', 'pair_changes', 'HeldOut',
+           'evenly_spaced', 'write_lines', 'Progress', 'Watch', 'StageResult', 'reset_peak_memory', 'peak_memory_gb',
+           'steps_per_second', 'history_table', 'mean_width', 'result_of', 'return_large_blocks',
+           'trains_tied_embedding', 'sparse_embedding', 'fast_training', 'open_stage', 'reference_of', 'too_large',
+           'run_training', 'train_stage']
 
 # %% ../nbs/04_trainer.ipynb #1e360f1e
 import ctypes
@@ -174,7 +174,7 @@ def check_start(
             "or dropout is on. Delete the stage's folder to score the reference again.")
 
 # %% ../nbs/04_trainer.ipynb #13073a13
-def not_finite(
+def loss_not_finite(
     losses: torch.Tensor,  # [rows]
     rows: list[Row],       # of a micro-batch
     step: int,             # counted from 1
@@ -270,7 +270,7 @@ class RowTrainer(Trainer):
         tokens, step = completion_tokens(rows).to(policy.device), self.state.global_step
         losses, watched = stage_losses(policy, reference, self.stage, tokens, mean_tokens)
         if not torch.isfinite(losses).all():
-            raise FloatingPointError(not_finite(losses, rows, step + 1, self.stage))
+            raise FloatingPointError(loss_not_finite(losses, rows, step + 1, self.stage))
         if self.stage.kind == "dpo" and step == 0:
             start = without_dropout(model, batch) if self.dropout else policy.detach()
             check_start(start, reference, int(tokens.sum()), self.rounding)
@@ -312,7 +312,7 @@ class StageSteps(RowTrainer):
         return total
 
 # %% ../nbs/04_trainer.ipynb #4dc333b6
-def sums_of(
+def sums_and_counts(
     seen: list[dict],  # of each micro-batch: what is watched, [rows] of each
 ) -> dict[str, torch.Tensor]:  # sum and count
     "The sum and the number of rows of each thing that is watched."
@@ -331,7 +331,7 @@ class StageTrainer(StageSteps):
     "One stage, with its history and checkpoints."
     def log(self, logs, start_time=None):
         if "loss" in logs:
-            found = sums_of(self.watched)
+            found = sums_and_counts(self.watched)
             sums = self.accelerator.reduce(torch.stack(list(found.values())), "sum")  # over the processes
             logs |= {name: (total / count).item() for name, (total, count) in zip(found, sums)}
             self.watched.clear()

@@ -16,7 +16,7 @@ import ipywidgets as widgets
 import pandas as pd
 from markupsafe import Markup
 
-from .claims import Verdict, told
+from .claims import Verdict, describe_estimate
 from .config import Study, to_dict
 from .folder import StudyFolder
 from .plain_text import visible
@@ -90,8 +90,8 @@ def verdicts_html(
     pieces = []
     for one in sorted(verdicts, key=lambda one: one.verdict == "not asked"):
         badge = Markup('<b style="color:#fff;background:{};border-radius:9px;padding:0 8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), data(one.verdict))
-        where = ", ".join(word for word in (one.task, one.where) if word)
-        lines = [f"{name}: {told(effect, one.unit)}" for name, effect in one.effects[:1]]
+        where = ", ".join(word for word in (one.part, one.task, one.where, "exploratory" * one.exploratory) if word)
+        lines = [f"{name}: {describe_estimate(effect, one.unit)}" for name, effect in one.effects[:1]]
         if lines and one.margin is not None: lines[0] += f", margin {margin_told(one.margin, one.unit)}"
         lines += [one.why] + ([f"It would take: {one.decides}"] if one.decides else []) + list(one.notes)
         pieces.append(Markup('<div style="margin:0 0 10px"><div>{} <b>{}</b> · {} · {}</div>{}</div>').format(

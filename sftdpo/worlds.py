@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from scipy import stats as distributions
 
-from .claims import Margins, judge, search_of
+from .claims import Margins, judge_results, search_of
 from .stats import full_tables
 
 # %% ../nbs/07d_worlds.ipynb #1f4fc774
@@ -228,7 +228,7 @@ def verdicts_in(
     found = []
     for k in range(worlds):
         study = draw_study(setting.world, np.random.default_rng([first, k]))
-        verdicts = judge(completed(study), study.examples, claims=[setting.claim])
+        verdicts = judge_results(completed(study), study.examples, claims=[setting.claim])
         found += [one.verdict for one in verdicts if one.part == setting.part and (one.where == setting.where or setting.claim == "C4")]
     return pd.Series(found).value_counts(normalize=True)
 

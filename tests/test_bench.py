@@ -7,7 +7,7 @@ import torch
 import transformers
 
 from sftdpo import bench as bench_module
-from sftdpo.bench import WORKERS, Gate, Job, adapter_size, bench, configurations, counted, measured, padded_left, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
+from sftdpo.bench import WORKERS, TurnGate, Job, adapter_size, bench, configurations, least_work, measure_configuration, padded_left, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
 from sftdpo.batches import score
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, settle
 from sftdpo.rows import Row
@@ -110,16 +110,16 @@ def test_the_bound_by_hand(tiny_llama):
     row = Row("", [1, 2, 3], [[4, 5], [6]])  # 4 tokens are read; after the prompt and after 4 something is predicted
     assert seen_pairs(row) == 6 + 4
     job = Job("train", "machine", "", [row], 1, Stage("dpo", batch_size=1))
-    found = counted(model, [row], job)
+    found = least_work(model, [row], job)
     forward = 2 * blocks * 4 + 4 * 10 * 2 * 64 + 2 * model.config.vocab_size * 64 * 2
     assert found.pop("bytes") == 32 * model.num_parameters()
     assert sum(found.values()) == 4 * forward  # forward, twice that backward, and the reference
 
-    lora = counted(model, [row], replace(job, tuning="lora", lora=LoRA(rank=1)))
+    lora = least_work(model, [row], replace(job, tuning="lora", lora=LoRA(rank=1)))
     adapter = 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
     assert adapter_size(model, LoRA(rank=1)) == adapter and lora.pop("bytes") == 32 * adapter
     assert sum(lora.values()) == 3 * forward + 4 * 10 * 2 * 64 + 6 * adapter * 4  # attention has no weights to be spared
-    scored = counted(model, [row], replace(job, what="score"))
+    scored = least_work(model, [row], replace(job, what="score"))
     assert scored.pop("bytes") == 0 and sum(scored.values()) == forward
 
 
@@ -194,7 +194,7 @@ def test_what_is_measured_says_what_it_was(monkeypatch):
     for name, configuration in configurations(settings).items():
         asked = []
         monkeypatch.setattr(bench_module, "take_turns", lambda jobs, rounds, minutes: asked.extend(jobs) or {job.engine: dict(answer([1.0, 1.0])) for job in jobs if job.engine != "machine"})
-        result = measured(settings, configuration)
+        result = measure_configuration(settings, configuration)
         assert {job.engine for job in asked} == set(WORKERS[result["what"]]), name
         assert len({id(job.rows) for job in asked}) == 1 and result["environment"]["processor"] and result["settings"]["rounds"] == 2
         assert result["examples"] == dict(train=8, score=16, sample=3 * 8)[result["what"]]

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, caveats, cell_values, claim, deciding, dominance, judge, judge_claims, judge_difference, judge_time,
+from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, caveats, cell_values, claim, deciding, dominance, judge_results, judge_claims, judge_difference, judge_time,
                            not_asked, parts_of, read_conditions, read_margins, save_margins, verdict_table, Verdict)
 from sftdpo.config import SettingsError, from_yaml, to_yaml
 from sftdpo.store import CELL, read_results, write_asked
@@ -55,7 +55,7 @@ def verdicts(
 ) -> dict:
     "(task, where): verdict."
     part = {"C1": "small", "C2": "one cell", "C4": "does not reduce"}.get(name, "") if part is None else part
-    return {(one.task, one.where): one for one in judge(*frames, margins, [name]) if one.part in (part, "")}
+    return {(one.task, one.where): one for one in judge_results(*frames, margins, [name]) if one.part in (part, "")}
 
 
 ALL = list(itertools.product(("sft", "dpo", "sft-dpo", "sft-sft"), ("full", "lora")))
@@ -153,7 +153,7 @@ def test_nothing_learnt_is_nothing_asked():
 
 def test_one_seed_decides_nothing():
     frames = study({("backbone", "-"): -5} | {cell: 3 * (cell[1] == "full") for cell in ALL}, seeds=1, rejected="flip")
-    for one in judge(*frames, claims=["C1", "C2", "C3", "C5"]):
+    for one in judge_results(*frames, claims=["C1", "C2", "C3", "C5"]):
         assert one.verdict == ("not asked" if one.part == "task-dependent" else "undecided"), one
     one = verdicts(frames, "C3")["sonnet", "sft"]
     assert "it alone would say: supported" in one.why and "Run at least 5 seeds" in one.decides
@@ -205,7 +205,7 @@ def test_a_claim_that_fails_does_not_stop_the_others():
         return [difference(cell_values(examples, "sonnet", ("sft", "full")), cell_values(examples, "sonnet", ("dpo", "lora")))]
 
     try:
-        found = judge(*study({("sft", "full"): 0, ("dpo", "full"): 3}))
+        found = judge_results(*study({("sft", "full"): 0, ("dpo", "full"): 3}))
         one = next(one for one in found if one.claim == "broken")
         assert one.verdict == "not asked" and "ValueError: the values of dpo lora on sonnet have no lines" in one.why
         assert next(one for one in found if one.claim == "C2").verdict == "supported"
@@ -411,7 +411,7 @@ def test_dominance_holds_its_level():
 # --- all of them
 
 def test_what_lacks_is_named():
-    found = judge(*study({("sft", "full"): 0}))
+    found = judge_results(*study({("sft", "full"): 0}))
     assert {one.verdict for one in found} == {"not asked"} and {one.claim for one in found} == {"C1", "C2", "C3", "C4", "C5"}
     why = {one.claim: one.why for one in found}
     assert why["C1"] == "The study lacks sft-dpo full." and why["C2"] == "The study lacks dpo full." and why["C3"] == "The study lacks sft lora."
@@ -419,12 +419,12 @@ def test_what_lacks_is_named():
 
 
 def test_only_a_backbone():
-    assert {one.verdict for one in judge(*study({("backbone", "-"): 0}))} == {"not asked"}
+    assert {one.verdict for one in judge_results(*study({("backbone", "-"): 0}))} == {"not asked"}
 
 
 def test_a_whole_study_becomes_a_table():
     seconds = {cell: 100. for cell in ALL}
-    found = judge(*study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase", "sonnet"), seconds=seconds, examples=50))
+    found = judge_results(*study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase", "sonnet"), seconds=seconds, examples=50))
     table = verdict_table(found)
     assert set(table["claim"]) == {"C1", "C2", "C3", "C4", "C5"} and len(table) == len(found)
     asked = table[(table["verdict"] != "not asked") & (table["task"] != "all tasks")]        # over tasks there is no effect of one unit
@@ -436,7 +436,7 @@ def test_a_whole_study_becomes_a_table():
 @pytest.mark.parametrize("seeds, examples", [(1, 1), (1, 5), (2, 2), (3, 11)])
 def test_tiny_studies_get_verdicts(seeds, examples):
     frames = study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, seeds, examples, ("paraphrase", "sonnet"), {cell: 100. for cell in ALL})
-    for one in judge(*frames):
+    for one in judge_results(*frames):
         assert one.verdict in ("supported", "refuted", "undecided", "not asked") and one.why
         assert any("a look, not a claim" in note for note in one.notes) or one.verdict == "not asked"
 
@@ -465,7 +465,7 @@ def test_a_sweep_is_judged_part_by_part():
     dpo = results[results.recipe == "dpo"].assign(**{"dpo.beta": 0.5}, run=lambda t: t.run + "b")
     more = examples[examples.recipe == "dpo"].assign(run=lambda t: t.run + "b", chrf=lambda t: t.chrf - 10)
     results = pd.concat([results.assign(**{"dpo.beta": (results.recipe == "dpo").map({True: 0.1})}), dpo], ignore_index=True)
-    found = judge(results, pd.concat([examples, more]), claims=["C2"], fields=("dpo.beta",))
+    found = judge_results(results, pd.concat([examples, more]), claims=["C2"], fields=("dpo.beta",))
     assert [(one.where, one.part, one.verdict) for one in found] == [("full, dpo.beta = 0.1", "one cell", "supported"), ("full, dpo.beta = 0.5", "one cell", "refuted"), ("", "some cell", "supported")]
     assert found[0].exploratory and found[0].effects[0][1].level == pytest.approx(0.975) and not found[2].exploratory
     with pytest.raises(ValueError, match="has several runs"):
@@ -492,7 +492,7 @@ def test_five_betas_are_corrected():
             parts.append((results[results.recipe == "dpo"].assign(**{"dpo.beta": 0.1 * (k + 1)}, run=lambda t: t.run + f"b{k}"),
                           examples[examples.recipe == "dpo"].assign(run=lambda t: t.run + f"b{k}", chrf=lambda t: t.chrf + luck)))
         frames = [pd.concat([table[table.recipe == "sft"], *(part[i] for part in parts)], ignore_index=True) for i, table in enumerate((results, examples))]
-        (one,) = [one for one in judge(*frames, claims=["C2"], fields=("dpo.beta",)) if one.part == "some cell"]
+        (one,) = [one for one in judge_results(*frames, claims=["C2"], fields=("dpo.beta",)) if one.part == "some cell"]
         wrong += one.verdict == "supported"
     assert wrong <= 2
 
@@ -502,7 +502,7 @@ def test_only_what_was_named_beforehand_decides():
     more = [table.assign(run=table.run + "b") for table in (results, examples)]
     frames = pd.concat([results.assign(train_size=500), more[0].assign(train_size=2000)], ignore_index=True), pd.concat([examples, more[1]], ignore_index=True)
     for named in ("", "train_size = 2000"):
-        found = {one.where: one for one in judge(*frames, Margins(primary=named), ["C3"])}
+        found = {one.where: one for one in judge_results(*frames, Margins(primary=named), ["C3"])}
         assert found["sft, train_size = 500"].exploratory and found["sft, train_size = 2000"].exploratory == (not named)
         assert "Exploratory" in found["sft, train_size = 500"].notes[-1]
 
@@ -528,11 +528,11 @@ def test_a_claim_of_ones_own():
     try:
         assert verdicts(study({("sft", "full"): 0, ("dpo", "full"): 3}), "mine")["sonnet", ""].verdict == "supported"
         assert verdicts(study({("sft", "full"): 0}), "mine")["sonnet", ""].verdict == "not asked"
-        assert "mine" in {one.claim for one in judge(*study({("sft", "full"): 0}))}
+        assert "mine" in {one.claim for one in judge_results(*study({("sft", "full"): 0}))}
     finally:
         del CLAIMS["mine"], QUESTIONS["mine"]
     with pytest.raises(ValueError, match="'mine' is no claim"):
-        judge(*study({("sft", "full"): 0}), claims=["mine"])
+        judge_results(*study({("sft", "full"): 0}), claims=["mine"])
 
 
 def test_verdicts_seldom_err():

@@ -8,10 +8,10 @@ from sftdpo.baselines import overlap_features, tfidf_baseline
 from sftdpo.config import LoRA, Sampling
 from sftdpo.data import Example, TaskData, cloze_prompt, load_task, tokenize, verbalizer_rows
 from sftdpo.distance import completion_logits, divergences, kl_divergence, row_divergences
-from sftdpo.evaluate import (at_temperature, baselines, best_threshold, calibration_error, calibration_interval, characters, choose, chrf,
+from sftdpo.evaluate import (at_temperature, baselines, best_threshold, calibration_error, calibration_interval, characters, choose_tokens, chrf,
                              chrf_at_length, chrf_matched, classification_metrics, continuations, decoding, entropy, evaluate,
                              first_characters, first_lines, fit_temperature, form, generate_ids, iambic, mean_interval,
-                             perfect_calibration_error, predict, questions_of, repeated_share, reward_accuracy, rhyme_share, rhymes,
+                             perfect_calibration_error, predict, questions_of, repeated_share, pair_reward_accuracy, rhyme_share, rhymes,
                              sample, score_pairs, seen, syllables, ten_syllables, text_of)
 from sftdpo.model import apply_tuning
 from tiny import tiny_model, tiny_tokenizer
@@ -122,9 +122,9 @@ def test_chrf_ends():
 def test_choose_is_the_inverse_of_the_nucleus():
     logits = torch.tensor([.5, .3, .2]).log().expand(4, 3)
     noise = torch.tensor([0., .62, .63, .9999999999], dtype=torch.float64)
-    assert choose(logits, noise, 1., .7).tolist() == [0, 0, 1, 1]  # shares 5/8 and 3/8
-    assert choose(logits, noise, 1., 1.).tolist() == [0, 1, 1, 2]
-    assert choose(logits, noise, 0., 1.).tolist() == [0, 0, 0, 0]
+    assert choose_tokens(logits, noise, 1., .7).tolist() == [0, 0, 1, 1]  # shares 5/8 and 3/8
+    assert choose_tokens(logits, noise, 1., 1.).tolist() == [0, 1, 1, 2]
+    assert choose_tokens(logits, noise, 0., 1.).tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("top_p", [.5, .9, .999])
@@ -134,13 +134,13 @@ def test_choose_equals_a_full_sort(top_p):
     probabilities, ids = (logits / .8).softmax(-1).sort(descending=True)
     probabilities = probabilities * (probabilities.cumsum(-1) - probabilities < top_p)
     place = (probabilities.cumsum(-1) <= noise[:, None] * probabilities.sum(-1, keepdim=True)).sum(-1, keepdim=True)
-    same = choose(logits, noise, .8, top_p) == ids.gather(-1, place)[:, 0]
+    same = choose_tokens(logits, noise, .8, top_p) == ids.gather(-1, place)[:, 0]
     assert same.float().mean() > .97  # a number on the border between two tokens may fall to either side
 
 
 def test_choose_has_the_right_frequencies():
     noise = (torch.arange(10_000) + .5) / 10_000
-    counts = choose(torch.tensor([.1, .6, .3]).log().expand(10_000, 3), noise, 1., .95).bincount(minlength=3)
+    counts = choose_tokens(torch.tensor([.1, .6, .3]).log().expand(10_000, 3), noise, 1., .95).bincount(minlength=3)
     assert counts.tolist() == pytest.approx([1000, 6000, 3000], abs=1)
 
 
@@ -431,7 +431,7 @@ def test_preferences_by_hand(tiny):
 def test_reward_accuracy_by_hand():
     before = pd.DataFrame({"id": list("abc"), "chosen_logp": [-5., -5., -5.], "rejected_logp": [-2., -2., -2.]})
     after = pd.DataFrame({"id": list("cab"), "chosen_logp": [-5., -4., -6.], "rejected_logp": [-2., -3., -2.]})
-    assert reward_accuracy(after, before).loc[["a", "b", "c"]].tolist() == [1, 0, .5]
+    assert pair_reward_accuracy(after, before).loc[["a", "b", "c"]].tolist() == [1, 0, .5]
 
 
 # -- measures of an answer

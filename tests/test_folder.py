@@ -173,11 +173,11 @@ from pathlib import Path
 from sftdpo.config import Study, from_yaml
 import sftdpo.study
 study = from_yaml(Study, Path(sys.argv[1]).read_text())
-check, seen = sftdpo.study.check_folder, []
+check, seen = sftdpo.study.check_study_folder, []
 def slowly(*rest):  # the moment between the look and the claim, drawn out
     check(*rest)
     if not seen: seen.append(1), time.sleep(max(0, float(sys.argv[3]) - time.time()))
-sftdpo.study.check_folder = slowly
+sftdpo.study.check_study_folder = slowly
 sftdpo.study.claim_folder(Path(sys.argv[2]), study)
 """
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sftdpo.config import LOSSES, SettingsError, Stage
-from sftdpo.loss import (dpo_loss, implicit_rewards, register, reward_accuracy, sequence_log_probabilities, sft_loss,
+from sftdpo.loss import (dpo_loss, implicit_rewards, register_loss, reward_accuracy, sequence_log_probabilities, sft_loss,
                          token_log_probabilities, with_sft)
 
 log = math.log
@@ -62,7 +62,7 @@ def margin_of_simpo():
     def simpo(pairs, beta):
         "Length-normalised log-probabilities, no reference, and a margin of 0.5 to reach."
         return -torch.nn.functional.logsigmoid(beta * (pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens) - 0.5)
-    yield register(simpo)
+    yield register_loss(simpo)
     LOSSES.pop("simpo")
 
 
@@ -72,7 +72,7 @@ def test_a_loss_of_ones_own(margin_of_simpo):
     losses, *_ = dpo_loss(tensor(-2), tensor(-9), tensor(-5), tensor(-5), beta=0.5, loss="simpo", tokens=(tensor(2), tensor(3)))
     assert losses.item() == pytest.approx(log(1 + math.exp(-(0.5 * (-1 + 3) - 0.5))))
     with pytest.raises(ValueError, match="sftdpo.loss already has a loss 'ipo': give yours another name"):
-        @register
+        @register_loss
         def ipo(pairs, beta): return pairs.chosen
     assert LOSSES["ipo"].__module__ == "sftdpo.loss"
 

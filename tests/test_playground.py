@@ -25,8 +25,8 @@ import pytest
 from sftdpo.config import Execution, LoRA, SettingsError, Stage, Study, declared, to_yaml
 from sftdpo.forms import Form, PRESETS, field_paths
 from sftdpo.inputs import Inputs
-from sftdpo.live import COMMAND, AtWork, begin, command_words, log_file, page_lock, progress_of, settings_file, stop, working
-from sftdpo.playground import Playground, folder_of, measured
+from sftdpo.live import COMMAND, AtWork, begin_study, command_words, log_file, page_lock, progress_of, settings_file, stop_study, working
+from sftdpo.playground import Playground, folder_of, measure_apart
 from sftdpo.runs import cost_group
 from sftdpo.safe_files import held
 from sftdpo.folder import State, StudyFolder
@@ -147,7 +147,7 @@ def test_one_page_at_a_time(tmp_path):
         assert working(folder) == os.getpid()
         second = subprocess.run([sys.executable, "-c", COMMAND, str(page_lock(folder)), "compare"], capture_output=True, text=True)
     assert second.returncode == 1 and "another page" in second.stderr
-    assert working(folder) is None and not stop(folder)
+    assert working(folder) is None and not stop_study(folder)
 
 
 class Process:
@@ -162,7 +162,7 @@ def test_a_second_page_writes_nothing(tmp_path):
     settings_file(folder).write_text(to_yaml(small()))
     log_file(folder).write_text("at work")
     with held(page_lock(folder)):
-        with pytest.raises(FileExistsError, match="press Open"): begin(small(seeds=(1,)), folder)
+        with pytest.raises(FileExistsError, match="press Open"): begin_study(small(seeds=(1,)), folder)
     assert settings_file(folder).read_text() == to_yaml(small()) and log_file(folder).read_text() == "at work"
 
 
@@ -365,7 +365,7 @@ def test_measuring_leaves_the_page_free(tmp_path, monkeypatch):
     def fails(study, folder):
         go.wait(60)
         raise ValueError("there is no such file")
-    monkeypatch.setattr("sftdpo.playground.measured", fails)
+    monkeypatch.setattr("sftdpo.playground.measure_apart", fails)
     monkeypatch.setattr("sftdpo.playground.estimate", lambda *asked: estimated(1, 1, None, ("sft",), 1, 1))
     page = Playground(tmp_path / "study", small())
     async def pressed():
@@ -384,7 +384,7 @@ def test_measuring_leaves_the_page_free(tmp_path, monkeypatch):
 def test_why_nothing_was_measured_is_a_sentence(tmp_path, monkeypatch):
     for code, said, told in ((1, "Traceback ...\nsftdpo.examples.DataError: data is 'x', and there is no such file", r"^data is 'x'"), (-9, "", "SIGKILL")):
         monkeypatch.setattr("subprocess.run", lambda *words, **how: subprocess.CompletedProcess(words, code, "", said))
-        with pytest.raises(ValueError, match=told): measured(small(), tmp_path / "study")
+        with pytest.raises(ValueError, match=told): measure_apart(small(), tmp_path / "study")
 
 
 def test_results_are_read_from_any_study(repository):
@@ -435,7 +435,7 @@ def server(tmp_path_factory, repository):
         assert process.poll() is None, (home / "server.log").read_text()
         yield f"http://127.0.0.1:{port}", home
     finally:
-        for name in ("lab", "voila"): stop(home / f"results-{name}")
+        for name in ("lab", "voila"): stop_study(home / f"results-{name}")
         os.killpg(process.pid, signal.SIGTERM)
         try: process.wait(20)
         except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)

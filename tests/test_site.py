@@ -13,7 +13,7 @@ import docs
 import pages
 from nbdev.config import get_config
 
-from sftdpo.claims import Margins, judge
+from sftdpo.claims import Margins, judge_results
 from sftdpo.loss import dpo_loss
 
 
@@ -81,7 +81,7 @@ def test_parameters_become_a_table():
     table = pages.api_table(dpo_loss)
     assert table.count("<tr>") == 1 + 7 + 1  # head, parameters, what is returned
     assert "<td><code>beta</code></td><td><code>float</code></td><td><code>0.1</code></td><td>strength of the pull towards the reference</td>" in table
-    assert "<td><code>Margins()</code></td>" in pages.api_table(judge)
+    assert "<td><code>Margins()</code></td>" in pages.api_table(judge_results)
     assert pages.shown(Margins(chrf=2.0)) == "<code>Margins(chrf=2.0)</code>"
     assert pages.worded("1 < 2, see `dpo_loss` and `nothing_known`").startswith("1 &lt; 2, see <a href=") and "<code>nothing_known</code>" in pages.worded("`nothing_known`")
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as distributions
 
 from sftdpo.stats import (Estimate, at_level, by_replicate, choice_error, contrast, detectable, detectable_range, difference, equivalence, full_tables, holm, interval, mcnemar, needed, needed_to_reach, planned_error, ratio,
-                          share_interval, spread_of_variance, steady_variance, sums_of, table_of, variance_of_mean, verdict, widened)
+                          share_interval, spread_of_variance, steady_variance, sums_of, checked_table, variance_of_mean, verdict, widened)
 
 
 def long(
@@ -377,7 +377,7 @@ def test_partners_that_lack_are_said():
 
 def test_refusals():
     with pytest.raises(ValueError, match="column 'value'"):
-        table_of(pd.DataFrame({"seed": [1], "id": [1]}))
+        checked_table(pd.DataFrame({"seed": [1], "id": [1]}))
     with pytest.raises(ValueError, match="no lines"):
         interval(pd.DataFrame({"seed": [], "id": [], "value": []}))
     with pytest.raises(ValueError, match="has the value nan"):

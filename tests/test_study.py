@@ -79,7 +79,7 @@ def test_same_seed_same_bits_other_seed_not(backbone, tmp_path):
 def test_goes_on_after_a_stop(backbone, tmp_path, monkeypatch):
     study = small(backbone, tasks=("paraphrase",), tunings=("full",))
     expected = steady(compare(study, tmp_path / "undisturbed", progress=False))
-    judge, calls = sftdpo.runs.judge, []
+    judge, calls = sftdpo.runs.judge_run, []
     def stopped(*args, **more):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt

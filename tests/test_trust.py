@@ -18,7 +18,7 @@ from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.examples import Example
 from sftdpo.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
-from sftdpo.live import begin, log_file, settings_file, working
+from sftdpo.live import begin_study, log_file, settings_file, working
 from sftdpo.playground import Playground
 from sftdpo.plots import against_time, costs_of, learning_curves, stages_of, with_cells
 from sftdpo.safe_files import held, write_json
@@ -139,7 +139,7 @@ def test_what_the_page_writes_beside_the_folder_is_its_own(study, foreign, tmp_p
     ours = foreign.with_name("study.yaml")
     ours.write_text("mine")
     for path in (log_file(foreign), settings_file(foreign)): path.symlink_to(tmp_path / "diary")
-    begin(Playground(foreign).form.settings, foreign).wait(60)
+    begin_study(Playground(foreign).form.settings, foreign).wait(60)
     assert ours.read_text() == (tmp_path / "diary").read_text() == "mine"
 
 

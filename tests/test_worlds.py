@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import judge, judge_claims
+from sftdpo.claims import judge_results, judge_claims
 from sftdpo.worlds import FINDINGS, MARGINAL, NEVER, Setting, World, completed, coverage_table, draw_study, equal_cells, verdicts_in, write_study
 
 STORED = Path(__file__).resolve().parents[1] / "nbs" / "study" / "results"
@@ -153,7 +153,7 @@ def test_what_is_there_is_found():
 
 def test_frames_and_folder_agree(tmp_path):
     study = draw_study(World(equal_cells(), examples=150, times=dict(full=100, lora=90)), 5)
-    first, second = judge(completed(study), study.examples), judge_claims(write_study(study, tmp_path / "s"))
+    first, second = judge_results(completed(study), study.examples), judge_claims(write_study(study, tmp_path / "s"))
     assert [(one.claim, one.part, one.where, one.verdict) for one in first] == [(one.claim, one.part, one.where, one.verdict) for one in second]
     assert NEVER == ("supported", "refuted")
 
