@@ -27,7 +27,7 @@ from torch.nn.functional import linear
 
 from .loss import token_log_probabilities
 from .model import SUPPORTED, check_layers, sliding_window
-from .rows import Row
+from .reading.rows import Row
 
 # %% ../nbs/04_batches.ipynb #adb59076
 def segments_of(

@@ -22,11 +22,11 @@ from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #ceec125b
 from .config import Reading
-from .examples import DataError, Example, chance, collector_at_rest, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
-from .files import Problem, Table, UnusableRows, as_text, decode, expanded, keep, plain_markdown, read_bytes, read_table, tables_of
-from .questions import generated_questions
-from .rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
-from .shapes import Shape, find_shape, left_out, prepared
+from .reading.examples import DataError, Example, chance, gc_paused, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
+from .reading.files import Problem, Table, UnusableRows, as_text, decode, expanded, keep, plain_markdown, read_bytes, read_table, tables_of
+from .reading.questions import generated_questions
+from .reading.rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
+from .reading.shapes import Shape, find_shape, left_out, prepared
 from .tasks import TASKS, find_function
 
 # %% ../nbs/01_data.ipynb #34a77c5e
@@ -65,7 +65,7 @@ class TaskData:
     task: str                                                # "paraphrase", "sonnet", "labels", "completions" or "preferences"
     name: str                                                # what tables show as the data
     train: list[Example]                                     # runs draw their subsets from these
-    choose: list[Example]                                    # picks learning rates and epochs
+    validation: list[Example]                                    # picks learning rates and epochs
     test: list[Example]                                      # judges; never chooses
     verbalizers: tuple[str, ...]                             # the possible answers, index = label; () for free text
     end_of_text: bool                                        # whether a completion ends with the end-of-text token
@@ -75,7 +75,7 @@ class TaskData:
     @property
     def splits(self) -> dict[str, list[Example]]:
         "The three splits by name."
-        return dict(train=self.train, choose=self.choose, test=self.test)
+        return dict(train=self.train, validation=self.validation, test=self.test)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -144,7 +144,7 @@ def _sonnet_task(data, seed, reading) -> TaskData:
         train, test = (read_sonnets(Path(data)/name, encoding=reading.encoding) for name in ("sonnets.txt", "TRUE_sonnets_held_out_dev.txt"))
         if seed: train = _by_chance(train, seed)
         return TaskData("sonnet", f"{Path(data).name}-course", train[:-12], train[-12:], test, (), True,
-                        f"Numbered sonnets of the folder {Path(data).name}: its dev set judges, 12 of its train set choose.")
+                        f"Numbered sonnets of the folder {Path(data).name}: its dev set judges, 12 of its train set validation.")
     examples = read_sonnets(files("sftdpo")/"assets"/"sonnets.txt" if data == "embedded" else data, encoding="utf-8" if data == "embedded" else reading.encoding)
     if missing := set(map(str, range(1, 155))) - {e.id for e in examples}:
         raise DataError(f"{data}: {len(missing)} of the sonnets 1 to 154 are missing, the first is {min(missing, key=int)}: "
@@ -401,7 +401,7 @@ def _hold_out_texts(examples, seed) -> tuple[list[Example], list[Example]]:
 
 # %% ../nbs/01_data.ipynb #1ab3057b
 _hub_dataset = ("nyu-mll/glue", "qqp")
-_generated_sizes = dict(train=16_000, choose=1000, test=1000)
+_generated_sizes = dict(train=16_000, validation=1000, test=1000)
 
 def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
     "GLUE's train and validation pairs, and how many rows with an empty question were left out."
@@ -434,23 +434,23 @@ def text_key(
     return prompt_key(example) if example.label is not None else f"{prompt_key(example)}\0{_alike(example.completion)}"
 
 def without_leaks(
-    splits: dict[str, list[Example]],                  # train, choose, test
+    splits: dict[str, list[Example]],                  # train, validation, test
 ) -> tuple[dict[str, list[Example]], dict[str, int]]:  # the splits, and how many examples each of them lost
-    "The splits without the training examples that also choose or judge, and the choosing ones that also judge."
+    "The splits without the training examples that also validation or judge, and the validation ones that also judge."
     test = {text_key(e) for e in splits["test"]}
-    choose = [e for e in splits["choose"] if text_key(e) not in test]
-    held = test | {text_key(e) for e in choose}
+    validation = [e for e in splits["validation"] if text_key(e) not in test]
+    held = test | {text_key(e) for e in validation}
     train = [e for e in splits["train"] if text_key(e) not in held]
-    return dict(train=train, choose=choose, test=splits["test"]), dict(train=len(splits["train"]) - len(train), choose=len(splits["choose"]) - len(choose))
+    return dict(train=train, validation=validation, test=splits["test"]), dict(train=len(splits["train"]) - len(train), validation=len(splits["validation"]) - len(validation))
 
 # %% ../nbs/01_data.ipynb #ffd3819f
 def _split(found: dict[str, list[Example]], seed, published=False) -> dict[str, list[Example]]:
     "Three splits of what the files hold: what has no file of its own is held out; `published`: row by row, as the course's folder has been."
-    train, choose, test = found["train"], found.get("choose"), found.get("test")
+    train, validation, test = found["train"], found.get("validation"), found.get("test")
     hold_out = _hold_out if published else _hold_out_texts
     if test is None: train, test = hold_out(train, f"{seed} test")
-    if choose is None: train, choose = hold_out(train, seed)
-    return dict(train=train, choose=choose, test=test)
+    if validation is None: train, validation = hold_out(train, seed)
+    return dict(train=train, validation=validation, test=test)
 
 # %% ../nbs/01_data.ipynb #32b8ba34
 def deal(
@@ -481,7 +481,7 @@ def fold_split(
     fold: int,                         # which one judges, from 1 up
     seed: int = 0,                     # of the deal: the same for every cell of a study
     validating: int | None = None,     # rows that only validate; None: `validating_rows`; 0: the next fold validates
-) -> dict[str, list[Example]]:         # train, choose, test, each in the order of the rows
+) -> dict[str, list[Example]]:         # train, validation, test, each in the order of the rows
     "The three splits of one fold; over all folds, every row that does not only validate is judged once."
     aside = validating_rows(examples) if validating is None else validating
     if not 2 + (not aside) <= folds <= len(examples) - aside:
@@ -491,9 +491,9 @@ def fold_split(
     only = {e.id for e in sorted(examples, key=lambda e: chance(seed, "validate", e.id))[:aside]}
     parts = [{e.id for e in part} for part in deal([e for e in examples if e.id not in only], folds, seed)]
     test = parts[fold - 1]
-    choose = only or parts[fold % folds]
-    where = lambda e: "test" if e.id in test else "choose" if e.id in choose else "train"
-    return {split: [e for e in examples if where(e) == split] for split in ("train", "choose", "test")}
+    validation = only or parts[fold % folds]
+    where = lambda e: "test" if e.id in test else "validation" if e.id in validation else "train"
+    return {split: [e for e in examples if where(e) == split] for split in ("train", "validation", "test")}
 
 # %% ../nbs/01_data.ipynb #dc5ee817
 def word_runs(
@@ -583,7 +583,7 @@ def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> s
     except DataError: return "" # told for each file later
     if set(_label_keys(table, label)) - {"-1"} or "-1" in _label_keys(tables["train"], known): return ""
     del tables["test"]
-    if "choose" in tables: tables["test"] = tables.pop("choose")
+    if "validation" in tables: tables["test"] = tables.pop("validation")
     judge = f"{Path(tables['test'].file).name} judges" if "test" in tables else "a part of train judges"
     return f"{Path(table.file).name} has no labels and is not used: {judge}"
 
@@ -592,17 +592,17 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     how = dict(delimiter=reading.delimiter, encoding=reading.encoding, columns=reading.columns)
     tables = tables_of(_hub_tables(data) if isinstance(data, str) and data.startswith("hub:") else data, **how)
     notes = []
-    if "choose" in tables and not reading.test and (TASKS[task].published or "test" not in tables): # dev judges; GLUE's test has no labels
-        if "test" in tables: notes.append(f"{Path(tables['choose'].file).name} judges, and {Path(tables['test'].file).name} is not used: question pairs' test sets have no labels (if this one has, --reading.test {tables['test'].file})")
-        tables["test"] = tables.pop("choose")
-    tables |= {role: read_table(path, **how) for role, path in (("test", reading.test), ("choose", reading.choose)) if path}
-    tables = {role: prepared(tables[role], reading) for role in ("train", "choose", "test") if role in tables}
+    if "validation" in tables and not reading.test and (TASKS[task].published or "test" not in tables): # dev judges; GLUE's test has no labels
+        if "test" in tables: notes.append(f"{Path(tables['validation'].file).name} judges, and {Path(tables['test'].file).name} is not used: question pairs' test sets have no labels (if this one has, --reading.test {tables['test'].file})")
+        tables["test"] = tables.pop("validation")
+    tables |= {role: read_table(path, **how) for role, path in (("test", reading.test), ("validation", reading.validation)) if path}
+    tables = {role: prepared(tables[role], reading) for role in ("train", "validation", "test") if role in tables}
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     shapes = {}
     for role, table in tables.items(): shapes[role] = find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1", table.hint() or (_differ(tables["train"], table) if shapes else ""))
     shape, answers, merged = shapes["train"], {}, {}
     notes += left_out(tables["train"], shape)
-    for role in ("choose", "test"):
+    for role in ("validation", "test"):
         parts = [(s.pieces, {part: column for part, column in s.columns.items() if part != "id"}) for s in (shape, shapes.get(role, shape))]
         if parts[0] != parts[1]:
             notes.append(f"the {role} file takes its parts from other columns than train.{_differ(tables['train'], tables[role])}")
@@ -622,14 +622,14 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     if name is None: name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
     where = Path(str(data)).name if isinstance(data, (str, Path)) else "an object in Python"
     source = f"{TASKS[task].title} of {where}: "
-    source += " and ".join(f"{Path(tables[role].file).name} {verb}" for role, verb in (("test", "judges"), ("choose", "chooses")) if role in tables) or "split by sftdpo"
+    source += " and ".join(f"{Path(tables[role].file).name} {verb}" for role, verb in (("test", "judges"), ("validation", "chooses")) if role in tables) or "split by sftdpo"
     return TaskData(task, name, *splits.values(), TASKS[task].verbalizers or tuple(answers.values()), TASKS[task].answers != "labels" and reading.end_of_text, source + ".", intake)
 
 def load_judged(
     task: str,                      # "paraphrase", "labels", "completions" or "preferences"
     path: str | Path,               # of a file
     reading: Reading = Reading(),   # how it is read
-    answers: dict[str, str] = {},   # label -> answer, as a saved model learned them; none given: those of the file
+    answers: dict[str, str] = {},   # label -> answer, as a saved model learned them; default: those of the file
 ) -> TaskData:                      # with nothing but a test split
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     table = prepared(read_table(path, reading.delimiter, reading.encoding, reading.columns), reading)
@@ -662,14 +662,14 @@ def _hub_tables(data):
 # %% ../nbs/01_data.ipynb #f57cf429
 def _paraphrase_task(data, seed, reading) -> TaskData:
     if isinstance(data, str) and data == "embedded":
-        train, choose, test = ([_question_example(f"{split}-{i}" if seed == 0 else f"{split}-{seed}-{i}", *pair) for i, pair in enumerate(generated_questions(split, size, seed=seed))]
+        train, validation, test = ([_question_example(f"{split}-{i}" if seed == 0 else f"{split}-{seed}-{i}", *pair) for i, pair in enumerate(generated_questions(split, size, seed=seed))]
                                for split, size in _generated_sizes.items())
-        return TaskData("paraphrase", "generated", train, choose, test, verbalizers, False,
-                        "Question pairs generated by sftdpo; choose and test ask about things that train never mentions.")
+        return TaskData("paraphrase", "generated", train, validation, test, verbalizers, False,
+                        "Question pairs generated by sftdpo; validation and test ask about things that train never mentions.")
     if isinstance(data, str) and data == "hub":
         splits, empty = _hub_pairs()
-        train, choose = _hold_out(splits["train"], seed)
-        return TaskData("paraphrase", "qqp-hub", train, choose, splits["validation"], verbalizers, False,
+        train, validation = _hold_out(splits["train"], seed)
+        return TaskData("paraphrase", "qqp-hub", train, validation, splits["validation"], verbalizers, False,
                         f"Quora Question Pairs as in GLUE, from the Hub; {empty} pairs with an empty question left out.",
                         Intake(notes=[f"{empty} pairs with an empty question left out"] if empty else []))
     return _from_tables("paraphrase", data, seed, reading)
@@ -680,7 +680,7 @@ def _own_task(task, data, seed, reading) -> TaskData:
     return _from_tables(task, data, seed, reading)
 
 # %% ../nbs/01_data.ipynb #36667dcb
-@collector_at_rest()
+@gc_paused()
 def load_task(
     task: str,                     # "paraphrase", "sonnet", "labels", "completions" or "preferences"
     data="embedded",               # "embedded", "hub", "hub:owner/name", the path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts
@@ -692,11 +692,11 @@ def load_task(
     Paraphrase: `embedded` is generated question pairs; `hub` is Quora Question Pairs as in GLUE; a folder holds
     train.tsv and dev.tsv; one file is split by us. Without a set that chooses, 1,000 rows of train (of a small file, a fifth) do.
 
-    Sonnets: `embedded`, or one file with all 154, is split as the course does: 1-131 train, 132-143 choose, 144-154 test.
-    The course's folder has no 144-154: there its dev set 132-143 is the test, and the last 12 of its train set choose.
+    Sonnets: `embedded`, or one file with all 154, is split as the course does: 1-131 train, 132-143 validation, 144-154 test.
+    The course's folder has no 144-154: there its dev set 132-143 is the test, and the last 12 of its train set validation.
 
     Labels, completions, preferences: one file, or a folder with a training file and perhaps one that judges (test) and one
-    that chooses (choose, dev, validation); without a test file, the choosing one judges, and without either, parts of train do.
+    that chooses (validation, dev, validation); without a test file, the choosing one judges, and without either, parts of train do.
     """
     if task not in TASKS: raise DataError(f"There is no task {task!r}: use {', '.join(map(repr, TASKS))}.")
     if isinstance(data, str) and data not in ("embedded", "hub") and not data.startswith("hub:"): data = Path(data)

@@ -34,7 +34,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .config import LoRA
-from .safe_files import written_whole
+from .engine.safe_files import written_whole
 
 # %% ../nbs/02_model.ipynb #8548f942
 BACKBONES = {
@@ -340,7 +340,7 @@ def known_digests(
 def altered_files(
     name: str, # a name from `BACKBONES`
 ) -> list[Path]:
-    "The files of a backbone that are not as they came"
+    "The files of a backbone that are not before training"
     paths = {home_of(name)/file: digest for file, digest in known_digests(name).items()}
     return [path for path, digest in paths.items() if not path.is_file() or sha256(path) != digest]
 
@@ -352,7 +352,7 @@ class Inspected:
     revision: str | None   # of a Hub name
     folder: Path           # with its files
     config: object         # of transformers
-    tokenizer: object      # as it came
+    tokenizer: object      # before training
 
 def inspect_backbone(
     name: str, # a name from `BACKBONES`, a folder, or a Hub name; fetched if it is not here
@@ -360,7 +360,7 @@ def inspect_backbone(
     "Look at a backbone before anything is loaded or read; whatever would not work is an error of one line"
     where, revision = locate(name)
     if name in BACKBONES and (altered := altered_files(name)):
-        raise ValueError(f"{altered[0]} is not as it came (its SHA-256 is another): " + ("install the package again" if name == "bard" else f"run `sftdpo fetch {name}`, which fetches it again"))
+        raise ValueError(f"{altered[0]} is not before training (its SHA-256 is another): " + ("install the package again" if name == "bard" else f"run `sftdpo fetch {name}`, which fetches it again"))
     if not (local := Path(where).is_absolute()) and not in_hub_cache(where, revision): fetch_hub(where, revision)
     folder = Path(where) if local else check_model_folder(Path(try_to_load_from_cache(where, "config.json", revision=revision or "main")).parent)
     check_finite_weights(weight_files(folder))

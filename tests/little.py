@@ -1,10 +1,10 @@
 "A study that takes seconds: tiny models, short sonnets of four lines, short questions."
 import sftdpo.study as study_module
-import sftdpo.timing as timing_module
-import sftdpo.tree as tree_module
+import sftdpo.engine.timing as timing_module
+import sftdpo.engine.tree as tree_module
 from sftdpo.config import Sampling, Stage, Study
 from sftdpo.data import Example, TaskData, cloze_prompt
-from sftdpo.inputs import Inputs
+from sftdpo.engine.inputs import Inputs
 
 
 def short(task, data="embedded", seed=0, reading=None):

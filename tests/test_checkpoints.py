@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-import sftdpo.checkpoints
+import sftdpo.engine.checkpoints
 from sftdpo.batches import Scorer, score
-from sftdpo.checkpoints import last_checkpoint, mark_whole, policy_key, read_checkpoint, read_scores, rows_digest, stage_key, stored_scores
+from sftdpo.engine.checkpoints import last_checkpoint, mark_whole, policy_key, read_checkpoint, read_scores, rows_digest, stage_key, stored_scores
 from sftdpo.config import LoRA, identity
 from sftdpo.data import Row
-from sftdpo.folder import COMPLETE, StageFolder, read_record, step_of, sweep, write_record
+from sftdpo.engine.folder import COMPLETE, StageFolder, read_record, step_of, write_record
 from sftdpo.model import apply_tuning, save_policy
-from sftdpo.safe_files import full_disk_named, remove_leftovers, written_whole
+from sftdpo.engine.safe_files import full_disk_named, remove_leftovers, written_whole
 from sftdpo.trainer import StageTrainer, Watch, train_stage
 from test_trainer import DPO, SFT, Stop, answers, pair_rows, same, trained, tuned
 from tiny import tiny_model
@@ -132,7 +132,7 @@ def test_leftovers_of_a_kill_are_swept(tmp_path):
     (tmp_path / ".policy.ab12.old").mkdir()
     (tmp_path / ".reference.npz.part").write_text("half")
     for name in ("stage.json", "tmp-of-the-user", "a.part"): (tmp_path / name).write_text("whole")
-    sweep(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.part", "stage.json", "tmp-of-the-user"]
 
 
@@ -251,7 +251,7 @@ def test_killed_at_random_moments(kind, tuning, tokenizer, tmp_path):
 # reference scores
 
 def test_a_stopped_scoring_pass_goes_on_and_ends_alike(tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(sftdpo.checkpoints, "SCORED_AT_ONCE", 8)
+    monkeypatch.setattr(sftdpo.engine.checkpoints, "SCORED_AT_ONCE", 8)
     rows, scorer = pair_rows(), Scorer(tiny_model("gpt2", tokenizer), "fp32")
     policy, path, scored = policy_key(scorer), tmp_path / "reference.npz", []
     expected, _ = stored_scores(None, scorer, rows)

@@ -12,7 +12,7 @@ import yaml
 from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, caveats, cell_values, claim, deciding, dominance, judge_results, judge_claims, judge_difference, judge_time,
                            not_asked, parts_of, read_conditions, read_margins, save_margins, verdict_table, Verdict)
 from sftdpo.config import SettingsError, from_yaml, to_yaml
-from sftdpo.store import CELL, read_results, write_asked
+from sftdpo.engine.store import CELL, read_results, write_planned_runs
 from sftdpo.stats import Estimate, contrast, difference, paired, ratio
 
 
@@ -51,7 +51,7 @@ def verdicts(
     frames,     # results and examples
     name: str,  # of the claim
     margins: Margins = Margins(),
-    part: str | None = None,  # of the claim; none given: the one that the older tests look at
+    part: str | None = None,  # of the claim; default: the one that the older tests look at
 ) -> dict:
     "(task, where): verdict."
     part = {"C1": "small", "C2": "one cell", "C4": "does not reduce"}.get(name, "") if part is None else part
@@ -547,7 +547,7 @@ def write(folder, results, examples, sweep=None, asked=None, **changed):
     "A study's folder as the store writes it."
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="s", sweep=sweep or {})))
-    if sweep: write_asked(folder, asked)
+    if sweep: write_planned_runs(folder, asked)
     results.to_csv(folder / "results.csv", index=False)
     for run, rows in examples.groupby("run"):
         home, about = folder / "runs" / run, rows.iloc[0]
@@ -566,7 +566,7 @@ def choose(folder, cells, seeds=3, trials=None, edge=()):
     lines = [dict(task=task, recipe=recipe, tuning=tuning, trial=k, learning_rate=1e-4 * 3**k, beta=np.nan, score=0.6 - 0.1 * abs(k - 1), chosen=k == 1, at_edge=k == 1 and (recipe, tuning) in edge,
                   seed_scores=" ".join(str(0.6 - 0.1 * abs(k - 1) + 1e-4 * ((i + k) % 2)) for i in range(seeds)))
              for task in ("paraphrase", "sonnet") for recipe, tuning in cells for k in range((trials or {}).get((recipe, tuning), 4))]
-    pd.DataFrame(lines).to_csv(folder / "choosing.csv", index=False)
+    pd.DataFrame(lines).to_csv(folder / "search.csv", index=False)
 
 
 @pytest.mark.parametrize("search, words", [(None, "not searched"), (dict(seeds=1), "one seed"), (dict(edge=[("sft", "lora")]), "sft lora: the best rate lies at the edge"),

@@ -83,7 +83,7 @@ def test_identity_ignores_what_cannot_matter():
     assert key(lora=LoRA(rank=4)) == key()                                        # a rank in a full run
     assert key("lora", LoRA(rank=4)) != key("lora")
     assert key(beta=0.5) == key(label_smoothing=0.1) == key(rejected="swap") == key()  # DPO's settings in an SFT stage
-    assert key(micro_batch_size=1) == key(checkpoint_steps=5) == key(looks=9) == key()
+    assert key(micro_batch_size=1) == key(checkpoint_steps=5) == key(evaluations=9) == key()
     assert key(dropout=0.2) != key() != key(learning_rate=1e-4)
     dpo = Run(recipe="dpo").stages[0]
     assert identity(relevant(dpo.replace(dropout=0.3), "full", LoRA())) != identity(relevant(dpo, "full", LoRA()))  # all stages honour it
@@ -102,20 +102,17 @@ GOLDEN = {  # keys of stages as they were before DPO had an SFT term and before 
 
 
 @pytest.fixture
-def keys_of(monkeypatch):
+def keys_of():
     "The stage keys of a run on data and a backbone of made-up fingerprints; the backbone with or without dropout of its own."
     from types import SimpleNamespace
 
-    from sftdpo import keys
-    for one in (keys._settings, keys._identity): one.cache_clear()
-    monkeypatch.setattr(keys, "task_data", lambda run: SimpleNamespace(fingerprint="golden data", train=[None] * 100))
-    monkeypatch.setattr(keys, "backbone_fingerprint", lambda backbone: "golden backbone")
-    monkeypatch.setattr(keys, "best_precision", lambda device="cpu": "fp32")
+    from sftdpo.engine.inputs import Inputs
+    data = SimpleNamespace(fingerprint="golden data", train=[None] * 100)
     def found(run, own_dropout=False):
-        monkeypatch.setattr(keys, "has_dropout", lambda backbone: own_dropout)
-        return keys.stage_keys(run)
-    yield found
-    for one in (keys._settings, keys._identity): one.cache_clear()
+        inputs = Inputs(precision="fp32")
+        inputs.dropout[run.backbone,] = own_dropout
+        return list(inputs.stage_keys(run, data, "golden backbone"))
+    return found
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -140,7 +137,7 @@ def test_the_weight_of_the_sft_term_is_part_of_a_dpo_stage_only(keys_of):
 
 
 def test_backbones_with_dropout_are_told_apart(tokenizer, tmp_path):
-    from sftdpo.keys import has_dropout
+    from sftdpo.engine.inputs import has_dropout
     from sftdpo.model import save_policy
     from tiny import tiny_model
     assert not has_dropout("bard")

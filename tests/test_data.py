@@ -36,7 +36,7 @@ def write(folder, name, text):
 def test_course_question_pairs_load_whole():
     pairs = d.load_task("paraphrase", shared/"qqp")
     assert [len(s) for s in pairs.splits.values()] == [14_212, 1_000, 1_000]
-    assert Counter(e.label for s in (pairs.train, pairs.choose) for e in s) == {0: 9_546, 1: 5_666}
+    assert Counter(e.label for s in (pairs.train, pairs.validation) for e in s) == {0: 9_546, 1: 5_666}
     assert Counter(e.label for e in pairs.test) == {0: 624, 1: 376}
     ids = [e.id for s in pairs.splits.values() for e in s]
     assert len(set(ids)) == len(ids)
@@ -148,7 +148,7 @@ def test_what_chooses_is_held_out_and_fixed(tmp_path):
     for name in ("train.tsv", "dev.tsv"): path = write(tmp_path/"mine", name, rows)
     task = d.load_task("paraphrase", path.parent)
     assert [len(s) for s in task.splits.values()] == [40, 10, 50]
-    assert not {e.id for e in task.train} & {e.id for e in task.choose}
+    assert not {e.id for e in task.train} & {e.id for e in task.validation}
     assert d.load_task("paraphrase", path.parent).fingerprint == task.fingerprint
     one_file = d.load_task("paraphrase", path)
     assert [len(s) for s in one_file.splits.values()] == [32, 8, 10]
@@ -178,7 +178,7 @@ def test_every_field_is_in_the_fingerprint():
     task = d.TaskData("paraphrase", "n", [example], [], [], ("no", "yes"), False, "")
     prints = {replace(task, train=[replace(example, **change)]).fingerprint
               for change in (dict(), dict(id="b"), dict(prompt="b"), dict(completion="b"), dict(rejected=None), dict(label=1))}
-    prints |= {replace(task, **change).fingerprint for change in (dict(verbalizers=("a", "b")), dict(end_of_text=True), dict(task="x"), dict(train=[], choose=[example]))}
+    prints |= {replace(task, **change).fingerprint for change in (dict(verbalizers=("a", "b")), dict(end_of_text=True), dict(task="x"), dict(train=[], validation=[example]))}
     assert len(prints) == 10
 
 
@@ -298,18 +298,18 @@ def test_folds_of_the_sonnets_are_disjoint_and_whole():
     for folds, judged in ((10, 13), (5, 26)):
         found = [d.fold_split(poems, folds, fold) for fold in range(1, folds + 1)]
         for splits in found:
-            train, choose, test = ({e.id for e in part} for part in splits.values())
-            assert (len(choose), len(test)) == (24, judged) and train | choose | test == every
-            assert not train & choose and not train & test and not choose & test
-        assert len({tuple(e.id for e in splits["choose"]) for splits in found}) == 1
-        assert Counter(e.id for splits in found for e in splits["test"]) == Counter(every - {e.id for e in found[0]["choose"]})
+            train, validation, test = ({e.id for e in part} for part in splits.values())
+            assert (len(validation), len(test)) == (24, judged) and train | validation | test == every
+            assert not train & validation and not train & test and not validation & test
+        assert len({tuple(e.id for e in splits["validation"]) for splits in found}) == 1
+        assert Counter(e.id for splits in found for e in splits["test"]) == Counter(every - {e.id for e in found[0]["validation"]})
 
 
 def test_folds_of_labelled_rows_are_stratified():
     rows = [Example(str(i), f"text {i}", "ab"[i % 10 == 0], label=int(i % 10 == 0)) for i in range(103)]
     found = [d.fold_split(rows, 5, fold, seed=4) for fold in range(1, 6)]
     assert Counter(e.id for splits in found for e in splits["test"]) == Counter(e.id for e in rows)
-    assert Counter(e.id for splits in found for e in splits["choose"]) == Counter(e.id for e in rows)
+    assert Counter(e.id for splits in found for e in splits["validation"]) == Counter(e.id for e in rows)
     for splits in found:
         assert sorted(e.id for part in splits.values() for e in part) == sorted(e.id for e in rows)
         assert Counter(e.label for e in splits["test"])[1] in (2, 3) and len(splits["test"]) in (20, 21)
@@ -336,7 +336,7 @@ def test_folds_that_cannot_be(folds, fold, says):
 
 def test_unbalanced_and_rare_labels_are_named(tmp_path):
     "Through a file and `check_file`, as `data check` prints it."
-    from sftdpo.check import check_file
+    from sftdpo.reading.check import check_file
     rows = "".join(f"message {i},{'ham' if i % 10 else 'spam'}\n" for i in range(200))
     report = str(check_file("labels", write(tmp_path, "mail.csv", "text,label\n" + rows)))
     assert "macro F1 is primary, not accuracy" in report and "too few judged rows to say much of a label: spam" in report

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from sftdpo.baselines import overlap_features, tfidf_baseline
+from sftdpo.measures.baselines import overlap_features, tfidf_baseline
 from sftdpo.config import LoRA, Sampling
 from sftdpo.data import Example, TaskData, cloze_prompt, load_task, tokenize, verbalizer_rows
-from sftdpo.distance import completion_logits, divergences, kl_divergence, row_divergences
+from sftdpo.measures.distance import completion_logits, divergences, kl_divergence, row_divergences
 from sftdpo.evaluate import (at_temperature, baselines, best_threshold, calibration_error, calibration_interval, characters, choose_tokens, chrf,
                              chrf_at_length, chrf_matched, classification_metrics, continuations, decoding, entropy, evaluate,
                              first_characters, first_lines, fit_temperature, form, generate_ids, iambic, mean_interval,
@@ -33,7 +33,7 @@ def pair(number, first, second, label):
 
 
 def paraphrases(train, test):
-    return TaskData(task="paraphrase", name="by hand", train=train, choose=[], test=test, verbalizers=("no", "yes"),
+    return TaskData(task="paraphrase", name="by hand", train=train, validation=[], test=test, verbalizers=("no", "yes"),
                     end_of_text=False, source="This test.")
 
 
@@ -237,7 +237,7 @@ def test_each_prompt_is_continued_as_far_as_it_leaves_room(tiny):
 def test_a_prompt_opens_as_its_tokenizer_opens_a_text(tiny):
     "Scored, sampled and trained after the token that begins a text, special tokens within read as letters."
     from tokenizers.processors import TemplateProcessing
-    from sftdpo.rows import fit, longer_than, opening, prompt_ids, tokenize, verbalizer_rows
+    from sftdpo.reading.rows import fit, longer_than, opening, prompt_ids, tokenize, verbalizer_rows
     model, tokenizer = tiny
     closed = prompt_ids(prompts, tokenizer)
     begin = tokenizer.bos_token_id
@@ -321,7 +321,7 @@ def test_length_cannot_win():
     The metric correlates with where they were cut by less than .2 within a prompt, chrF of the cut texts by more than .8."""
     data = load_task("sonnet")
     rows = [(e.id, share, e.completion, t.completion[:round(share * len(e.completion))], other.completion)
-            for e in data.choose for t, other in zip(data.train[:10], data.train[10:20]) for share in (.3, .5, .7, 1.)]
+            for e in data.validation for t, other in zip(data.train[:10], data.train[10:20]) for share in (.3, .5, .7, 1.)]
     ids, shares, trues, cut, more = zip(*rows)
     judged = [chrf_at_length(f"{text}\n{rest}", true) for true, text, rest in zip(trues, cut, more)]
     whole = [chrf(text, true) for true, text in zip(trues, cut)]
@@ -350,7 +350,7 @@ def test_predict_compares_the_verbalizers(tiny):
 def test_evaluate_sonnets(tiny):
     model, tokenizer = tiny
     poem = [Example(str(i), "a day\na bright\na way\n", "\n".join(["by night"] * 11), rejected="x" if i else None) for i in range(3)]
-    data = TaskData(task="sonnet", name="by hand", train=poem[:1], choose=[], test=poem[1:], verbalizers=(), end_of_text=True,
+    data = TaskData(task="sonnet", name="by hand", train=poem[:1], validation=[], test=poem[1:], verbalizers=(), end_of_text=True,
                     source="This test.")
     found = evaluate(model, tokenizer, data, poem[1:], Sampling(samples=2, max_new_tokens=30), seed=0, precision="fp32")
     assert list(found.examples["sample"]) == [0, 1, 0, 1] and list(found.examples["id"]) == ["1", "1", "2", "2"]
@@ -369,7 +369,7 @@ def test_evaluate_sonnets(tiny):
 
 def test_sonnet_baselines_on_the_course_sonnets():
     data = load_task("sonnet")
-    found = baselines(data, data.choose)
+    found = baselines(data, data.validation)
     assert found["chrf_floor"] == pytest.approx(26.0, abs=.6) and found["chrf_whole_floor"] == pytest.approx(41.6, abs=.6)
     assert found["chrf_floor"] < found["chrf_best_training"] < found["chrf_ceiling"]
     assert found["lines_14_true"] == 1 and found["copied_5grams_true"] < .01

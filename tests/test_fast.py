@@ -11,9 +11,9 @@ import sftdpo.batches
 import sftdpo.trainer
 from sftdpo.batches import Scorer, collate, score
 from sftdpo.config import LoRA
-from sftdpo.fast_lora import fast_lora, lora_groups
+from sftdpo.engine.fast_lora import fast_lora, lora_groups
 from sftdpo.model import add_adapter, apply_tuning, save_policy
-from sftdpo.rows import Row
+from sftdpo.reading.rows import Row
 from sftdpo.trainer import sparse_embedding, stage_losses, train_stage
 from test_trainer import DPO, SFT, answers, pair_rows, trained, tuned
 from tiny import tiny_model

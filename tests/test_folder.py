@@ -10,11 +10,11 @@ import pytest
 
 import sftdpo
 from sftdpo.config import Run, to_yaml
-from sftdpo.folder import STATES, Damaged, StudyFolder, read_record
-from sftdpo.inputs import Inputs
-from sftdpo.live import progress_of
+from sftdpo.engine.folder import STATES, Damaged, StudyFolder, read_record
+from sftdpo.engine.inputs import Inputs
+from sftdpo.page.live import progress_of
 from sftdpo.report import write_report
-from sftdpo.store import read_history, read_results
+from sftdpo.engine.store import read_history, read_results
 from little import compare, little_inputs, plan, small, stage_tree, steady
 from test_checkpoints import flip
 
@@ -26,7 +26,7 @@ KEYS = {  # as commit 72cf482 had them: what was trained then is found again
     "sampled pairs": ({"task": "sonnet", "train_size": 8, "recipe": "sft-dpo", "resplit": 1, "dpo.rejected": "sample"}, ("a20fbb27e026", "0d219319bfc0"), "sonnet-sft-dpo-full-split1-seed0-3027830b11"),
     "shuffled labels": (dict(train_size=100, shuffle_labels=True), ("6337caa26357",), "paraphrase-sft-full-seed0-ef6aee28f9"),
     "base model": (dict(task="sonnet", recipe="backbone"), (), "sonnet-backbone-seed0-f85f7347cd"),
-    "control": (dict(task="sonnet", train_size=8, recipe="sft-sft", judge="choose"), ("7b3de58a3bc7", "4c1103834ea6"), "sonnet-sft-sft-full-seed0-610c34105e"),
+    "control": (dict(task="sonnet", train_size=8, recipe="sft-sft", judge="validation"), ("7b3de58a3bc7", "4c1103834ea6"), "sonnet-sft-sft-full-seed0-610c34105e"),
 }
 
 
@@ -46,7 +46,7 @@ def test_each_file_of_a_study_is_named_in_one_module():
     package = Path(sftdpo.__file__).parent
     source = ast.parse((package / "folder.py").read_text())
     names = {word for node in ast.walk(source) if isinstance(node, ast.Constant) and isinstance(node.value, str) for word in re.findall(r"^[a-z_]+\.(?:json|jsonl|yaml|csv|npz|parquet|html)$", node.value)}
-    assert {"study.yaml", "results.csv", "asked.csv", "choosing.csv", "calibration.json", "metrics.json", "sftdpo.json", "stage.json", "examples.parquet", "history.csv",
+    assert {"study.yaml", "results.csv", "planned_runs.csv", "search.csv", "calibration.json", "metrics.json", "sftdpo.json", "stage.json", "examples.parquet", "history.csv",
             "environment.json", "begun_with.json", "settings.yaml", "data.json", "progress.jsonl", "reference.npz", "complete.json"} <= names
     shared = {"sftdpo.json": {"model", "safe_files"},                       # the record of any folder that this package wrote, a saved model among them
               "study.yaml": {"playground"}}                                # what the page proposes as a name for a file of settings
@@ -124,14 +124,14 @@ def test_reading_a_damaged_record_names_file_and_remedy(study, finished):
 @pytest.mark.parametrize("what", ["record", "history", "policy"])
 def test_a_damaged_stage_is_named_and_trained_again(what, how, study, tmp_path, capsys):
     "The SFT stage is there, DPO has yet to start from it."
-    import sftdpo.work
+    import sftdpo.engine.work
     expected, folder = steady(compare(study, tmp_path / "undisturbed", progress=False)), StudyFolder(tmp_path / "out")
-    finish = sftdpo.work.finish_stage
+    finish = sftdpo.engine.work.finish_stage
     def stopped(home, inputs, stage, *rest):
         if stage.kind == "dpo": raise KeyboardInterrupt
         return finish(home, inputs, stage, *rest)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sftdpo.work, "finish_stage", stopped)
+        patch.setattr(sftdpo.engine.work, "finish_stage", stopped)
         compare(study, folder, progress=False)
     [stage] = [folder.stage(home.name) for home in folder.stages.iterdir() if folder.stage(home.name).trained]
     damage({"record": stage.record, "history": stage.history, "policy": stage.policy / "model.safetensors"}[what], how)
@@ -151,9 +151,9 @@ def test_damaged_files_of_the_study_are_named_with_a_remedy_that_works(how, stud
         path.unlink()
         pd.testing.assert_frame_equal(steady(compare(study, folder, progress=False)), expected, check_exact=True)
     damage(folder.planned, how)
-    with pytest.raises(Damaged, match="asked.csv is damaged .*makes it again"): write_report(folder)
+    with pytest.raises(Damaged, match="planned_runs.csv is damaged .*makes it again"): write_report(folder)
     pd.testing.assert_frame_equal(steady(compare(study, folder)), expected, check_exact=True)
-    assert "asked.csv is damaged" in capsys.readouterr().out and write_report(folder).exists()
+    assert "planned_runs.csv is damaged" in capsys.readouterr().out and write_report(folder).exists()
 
 
 def test_a_table_that_is_cut_within_its_last_number_is_not_believed(study, finished):

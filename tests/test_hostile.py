@@ -7,7 +7,7 @@ import pytest
 
 from sftdpo.config import Reading, Sampling, Stage, Study
 from sftdpo.report import write_report
-from sftdpo.store import read_texts
+from sftdpo.engine.store import read_texts
 from sftdpo.study import compare
 
 HOSTILE = ["<script>alert(1)</script>", "</textarea><img src=x onerror=alert(1)>", "=cmd|' /C calc'!A0", "{{ 7 * 7 }} {% raw %} ${7*7}", "\u202eright to left\u202c",
@@ -15,7 +15,7 @@ HOSTILE = ["<script>alert(1)</script>", "</textarea><img src=x onerror=alert(1)>
 
 
 def study(task, path, backbone, **reading):
-    stage = dict(epochs=1, batch_size=4, learning_rate=1e-3, precision="fp32", looks=1)
+    stage = dict(epochs=1, batch_size=4, learning_rate=1e-3, precision="fp32", evaluations=1)
     return Study("hostile <b>study</b>".replace("<", "(").replace(">", ")").replace("/", ""), tasks=(task,), data=str(path), backbone=backbone, tunings=("full",), recipes=("sft", "dpo"),
                  sampling=Sampling(samples=1, max_new_tokens=16), sft=Stage("sft", **stage), dpo=Stage("dpo", **stage), reading=Reading(too_long="truncate", **reading))
 

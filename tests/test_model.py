@@ -338,7 +338,7 @@ def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     def replaced(source, target):
         done.append(f"name {Path(target).name}")
         replace(source, target)
-    monkeypatch.setattr("sftdpo.safe_files.os.fsync", synced)
+    monkeypatch.setattr("sftdpo.engine.safe_files.os.fsync", synced)
     monkeypatch.setattr(m.os, "replace", replaced)
     with m.written_whole(tmp_path / "policy") as part:
         (part / "inner").mkdir()

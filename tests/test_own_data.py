@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-import sftdpo.files
-from sftdpo.check import check_data, check_file, options_of, reasons, write_check
+import sftdpo.reading.files
+from sftdpo.reading.check import check_data, check_file, options_of, reasons, write_check
 from sftdpo.config import Reading
 from sftdpo.data import DataError, Example, UnusableRows, fit_task, keep, load_task, make_pairs, read_question_pairs, without_rejected
-from sftdpo.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
-from sftdpo.files import find_files, read_table, table_of, tables_of, write_problems
-from sftdpo.rows import fit, longer_than, suggest_verbalizers, tokenize
+from sftdpo.engine.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
+from sftdpo.reading.files import find_files, read_table, table_of, tables_of, write_problems
+from sftdpo.reading.rows import fit, longer_than, suggest_verbalizers, tokenize
 
 qqp = "id,question1,question2,is_duplicate\n"
 
@@ -98,7 +98,7 @@ def test_paths_that_lead_nowhere(tmp_path):
 
 
 def test_a_huge_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(sftdpo.files, "LARGEST_BYTES", 100)
+    monkeypatch.setattr(sftdpo.reading.files, "LARGEST_BYTES", 100)
     with pytest.raises(DataError, match=r"has \d+ bytes, and at most 100 are read: keep a part of it"): load_task("labels", write(tmp_path, "huge.csv", moods()))
 
 
@@ -239,7 +239,7 @@ def test_folders_and_files_of_their_own(tmp_path):
     assert len(examples) == len({e.id for e in examples}) == 60
     with open(tmp_path / "shards" / "train-00001-of-00002.csv", "a") as file: file.write("no mood,\n")
     with pytest.raises(DataError, match="1 of 61 rows cannot be used: train-00001-of-00002.csv line 32"): load_task("labels", tmp_path / "shards", reading=reading)
-    assert {role: [p.name for p in paths] for role, paths in find_files(tmp_path / "all").items()} == {"train": ["train.csv"], "choose": ["dev.csv"]}
+    assert {role: [p.name for p in paths] for role, paths in find_files(tmp_path / "all").items()} == {"train": ["train.csv"], "validation": ["dev.csv"]}
 
 
 def test_the_hub_from_a_local_folder(tmp_path, monkeypatch):
@@ -268,10 +268,10 @@ def test_leaks_are_counted_and_dropped(tmp_path):
     write(tmp_path, "train.csv", moods(30) + "DAY  3.,good\n"), write(tmp_path, "test.csv", "text,mood\nday 3.,good\nOther.,bad\n")
     reading = Reading(label="mood")
     kept, dropped = (load_task("labels", tmp_path, reading=replace(reading, leaked=way)) for way in ("keep", "drop"))
-    count = lambda task: len(task.train) + len(task.choose)
+    count = lambda task: len(task.train) + len(task.validation)
     assert count(kept) - count(dropped) == 2 == sum(dropped.intake.leaked.values())
     shared = check_data(kept).shared
-    assert shared["train in test"] + shared["choose in test"] == 2
+    assert shared["train in test"] + shared["validation in test"] == 2
     assert not any(check_data(dropped).shared.values())
 
 
@@ -331,7 +331,7 @@ def test_report_tells_what_is_wrong(tmp_path, tokenizer):
     report = check_file(None, rows, Reading(), tokenizer, 100)
     assert report.task == "completions" and report.rows == 30
     assert sum(some["count"] for some in report.too_long.values()) == 1 and any("too long" in s for s in report.stops)
-    assert sum(some["exact"] for some in report.duplicates.values()) + report.shared["train in test"] + report.shared["choose in test"] + report.shared["train in choose"] >= 4
+    assert sum(some["exact"] for some in report.duplicates.values()) + report.shared["train in test"] + report.shared["validation in test"] + report.shared["train in validation"] >= 4
     assert "--reading.too-long drop" in report.command and 2 <= len(report.short().splitlines()) <= 4
     paths = write_check(report, tmp_path)
     assert json.loads(paths[0].read_text())["rows"] == 30
@@ -369,7 +369,7 @@ def test_the_command_is_understood_by_the_command_line(tmp_path):
 
 
 def test_reasons_gather():
-    from sftdpo.files import Problem
+    from sftdpo.reading.files import Problem
     some = [Problem("f", i, f"the label is {word!r}, none of 'a', 'b'") for i, word in enumerate(["x", "y's", 'z"', "'\"", "1"])]
     assert reasons(some) == [("the label is 'x', none of 'a', 'b', and 4 more like it", 5, ["f line 0", "f line 1", "f line 2"])]
     same = [Problem("f", i, f"the chosen completion equals the rejected one, {word!r}") for i, word in enumerate(["a", "it's", "b"])]
@@ -453,7 +453,7 @@ def test_options_are_spelled_as_the_command_line_has_them(tokenizer):
 
 
 def test_one_of_a_thing_is_said_as_one(tmp_path):
-    from sftdpo.examples import counted, subset
+    from sftdpo.reading.examples import counted, subset
     assert [counted(n, "row") for n in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
     with pytest.raises(DataError, match="1 example was asked for, of 0"): subset([], 1, 0)
     report = check_file("labels", labelled(tmp_path, ["a"] * 2 + list("bcdefghijklm"), labels=["good"] * 2 + ["bad"]), Reading())
@@ -472,8 +472,8 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path):
     assert not any(check_data(load_task("paraphrase", pairs)).shared.values())
     assert sum(map(len, load_task("labels", labelled(tmp_path, ["same"] * 30 + ["other"])).splits.values())) == 31  # nothing to keep apart
     for name in ("train", "dev"): write(tmp_path / "course", f"{name}.csv", pairs.read_text())
-    train, choose = _hold_out(read_question_pairs(pairs), 0)
-    assert load_task("paraphrase", tmp_path / "course").choose == choose  # the published split
+    train, validation = _hold_out(read_question_pairs(pairs), 0)
+    assert load_task("paraphrase", tmp_path / "course").validation == validation  # the published split
 
 
 def test_one_prompt_never_trains_and_judges(tmp_path):
@@ -614,7 +614,7 @@ def test_any_bytes_load_or_are_named(tmp_path_factory, noise, name, start):
 @modest
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4, unique=True))
 def test_templates_only_put_values_in(template, columns):
-    from sftdpo.shapes import fill, template_pieces
+    from sftdpo.reading.shapes import fill, template_pieces
     try: pieces = template_pieces(template, columns)
     except DataError as error: assert "reading.prompt" in str(error); return
     assert fill(pieces, {c: "{x}" for c in columns}).count("{x}") >= sum(column is not None for _, column in pieces)
@@ -693,7 +693,7 @@ def hostile_lines(rng, task):
 def test_ten_thousand_hostile_files(tmp_path):
     "No bare traceback, and no wrong row count: what is good is read, what is bad is named."
     from sftdpo.data import _from_tables
-    from sftdpo.shapes import find_shape
+    from sftdpo.reading.shapes import find_shape
     from sftdpo.data import _own_examples, _pair_examples
     rng, usable_files = random.Random(0), 0
     for number in range(10_000):
@@ -732,7 +732,7 @@ def test_four_hundred_thousand_rows(tmp_path):
         start = time.perf_counter()
         from importlib.resources import files
         from transformers import AutoTokenizer
-        from sftdpo.check import check_data
+        from sftdpo.reading.check import check_data
         from sftdpo.data import fit_task, load_task, tokenize
         tokenizer = AutoTokenizer.from_pretrained(str(files('sftdpo') / 'assets' / 'bard'))
         task = fit_task(load_task('paraphrase', sys.argv[1]), tokenizer, 512)

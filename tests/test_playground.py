@@ -23,22 +23,22 @@ import pandas as pd
 import pytest
 
 from sftdpo.config import Execution, LoRA, SettingsError, Stage, Study, declared, to_yaml
-from sftdpo.forms import Form, PRESETS, field_paths
-from sftdpo.inputs import Inputs
-from sftdpo.live import COMMAND, AtWork, begin_study, command_words, log_file, page_lock, progress_of, settings_file, stop_study, working
+from sftdpo.page.forms import Form, PRESETS, field_paths
+from sftdpo.engine.inputs import Inputs
+from sftdpo.page.live import COMMAND, AtWork, begin_study, command_words, log_file, page_lock, progress_of, settings_file, stop_study, working
 from sftdpo.playground import Playground, folder_of, measure_apart
-from sftdpo.runs import cost_group
-from sftdpo.safe_files import held
-from sftdpo.folder import State, StudyFolder
-from sftdpo.timing import Plan, Timing, known_times
-from sftdpo.tree import stage_lines, stage_tree
-from sftdpo.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
+from sftdpo.engine.runs import cost_group
+from sftdpo.engine.safe_files import held
+from sftdpo.engine.folder import State, StudyFolder
+from sftdpo.engine.timing import Plan, Timing, known_times
+from sftdpo.engine.tree import stage_lines, stage_tree
+from sftdpo.page.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 
 
 def small(name="small", **changes):
-    return Study(name, **(dict(train_size=400, test_size=32, recipes=("sft",), tunings=("full",), sft=Stage("sft", batch_size=4, epochs=2, looks=1, checkpoint_steps=5)) | changes))
+    return Study(name, **(dict(train_size=400, test_size=32, recipes=("sft",), tunings=("full",), sft=Stage("sft", batch_size=4, epochs=2, evaluations=1, checkpoint_steps=5)) | changes))
 
 
 def test_every_field_of_the_command_line_is_in_the_form():
@@ -56,7 +56,7 @@ def test_a_form_takes_any_study():
 
 @pytest.mark.parametrize("path, text, said", [
     ("train_size", "many", "train_size = 'many' cannot be used: give a whole number"), ("seeds", "0, 0", "none twice"), ("dpo.beta", "0", "dpo.beta"),
-    ("sampling.top_p", "2", "sampling.top_p"), ("learning_rates.sft_full", "fast", "give a number"), ("choosing.trials", "1", "at least 3"),
+    ("sampling.top_p", "2", "sampling.top_p"), ("learning_rates.sft_full", "fast", "give a number"), ("search.trials", "1", "at least 3"),
     ("sweep", "dpo.beta: [", "sweep"), ("cells", "sfd lora dpo.beta: 1", "cells"), ("name", "a/b", "study.name"), ("reading.encoding", "utf8000", "reading.encoding")])
 def test_a_mistake_is_named_beside_its_field(path, text, said):
     form = Form()
@@ -68,7 +68,7 @@ def test_a_mistake_is_named_beside_its_field(path, text, said):
 
 
 @pytest.mark.parametrize("path, text, value", [
-    ("seeds", "0 1 2", (0, 1, 2)), ("choosing.betas", "0.05 0.1", (0.05, 0.1)), ("lora.targets", "c_attn c_proj", ("c_attn", "c_proj")), ("sweep", "dpo.beta 0.05,0.1", {"dpo.beta": [0.05, 0.1]}),
+    ("seeds", "0 1 2", (0, 1, 2)), ("search.betas", "0.05 0.1", (0.05, 0.1)), ("lora.targets", "c_attn c_proj", ("c_attn", "c_proj")), ("sweep", "dpo.beta 0.05,0.1", {"dpo.beta": [0.05, 0.1]}),
     ("reading.verbalizers", "0 negative 1 positive", {"0": "negative", "1": "positive"}), ("reading.verbalizers", "0: no, 1: yes", {"0": "no", "1": "yes"}),
     ("cells", "'sft-dpo lora dpo.beta' 0.05", {"sft-dpo lora dpo.beta": 0.05})])
 def test_several_values_are_typed_as_the_help_says(path, text, value):
@@ -597,7 +597,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.fill("test size", "32")
     for label in ("dpo", "sft-dpo", "lora"): page.tick(label)
     page.fold("SFT stages")
-    for label, text in (("batch size", "4"), ("epochs", "2"), ("looks", "1"), ("checkpoint steps", "5")): page.fill(label, text)
+    for label, text in (("batch size", "4"), ("epochs", "2"), ("evaluations", "1"), ("checkpoint steps", "5")): page.fill(label, text)
     page.wait(lambda: not page.all("//*[contains(@class,'sftdpo-problem')]"), "a form without mistakes")
     page.wait(lambda: page.text("2 runs, 1 stage to train"), "an estimate")
     page.shoot("estimate")

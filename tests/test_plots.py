@@ -19,7 +19,7 @@ def examples_of(cells, seeds=3, number=20, task="paraphrase"):
              probability_yes=.7, probability_no=.3) for recipe, tuning, share in cells for seed in range(seeds) for i in range(number)])
 
 
-def history_of(cells, seeds=2, steps=6, looks=True):
+def history_of(cells, seeds=2, steps=6, evaluations=True):
     lines = []
     for recipe, tuning in cells:
         for seed in range(seeds):
@@ -89,7 +89,7 @@ def test_first_stages_that_differ_are_told_apart():
 def test_dpo_course_tells_displacement():
     words = sound(dpo_course(history_of(CELLS)))
     assert "held-out pairs" in words and "log-probability of the chosen completion from −7 to −11, of the rejected one from −10 to −18" in words
-    assert "training pairs" in sound(dpo_course(history_of(CELLS, looks=False)))
+    assert "training pairs" in sound(dpo_course(history_of(CELLS, evaluations=False)))
 
 
 def test_costs():

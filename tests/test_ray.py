@@ -24,7 +24,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def study():
-    stage = dict(epochs=1, batch_size=4, looks=0)
+    stage = dict(epochs=1, batch_size=4, evaluations=0)
     return Study("on ray", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10),
                  recipes=("sft", "dpo", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
 
@@ -53,8 +53,8 @@ def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):
 def test_a_worker_with_other_hardware_knows_the_same_stages(study):
     "The machine that begins the study decides the precision; a worker that would take another still finds the stage."
     from sftdpo.config import from_dict, to_dict
-    from sftdpo.inputs import Inputs
-    from sftdpo.ray_work import as_here
+    from sftdpo.engine.inputs import Inputs
+    from sftdpo.engine.ray_work import as_here
     runs, inputs = [run for run in study.runs() if run.stages], Inputs()
     keys, sent = [inputs.of(run).keys for run in runs], [to_dict(as_here(run)) for run in runs]
     other = Inputs(precision="bf16" if as_here(runs[0]).sft.precision == "fp32" else "fp32")

@@ -13,7 +13,7 @@ import yaml
 
 from sftdpo.config import Study
 from sftdpo.report import STYLE, data, write_report
-from sftdpo.store import write_asked
+from sftdpo.engine.store import write_planned_runs
 from sftdpo.tasks import RECIPES
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
@@ -197,7 +197,7 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     make_run(folder, "sft", name="sonnet-sft")
     for beta in (.1, .5): make_run(folder, "dpo", settings=dict(dpo=dict(beta=beta, epochs=1)), name=f"sonnet-dpo-{beta}")
     cell, shared = dict(task="sonnet", tuning="full", seed=0, resplit=0), [run.name for run in (folder / "runs").iterdir() if "dpo" not in run.name]
-    write_asked(folder, pd.DataFrame([dict(cell, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}")]))
+    write_planned_runs(folder, pd.DataFrame([dict(cell, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}")]))
     page = read_page(write_report(folder))
     assert "4 of 4 runs" in page.words
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"backbone", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
@@ -207,7 +207,7 @@ def test_failures_and_chosen_rates_are_told(tmp_path):
     folder = make_study(tmp_path / "study", finished=4)
     (folder / "failures").mkdir()
     (folder / "failures" / "0123.txt").write_text("sonnet: dpo lora, seed 1\nFloatingPointError: The loss is not finite\n\nruns: none\n\nTraceback")
-    (folder / "choosing.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.001,,20.5,chrf,True,False\nsonnet,sft,full,2,0.003,,20.1,chrf,False,False\n")
+    (folder / "search.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.001,,20.5,chrf,True,False\nsonnet,sft,full,2,0.003,,20.1,chrf,False,False\n")
     page = read_page(write_report(folder, tmp_path / "else where" / "page.html"))
     assert "sonnet: dpo lora, seed 1: FloatingPointError: The loss is not finite" in page.words and "1 stage failed" in page.words
     assert "0.001" in page.words and "0.003" not in page.words and "not each cell's best" not in page.words

@@ -59,7 +59,7 @@ def test_links_between_notebooks_open_in_jupyter_and_on_github(nbs):
 
 
 def test_only_links_lose_their_numbers(tmp_path):
-    text = "Edit `nbs/00_config.ipynb`; see [the forms](../10a_forms.ipynb#form) or [there](https://github.com/a/b/blob/main/nbs/00_config.ipynb)."
+    text = "Edit `nbs/11_config.ipynb`; see [the forms](../10a_forms.ipynb#form) or [there](https://github.com/a/b/blob/main/nbs/11_config.ipynb)."
     page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text), nbformat.v4.new_raw_cell('<a href="10a_forms.ipynb">')])
     nbformat.write(page, tmp_path / "10d_playground.ipynb")
     (tmp_path / "sidebar.yml").write_text("- study/bard.ipynb\n- 00_config.ipynb\n")

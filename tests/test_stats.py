@@ -193,7 +193,7 @@ def test_the_error_of_choosing_is_seen():
         losses.append(-shape[scores.mean(1).argmax(), 0])
         errors.append(choice_error(scores, draws=200)[0])
     assert np.mean(np.square(errors)) == pytest.approx(np.mean(np.square(losses)), rel=0.6)
-    assert choice_error(shape)[0] == math.inf, "with one choosing seed nothing shows it"
+    assert choice_error(shape)[0] == math.inf, "with one search seed nothing shows it"
     assert choice_error(shape - 0.1 * np.array([[1, 0, 1, 1, 1]]).T + 1e-5 * random.normal(size=(5, 3)))[0] < 1e-6
 
 

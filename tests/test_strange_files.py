@@ -5,10 +5,10 @@ import shlex
 
 import pytest
 
-import sftdpo.files
+import sftdpo.reading.files
 from sftdpo.config import Reading
 from sftdpo.data import DataError, UnusableRows, load_task
-from sftdpo.files import read_table
+from sftdpo.reading.files import read_table
 
 
 def write(folder, name, data):
@@ -65,7 +65,7 @@ def test_a_parquet_file_that_unpacks_to_gigabytes(tmp_path):
 
 def test_a_nested_parquet_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
     pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(sftdpo.files, "LARGEST_BYTES", 1_000_000)
+    monkeypatch.setattr(sftdpo.reading.files, "LARGEST_BYTES", 1_000_000)
     deep = pa.array([[dict(content="b" * 1000)]] * 2000, pa.list_(pa.struct([("content", pa.string())])))
     parquet.write_table(pa.table(dict(messages=deep)), tmp_path / "deep.parquet", compression="zstd")
     assert (tmp_path / "deep.parquet").stat().st_size < 100_000
@@ -125,7 +125,7 @@ SHAPES = dict(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_usual_shapes_are_named_and_the_command_reads_them(shape, tmp_path, capsys):
-    from sftdpo.check import advice
+    from sftdpo.reading.check import advice
     from sftdpo.cli import main, parse
     name, data, called, prompt, completion, rejected = SHAPES[shape]
     path = write(tmp_path, name, data)
@@ -154,7 +154,7 @@ def test_winners_and_losers_have_usual_names(tmp_path):
 
 
 def test_what_fits_nothing_is_given_no_column_of_its_own_as_advice(tmp_path):
-    from sftdpo.check import check_file
+    from sftdpo.reading.check import check_file
     with pytest.raises(DataError, match="--reading.prompt COLUMN --reading.label COLUMN"): check_file(None, write(tmp_path, "x.csv", "first,last\n1,2\n"))
 
 
@@ -179,7 +179,7 @@ def test_scores_that_do_not_order_are_named(tmp_path):
     ("completions", lambda i: dict(instruction=f"Why {i}?", context=f"Text {i}: the answer is 7." if i % 2 else "", response=f"So {i}.", category="open_qa"), "context"),
     ("preferences", lambda i: dict(system="You are terse." if i % 2 else "", question=f"Why {i}?", chosen=f"So {i}.", rejected=f"No {i}."), "system")])
 def test_columns_that_are_left_out_are_said_with_the_template_that_keeps_them(task, row, column, tmp_path):
-    from sftdpo.check import check_data
+    from sftdpo.reading.check import check_data
     rows = [row(i) for i in range(40)]
     loaded = load_task(task, rows)
     note, = (note for note in loaded.intake.notes if note.startswith("left out"))
@@ -191,7 +191,7 @@ def test_columns_that_are_left_out_are_said_with_the_template_that_keeps_them(ta
 
 @pytest.mark.parametrize("row", [lambda i: dict(prompt=f"p{i} ", completion=f"c{i}", label=i % 2 == 0), lambda i: dict(prompt=f"p{i} ", response=f"c{i}", helpfulness=i % 5)])
 def test_ratings_that_are_left_out_are_said(row):
-    from sftdpo.check import check_data
+    from sftdpo.reading.check import check_data
     loaded = load_task("completions", [row(i) for i in range(40)])
     assert "every row is learned from, whatever it says there" in check_data(loaded).short()
 
@@ -199,7 +199,7 @@ def test_ratings_that_are_left_out_are_said(row):
 # -- pairs that repeat the prompt, or contradict each other
 
 def test_pairs_that_begin_with_the_prompt_are_noted_and_cut():
-    from sftdpo.check import check_data
+    from sftdpo.reading.check import check_data
     rows = [dict(prompt=f"Why {i}?", chosen=f"Why {i}?\nSo {i}.", rejected=f"Why {i}?\nNo {i}.") for i in range(30)]
     assert "in 30 pairs chosen and rejected begin with the prompt: --reading.beginning cut" in str(check_data(load_task("preferences", rows)))
     cut = load_task("preferences", rows, reading=Reading(beginning="cut"))
@@ -208,7 +208,7 @@ def test_pairs_that_begin_with_the_prompt_are_noted_and_cut():
 
 
 def test_pairs_with_both_preferences_are_noted():
-    from sftdpo.check import check_data
+    from sftdpo.reading.check import check_data
     rows = [dict(prompt=f"Why {i % 15}?\n", chosen="So." if i < 15 else "No.", rejected="No." if i < 15 else "So.") for i in range(30)]
     assert "15 pairs stand with both preferences" in check_data(load_task("preferences", rows)).short()
 
@@ -257,7 +257,7 @@ def test_labels_that_differ_in_case_are_merged(tmp_path):
 def test_150_labels(tmp_path):
     path = write(tmp_path, "intents.csv", "text,intent\n" + "".join(f"text {i},intent_{i % 150}\n" for i in range(450)))
     task = load_task("labels", path)
-    from sftdpo.check import check_data
+    from sftdpo.reading.check import check_data
     assert len(task.verbalizers) == 150 and max(map(len, str(check_data(task)).splitlines())) < 1500
 
 

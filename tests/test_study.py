@@ -8,15 +8,15 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-import sftdpo.runs
-import sftdpo.work
+import sftdpo.engine.runs
+import sftdpo.engine.work
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
-from sftdpo.folder import StudyFolder
-from sftdpo.inputs import tokenizer_of
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.inputs import tokenizer_of
 from sftdpo.claims import judge_claims
 from sftdpo.model import save_policy
 from sftdpo.report import write_report
-from sftdpo.store import COLUMNS, read_results, variants_of
+from sftdpo.engine.store import COLUMNS, read_results, variants_of
 from sftdpo.study import evaluate_saved, grown, train_run
 from sftdpo.tables import cells_table, print_tables
 from little import compare, little_inputs, small, steady
@@ -29,8 +29,8 @@ def run_name(run): return little_inputs().of(run).name
 
 def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
     trained = []
-    finish = sftdpo.work.finish_stage
-    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, inputs, *rest: trained.append((folder.path.name, inputs.run.cell)) or finish(folder, inputs, *rest))
+    finish = sftdpo.engine.work.finish_stage
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, inputs, *rest: trained.append((folder.path.name, inputs.run.cell)) or finish(folder, inputs, *rest))
     folder, study = tmp_path / "out", small(backbone)
     results = compare(study, folder, progress=False)
 
@@ -79,14 +79,14 @@ def test_same_seed_same_bits_other_seed_not(backbone, tmp_path):
 def test_goes_on_after_a_stop(backbone, tmp_path, monkeypatch):
     study = small(backbone, tasks=("paraphrase",), tunings=("full",))
     expected = steady(compare(study, tmp_path / "undisturbed", progress=False))
-    judge, calls = sftdpo.runs.judge_run, []
+    judge, calls = sftdpo.engine.runs.judge_run, []
     def stopped(*args, **more):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return judge(*args, **more)
-    monkeypatch.setattr(sftdpo.runs, "judge", stopped)
+    monkeypatch.setattr(sftdpo.engine.runs, "judge", stopped)
     with pytest.raises(KeyboardInterrupt): compare(study, tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(sftdpo.runs, "judge", judge)
+    monkeypatch.setattr(sftdpo.engine.runs, "judge", judge)
     found = steady(compare(study, tmp_path / "stopped", progress=False))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
@@ -120,7 +120,7 @@ def test_a_sweep_writes_each_run_once(backbone, tmp_path):
 
 
 def test_what_will_fail_is_said_before_training(backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr(sftdpo.work, "finish_node", lambda *rest: pytest.fail("something was trained"))
+    monkeypatch.setattr(sftdpo.engine.work, "finish_node", lambda *rest: pytest.fail("something was trained"))
     with pytest.raises(ValueError, match="has 60 examples there"): compare(small(backbone, train_size=10_000), tmp_path / "size")
     with pytest.raises(ValueError, match="nope"): compare(small(backbone, lora={"targets": ["nope"]}), tmp_path / "targets")
 
@@ -155,7 +155,7 @@ def test_identity_of_stages(backbone, tokenizer, tmp_path):
         assert stage_keys(run.replace(**change))[1] != key[1], change
     for change in ({"seed": 1}, {"train_size": 8}, {"sft.learning_rate": 1e-3}, {"tuning": "lora"}, {"shuffle_labels": False, "backbone": other}):
         assert stage_keys(run.replace(**change))[0] != key[0], change
-    for change in ({"lora.rank": 2}, {"dpo.micro_batch_size": 1}, {"sft.looks": 0}, {"test_size": 3}, {"backbone": copy}):
+    for change in ({"lora.rank": 2}, {"dpo.micro_batch_size": 1}, {"sft.evaluations": 0}, {"test_size": 3}, {"backbone": copy}):
         assert stage_keys(run.replace(**change)) == key, change
 
 
@@ -202,10 +202,10 @@ def test_answers_are_those_of_the_judged_models_tokenizer(backbone, tokenizer, t
 def test_one_run_is_tried_again_after_a_failure(backbone, tmp_path, monkeypatch):
     run = Run(backbone=backbone, train_size=16, sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
     with monkeypatch.context() as broken:
-        broken.setattr(sftdpo.work, "finish_stage", lambda *rest: 1 / 0)
+        broken.setattr(sftdpo.engine.work, "finish_stage", lambda *rest: 1 / 0)
         with pytest.raises(WorkFailed, match="ZeroDivisionError.*\n.*the same command tries again"): train_run(run, tmp_path / "out", progress=False, inputs=little_inputs())
     assert train_run(run, tmp_path / "out", progress=False, inputs=little_inputs())["examples"] == 20
-    with pytest.raises(SettingsError, match="judged on the test rows"): train_run(run.replace(judge="choose"), tmp_path / "other")
+    with pytest.raises(SettingsError, match="judged on the test rows"): train_run(run.replace(judge="validation"), tmp_path / "other")
 
 
 def test_controls_have_the_steps_of_dpo():
@@ -261,7 +261,7 @@ def test_what_is_superseded_leaves_the_table(backbone, tmp_path):
     ({"dpo.epochs": [1, 2]}, {"sft full", "sft-sft full, dpo.epochs 1", "sft-sft full, dpo.epochs 2", "sft-dpo full, dpo.epochs 1", "sft-dpo full, dpo.epochs 2"}),
     ({"test_size": [5, 10]}, {f"{recipe} full, test_size {size}" for recipe in ("sft", "sft-sft", "sft-dpo") for size in (5, 10)})])
 def test_a_sweep_that_reaches_further_than_one_cell(backbone, tmp_path, sweep, cells, capsys):
-    "Controls take DPO's depth, and every judged size has its own untouched backbone: tables, verdicts and report hold."
+    "Controls take DPO's depth, and every judged size has its own base backbone: tables, verdicts and report hold."
     study = small(backbone, tasks=("paraphrase",), recipes=("sft", "sft-dpo", "sft-sft"), tunings=("full",), sweep=sweep)
     results = compare(study, tmp_path / "out", progress=False)
     table = cells_table(results, "paraphrase", variants=variants_of(tmp_path / "out"))
@@ -272,4 +272,4 @@ def test_a_sweep_that_reaches_further_than_one_cell(backbone, tmp_path, sweep, c
 
 
 def test_rates_are_not_picked_for_a_sweep(backbone):
-    with pytest.raises(SettingsError, match="unfair to the other values of a sweep"): small(backbone, choosing=dict(trials=4), sweep={"train_size": [8, 16]})
+    with pytest.raises(SettingsError, match="unfair to the other values of a sweep"): small(backbone, search=dict(trials=4), sweep={"train_size": [8, 16]})

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from sftdpo.config import Execution
-from sftdpo.folder import StudyFolder, read_record, write_record
-from sftdpo.inputs import Inputs
-from sftdpo.store import read_results
+from sftdpo.engine.folder import StudyFolder, read_record, write_record
+from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.store import read_results
 from little import compare, little_inputs, plan, small, stage_tree, steady
 
 processes = multiprocessing.get_context("forkserver")
@@ -29,8 +29,8 @@ def finished_runs(folder): return StudyFolder(folder).finished_runs()
 
 def dies_in(moment):
     "Let this process kill itself, with no chance to clean up, in the middle of something."
-    import sftdpo.runs
-    import sftdpo.store
+    import sftdpo.engine.runs
+    import sftdpo.engine.store
     import sftdpo.trainer
     def die(*rest, **more): os.kill(os.getpid(), signal.SIGKILL)
     if moment == "checkpoint":
@@ -42,23 +42,23 @@ def dies_in(moment):
             if self.trainer.stage.kind == "dpo" and state.global_step == 1: die()
             start(self, args, state, *rest, **more)
         sftdpo.trainer.Watch.on_step_begin = dies
-    if moment == "policy": sftdpo.runs.save_policy = die
-    if moment == "stage": sftdpo.folder.write_record = die       # the policy is saved, the stage's record is not
+    if moment == "policy": sftdpo.engine.runs.save_policy = die
+    if moment == "stage": sftdpo.engine.folder.write_record = die       # the policy is saved, the stage's record is not
     if moment == "run": pd.DataFrame.to_parquet = die         # in the middle of a run's folder
     if moment == "results": os.replace = lambda source, target: die() if str(target).endswith("results.csv") else os.rename(source, target)
 
 
 def study_process(study, folder, log, moment):
     "What a child does: the study, and a line in the log for each stage that it finishes."
-    import sftdpo.work
+    import sftdpo.engine.work
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that a shell began in the background pass an ignored Ctrl-C on
     torch.set_num_threads(1)
-    finish = sftdpo.work.finish_stage
+    finish = sftdpo.engine.work.finish_stage
     def logged(home, *rest, **more):
         result = finish(home, *rest, **more)
         with open(log, "a") as file: file.write(home.path.name + "\n")
         return result
-    sftdpo.work.finish_stage = logged
+    sftdpo.engine.work.finish_stage = logged
     dies_in(moment)
     compare(study, folder, progress=False)
 
@@ -143,7 +143,7 @@ def test_two_processes_on_one_folder(backbone, tmp_path):
 def test_worker_processes(tmp_path):
     "Real worker processes, on the embedded backbone."
     from sftdpo.config import Sampling, Stage, Study
-    stage = dict(epochs=1, batch_size=4, looks=0)
+    stage = dict(epochs=1, batch_size=4, evaluations=0)
     study = Study("workers", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10), weights="all",
                   recipes=("sft", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
     compare(study, tmp_path / "alone", progress=False, inputs=Inputs())
@@ -198,15 +198,15 @@ def test_a_failed_run_does_not_stop_the_others(backbone, tmp_path, capsys):
 
 
 def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatch):
-    import sftdpo.work
-    finish = sftdpo.work.finish_stage
+    import sftdpo.engine.work
+    finish = sftdpo.engine.work.finish_stage
     def fails(home, inputs, stage, *rest, **more):
         if stage.kind == "sft": raise MemoryError("no memory")
         return finish(home, inputs, stage, *rest, **more)
-    monkeypatch.setattr(sftdpo.work, "finish_stage", fails)
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", fails)
     study = small(backbone, tasks=("sonnet",), tunings=("full",))
     assert set(compare(study, tmp_path / "out", progress=False).recipe) == {"backbone", "dpo"}
-    monkeypatch.setattr(sftdpo.work, "finish_stage", finish)
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", finish)
     found = compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True))
     expected = compare(study, tmp_path / "undisturbed", progress=False)
     pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)

@@ -17,12 +17,19 @@ import sftdpo
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, Study
-from sftdpo.keys import run_name, stage_keys
+from sftdpo.engine.inputs import Inputs
 from sftdpo.plots import cell_comparison
 from sftdpo.report import cell_lines, cells_of
-from sftdpo.store import read_examples, read_results
+from sftdpo.engine.store import read_examples, read_results
 from sftdpo.tables import cell_intervals, cells_table, with_cells
 from sftdpo.tasks import PARAPHRASE, RECIPES, TASKS, Metric, Recipe, Recommended, register
+
+inputs = Inputs(precision="fp32")
+
+
+def run_name(run): return inputs.of(run).name
+def stage_keys(run): return inputs.of(run).keys
+
 
 OWN = '''
 "A task and a recipe of one's own: is the first number larger?"
@@ -115,18 +122,18 @@ def test_settings_name_the_tasks_and_recipes_there_are(own):
 
 
 def test_a_search_of_a_recipe_of_ones_own_takes_over_the_first_rate(own, tmp_path):
-    from sftdpo.choosing import choose_rates
-    from sftdpo.keys import run_folder
-    study = Study(tasks=("larger",), data=str(own / "numbers.csv"), recipes=("dpo-sft",), tunings=("full",), train_size=16, choosing=dict(trials=3))
+    from sftdpo.engine.search import search_rates
+    from sftdpo.engine.folder import StudyFolder
+    study = Study(tasks=("larger",), data=str(own / "numbers.csv"), recipes=("dpo-sft",), tunings=("full",), train_size=16, search=dict(trials=3))
     asked = []
     def pretend(runs):
         for run in runs:
             asked.append(run)
-            home = run_folder(tmp_path / "trials", run_name(run))
+            home = StudyFolder(tmp_path / "trials").run(run_name(run)).path
             home.mkdir(parents=True, exist_ok=True)
             (home / "sftdpo.json").write_text("{}")
             (home / "metrics.json").write_text(f'{{"right": {1 - abs(np.log10(run.stages[-1].learning_rate) + 3)}}}')
-    chosen = choose_rates(study, tmp_path / "trials", pretend, say=lambda words: None)
+    chosen = search_rates(study, StudyFolder(tmp_path / "trials"), inputs, pretend, say=lambda words: None)
     assert {(run.recipe, len(run.stages)) for run in asked} == {("dpo", 1), ("dpo-sft", 2)}
     assert {"larger dpo-sft full dpo.learning_rate", "larger dpo-sft full sft.learning_rate", "larger dpo-sft full dpo.beta"} <= set(chosen.cells)
 

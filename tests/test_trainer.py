@@ -13,7 +13,7 @@ from sftdpo.config import LoRA, Stage
 from sftdpo.data import Row
 from sftdpo.loss import sequence_log_probabilities
 from sftdpo.model import apply_tuning
-from sftdpo.checkpoints import write_scores
+from sftdpo.engine.checkpoints import write_scores
 from sftdpo.trainer import StageTrainer, Watch, check_start, completion_tokens, similarity, stage_losses, train_stage
 from tiny import tiny_model, tiny_of
 
@@ -61,7 +61,7 @@ def gradients(model, loss):
 @pytest.mark.parametrize("stage", [SFT, DPO, DPO.replace(label_smoothing=0.2), DPO.replace(sft_weight=0.7), DPO.replace(sft_weight=2, label_smoothing=0.2),
                                    DPO.replace(sft_weight=0.7, loss="hinge")], ids=["sft", "dpo", "cdpo", "dpo+sft", "cdpo+sft", "hinge+sft"])
 def test_loss_and_gradients_equal_trl(stage, architecture, tuning, tokenizer, tmp_path):
-    from sftdpo.trl_engine import trl_trainer
+    from sftdpo.engine.trl_engine import trl_trainer
     pairs = pair_rows(7)
     rows = pairs if stage.kind == "dpo" else answers(pairs)
     model = tuned(architecture, tokenizer, tuning)
@@ -256,7 +256,7 @@ def test_stages_run_without_dropout_unless_asked(tokenizer):
 @pytest.mark.parametrize("kind", ["sft", "dpo"])
 @pytest.mark.parametrize("engine", ["sftdpo", "trl"])
 def test_dropout_that_is_asked_for_holds_in_every_stage(engine, kind, tokenizer):
-    from sftdpo.trl_engine import train_stage_with_trl
+    from sftdpo.engine.trl_engine import train_stage_with_trl
     stage, rows = (SFT, answers(pair_rows(8))) if kind == "sft" else (DPO, pair_rows(8))
     def weights(**settings):
         model = tuned("gpt2", tokenizer, "full")
@@ -297,7 +297,7 @@ def test_pairs_by_hand_and_without_a_further_pass(tokenizer, monkeypatch):
     import sftdpo.trainer
     scoring = sftdpo.trainer.score_together
     monkeypatch.setattr(sftdpo.trainer, "score_together", lambda *rest: passes.append(1) or scoring(*rest))
-    pairs = train_stage(model, rows, DPO.replace(looks=2), held_out=held_out, progress=False).pairs
+    pairs = train_stage(model, rows, DPO.replace(evaluations=2), held_out=held_out, progress=False).pairs
     assert len(passes) == 3  # the start and two looks
     after = score(model, held_out, precision="fp32")
     pairs = pairs.set_index("id").loc[[row.id for row in held_out]]
@@ -306,7 +306,7 @@ def test_pairs_by_hand_and_without_a_further_pass(tokenizer, monkeypatch):
     assert pairs.chosen_tokens.tolist() == [len(row.completions[0]) for row in held_out]
     assert pairs.similarity.tolist() == [similarity(*row.completions) for row in held_out]
     assert similarity([1, 2, 3], [1, 2, 4]) == pytest.approx(2 / 3)
-    assert train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO.replace(looks=0), held_out=held_out, progress=False).pairs is None
+    assert train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO.replace(evaluations=0), held_out=held_out, progress=False).pairs is None
 
 
 def test_pairs_after_a_stop_at_the_very_end(tokenizer, tmp_path, monkeypatch):
@@ -356,7 +356,7 @@ def test_a_wrong_start_is_wrong_for_every_beta(tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("schedule, expected", [("constant", [0.0, 1 / 3, 2 / 3, 1.0, 1.0, 1.0]), ("linear", [0.0, 1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3])])
 def test_every_schedule_warms_up(schedule, expected, tokenizer):
-    from sftdpo.trl_engine import train_stage_with_trl
+    from sftdpo.engine.trl_engine import train_stage_with_trl
     stage, rows = SFT.replace(schedule=schedule, warmup=0.5), answers(pair_rows())
     ours = train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, progress=False)
     theirs = train_stage_with_trl(tuned("gpt2", tokenizer, "full"), tokenizer, rows, stage, progress=False)
@@ -420,7 +420,7 @@ def test_sft_and_dpo_see_the_same_order(tokenizer, monkeypatch):
 
 
 def test_engines_leave_no_file_behind(tokenizer, tmp_path, monkeypatch):
-    from sftdpo.trl_engine import train_stage_with_trl
+    from sftdpo.engine.trl_engine import train_stage_with_trl
     monkeypatch.chdir(tmp_path)
     for stage in (SFT.replace(checkpoint_steps=1, epochs=1), DPO.replace(checkpoint_steps=1, epochs=1)):
         rows = pair_rows() if stage.kind == "dpo" else answers(pair_rows())
@@ -430,7 +430,7 @@ def test_engines_leave_no_file_behind(tokenizer, tmp_path, monkeypatch):
 
 
 def test_trl_engine_trains_the_same_stage(tokenizer):
-    from sftdpo.trl_engine import train_stage_with_trl
+    from sftdpo.engine.trl_engine import train_stage_with_trl
     rows = pair_rows()
     for tuning in ("full", "lora"):
         model = tuned("gpt2", tokenizer, tuning, dropout=0.1)
@@ -442,7 +442,7 @@ def test_trl_engine_trains_the_same_stage(tokenizer):
 
 def test_trl_starts_at_log_2_in_bf16_too(tokenizer):
     "TRL makes a one-token answer's logits in bf16, so its reference has them in bf16: with a beta of 5, another rounding would show."
-    from sftdpo.trl_engine import train_stage_with_trl
+    from sftdpo.engine.trl_engine import train_stage_with_trl
     rows = [Row(str(i), [5 + i, 6, 7], [[10 + i], [90 - i]]) for i in range(16)]
     model = common_logits(tokenizer)
     history = train_stage_with_trl(model, tokenizer, rows, DPO.replace(beta=5.0, precision="bf16", batch_size=16), held_out=rows, progress=False).history

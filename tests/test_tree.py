@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 import yaml
 
-import sftdpo.work
-from sftdpo.choosing import best_of, first_trials, next_trial
-from sftdpo.config import Choosing, Run, Sampling, SettingsError, Stage, Study
-from sftdpo.inputs import Inputs
-from sftdpo.live import estimate
+import sftdpo.engine.work
+from sftdpo.engine.search import best_of, first_trials, next_trial
+from sftdpo.config import Search, Run, Sampling, SettingsError, Stage, Study
+from sftdpo.engine.inputs import Inputs
+from sftdpo.page.live import estimate
 from sftdpo.model import save_policy
-from sftdpo.safe_files import read_json
-from sftdpo.store import read_examples, variants_of
+from sftdpo.engine.safe_files import read_json
+from sftdpo.engine.store import read_examples, variants_of
 from sftdpo.tables import cells_table
 from little import compare, little_inputs, plan, small, stage_tree, steady
 from tiny import tiny_model
@@ -66,7 +66,7 @@ def test_sonnets_are_split_anew_and_alike_in_every_cell():
     tests = {}
     for run in study.runs(): tests.setdefault(run.resplit, set()).add(tuple(example.id for example in inputs.of(run).data.test))
     assert [len(found) for found in tests.values()] == [1, 1, 1] and len(set.union(*tests.values())) == 3
-    assert [node.run.resplit for node in stage_tree(study, inputs) if node.stage is None] == [0, 1, 2]           # each split has its own untouched backbone
+    assert [node.run.resplit for node in stage_tree(study, inputs) if node.stage is None] == [0, 1, 2]           # each split has its own base backbone
     assert "split2-seed0" in inputs.of(study.runs()[-1]).name
 
 
@@ -86,12 +86,12 @@ def test_the_plan_tells_what_is_done(backbone, tmp_path):
 
 def test_the_disk_holds_no_more_than_planned(backbone, tmp_path, monkeypatch):
     "Looked at whenever something was written, over a whole study."
-    import sftdpo.checkpoints
-    import sftdpo.runs
+    import sftdpo.engine.checkpoints
+    import sftdpo.engine.runs
     study = small(backbone, tasks=("sonnet",)).replace(weights="best", **{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1})
     planned, folder, seen = plan(study, tmp_path / "out", measure=False).disk, tmp_path / "out", []
     def look(): seen.append(sum(path.stat().st_size for path in folder.rglob("*") if path.suffix in (".safetensors", ".pt") and path.is_file()))
-    for module, name in ((sftdpo.runs, "save_policy"), (sftdpo.trainer, "mark_whole"), (sftdpo.work, "finish_run")):
+    for module, name in ((sftdpo.engine.runs, "save_policy"), (sftdpo.trainer, "mark_whole"), (sftdpo.engine.work, "finish_run")):
         def looked(*rest, inner=getattr(module, name), **more):
             found = inner(*rest, **more)
             look()
@@ -108,7 +108,7 @@ def test_weights_are_kept_by_a_stated_policy(backbone, weights, kept, tmp_path):
     homes = [path.parent for path in (tmp_path / "out" / "runs").glob("*/policy")]
     assert len(homes) == kept and not list((tmp_path / "out" / "stages").glob("*/policy"))
     if weights != "best": return
-    choose = results[results.metric == "choose_accuracy"].set_index("run")
+    choose = results[results.metric == "validation_accuracy"].set_index("run")
     for _, cell in choose.groupby("tuning"): assert cell.value.idxmax() in {home.name for home in homes} or cell.value.nunique() == 1
     card = (homes[0] / "policy" / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
@@ -117,19 +117,19 @@ def test_weights_are_kept_by_a_stated_policy(backbone, weights, kept, tmp_path):
 
 def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path, monkeypatch):
     study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo", "sft-sft"), seeds=(0, 1),
-                  choosing=Choosing(trials=4, seeds=(7,), train_size=8))
-    trained, finish = [], sftdpo.work.finish_stage
-    monkeypatch.setattr(sftdpo.work, "finish_stage", lambda folder, *rest: trained.append(folder.path) or finish(folder, *rest))
+                  search=Search(trials=4, seeds=(7,), train_size=8))
+    trained, finish = [], sftdpo.engine.work.finish_stage
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, *rest: trained.append(folder.path) or finish(folder, *rest))
     results = compare(study, tmp_path / "out", progress=False)
-    tried = pd.read_csv(tmp_path / "out" / "choosing.csv")
+    tried = pd.read_csv(tmp_path / "out" / "search.csv")
     again = [folder for folder in set(trained) if trained.count(folder) > 1]  # where second stages start: once in the first trials, once for all second ones
-    assert len(again) <= 1 and len(trained) <= len(set(trained)) + 1 and not list((tmp_path / "out" / "choosing" / "stages").glob("*/policy"))
+    assert len(again) <= 1 and len(trained) <= len(set(trained)) + 1 and not list((tmp_path / "out" / "search" / "stages").glob("*/policy"))
     planned = plan(study, tmp_path / "out", measure=False)
     assert set(names(planned.states)) == {"done"} and planned.left == 0 and estimate(study, tmp_path / "out", inputs=little_inputs()).nothing
     assert tried.groupby("recipe").size().to_dict() == {"sft": 4, "dpo": 4, "sft-dpo": 4, "sft-sft": 4} and tried.chosen.sum() == 4
     assert "7" not in {str(seed) for seed in results.seed} and set(results.split) == {"test", "train"}
-    trials = [read_json(path) for path in (tmp_path / "out" / "choosing" / "runs").glob("*/sftdpo.json")]
-    assert {about["split"] for about in trials} == {"choose"} and {about["seed"] for about in trials if about["recipe"] != "backbone"} == {7}
+    trials = [read_json(path) for path in (tmp_path / "out" / "search" / "runs").glob("*/sftdpo.json")]
+    assert {about["split"] for about in trials} == {"validation"} and {about["seed"] for about in trials if about["recipe"] != "backbone"} == {7}
     rate = tried[tried.chosen].set_index("recipe").learning_rate
     for path in (tmp_path / "out" / "runs").glob("*-sft-dpo-*/settings.yaml"):
         settings = yaml.safe_load(path.read_text())

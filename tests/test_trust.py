@@ -16,13 +16,14 @@ import pytest
 
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
-from sftdpo.examples import Example
-from sftdpo.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
-from sftdpo.live import begin_study, log_file, settings_file, working
+from sftdpo.reading.examples import Example
+from sftdpo.engine.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
+from sftdpo.page.live import begin_study, log_file, settings_file, working
 from sftdpo.playground import Playground
 from sftdpo.plots import against_time, costs_of, learning_curves, stages_of, with_cells
-from sftdpo.safe_files import held, write_json
-from sftdpo.store import finished_runs, read_examples, read_history, read_results
+from sftdpo.engine.safe_files import held, write_json
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.store import read_examples, read_history, read_results
 from sftdpo.tables import cells_table
 from tiny import tiny_model
 
@@ -31,7 +32,7 @@ ESCAPE = "\x1b]0;pwned\x07"
 
 def words_of(data, backbone, folder):
     "The smallest comparison there is, as it is typed."
-    stage = [word for kind in ("sft", "dpo") for word in (f"--{kind}.epochs", "1", f"--{kind}.batch-size", "8", f"--{kind}.precision", "fp32", f"--{kind}.looks", "1")]
+    stage = [word for kind in ("sft", "dpo") for word in (f"--{kind}.epochs", "1", f"--{kind}.batch-size", "8", f"--{kind}.precision", "fp32", f"--{kind}.evaluations", "1")]
     return ["compare", "--tasks", "labels", "--data", str(data), "--backbone", str(backbone), "--reading.prompt", "{text}\n", "--recipes", "sft", "--tunings", "full", *stage, "--out", str(folder)]
 
 
@@ -96,12 +97,12 @@ def test_a_folder_that_is_a_link_is_refused(name, study, foreign, capsys):
     assert list(outside.iterdir()) == []
 
 
-@pytest.mark.parametrize("table", ["results.csv", "asked.csv"])
+@pytest.mark.parametrize("table", ["results.csv", "planned_runs.csv"])
 def test_a_run_name_does_not_lead_out_of_the_folder(table, foreign, capsys):
     home = foreign.with_name("secret")
-    shutil.copytree(foreign / "runs" / finished_runs(foreign)[0], home)
+    shutil.copytree(foreign / "runs" / StudyFolder(foreign).finished_runs()[0], home)
     write_json(home / "environment.json", {"software": {"password": "hunter2"}})
-    name = next(name for name in finished_runs(foreign) if "sft" in name)
+    name = next(name for name in StudyFolder(foreign).finished_runs() if "sft" in name)
     (foreign / table).write_text((foreign / table).read_text().replace(name, "../../secret"))
     code, told = ended(["report", foreign], capsys)
     assert code == 2 and "'../../secret'" in told
@@ -111,11 +112,11 @@ def test_a_run_name_does_not_lead_out_of_the_folder(table, foreign, capsys):
 def test_a_record_does_not_lead_out_of_the_folder(foreign):
     "What a run's record calls itself decides nothing: its folder's name does."
     home = foreign.with_name("secret")
-    shutil.copytree(foreign / "runs" / finished_runs(foreign)[0], home)
-    for name in finished_runs(foreign):
+    shutil.copytree(foreign / "runs" / StudyFolder(foreign).finished_runs()[0], home)
+    for name in StudyFolder(foreign).finished_runs():
         path = foreign / "runs" / name / "sftdpo.json"
         write_json(path, json.loads(path.read_text()) | {"run": "../../secret"})
-    assert set(read_examples(foreign)["run"]) == set(finished_runs(foreign))
+    assert set(read_examples(foreign)["run"]) == set(StudyFolder(foreign).finished_runs())
 
 
 def test_exports_replace_a_link_and_keep_rights(tmp_path):
@@ -135,7 +136,7 @@ def test_exports_replace_a_link_and_keep_rights(tmp_path):
 
 
 def test_what_the_page_writes_beside_the_folder_is_its_own(study, foreign, tmp_path, monkeypatch):
-    monkeypatch.setattr("sftdpo.live.COMMAND", "pass")
+    monkeypatch.setattr("sftdpo.page.live.COMMAND", "pass")
     ours = foreign.with_name("study.yaml")
     ours.write_text("mine")
     for path in (log_file(foreign), settings_file(foreign)): path.symlink_to(tmp_path / "diary")
@@ -154,7 +155,7 @@ start = subprocess.Popen
 class Begun(start):
     def __init__(self, words, **how):
         super().__init__(words, **how)
-        if "sftdpo.work" in str(words):
+        if "sftdpo.engine.work" in str(words):
             print(self.pid, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
 subprocess.Popen = Begun
@@ -172,7 +173,7 @@ main({[*study[0][:-1], str(tmp_path / "study")]!r} + ["--workers", "2"])
 
 def test_runs_that_all_fail_are_a_sentence(study, tmp_path, monkeypatch, capsys):
     def fails(*rest, **more): raise ValueError(f"the loss is no number {ESCAPE}")
-    monkeypatch.setattr("sftdpo.work.finish_node", fails)
+    monkeypatch.setattr("sftdpo.engine.work.finish_node", fails)
     code, told = ended([*study[0][:-1], tmp_path / "study"], capsys)
     assert code == 1 and "2 of 2 runs failed" in told and "the loss is no number" in told and "No run is finished" in told and "Traceback" not in told and ESCAPE not in told
     assert len(read_results(tmp_path / "study")) == 0
@@ -231,7 +232,7 @@ def test_an_export_on_a_full_disk_names_its_path_and_leaves_the_old_one(name, tm
 
 
 def test_leftovers_of_killed_processes_do_not_stay(study, foreign, capsys):
-    for name in (".asked.csv.x1y2.part", ".results.csv.x1y2.part", ".study.yaml.x1y2.part", ".choosing.csv.x1y2.part", "locks/page.lock.by", "locks/study.lock.by", "data/labels/.data.json.x1y2.part"):
+    for name in (".planned_runs.csv.x1y2.part", ".results.csv.x1y2.part", ".study.yaml.x1y2.part", ".search.csv.x1y2.part", "locks/page.lock.by", "locks/study.lock.by", "data/labels/.data.json.x1y2.part"):
         (foreign / name).write_text("process 1 on nowhere")
     (foreign / "locks/page.lock").touch()
     assert ended([*study[0][:-1], foreign], capsys)[0] == 0

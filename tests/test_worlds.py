@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sftdpo.claims import judge_results, judge_claims
-from sftdpo.worlds import FINDINGS, MARGINAL, NEVER, Setting, World, completed, coverage_table, draw_study, equal_cells, verdicts_in, write_study
+from sftdpo.measures.worlds import FINDINGS, MARGINAL, NEVER, Setting, World, completed, coverage_table, draw_study, equal_cells, verdicts_in, write_study
 
 STORED = Path(__file__).resolve().parents[1] / "nbs" / "study" / "results"
 ONE = ("sft",)
@@ -65,7 +65,7 @@ def test_one_seed_however_many_splits_is_a_look(tmp_path):
     assert any(note.startswith("1 seed on 5 re-splits: a look") for note in one.notes)
 
 
-@pytest.mark.parametrize("changes, words", [(dict(choosing_seeds=0), "not searched"), (dict(choosing_seeds=1), "with one seed"), (dict(at_edge=(("sft", "lora"),)), "at the edge"),
+@pytest.mark.parametrize("changes, words", [(dict(search_seeds=0), "not searched"), (dict(search_seeds=1), "with one seed"), (dict(at_edge=(("sft", "lora"),)), "at the edge"),
                                             (dict(trials={("sft", "lora"): 4}), "unequal trials"), ({}, "")])
 def test_rates_that_were_not_searched_alike(tmp_path, changes, words):
     one = judged(World(equal_cells(recipes=ONE, lora=-0.06), **changes), tmp_path / "s", "C3")[0]
@@ -76,7 +76,7 @@ def test_the_error_of_choosing_is_inside(tmp_path):
     "The noisier the search, the wider the interval of the same answers."
     widths = []
     for noise in (0.0001, 0.01):
-        one = judged(World(equal_cells(recipes=ONE), choosing_noise=noise, bend=0.02), tmp_path / str(noise), "C3", random=3)[0]
+        one = judged(World(equal_cells(recipes=ONE), search_noise=noise, bend=0.02), tmp_path / str(noise), "C3", random=3)[0]
         widths.append(one.effects[0][1].standard_error)
     assert widths[1] > 1.05 * widths[0]
 
@@ -147,7 +147,7 @@ def test_at_the_margin_few_are_wrong(setting):
 
 
 def test_what_is_there_is_found():
-    world = World(equal_cells(recipes=ONE, lora=-0.03), suits=0.1, of_seed=0.01, chance=0.3, choosing_noise=0.002)
+    world = World(equal_cells(recipes=ONE, lora=-0.03), suits=0.1, of_seed=0.01, chance=0.3, search_noise=0.002)
     assert verdicts_in(Setting("three points", world, "C3", "", "sft"), 8, first=9).get("supported", 0) >= 0.6
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sftdpo.folder import StudyFolder
+from sftdpo.engine.folder import StudyFolder
 
 
 
