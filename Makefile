@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev check ## set up, then run every test: in step, noteb
 
 check: $(VENV)/installed-dev ## are notebooks clean, package and README in step, the code free of lint, the types right?
 	$(BIN)/python tools/check_in_step.py
-	$(BIN)/ruff check sftdpo tests tools
+	$(BIN)/ruff check sftdpo nbs tests tools
 	$(BIN)/mypy
 	$(BIN)/python tools/notebook_style.py --check
 

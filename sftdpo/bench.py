@@ -35,15 +35,23 @@ from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trai
 from .batches import autocast, collate, score, to_device, width_of
 from .config import Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
 from .data import subset
-from .evaluate import generate_ids
 from .engine.inputs import Inputs, RunInputs, backbone_folder, device
+from .engine.runs import environment, stage_rows
+from .engine.safe_files import read_json, write_json
+from .evaluate import generate_ids
 from .loss import dpo_loss, sequence_log_probabilities, sft_loss
 from .model import apply_tuning, empty_model, linear_layers, load_backbone
 from .reading.rows import Row, verbalizer_rows
-from .engine.runs import environment, stage_rows
-from .engine.safe_files import read_json, write_json
 from .tasks import TASKS
-from .trainer import TrainingOrder, fast_training, peak_memory_gb, prepare_dropout, reset_peak_memory, step_items, train_stage
+from sftdpo.trainer import (
+    TrainingOrder,
+    fast_training,
+    peak_memory_gb,
+    prepare_dropout,
+    reset_peak_memory,
+    step_items,
+    train_stage,
+)
 
 # %% ../nbs/23_bench.ipynb #d64f7412
 def clocks() -> np.ndarray:  # seconds on the wall, and of this process's processor time

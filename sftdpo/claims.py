@@ -32,8 +32,25 @@ import pandas as pd
 from .config import Settings, check, from_yaml, to_yaml
 from .engine.folder import StudyFolder
 from .engine.safe_files import write_text
-from .stats import Estimate, at_level, by_replicate, choice_error, contrast, detectable, detectable_range, difference, holm, interval, needed_to_reach, paired, ratio, checked_table, verdict, widened
 from .engine.store import CELL, read_environment, read_examples, read_results, read_settings, swept_values
+from sftdpo.stats import (
+    Estimate,
+    at_level,
+    by_replicate,
+    checked_table,
+    choice_error,
+    contrast,
+    detectable,
+    detectable_range,
+    difference,
+    holm,
+    interval,
+    needed_to_reach,
+    paired,
+    ratio,
+    verdict,
+    widened,
+)
 from .tasks import RECIPES, TASKS, controls_of_recipe, task_named, trained_recipes
 
 # %% ../nbs/14_claims.ipynb #1d69d8a8

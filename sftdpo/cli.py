@@ -16,7 +16,18 @@ from typing import Annotated, Literal, Union
 
 import tyro
 
-from .config import Benchmark, Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, from_yaml
+from sftdpo.config import (
+    Benchmark,
+    Execution,
+    Reading,
+    Run,
+    Sampling,
+    SettingsError,
+    Stage,
+    Study,
+    WorkFailed,
+    from_yaml,
+)
 from .engine.folder import StudyFolder
 from .engine.plain_text import clean_output, visible
 from .tasks import TASKS
@@ -73,8 +84,8 @@ class Data:
     out: Path | None = None  # a folder for the report and the list of rows that cannot be used
 
     def __call__(self):
-        from sftdpo.reading.check import check_file, write_check
         from sftdpo.engine.inputs import tokenizer_of
+        from sftdpo.reading.check import check_file, write_check
         report = check_file(self.task, self.data, self.reading, *tokenizer_of(self.backbone), backbone=self.backbone)
         print(report)
         if self.out:

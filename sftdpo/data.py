@@ -11,19 +11,45 @@ __all__ = ['verbalizers', 'MOST_LABELS', 'UNBALANCED', 'RARE', 'cloze_prompt', '
            'tokenize', 'verbalizer_rows', 'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
-import difflib, hashlib, json, re
+import difflib
+import hashlib
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #ceec125b
 from .config import Reading
-from .reading.examples import DataError, Example, chance, gc_paused, counted, make_pairs, preference_dataset, shuffle_labels, subset, without_rejected
-from .reading.files import Problem, Table, UnusableRows, as_text, decode, expanded, keep, plain_markdown, read_bytes, read_table, tables_of
+from sftdpo.reading.examples import (
+    DataError,
+    Example,
+    chance,
+    counted,
+    gc_paused,
+    make_pairs,
+    preference_dataset,
+    shuffle_labels,
+    subset,
+    without_rejected,
+)
+from sftdpo.reading.files import (
+    Problem,
+    Table,
+    UnusableRows,
+    as_text,
+    decode,
+    expanded,
+    keep,
+    plain_markdown,
+    read_bytes,
+    read_table,
+    tables_of,
+)
 from .reading.questions import generated_questions
 from .reading.rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
 from .reading.shapes import Shape, find_shape, left_out, prepared
@@ -405,7 +431,7 @@ _generated_sizes = dict(train=16_000, validation=1000, test=1000)
 
 def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
     "GLUE's train and validation pairs, and how many rows with an empty question were left out."
-    import datasets # late: it takes a second to import
+    import datasets  # late: it takes a second to import
     try: loaded = datasets.load_dataset(*_hub_dataset)
     except Exception as e: # what goes wrong on the way to the Hub has many types
         raise DataError(f"The dataset {' '.join(_hub_dataset)} cannot be had from the Hub ({str(e).splitlines()[0] if str(e) else type(e).__name__}): "

@@ -19,18 +19,52 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from .measures.answers import (at_temperature, calibration_error, calibration_interval, characters, chrf, chrf_at_length, chrf_corpus,
-                            chrf_matched, entropy, first_characters, fit_temperature, mean_interval, perfect_calibration_error,
-                            repeated_share, with_interval)
-from .measures.baselines import baselines, best_threshold
 from .batches import score
 from .config import Sampling
 from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows
+from sftdpo.measures.answers import (
+    at_temperature,
+    calibration_error,
+    calibration_interval,
+    characters,
+    chrf,
+    chrf_at_length,
+    chrf_corpus,
+    chrf_matched,
+    entropy,
+    first_characters,
+    fit_temperature,
+    mean_interval,
+    perfect_calibration_error,
+    repeated_share,
+    with_interval,
+)
+from .measures.baselines import baselines, best_threshold
 from .measures.distance import divergences, kl_divergence
+from sftdpo.measures.sampling import (
+    Continuation,
+    choose_tokens,
+    continuations,
+    generate_ids,
+    not_finite,
+    sample,
+    text_of,
+)
+from sftdpo.measures.verse import (
+    Seen,
+    form,
+    iambic,
+    pronunciations,
+    rhyme_share,
+    rhymes,
+    scheme,
+    seen,
+    syllables,
+    ten_syllables,
+    words,
+)
 from .model import context_length
-from .measures.sampling import Continuation, choose_tokens, continuations, generate_ids, not_finite, sample, text_of
 from .tasks import TASKS, find_function
-from .measures.verse import Seen, form, iambic, pronunciations, rhyme_share, rhymes, scheme, seen, syllables, ten_syllables, words
 
 # %% ../nbs/06_evaluate.ipynb #5b7e90aa
 _all_ = ["at_temperature", "baselines", "best_threshold", "calibration_error", "calibration_interval", "characters", "choose_tokens", "chrf",

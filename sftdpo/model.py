@@ -14,21 +14,39 @@ __all__ = ['BACKBONES', 'LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'cache_fo
            'fetch_smollm2', 'fetch']
 
 # %% ../nbs/02_model.ipynb #43da9741
-import copy, hashlib, json, os, re, shutil, subprocess, sys, tempfile, warnings, zipfile
+import copy
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 
-import torch, transformers
+import torch
+import transformers
 from huggingface_hub import constants, get_session, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors import SafetensorError, safe_open
-from torch import nn
 from tokenizers import pre_tokenizers
-from transformers import CONFIG_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from torch import nn
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging

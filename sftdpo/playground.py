@@ -26,19 +26,42 @@ from markupsafe import Markup
 
 from .claims import judge_claims
 from .config import Execution, SettingsError, Study, from_yaml, to_yaml
-from .reading.examples import DataError
 from .engine.folder import StudyFolder
-from .page.forms import Form, PRESETS, WRONG, beside, field_of, field_paths
 from .engine.inputs import Inputs
-from .page.live import AtWork, begin_study, command_words, estimate, how_it_ended, live_history, progress_of, format_last, settings_file, working
 from .engine.plain_text import visible
-from .plots import learning_curves
-from .report import data, failures_of, figure
 from .engine.safe_files import refuse_links, write_text
 from .engine.store import with_searched_rates
 from .engine.timing import Plan, existing_parent, known_times, seconds_left, time_in_words, trials_in_words
 from .engine.tree import stage_tree
-from .page.views import Predictions, answers_of, cells_html, commands_html, figures_html, notes_of, picture_html, read_parts, relative_files, texts_html, verdicts_html
+from .page.forms import PRESETS, WRONG, Form, beside, field_of, field_paths
+from sftdpo.page.live import (
+    AtWork,
+    begin_study,
+    command_words,
+    estimate,
+    format_last,
+    how_it_ended,
+    live_history,
+    progress_of,
+    settings_file,
+    working,
+)
+from sftdpo.page.views import (
+    Predictions,
+    answers_of,
+    cells_html,
+    commands_html,
+    figures_html,
+    notes_of,
+    picture_html,
+    read_parts,
+    relative_files,
+    texts_html,
+    verdicts_html,
+)
+from .plots import learning_curves
+from .reading.examples import DataError
+from .report import data, failures_of, figure
 
 # %% ../nbs/24_playground.ipynb #0b60916e
 COLOURS = {"done": "#0b6b4f", "running": "#0b5cad", "failed": "#a3390b"}  # of bars; the word stands beside

@@ -28,7 +28,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .engine.plain_text import visible
 from .tables import cell_intervals, costs_of, format_time, with_cells
-from .tasks import Metric, RECIPES, format_interval, format_metric, metric_named
+from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named
 
 # %% ../nbs/21_plots.ipynb #133359f2
 def short(

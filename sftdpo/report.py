@@ -27,14 +27,47 @@ import yaml
 from markupsafe import Markup
 
 import sftdpo
-from .claims import Verdict, judge_claims, read_margins, describe_estimate, verdict_table
+from .claims import Verdict, describe_estimate, judge_claims, read_margins, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
-from .plots import Picture, against_parameters, against_time, calibration, cell_comparison, dpo_course, learning_curves, number, reliability, side_by_side, stages_of, visible
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
-from .engine.store import planned_runs, gather, read_environment, read_examples, read_history, read_results, read_settings, read_whole_table, read_texts, variants_of
-from .tables import CAVEATS, baselines_of, cell_changes, cell_intervals, costs_of, format_time, with_cells, with_sources
-from .tasks import Metric, RECIPES, format_interval, format_metric, stage_changes, task_named
+from sftdpo.engine.store import (
+    gather,
+    planned_runs,
+    read_environment,
+    read_examples,
+    read_history,
+    read_results,
+    read_settings,
+    read_texts,
+    read_whole_table,
+    variants_of,
+)
+from sftdpo.plots import (
+    Picture,
+    against_parameters,
+    against_time,
+    calibration,
+    cell_comparison,
+    dpo_course,
+    learning_curves,
+    number,
+    reliability,
+    side_by_side,
+    stages_of,
+    visible,
+)
+from sftdpo.tables import (
+    CAVEATS,
+    baselines_of,
+    cell_changes,
+    cell_intervals,
+    costs_of,
+    format_time,
+    with_cells,
+    with_sources,
+)
+from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes, task_named
 
 # %% ../nbs/22_report.ipynb #ec09be7c
 LONGEST = 3000  # characters of one piece of text on the page

@@ -15,22 +15,30 @@ from shutil import copytree
 
 import pandas as pd
 
-from .engine.search import search_rates
-from .reading.check import advice, check_data, command_of, write_check
 from .config import Execution, Reading, Run, SettingsError, Stage, Study, WorkFailed, check, from_dict, to_dict
 from .data import DataError, TaskData, fit_task, load_judged
-from .evaluate import Evaluation, evaluate
-from .reading.files import UnusableRows, expanded, write_problems
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
 from .engine.inputs import Inputs, device, judged_examples
-from .model import BACKBONES, context_length, load_backbone, load_policy, lora_targets
 from .engine.runs import processor, software
-from .engine.safe_files import full_disk_named, read_json, refuse_links, remove, remove_leftovers, write_text, written_whole
+from sftdpo.engine.safe_files import (
+    full_disk_named,
+    read_json,
+    refuse_links,
+    remove,
+    remove_leftovers,
+    write_text,
+    written_whole,
+)
+from .engine.search import search_rates
 from .engine.store import CELL, gather, write_planned_runs
-from .tasks import trained_recipes
 from .engine.timing import free_disk, peak_disk
 from .engine.tree import Node, check_finished, stage_tree
 from .engine.work import share_work, stops_like_an_interrupt, work
+from .evaluate import Evaluation, evaluate
+from .model import BACKBONES, context_length, load_backbone, load_policy, lora_targets
+from .reading.check import advice, check_data, command_of, write_check
+from .reading.files import UnusableRows, expanded, write_problems
+from .tasks import trained_recipes
 
 # %% ../nbs/12_study.ipynb #db857542
 MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "resplits", "sweep", "data", "backbone")  # data and backbone are held against their files

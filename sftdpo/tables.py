@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .stats import Estimate, by_replicate, difference, interval
 from .engine.store import read_examples, variants_of
+from .stats import Estimate, by_replicate, difference, interval
 from .tasks import RECIPES, Metric, format_interval, format_metric, task_named
 
 # %% ../nbs/20_tables.ipynb #d7e85166

@@ -37,15 +37,33 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .batches import Scorer, best_precision, collate, epoch_batches, halve, out_of_memory, score_together, to_device, width_of
-from .engine.checkpoints import last_checkpoint, mark_whole, policy_key, remove_others, rows_digest, stage_key, stored_scores
+from sftdpo.batches import (
+    Scorer,
+    best_precision,
+    collate,
+    epoch_batches,
+    halve,
+    out_of_memory,
+    score_together,
+    to_device,
+    width_of,
+)
 from .config import Stage, relevant
-from .engine.folder import StageFolder
+from sftdpo.engine.checkpoints import (
+    last_checkpoint,
+    mark_whole,
+    policy_key,
+    remove_others,
+    rows_digest,
+    stage_key,
+    stored_scores,
+)
 from .engine.fast_lora import fast_lora
+from .engine.folder import StageFolder
+from .engine.safe_files import full_disk_named, remove, remove_leftovers
 from .loss import dpo_loss, reward_accuracy, sft_loss, with_sft
 from .model import set_dropout
 from .reading.rows import Row
-from .engine.safe_files import full_disk_named, remove, remove_leftovers
 
 # %% ../nbs/05_trainer.ipynb #ed0e3df4
 def step_items(

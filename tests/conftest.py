@@ -9,7 +9,6 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 import torch
-
 from tiny import tiny_model, tiny_tokenizer
 
 root = Path(__file__).resolve().parent.parent

@@ -1,7 +1,7 @@
 "A study that takes seconds: tiny models, short sonnets of four lines, short questions."
-import sftdpo.study as study_module
 import sftdpo.engine.timing as timing_module
 import sftdpo.engine.tree as tree_module
+import sftdpo.study as study_module
 from sftdpo.config import Sampling, Stage, Study
 from sftdpo.data import Example, TaskData, cloze_prompt
 from sftdpo.engine.inputs import Inputs

@@ -6,14 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import text, tiny_model, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertLMHeadModel, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertLMHeadModel,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+)
 
 from sftdpo import model as m
-from sftdpo.reading import rows as r
 from sftdpo.config import LoRA, Reading, Run, Sampling
+from sftdpo.reading import rows as r
 from sftdpo.reading.examples import DataError, Example
-from tiny import text, tiny_model, tiny_tokenizer
 
 pairs = [("Question: Why does tea matter?\nAnswer:", " It matters."), ("Question: Why does tea matter?\n", "It matters."),
          ("Give the opposite: un", "happy"), ("a\n", "\nb"), ("Price: ", "$46 as of 10am"), ("Stars?\n", "1"), ("Mood: ", "  é")]
@@ -96,8 +104,8 @@ def test_a_sample_keeps_its_first_blank():
 
 def test_what_cannot_be_joined_is_refused_by_name_before_training(tmp_path):
     "A normalizer that strips blanks off every text; the remedy in the error is carried out."
-    from sftdpo.reading.check import check_file
     from sftdpo.engine.inputs import Inputs
+    from sftdpo.reading.check import check_file
     def task_data(run): return Inputs().of(run).data
     tokenizer = sentencepiece_like("first")
     tokenizer.backend_tokenizer.normalizer = normalizers.Strip()

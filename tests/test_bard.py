@@ -4,9 +4,9 @@ import pytest
 
 from sftdpo.config import Sampling, Study
 from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
+from sftdpo.engine.inputs import Inputs
 from sftdpo.evaluate import mean_interval
 from sftdpo.model import load_backbone
-from sftdpo.engine.inputs import Inputs
 from sftdpo.study import compare
 
 

@@ -7,11 +7,27 @@ import torch
 import transformers
 
 from sftdpo import bench as bench_module
-from sftdpo.bench import WORKERS, TurnGate, Job, adapter_size, bench, configurations, least_work, measure_configuration, padded_left, padded_log_probabilities, rounds_of, seen_pairs, speeds, take_turns, typical_rows
 from sftdpo.batches import score
+from sftdpo.bench import (
+    WORKERS,
+    Job,
+    TurnGate,
+    adapter_size,
+    bench,
+    configurations,
+    least_work,
+    measure_configuration,
+    padded_left,
+    padded_log_probabilities,
+    rounds_of,
+    seen_pairs,
+    speeds,
+    take_turns,
+    typical_rows,
+)
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, resolve
-from sftdpo.reading.rows import Row
 from sftdpo.engine.runs import stage_rows
+from sftdpo.reading.rows import Row
 
 ENGINES = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")
 

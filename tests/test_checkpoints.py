@@ -13,19 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-import sftdpo.engine.checkpoints
-from sftdpo.batches import Scorer, score
-from sftdpo.engine.checkpoints import last_checkpoint, mark_whole, policy_key, read_checkpoint, read_scores, rows_digest, stage_key, stored_scores
-from sftdpo.config import LoRA, identity
-from sftdpo.data import Row
-from sftdpo.engine.folder import COMPLETE, StageFolder, read_record, step_of, write_record
-from sftdpo.model import apply_tuning, save_policy
-from sftdpo.engine.safe_files import full_disk_named, remove_leftovers, written_whole
-from sftdpo.trainer import StageTrainer, Watch, train_stage
 from test_trainer import DPO, SFT, Stop, answers, pair_rows, same, trained, tuned
 from tiny import tiny_model
 
+import sftdpo.engine.checkpoints
+from sftdpo.batches import Scorer, score
+from sftdpo.config import LoRA, identity
+from sftdpo.data import Row
+from sftdpo.engine.checkpoints import (
+    last_checkpoint,
+    mark_whole,
+    policy_key,
+    read_checkpoint,
+    read_scores,
+    rows_digest,
+    stage_key,
+    stored_scores,
+)
+from sftdpo.engine.folder import COMPLETE, StageFolder, read_record, step_of, write_record
+from sftdpo.engine.safe_files import full_disk_named, remove_leftovers, written_whole
+from sftdpo.model import apply_tuning, save_policy
+from sftdpo.trainer import StageTrainer, Watch, train_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Out of memory")  # expected, and read where `pytest.warns` asks for them
 

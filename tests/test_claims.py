@@ -9,8 +9,28 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import (CLAIMS, QUESTIONS, Margins, asked_of, caveats, cell_values, claim, deciding, dominance, judge_results, judge_claims, judge_difference, judge_time,
-                           not_asked, parts_of, read_conditions, read_margins, save_margins, verdict_table, Verdict)
+from sftdpo.claims import (
+    CLAIMS,
+    QUESTIONS,
+    Margins,
+    Verdict,
+    asked_of,
+    caveats,
+    cell_values,
+    claim,
+    deciding,
+    dominance,
+    judge_claims,
+    judge_difference,
+    judge_results,
+    judge_time,
+    not_asked,
+    parts_of,
+    read_conditions,
+    read_margins,
+    save_margins,
+    verdict_table,
+)
 from sftdpo.config import SettingsError, from_yaml, to_yaml
 from sftdpo.engine.store import CELL, read_results, write_planned_runs
 from sftdpo.stats import Estimate, contrast, difference, paired, ratio

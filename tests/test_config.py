@@ -6,7 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sftdpo.config import LoRA, Run, SettingsError, Stage, Study, from_dict, from_yaml, identity, relevant, to_dict, to_yaml
+from sftdpo.config import (
+    LoRA,
+    Run,
+    SettingsError,
+    Stage,
+    Study,
+    from_dict,
+    from_yaml,
+    identity,
+    relevant,
+    to_dict,
+    to_yaml,
+)
 
 
 @pytest.mark.parametrize("make, words", [
@@ -137,9 +149,10 @@ def test_the_weight_of_the_sft_term_is_part_of_a_dpo_stage_only(keys_of):
 
 
 def test_backbones_with_dropout_are_told_apart(tokenizer, tmp_path):
+    from tiny import tiny_model
+
     from sftdpo.engine.inputs import has_dropout
     from sftdpo.model import save_policy
-    from tiny import tiny_model
     assert not has_dropout("bard")
     for dropout in (0.0, 0.1): assert has_dropout(str(save_policy(tiny_model("gpt2", tokenizer, dropout=dropout), tokenizer, tmp_path / f"{dropout}"))) == (dropout > 0)
 

@@ -3,18 +3,50 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny import tiny_model, tiny_tokenizer
 
-from sftdpo.measures.baselines import overlap_features, tfidf_baseline
 from sftdpo.config import LoRA, Sampling
 from sftdpo.data import Example, TaskData, cloze_prompt, load_task, tokenize, verbalizer_rows
+from sftdpo.evaluate import (
+    at_temperature,
+    baselines,
+    best_threshold,
+    calibration_error,
+    calibration_interval,
+    characters,
+    choose_tokens,
+    chrf,
+    chrf_at_length,
+    chrf_matched,
+    classification_metrics,
+    continuations,
+    decoding,
+    entropy,
+    evaluate,
+    first_characters,
+    first_lines,
+    fit_temperature,
+    form,
+    generate_ids,
+    iambic,
+    mean_interval,
+    pair_reward_accuracy,
+    perfect_calibration_error,
+    predict,
+    questions_of,
+    repeated_share,
+    rhyme_share,
+    rhymes,
+    sample,
+    score_pairs,
+    seen,
+    syllables,
+    ten_syllables,
+    text_of,
+)
+from sftdpo.measures.baselines import overlap_features, tfidf_baseline
 from sftdpo.measures.distance import completion_logits, divergences, kl_divergence, row_divergences
-from sftdpo.evaluate import (at_temperature, baselines, best_threshold, calibration_error, calibration_interval, characters, choose_tokens, chrf,
-                             chrf_at_length, chrf_matched, classification_metrics, continuations, decoding, entropy, evaluate,
-                             first_characters, first_lines, fit_temperature, form, generate_ids, iambic, mean_interval,
-                             perfect_calibration_error, predict, questions_of, repeated_share, pair_reward_accuracy, rhyme_share, rhymes,
-                             sample, score_pairs, seen, syllables, ten_syllables, text_of)
 from sftdpo.model import apply_tuning
-from tiny import tiny_model, tiny_tokenizer
 
 prompts = ["Shall I compare thee\n", "Rough winds do shake the darling buds of May,\n", "And\n", "Thou art more lovely\n"]
 
@@ -237,6 +269,7 @@ def test_each_prompt_is_continued_as_far_as_it_leaves_room(tiny):
 def test_a_prompt_opens_as_its_tokenizer_opens_a_text(tiny):
     "Scored, sampled and trained after the token that begins a text, special tokens within read as letters."
     from tokenizers.processors import TemplateProcessing
+
     from sftdpo.reading.rows import fit, longer_than, opening, prompt_ids, tokenize, verbalizer_rows
     model, tokenizer = tiny
     closed = prompt_ids(prompts, tokenizer)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from test_trainer import DPO, SFT, answers, pair_rows, trained, tuned
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import sftdpo.batches
@@ -15,8 +17,6 @@ from sftdpo.engine.fast_lora import fast_lora, lora_groups
 from sftdpo.model import add_adapter, apply_tuning, save_policy
 from sftdpo.reading.rows import Row
 from sftdpo.trainer import sparse_embedding, stage_losses, train_stage
-from test_trainer import DPO, SFT, answers, pair_rows, trained, tuned
-from tiny import tiny_model
 
 TWENTY = dict(epochs=4, batch_size=4, learning_rate=1e-3)  # 20 rows: 20 steps
 

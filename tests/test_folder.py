@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from little import compare, little_inputs, plan, small, stage_tree, steady
+from test_checkpoints import flip
 
 import sftdpo
 from sftdpo.config import Run, to_yaml
 from sftdpo.engine.folder import STATES, Damaged, StudyFolder, read_record
 from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.store import read_history, read_results
 from sftdpo.page.live import progress_of
 from sftdpo.report import write_report
-from sftdpo.engine.store import read_history, read_results
-from little import compare, little_inputs, plan, small, stage_tree, steady
-from test_checkpoints import flip
 
 KEYS = {  # as commit 72cf482 had them: what was trained then is found again
     "sft": (dict(task="sonnet", train_size=8), ("7b3de58a3bc7",), "sonnet-sft-full-seed0-9cd82ef1a0"),
@@ -184,6 +184,7 @@ sftdpo.study.claim_folder(Path(sys.argv[2]), study)
 
 def test_of_two_studies_that_are_begun_together_one_is_refused(tmp_path):
     import time
+
     from sftdpo.config import Study
     for name, size in (("one", 8), ("two", 16)): (tmp_path / f"{name}.yaml").write_text(to_yaml(Study("the same name", train_size=size)))
     begin = str(time.time() + 25)

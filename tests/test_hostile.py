@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from sftdpo.config import Reading, Sampling, Stage, Study
-from sftdpo.report import write_report
 from sftdpo.engine.store import read_texts
+from sftdpo.report import write_report
 from sftdpo.study import compare
 
 HOSTILE = ["<script>alert(1)</script>", "</textarea><img src=x onerror=alert(1)>", "=cmd|' /C calc'!A0", "{{ 7 * 7 }} {% raw %} ${7*7}", "\u202eright to left\u202c",

@@ -5,8 +5,16 @@ import pytest
 import torch
 
 from sftdpo.config import LOSSES, SettingsError, Stage
-from sftdpo.loss import (dpo_loss, implicit_rewards, register_loss, reward_accuracy, sequence_log_probabilities, sft_loss,
-                         token_log_probabilities, with_sft)
+from sftdpo.loss import (
+    dpo_loss,
+    implicit_rewards,
+    register_loss,
+    reward_accuracy,
+    sequence_log_probabilities,
+    sft_loss,
+    token_log_probabilities,
+    with_sft,
+)
 
 log = math.log
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from peft import AutoPeftModelForCausalLM, PeftModel
+from tiny import tiny_model, tiny_of, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftdpo import model as m
 from sftdpo.config import LoRA
-from tiny import tiny_model, tiny_of, tiny_tokenizer
 
 ids = torch.tensor([[5, 17, 99, 3, 250, 42, 7]])
 

@@ -10,13 +10,24 @@ from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 import sftdpo.reading.files
-from sftdpo.reading.check import check_data, check_file, options_of, reasons, write_check
 from sftdpo.config import Reading
-from sftdpo.data import DataError, Example, UnusableRows, fit_task, keep, load_task, make_pairs, read_question_pairs, without_rejected
+from sftdpo.data import (
+    DataError,
+    Example,
+    UnusableRows,
+    fit_task,
+    keep,
+    load_task,
+    make_pairs,
+    read_question_pairs,
+    without_rejected,
+)
 from sftdpo.engine.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
+from sftdpo.reading.check import check_data, check_file, options_of, reasons, write_check
 from sftdpo.reading.files import find_files, read_table, table_of, tables_of, write_problems
 from sftdpo.reading.rows import fit, longer_than, suggest_verbalizers, tokenize
 
@@ -692,9 +703,8 @@ def hostile_lines(rng, task):
 
 def test_ten_thousand_hostile_files(tmp_path):
     "No bare traceback, and no wrong row count: what is good is read, what is bad is named."
-    from sftdpo.data import _from_tables
+    from sftdpo.data import _from_tables, _own_examples, _pair_examples
     from sftdpo.reading.shapes import find_shape
-    from sftdpo.data import _own_examples, _pair_examples
     rng, usable_files = random.Random(0), 0
     for number in range(10_000):
         task = rng.choice(["labels", "completions", "preferences", "paraphrase"])

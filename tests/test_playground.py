@@ -23,16 +23,27 @@ import pandas as pd
 import pytest
 
 from sftdpo.config import Execution, LoRA, SettingsError, Stage, Study, declared, to_yaml
-from sftdpo.page.forms import Form, PRESETS, field_paths
+from sftdpo.engine.folder import State, StudyFolder
 from sftdpo.engine.inputs import Inputs
-from sftdpo.page.live import COMMAND, AtWork, begin_study, command_words, log_file, page_lock, progress_of, settings_file, stop_study, working
-from sftdpo.playground import Playground, folder_of, measure_apart
 from sftdpo.engine.runs import cost_group
 from sftdpo.engine.safe_files import held
-from sftdpo.engine.folder import State, StudyFolder
 from sftdpo.engine.timing import Plan, Timing, known_times
 from sftdpo.engine.tree import stage_lines, stage_tree
+from sftdpo.page.forms import PRESETS, Form, field_paths
+from sftdpo.page.live import (
+    COMMAND,
+    AtWork,
+    begin_study,
+    command_words,
+    log_file,
+    page_lock,
+    progress_of,
+    settings_file,
+    stop_study,
+    working,
+)
 from sftdpo.page.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
+from sftdpo.playground import Playground, folder_of, measure_apart
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 

@@ -7,8 +7,26 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from sftdpo.plots import (MOST_LINES, MOST_ROWS, Picture, against_parameters, against_time, calibration, cell_comparison, cell_intervals, costs_of, dpo_course,
-                          learning_curves, looks_of, reliability, short, side_by_side, stages_of, visible, with_cells)
+from sftdpo.plots import (
+    MOST_LINES,
+    MOST_ROWS,
+    Picture,
+    against_parameters,
+    against_time,
+    calibration,
+    cell_comparison,
+    cell_intervals,
+    costs_of,
+    dpo_course,
+    learning_curves,
+    looks_of,
+    reliability,
+    short,
+    side_by_side,
+    stages_of,
+    visible,
+    with_cells,
+)
 from sftdpo.tasks import RECIPES
 
 

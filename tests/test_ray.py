@@ -2,10 +2,10 @@
 import pandas as pd
 import pytest
 import torch
+from little import steady
 
 from sftdpo.config import Execution, Sampling, Stage, Study
 from sftdpo.study import compare
-from little import steady
 
 ray = pytest.importorskip("ray", reason="the extra is not installed: pip install 'sftdpo[ray]'")
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sftdpo.config import Study
-from sftdpo.report import STYLE, data, write_report
 from sftdpo.engine.store import write_planned_runs
+from sftdpo.report import STYLE, data, write_report
 from sftdpo.tasks import RECIPES
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"

@@ -7,8 +7,33 @@ import pandas as pd
 import pytest
 from scipy import stats as distributions
 
-from sftdpo.stats import (Estimate, at_level, by_replicate, choice_error, contrast, detectable, detectable_range, difference, equivalence, full_tables, holm, interval, mcnemar, needed, needed_to_reach, planned_error, ratio,
-                          share_interval, spread_of_variance, steady_variance, sums_of, checked_table, variance_of_mean, verdict, widened)
+from sftdpo.stats import (
+    Estimate,
+    at_level,
+    by_replicate,
+    checked_table,
+    choice_error,
+    contrast,
+    detectable,
+    detectable_range,
+    difference,
+    equivalence,
+    full_tables,
+    holm,
+    interval,
+    mcnemar,
+    needed,
+    needed_to_reach,
+    planned_error,
+    ratio,
+    share_interval,
+    spread_of_variance,
+    steady_variance,
+    sums_of,
+    variance_of_mean,
+    verdict,
+    widened,
+)
 
 
 def long(

@@ -125,8 +125,8 @@ SHAPES = dict(
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_usual_shapes_are_named_and_the_command_reads_them(shape, tmp_path, capsys):
-    from sftdpo.reading.check import advice
     from sftdpo.cli import main, parse
+    from sftdpo.reading.check import advice
     name, data, called, prompt, completion, rejected = SHAPES[shape]
     path = write(tmp_path, name, data)
     assert f"It looks like {called}: " in advice(path, Reading())
@@ -296,10 +296,11 @@ def test_a_user_that_does_not_exist(words, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, tokenizer):
     "A model of two labels that was trained with a template and answers of its own."
+    from tiny import tiny_model
+
     from sftdpo.config import Run, Stage
     from sftdpo.model import save_policy
     from sftdpo.study import train_run
-    from tiny import tiny_model
     folder = tmp_path_factory.mktemp("trained")
     base = str(save_policy(tiny_model("gpt2", tokenizer), tokenizer, folder / "base"))
     text = "sentence\tlabel\n" + "".join(f"The {'good' if i % 2 else 'bad'} line {i}.\t{i % 2}\n" for i in range(120))

@@ -6,21 +6,21 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from little import compare, little_inputs, small, steady
+from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 import sftdpo.engine.runs
 import sftdpo.engine.work
+from sftdpo.claims import judge_claims
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import tokenizer_of
-from sftdpo.claims import judge_claims
+from sftdpo.engine.store import COLUMNS, read_results, variants_of
 from sftdpo.model import save_policy
 from sftdpo.report import write_report
-from sftdpo.engine.store import COLUMNS, read_results, variants_of
 from sftdpo.study import evaluate_saved, grown, train_run
 from sftdpo.tables import cells_table, print_tables
-from little import compare, little_inputs, small, steady
-from tiny import tiny_model
 
 
 def stage_keys(run): return little_inputs().of(run).keys

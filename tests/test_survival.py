@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from little import compare, little_inputs, plan, small, stage_tree, steady
 
 from sftdpo.config import Execution
 from sftdpo.engine.folder import StudyFolder, read_record, write_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.store import read_results
-from little import compare, little_inputs, plan, small, stage_tree, steady
 
 processes = multiprocessing.get_context("forkserver")
 processes.set_forkserver_preload(["sftdpo.study", "sftdpo.trainer", "little"])
@@ -214,6 +214,7 @@ def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatc
 
 def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path):
     import dataclasses
+
     from little import short
     study = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("full",))
     compare(study, tmp_path / "out", progress=False)

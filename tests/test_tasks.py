@@ -18,9 +18,9 @@ from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, Study
 from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.store import read_examples, read_results
 from sftdpo.plots import cell_comparison
 from sftdpo.report import cell_lines, cells_of
-from sftdpo.engine.store import read_examples, read_results
 from sftdpo.tables import cell_intervals, cells_table, with_cells
 from sftdpo.tasks import PARAPHRASE, RECIPES, TASKS, Metric, Recipe, Recommended, register
 
@@ -122,8 +122,8 @@ def test_settings_name_the_tasks_and_recipes_there_are(own):
 
 
 def test_a_search_of_a_recipe_of_ones_own_takes_over_the_first_rate(own, tmp_path):
-    from sftdpo.engine.search import search_rates
     from sftdpo.engine.folder import StudyFolder
+    from sftdpo.engine.search import search_rates
     study = Study(tasks=("larger",), data=str(own / "numbers.csv"), recipes=("dpo-sft",), tunings=("full",), train_size=16, search=dict(trials=3))
     asked = []
     def pretend(runs):

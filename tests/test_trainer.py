@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from tiny import tiny_model, tiny_of
 
 from sftdpo.batches import Scorer, collate, epoch_batches, score
 from sftdpo.config import LoRA, Stage
 from sftdpo.data import Row
+from sftdpo.engine.checkpoints import write_scores
 from sftdpo.loss import sequence_log_probabilities
 from sftdpo.model import apply_tuning
-from sftdpo.engine.checkpoints import write_scores
 from sftdpo.trainer import StageTrainer, Watch, check_start, completion_tokens, similarity, stage_losses, train_stage
-from tiny import tiny_model, tiny_of
 
 SFT = Stage("sft", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")
 DPO = Stage("dpo", learning_rate=3e-3, epochs=2, batch_size=8, precision="fp32")

@@ -4,18 +4,18 @@ import math
 import pandas as pd
 import pytest
 import yaml
-
-import sftdpo.engine.work
-from sftdpo.engine.search import best_of, first_trials, next_trial
-from sftdpo.config import Search, Run, Sampling, SettingsError, Stage, Study
-from sftdpo.engine.inputs import Inputs
-from sftdpo.page.live import estimate
-from sftdpo.model import save_policy
-from sftdpo.engine.safe_files import read_json
-from sftdpo.engine.store import read_examples, variants_of
-from sftdpo.tables import cells_table
 from little import compare, little_inputs, plan, small, stage_tree, steady
 from tiny import tiny_model
+
+import sftdpo.engine.work
+from sftdpo.config import Run, Sampling, Search, SettingsError, Stage, Study
+from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.safe_files import read_json
+from sftdpo.engine.search import best_of, first_trials, next_trial
+from sftdpo.engine.store import read_examples, variants_of
+from sftdpo.model import save_policy
+from sftdpo.page.live import estimate
+from sftdpo.tables import cells_table
 
 
 def names(states): return [state.name for state in states]

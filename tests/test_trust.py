@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from tiny import tiny_model
 
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
-from sftdpo.reading.examples import Example
 from sftdpo.engine.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.safe_files import held, write_json
+from sftdpo.engine.store import read_examples, read_history, read_results
 from sftdpo.page.live import begin_study, log_file, settings_file, working
 from sftdpo.playground import Playground
 from sftdpo.plots import against_time, costs_of, learning_curves, stages_of, with_cells
-from sftdpo.engine.safe_files import held, write_json
-from sftdpo.engine.folder import StudyFolder
-from sftdpo.engine.store import read_examples, read_history, read_results
+from sftdpo.reading.examples import Example
 from sftdpo.tables import cells_table
-from tiny import tiny_model
 
 ESCAPE = "\x1b]0;pwned\x07"
 

@@ -8,8 +8,20 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import judge_results, judge_claims
-from sftdpo.measures.worlds import FINDINGS, MARGINAL, NEVER, Setting, World, completed, coverage_table, draw_study, equal_cells, verdicts_in, write_study
+from sftdpo.claims import judge_claims, judge_results
+from sftdpo.measures.worlds import (
+    FINDINGS,
+    MARGINAL,
+    NEVER,
+    Setting,
+    World,
+    completed,
+    coverage_table,
+    draw_study,
+    equal_cells,
+    verdicts_in,
+    write_study,
+)
 
 STORED = Path(__file__).resolve().parents[1] / "nbs" / "study" / "results"
 ONE = ("sft",)

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import PartialState
+from tiny import tiny_model, tiny_tokenizer
 
 from sftdpo.config import LoRA, Stage
 from sftdpo.data import Row
 from sftdpo.model import apply_tuning
 from sftdpo.trainer import Watch, train_stage
-from tiny import tiny_model, tiny_tokenizer
 
 BATCH = 8
 CELLS = [(kind, tuning) for kind in ("sft", "dpo") for tuning in ("full", "lora")]

@@ -10,7 +10,6 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-
 from readme import out_of_step
 
 root = Path(__file__).resolve().parent.parent

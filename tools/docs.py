@@ -15,7 +15,6 @@ from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
-
 from pages import Pages
 
 CHAPTERS = {  # the reading order: each notebook belongs to the first chapter with a pattern that its path matches

@@ -10,7 +10,6 @@ import pandas as pd
 from sftdpo.engine.folder import StudyFolder
 
 
-
 def keep(study: Path, place: Path):
     "Copy a finished study's results to `place`, replacing what was there."
     there, kept = StudyFolder(study), StudyFolder(place)

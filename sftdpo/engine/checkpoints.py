@@ -22,8 +22,8 @@ from torch import nn
 from ..batches import Scorer, best_precision, score_together
 from ..config import identity
 from .folder import COMPLETE, Damaged, digests, first_damaged, read_record, step_of, write_record
-from ..reading.rows import Row
 from .safe_files import remove, to_disk, write_bytes
+from ..reading.rows import Row
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #67ff823e
 def weights_digest(

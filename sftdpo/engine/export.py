@@ -7,7 +7,9 @@ __all__ = ['FORMATS', 'COURSE_TOKENS', 'check_format', 'write_predictions', 'par
            'sonnet_submission', 'submit_sonnets', 'write_pairs']
 
 # %% ../../nbs/engine/14_export.ipynb #afd3d392
-import csv, io, re
+import csv
+import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +17,10 @@ import pandas as pd
 
 # %% ../../nbs/engine/14_export.ipynb #cbb3a78c
 from ..config import Reading, Sampling
-from ..data import read_question_pairs, read_sonnets, verbalizers, TaskData
+from ..data import TaskData, read_question_pairs, read_sonnets, verbalizers
+from .safe_files import full_disk_named, write_bytes, write_text
 from ..evaluate import predict, sample
 from ..reading.examples import DataError, Example, preference_dataset
-from .safe_files import full_disk_named, write_bytes, write_text
 
 # %% ../../nbs/engine/14_export.ipynb #f71ce0b3
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")

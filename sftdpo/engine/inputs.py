@@ -16,11 +16,19 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..batches import best_precision
-from .checkpoints import stage_key
 from ..config import Run, Stage, identity, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
+from .checkpoints import stage_key
 from .folder import digest_of
-from ..model import apply_tuning, context_length, fetch_hub, in_hub_cache, inspect_backbone, locate, parameter_counts
+from sftdpo.model import (
+    apply_tuning,
+    context_length,
+    fetch_hub,
+    in_hub_cache,
+    inspect_backbone,
+    locate,
+    parameter_counts,
+)
 
 # %% ../../nbs/engine/03_inputs.ipynb #fc04b0f9
 def device() -> str:

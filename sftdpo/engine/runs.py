@@ -27,11 +27,11 @@ import sftdpo
 from ..batches import best_precision
 from ..config import Run, Stage, relevant, resolve, to_dict, to_yaml
 from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected
-from ..evaluate import baselines, evaluate, sample, with_interval
 from .folder import RunFolder, StageFolder, StudyFolder, read_record
 from .inputs import RunInputs, device
-from ..model import apply_tuning, context_length, parameter_counts, save_policy
 from .safe_files import read_json, remove, write_json, write_text, written_whole
+from ..evaluate import baselines, evaluate, sample, with_interval
+from ..model import apply_tuning, context_length, parameter_counts, save_policy
 from ..tasks import TASKS, find_function
 from ..trainer import StageResult, train_stage
 

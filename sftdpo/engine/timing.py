@@ -18,11 +18,11 @@ from pathlib import Path
 from ..config import Run, Stage, Study, from_yaml
 from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, device
-from ..model import apply_tuning, load_backbone
 from .runs import cost_group, judge_run, stage_rows, train
 from .safe_files import read_json, refuse_links, write_json
 from .store import with_searched_rates
 from .tree import Node, history_of_node, stage_tree
+from ..model import apply_tuning, load_backbone
 
 # %% ../../nbs/engine/07_timing.ipynb #6e6c46f2
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what a damaged or a closed folder may raise

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from ..config import Run, Stage, Study
-from ..reading.examples import gc_paused
 from .folder import StageFolder, StudyFolder
 from .inputs import Inputs, RunInputs
 from .safe_files import remove
+from ..reading.examples import gc_paused
 
 # %% ../../nbs/engine/06_tree.ipynb #f96d970e
 @dataclass

@@ -22,8 +22,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from ..batches import Scorer, best_precision, score
 from ..config import Stage
 from ..reading.rows import Row
-from ..trainer import (StageResult, Watch, prepare_dropout, reset_peak_memory, result_of,
-                            training_arguments)
+from ..trainer import StageResult, Watch, prepare_dropout, reset_peak_memory, result_of, training_arguments
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #35f18ac9
 def answer_columns(

@@ -26,13 +26,13 @@ import torch
 from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs
-from ..model import load_backbone, load_policy
 from .plain_text import clean_output
 from .runs import finish_run, finish_stage
 from .safe_files import holder, means_full_disk, read_json, remove, write_json, write_text
 from .store import gather
 from .timing import Timing, left_in_words
 from .tree import Node, check_stage_weights, stage_tree
+from ..model import load_backbone, load_policy
 
 # %% ../../nbs/engine/08_work.ipynb #97b90288
 def finish_node(

@@ -13,11 +13,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from .answers import chrf, chrf_at_length, chrf_corpus, with_interval
 from ..data import Example, TaskData, questions_of, subset
+from .answers import chrf, chrf_at_length, chrf_corpus, with_interval
+from .verse import form, seen
 from ..reading.questions import word_overlap
 from ..tasks import TASKS, find_function
-from .verse import form, seen
 
 # %% ../../nbs/measures/04_baselines.ipynb #6153830f
 def best_threshold(

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .answers import characters
 from ..batches import autocast
 from ..config import Sampling
+from .answers import characters
 from ..model import context_length
 from ..reading.rows import continuation_text, prompt_ids
 

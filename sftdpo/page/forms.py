@@ -22,7 +22,19 @@ import ipywidgets as widgets
 import yaml
 from markupsafe import Markup
 
-from ..config import Search, Execution, LearningRates, Sampling, SettingsError, Stage, Study, convert, declared, from_dict, to_dict
+from sftdpo.config import (
+    Execution,
+    LearningRates,
+    Sampling,
+    Search,
+    SettingsError,
+    Stage,
+    Study,
+    convert,
+    declared,
+    from_dict,
+    to_dict,
+)
 
 # %% ../../nbs/page/01_forms.ipynb #bc636ea6
 @lru_cache

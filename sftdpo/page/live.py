@@ -22,9 +22,9 @@ from ..engine.folder import StudyFolder
 from ..engine.inputs import Inputs
 from ..engine.safe_files import holder, write_text
 from ..engine.store import with_searched_rates
-from ..study import check_study_folder, check_runs
 from ..engine.timing import Plan, plan
 from ..engine.tree import Node, history_of_node, stage_lines
+from ..study import check_runs, check_study_folder
 
 # %% ../../nbs/page/02_live.ipynb #2f4c381d
 def estimate(

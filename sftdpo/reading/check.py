@@ -10,7 +10,8 @@ __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'sha
            'suggested_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
-import dataclasses, shlex
+import dataclasses
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,12 +19,33 @@ from pathlib import Path
 
 # %% ../../nbs/reading/05_check.ipynb #86af7e8d
 from ..config import Reading
-from ..data import TaskData, encoding_of, fit_task, gathered, label_metric, load_task, prompt_key, rare_labels, shared_questions, shared_runs, text_key
-from .examples import DataError, Example, chance, gc_paused, counted
-from .files import Problem, UnusableRows, likely_encoding, named, plain_markdown, printable, tables_of, write_problems
+from sftdpo.data import (
+    TaskData,
+    encoding_of,
+    fit_task,
+    gathered,
+    label_metric,
+    load_task,
+    prompt_key,
+    rare_labels,
+    shared_questions,
+    shared_runs,
+    text_key,
+)
 from ..engine.folder import DataFolder
-from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
 from ..engine.safe_files import write_json, write_text
+from .examples import DataError, Example, chance, counted, gc_paused
+from sftdpo.reading.files import (
+    Problem,
+    UnusableRows,
+    likely_encoding,
+    named,
+    plain_markdown,
+    printable,
+    tables_of,
+    write_problems,
+)
+from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
 from .shapes import guess_task, prepared, usual_shapes
 from ..tasks import TASKS
 

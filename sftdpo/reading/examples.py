@@ -8,7 +8,11 @@ __all__ = ['DataError', 'counted', 'gc_paused', 'Example', 'without_rejected', '
            'given_completions', 'make_pairs', 'preference_dataset']
 
 # %% ../../nbs/reading/03_examples.ipynb #66ff174f
-import gc, hashlib, random, re, warnings
+import gc
+import hashlib
+import random
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace

@@ -8,15 +8,17 @@ __all__ = ['USUAL_NAMES', 'template_pieces', 'Shape', 'guess_task', 'find_shape'
            'wider_template', 'left_out']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
-import difflib, os.path, re
+import difflib
+import os.path
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 # %% ../../nbs/reading/02_shapes.ipynb #2326bb8b
 from ..config import Reading
-from ..tasks import TASKS
 from .examples import DataError
 from .files import Table, named
+from ..tasks import TASKS
 
 # %% ../../nbs/reading/02_shapes.ipynb #f94ca2dc
 USUAL_NAMES = dict(
