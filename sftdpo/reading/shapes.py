@@ -295,7 +295,7 @@ def _scored_pairs(table: Table, reading: Reading) -> Iterator[Reading]:
 
 def _without_header(table: Table) -> Table:
     "The table whose first line is a row, with names for its columns."
-    first, columns = list(table.columns), {}
+    first = list(table.columns)
     rows = {f"column{i}": [name, *table.values(name)] for i, name in enumerate(first, 1)}
     whole = replace(table, columns=rows, lines=[1, *table.lines])
     texts, groups = _texts(whole), _groups(whole)
