@@ -368,7 +368,7 @@ def nearly_equal(
     return found
 
 # %% ../nbs/01_data.ipynb #83875e88
-def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str]) -> tuple[list[Example], list[Problem]]:
+def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str] | None = None) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
     prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
@@ -384,7 +384,7 @@ def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: d
         label = rejected = None
         if "label" in given:
             key = _label_key(given["label"])
-            key = merged.get(key, key)
+            key = (merged or {}).get(key, key)
             if key not in numbers:
                 if key.lower() in _missing_values: raise ValueError(f"the label is {key!r}, which stands for a missing value (name it in --reading.verbalizers if it is a label)")
                 raise ValueError(f"the label is {key[:60]!r}, none of {', '.join(map(repr, list(numbers)[:20]))}{' ...' * (len(numbers) > 20)}")
@@ -401,7 +401,7 @@ def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: d
 def _examples_of(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str] | None = None) -> tuple[list[Example], list[Problem]]:
     "Examples of a table, made as the task's record says."
     example = TASKS[shape.task].example
-    if not example: return _own_examples(table, shape, answers, merged or {})
+    if not example: return _own_examples(table, shape, answers, merged)
     make, texts = find_function(example), lambda parts: {part: _text(value, part, blank=True) for part, value in parts.items()}
     return _made_examples(table, shape, make if isinstance(example, str) else lambda id, **parts: make(id, **texts(parts)))
 

@@ -185,11 +185,12 @@ class Inputs:
         return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
 
     def run(self, run: Run) -> RunInputs:
+        reader = self.readers[run.backbone,]  # a base model that cannot work is refused before data is read
         data = self.fitted[run.task, run.data, run.resplit, run.reading, run.backbone]
         fingerprint = self.fingerprints[run.backbone,]
         keys = self.stage_keys(run, data, fingerprint)
         name = self.name_of(run, data, fingerprint, keys)
-        return RunInputs(run, data, *self.readers[run.backbone,], fingerprint, keys, name)
+        return RunInputs(run, data, *reader, fingerprint, keys, name)
 
     def of(self, run: Run) -> RunInputs:
         "The inputs of a run."

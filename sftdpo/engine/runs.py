@@ -180,8 +180,8 @@ def judge_run(
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
     metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
     if baseline or data.verbalizers:
-        found = baselines(data, examples, run.seed, inputs.training)
-        metrics |= {f"baseline_{name}": value for name, value in found.items()}
+        beside = baselines(data, examples, run.seed, inputs.training)
+        metrics |= {f"baseline_{name}": value for name, value in beside.items()}
     return metrics, found.examples
 
 # %% ../../nbs/engine/04_runs.ipynb #11edcd08
@@ -275,11 +275,11 @@ def finish_run(
     base: str = "",         # name of the run that judges the base model, if it is finished
 ):
     "Judge a run whose stages are trained, and write its folder."
-    run, model, known = inputs.run, model.to(device()), folder.run(base)
+    run, model, known = inputs.run, model.to(device()), folder.run(base) if base else None
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
     keeps = bool(stages) and weights in ("best", "all")
     metrics, examples = judge_run(inputs, model, tokenizer, baseline=not stages)
-    if stages and base and known.finished: metrics |= changes(run.task, examples, pd.read_parquet(known.checked(known.examples)))
+    if stages and known and known.finished: metrics |= changes(run.task, examples, pd.read_parquet(known.checked(known.examples)))
     metrics |= training_metrics(stages)
     if weights == "best" and stages:
         metrics[f"validation_{TASKS[run.task].primary.name}"] = judge_run(inputs.other(judge="validation"), model, tokenizer)[0][TASKS[run.task].primary.name]

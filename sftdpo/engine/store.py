@@ -75,7 +75,7 @@ def rows_of(
         found.append(read_json(run.checked(run.metrics, about)))
     results = pd.DataFrame(runs, columns=COLUMNS[:-2])
     results = results.loc[results.index.repeat([len(metrics) for metrics in found])].reset_index(drop=True)
-    results["metric"] = pd.Series([metric for metrics in found for metric in metrics], dtype=object)  # text even where there are none
+    results["metric"] = pd.Series([metric for metrics in found for metric in metrics], dtype=str)  # text even where there are none
     values = pd.array([value for metrics in found for value in metrics.values()], dtype="Float64")
     results["value"] = values.to_numpy(float, na_value=float("nan"))
     results.loc[results.metric.str.startswith(("stage", "parameters")), "split"] = "train"

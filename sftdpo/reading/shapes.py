@@ -33,7 +33,8 @@ def _plain(name): return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 def _names(role, task) -> tuple[str, ...]:
     "The usual names of a column: the task's own, or those that everybody uses."
-    return TASKS[task].columns.get(role) or USUAL_NAMES.get(role, (role,))
+    own = TASKS[task].columns.get(role) if task in TASKS else None
+    return own or USUAL_NAMES.get(role, (role,))
 
 def _usual(role, columns, task) -> str | None:
     "The column that has one of a role's usual names."
