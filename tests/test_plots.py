@@ -48,7 +48,7 @@ def history_of(cells, seeds=2, steps=6, evaluations=True):
                     line = here | dict(step=step, loss=3 / step + stage + .1 * seed)
                     if kind == "dpo": line |= dict(reward_margin=.1 * step, chosen_log_probability=-5. - step, rejected_log_probability=-6. - 2 * step)
                     lines.append(line)
-                    if looks and step % 2 == 0: lines.append(here | dict(step=step, held_out_loss=4 / step) | ({f"held_out_{name}": line[name] for name in line if name.endswith(("margin", "probability"))}))
+                    if evaluations and step % 2 == 0: lines.append(here | dict(step=step, held_out_loss=4 / step) | ({f"held_out_{name}": line[name] for name in line if name.endswith(("margin", "probability"))}))
     return pd.DataFrame(lines)
 
 
