@@ -99,7 +99,9 @@ def opening(
 ) -> list[int]: # one id, or none
     "What a tokenizer puts before every text by itself."
     begin = tokenizer.bos_token_id
-    return [begin] if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else []
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # a call of the tokenizer itself would forget how it pads and cuts
+    ids = backend.encode("a").ids if backend else tokenizer("a")["input_ids"]
+    return [begin] if begin is not None and ids[:1] == [begin] else []
 
 def prompt_ids(
     prompts: Sequence[str],  # special tokens in them are read as letters
