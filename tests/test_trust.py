@@ -18,7 +18,7 @@ from tiny import tiny_model
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.engine.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
-from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.folder import StudyFolder, write_record
 from sftdpo.engine.safe_files import held, write_json
 from sftdpo.engine.store import read_examples, read_history, read_results
 from sftdpo.page.live import begin_study, log_file, settings_file, working
@@ -115,7 +115,7 @@ def test_a_record_does_not_lead_out_of_the_folder(foreign):
     shutil.copytree(foreign / "runs" / StudyFolder(foreign).finished_runs()[0], home)
     for name in StudyFolder(foreign).finished_runs():
         path = foreign / "runs" / name / "sftdpo.json"
-        write_json(path, json.loads(path.read_text()) | {"run": "../../secret"})
+        write_record(path, {name: value for name, value in json.loads(path.read_text()).items() if name != "digest"} | {"run": "../../secret"})
     assert set(read_examples(foreign)["run"]) == set(StudyFolder(foreign).finished_runs())
 
 
@@ -166,7 +166,7 @@ main({[*study[0][:-1], str(tmp_path / "study")]!r} + ["--workers", "2"])
     assert done.returncode == -signal.SIGKILL
     until = time.monotonic() + 120
     while time.monotonic() < until and Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text(): time.sleep(0.2)
-    assert finished_runs(tmp_path / "study") == [] and not list(tmp_path.glob("study/stages/*")), "the worker went on without its parent"
+    assert StudyFolder(tmp_path / "study").finished_runs() == [] and not list(tmp_path.glob("study/stages/*")), "the worker went on without its parent"
 
 
 # runs that all fail

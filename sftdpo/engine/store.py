@@ -45,7 +45,10 @@ def planned_runs(
 ) -> pd.DataFrame | None:  # run, the columns of `CELL`, and what is swept, all as text; None where nothing is written down
     "The runs that the study asks for."
     path, remedy = StudyFolder(folder).planned, f"{AGAIN}; without the file every finished run is in the table"
-    return read_whole_table(path, ["run", *CELL], remedy, dtype=str, keep_default_na=False) if path.exists() else None
+    if not path.exists(): return None
+    planned = read_whole_table(path, ["run", *CELL], remedy, dtype=str, keep_default_na=False)
+    for name in planned["run"].unique(): inside(StudyFolder(folder).runs, name)
+    return planned
 
 # %% ../../nbs/engine/05_store.ipynb #90c10fff
 def write_planned_runs(

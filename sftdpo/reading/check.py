@@ -307,7 +307,8 @@ def check_data(
     if data.verbalizers and all(e.label is not None for e in (*data.train, *data.test)):
         if label_metric(data.train) == "macro_f1": report.notes.append("one label has more than 75 % of the training rows: macro F1 is primary, not accuracy")
         if rare := rare_labels(data.test, data.verbalizers):
-            report.notes.append("too few judged rows to say much of a label: " + ", ".join(f"{shown(answer)} {n}" for answer, n in rare.items()))
+            named_ones = [f"{shown(answer)} {n}" for answer, n in rare.items()]
+            report.notes.append(f"too few judged rows to say much of a label: {', '.join(_some(named_ones, 20, 'labels'))}")
     everything = [e for examples in data.splits.values() for e in examples]
     report.notes += pair_notes(everything)
     if tokenizer is not None:
