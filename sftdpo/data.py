@@ -722,7 +722,7 @@ def load_task(
     The course's folder has no 144-154: there its dev set 132-143 is the test, and the last 12 of its train set validation.
 
     Labels, completions, preferences: one file, or a folder with a training file and perhaps one that judges (test) and one
-    that chooses (validation, dev, validation); without a test file, the choosing one judges, and without either, parts of train do.
+    that chooses (validation, dev, valid); without a test file, that one judges, and without either, parts of train do.
     """
     if task not in TASKS: raise DataError(f"There is no task {task!r}: use {', '.join(map(repr, TASKS))}.")
     if isinstance(data, str) and data not in ("embedded", "hub") and not data.startswith("hub:"): data = Path(data)

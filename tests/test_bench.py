@@ -11,7 +11,6 @@ from sftdpo.batches import score
 from sftdpo.bench import (
     WORKERS,
     Job,
-    TurnGate,
     adapter_size,
     bench,
     configurations,
@@ -26,7 +25,6 @@ from sftdpo.bench import (
     typical_rows,
 )
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, resolve
-from sftdpo.engine.runs import stage_rows
 from sftdpo.reading.rows import Row
 
 ENGINES = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")

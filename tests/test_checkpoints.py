@@ -1,6 +1,5 @@
 "A stage that is killed, runs out of memory or out of disk: it goes on, and ends as if nothing had been."
 import errno
-import json
 import multiprocessing
 import os
 import random

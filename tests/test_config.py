@@ -1,6 +1,5 @@
 "Settings: what is refused, what is read back, and what makes two stages one."
 import dataclasses
-import random
 
 import pytest
 from hypothesis import given

@@ -28,7 +28,7 @@ from sftdpo.data import (
 )
 from sftdpo.engine.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
 from sftdpo.reading.check import check_data, check_file, options_of, reasons, write_check
-from sftdpo.reading.files import find_files, read_table, table_of, tables_of, write_problems
+from sftdpo.reading.files import find_files, read_table, table_of, write_problems
 from sftdpo.reading.rows import fit, longer_than, suggest_verbalizers, tokenize
 
 qqp = "id,question1,question2,is_duplicate\n"
@@ -472,7 +472,7 @@ def test_one_of_a_thing_is_said_as_one(tmp_path):
 
 
 def test_copies_of_a_text_stay_on_one_side(tmp_path):
-    from sftdpo.data import _by_chance, _hold_out, _hold_out_texts, text_key
+    from sftdpo.data import _hold_out, _hold_out_texts
     path = labelled(tmp_path, [f"{'Text' if i % 2 else ' TEXT'}  {i // 3}" for i in range(300)])
     for seed in range(5):
         task = load_task("labels", path, seed)
@@ -703,7 +703,7 @@ def hostile_lines(rng, task):
 
 def test_ten_thousand_hostile_files(tmp_path):
     "No bare traceback, and no wrong row count: what is good is read, what is bad is named."
-    from sftdpo.data import _from_tables, _own_examples, _pair_examples
+    from sftdpo.data import _own_examples, _pair_examples
     from sftdpo.reading.shapes import find_shape
     rng, usable_files = random.Random(0), 0
     for number in range(10_000):

@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.config import Study
 from sftdpo.engine.store import write_planned_runs
 from sftdpo.report import STYLE, data, write_report
 from sftdpo.tasks import RECIPES

@@ -84,9 +84,9 @@ def test_goes_on_after_a_stop(backbone, tmp_path, monkeypatch):
         calls.append(1)
         if len(calls) == 3: raise KeyboardInterrupt
         return judge(*args, **more)
-    monkeypatch.setattr(sftdpo.engine.runs, "judge", stopped)
+    monkeypatch.setattr(sftdpo.engine.runs, "judge_run", stopped)
     with pytest.raises(KeyboardInterrupt): compare(study, tmp_path / "stopped", progress=False)
-    monkeypatch.setattr(sftdpo.engine.runs, "judge", judge)
+    monkeypatch.setattr(sftdpo.engine.runs, "judge_run", judge)
     found = steady(compare(study, tmp_path / "stopped", progress=False))
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
@@ -184,10 +184,10 @@ def test_a_trained_model_is_kept_in_the_standard_formats(backbone, tuning, tmp_p
     loader = AutoModelForCausalLM if tuning == "full" else AutoPeftModelForCausalLM
     model = loader.from_pretrained(tmp_path / "out" / "model").eval()
     assert 0 <= metrics["accuracy"] <= 1
-    assert evaluate_saved(str(tmp_path / "out"), run, little_inputs()).metrics["nll"] == pytest.approx(metrics["nll"])
+    assert evaluate_saved(str(tmp_path / "out"), run, inputs=little_inputs()).metrics["nll"] == pytest.approx(metrics["nll"])
     with torch.no_grad(): assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
     other = run.replace(backbone="bard", test_size=4)  # a judge who says nothing of the backbone: the model's own tokenizer reads
-    assert len(evaluate_saved(str(tmp_path / "out"), other, little_inputs()).examples) == 4
+    assert len(evaluate_saved(str(tmp_path / "out"), other, inputs=little_inputs()).examples) == 4
 
 
 def test_answers_are_those_of_the_judged_models_tokenizer(backbone, tokenizer, tmp_path):

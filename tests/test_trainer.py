@@ -1,6 +1,5 @@
 "A stage of training: equal to TRL's, to plain computation, to itself after a stop."
 import math
-import re
 from types import SimpleNamespace
 
 import numpy as np

@@ -4,11 +4,11 @@ import math
 import pandas as pd
 import pytest
 import yaml
-from little import compare, little_inputs, plan, small, stage_tree, steady
+from little import compare, little_inputs, plan, small, stage_tree
 from tiny import tiny_model
 
 import sftdpo.engine.work
-from sftdpo.config import Run, Sampling, Search, SettingsError, Stage, Study
+from sftdpo.config import Run, Search, SettingsError, Stage, Study
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
 from sftdpo.engine.search import best_of, first_trials, next_trial

@@ -194,6 +194,7 @@ def peak_disk(
         if node.runs and weights == "best" and cell not in cells: kept += size(node)
         cells.add(cell)
         for one in [node, *reversed(node.ancestors)]:
+            if one.key not in open_children: break  # finished before, and not made again
             if one is not node: open_children[one.key] -= 1
             if one.stage and not open_children[one.key]: alive.pop(one.key, None)
             else: break
@@ -239,7 +240,7 @@ def trials_in_words(
     study: Study,         # perhaps with trials
     inputs: Inputs,       # of the study
 ) -> str:                 # empty where none is to come
-    "How far the choosing of learning rates is."
+    "How far the search for learning rates is."
     if not study.search.trials or folder.search.exists(): return ""
     count, _ = trial_cost(study, Timing(), inputs)
     return f"search learning rates: {len(folder.trials.finished_runs()):,} of about {count:,} trials done"

@@ -223,7 +223,7 @@ def python_call(
             words.append(f"{name}={describe(ours, theirs) if isinstance(value, dict) and hasattr(ours, 'replace') and not isinstance(ours, dict) else repr(ours)}")
         return f"{kind}({', '.join(words)})"
     call = describe(study, Study())
-    kinds = sorted({word for word in ("Stage", "LearningRates", "LoRA", "Sampling", "Reading", "Choosing") if f"{word}(" in call} | {"Study"})
+    kinds = sorted({word for word in ("Stage", "LearningRates", "LoRA", "Sampling", "Reading", "Search") if f"{word}(" in call} | {"Study"})
     return f"from sftdpo.config import {', '.join(kinds)}\nfrom sftdpo.study import compare\n\nstudy = {call}\nresults = compare(study, {str(folder)!r})"
 
 # %% ../../nbs/page/03_views.ipynb #9d12e7f0
