@@ -131,7 +131,7 @@ def folder_of(
     try:
         folder = Path(text).expanduser().absolute()
         there = existing_parent(folder)
-        StudyFolder(folder).settings.stat()  # raises where one may not look
+        StudyFolder(folder).settings.exists()  # raises where one may not look
     except RuntimeError: raise ValueError(f"There is no user {text.split('/')[0]} here: write the folder in full.") from None
     except OSError as error: raise ValueError(f"{text} cannot be used ({error.strerror}): name another folder.") from None
     if not there.is_dir(): raise ValueError(f"{there} is a file: name a folder.")
