@@ -30,7 +30,7 @@ import pandas as pd
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, PrinterCallback, TrainerCallback
 
 from .batches import autocast, collate, score, to_device, width_of
 from .config import Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict

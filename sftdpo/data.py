@@ -655,7 +655,7 @@ def load_judged(
     task: str,                      # "paraphrase", "labels", "completions" or "preferences"
     path: str | Path,               # of a file
     reading: Reading = Reading(),   # how it is read
-    answers: dict[str, str] = {},   # label -> answer, as a saved model learned them; default: those of the file
+    answers: dict[str, str] | None = None,  # label -> answer, as a saved model learned them; default: those of the file
 ) -> TaskData:                      # with nothing but a test split
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     table = prepared(read_table(path, reading.delimiter, reading.encoding, reading.columns), reading)

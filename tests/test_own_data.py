@@ -395,12 +395,12 @@ def labelled(folder, texts, name="some.csv", labels=("good", "bad")):
 
 def test_an_encoding_that_is_not_utf_8(tmp_path):
     for encoding, word, name in (("latin-1", "café", "latin-1"), ("cp1252", "café “so”", "cp1252")):
-        path = write(tmp_path, "old.csv", "text,label\n".encode() + "".join(f"{word} {i},{'ab'[i % 2]}\n" for i in range(200)).encode(encoding))
+        path = write(tmp_path, "old.csv", b"text,label\n" + "".join(f"{word} {i},{'ab'[i % 2]}\n" for i in range(200)).encode(encoding))
         report = check_file("labels", path)
         assert f"--reading.encoding {name} --out" in report.command and "Correct or delete" not in report.stops[0] and report.stops[0].count("not UTF-8") == 1
         assert "200 rows, 0 usable" in str(report) and len(str(report)) < 1200
         assert load_task("labels", path, reading=Reading(encoding=name)).train[0].prompt.startswith(word)
-    some = write(tmp_path, "some.csv", "text,label\n".encode() + "".join(f"{'café' if i % 9 == 0 else 'tea'} {i},{'ab'[i % 2]}\n" for i in range(90)).encode("latin-1"))
+    some = write(tmp_path, "some.csv", b"text,label\n" + "".join(f"{'café' if i % 9 == 0 else 'tea'} {i},{'ab'[i % 2]}\n" for i in range(90)).encode("latin-1"))
     report = check_file("labels", some)
     assert "90 rows, 80 usable" in str(report) and "--reading.encoding latin-1 --out" in report.command and "--reading.encoding latin-1" in report.stops[0]
 

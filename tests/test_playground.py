@@ -44,6 +44,7 @@ from sftdpo.page.live import (
 )
 from sftdpo.page.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
 from sftdpo.playground import Playground, folder_of, measure_apart
+from sftdpo.tasks import metric_named
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 
@@ -112,7 +113,7 @@ def test_text_on_the_page_is_text():
     assert "<img" not in html_table([{HOSTILE: HOSTILE}], HOSTILE)
     texts = pd.DataFrame([dict(id=HOSTILE, prompt=HOSTILE, true=HOSTILE, cell=HOSTILE, generated=HOSTILE, chrf=1.0)])
     assert "<img" not in texts_html([dict(texts=texts)])
-    part = dict(task=HOSTILE, about=HOSTILE, beside={HOSTILE: 0.5}, metric="accuracy", lines=[{"cell": HOSTILE}])
+    part = dict(task=HOSTILE, about=HOSTILE, beside={HOSTILE: 0.5}, metric=metric_named("accuracy"), lines=[{"cell": HOSTILE}])
     assert "<img" not in cells_html([part], [HOSTILE])
 
 
@@ -210,7 +211,7 @@ def test_a_page_keeps_its_own_process(tmp_path):
 
 def test_resume_tries_again_what_failed_and_says_why_it_did(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("sftdpo.playground.begin", lambda study, folder, execution: given.append(execution) or Process(1))
+    monkeypatch.setattr("sftdpo.playground.begin_study", lambda study, folder, execution: given.append(execution) or Process(1))
     page = Playground(tmp_path / "study", small())
     page.run()
     assert given == [Execution(retry_failed=True)]
@@ -249,7 +250,6 @@ def closed(folder):
 
 
 def test_neighbours_that_cannot_be_read_have_nothing_to_say():
-    nodes = stage_tree(small(), Inputs())
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
         home.chmod(0o755)
@@ -328,7 +328,7 @@ def test_load_does_not_repeat_what_is_in_a_file(text, tmp_path):
     assert ("its field train_size cannot be used" in page.told.value) == (text == "train_size: hunter2")
     if not isinstance(text, bytes):  # the remedy
         told = subprocess.run([sys.executable, "-c", f"from sftdpo.cli import main; main(['plan', '--settings', {str(path)!r}])"], capture_output=True, text=True)
-        assert told.returncode == 2 and told.stderr.startswith("sftdpo: ") and ("cannot be used: " in told.stderr or "this is not YAML: " in told.stderr)
+        assert told.returncode == 2 and told.stderr.startswith("sftdpo: ") and any(words in told.stderr for words in ("cannot be used: ", "this is not YAML: ", "has the alias"))
 
 
 def estimated(runs, stages, left, unknown, memory, disk):

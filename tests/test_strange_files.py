@@ -119,7 +119,7 @@ SHAPES = dict(
     rte=("rte.tsv", "index\tsentence1\tsentence2\tlabel\n" + "".join(f"{i}\tThe tea {i} was fine.\tIt was day {i}.\t{'not_' * (i % 2)}entailment\n" for i in range(40)), "pairs of sentences with labels",
          "The tea 3 was fine.\nIt was day 3.\n", "not_entailment", None),
     cola=("cola.tsv", "".join(f"gj04\t{i % 2}\t{'*' * (i % 2)}\tThe tea was fine on day {i}.\n" for i in range(40)), "a file without a header", "The tea was fine on day 3.\n", "1", None),
-    spam=("spam.csv", "v1,v2,,,\n".encode() + "".join(f"{'ham' if i % 2 else 'spam'},Win £{i},,,\n" for i in range(40)).encode("latin-1"), "texts with labels", "Win £3\n", "ham", None),
+    spam=("spam.csv", b"v1,v2,,,\n" + "".join(f"{'ham' if i % 2 else 'spam'},Win £{i},,,\n" for i in range(40)).encode("latin-1"), "texts with labels", "Win £3\n", "ham", None),
     sheet=("sheet.csv", "sep=;\nText;Kategorie\n" + "".join(f"Tag {i};{'gut' if i % 2 else 'schlecht'}\n" for i in range(40)), "texts with labels", "Tag 3\n", "gut", None))
 
 

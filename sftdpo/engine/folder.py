@@ -11,7 +11,6 @@ __all__ = ['AGAIN', 'RECORD', 'COMPLETE', 'STATES', 'WHOLE', 'Damaged', 'digest_
 import json
 import os
 import re
-import shutil
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path

@@ -289,7 +289,7 @@ def finish_run(
         write_json(place.environment, environment(inputs))
         histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind) for i, (stage, home) in enumerate(stages, 1)]
         if histories: pd.concat(histories).to_csv(place.history, index=False)
-        for i, (stage, home) in enumerate(stages, 1):
+        for i, (_, home) in enumerate(stages, 1):
             if home.pairs.exists(): shutil.copy(home.pairs, place.pairs(i))
         examples.to_parquet(place.examples, index=False)
         if keeps:

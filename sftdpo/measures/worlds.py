@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from scipy import stats as distributions
 
-from ..claims import Margins, judge_results, search_of
+from ..claims import judge_results, search_of
 from ..stats import full_tables
 
 # %% ../../nbs/measures/06_worlds.ipynb #1f4fc774

@@ -304,9 +304,9 @@ class Form:
         self.mark()
         self.changed(self)
 
-    def mark(self, more: dict[str, str] = {}):
+    def mark(self, more: dict[str, str] | None = None):
         "Show the problems, and more that others found, beside their fields and on the folds; those found before are forgotten."
-        problems = more | self.problems
+        problems = (more or {}) | self.problems
         for path, entry in self.entries.items(): entry.tell(problems.get(path, ""))
         wrong = {fold_of(path) for path in problems if path}
         if self.accordion: self.accordion.titles = tuple(title + (" ✗" if fold in wrong else "") for fold, title in FOLDS.items())
