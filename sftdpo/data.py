@@ -660,6 +660,7 @@ def load_judged(
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     table = prepared(read_table(path, reading.delimiter, reading.encoding, reading.columns), reading)
     shape, merged = find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1", table.hint()), {}
+    answers = answers or {}
     if task == "labels":
         counts = _label_keys(table, shape.columns["label"])
         answers = answers or _answers(counts, reading, table.file, shape.columns["label"])
