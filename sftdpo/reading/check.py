@@ -102,7 +102,7 @@ def small_leaks(
     return dict(questions=dict(pairs=len(inside), of=len(data.test), duplicates=yes(inside), duplicates_elsewhere=yes(outside)))
 
 def leak_lines(
-    report: "DataReport",  # of any data
+    report,  # of any data
 ) -> tuple[list[str], list[str]]:  # on copied words, on shared questions
     "What a report says of small leaks, text by text."
     def text_line(id, runs): return f"{id}: {counted(len(runs), 'run')} of six words from training texts, such as {runs[0]!r}"
