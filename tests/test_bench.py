@@ -183,12 +183,12 @@ def test_a_file_is_written_after_each_configuration_and_goes_on(tmp_path, monkey
         done.append(configuration["kind"] + configuration["tuning"])
         return dict(settings=bench_module.shared_settings(benchmark))
 
-    monkeypatch.setattr(bench_module, "measured", stopped)
+    monkeypatch.setattr(bench_module, "measure_configuration", stopped)
     settings, file = Benchmark(what=("train",), tasks=("sonnet",), batch_sizes=(8,)), tmp_path / "in" / "speed.json"
     with pytest.raises(KeyboardInterrupt): bench(settings, file)
     assert len(json.loads(file.read_text())) == 2
     del done[:2]
-    monkeypatch.setattr(bench_module, "measured", lambda benchmark, configuration: done.append(configuration["kind"] + configuration["tuning"]) or stopped(benchmark, configuration))
+    monkeypatch.setattr(bench_module, "measure_configuration", lambda benchmark, configuration: done.append(configuration["kind"] + configuration["tuning"]) or stopped(benchmark, configuration))
     assert len(bench(settings, file)) == 4 and set(done) == {"dpofull", "dpolora"}
     with pytest.raises(ValueError, match="other settings .rounds."): bench(settings.replace(rounds=7), file)
 

@@ -614,7 +614,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.shoot("estimate")
 
     page.press("Run")
-    def step(): return int(page.one("").text.split("training · step ")[1].split()[0])
+    def step(): return int(page.one("").text.split("running · step ")[1].split()[0])
     page.wait(lambda: step() >= 10, "ten steps")
     page.shoot("training")
     assert page.field("epochs").get_attribute("value") == "2"
