@@ -19,6 +19,7 @@ import yaml
 from scipy import stats as distributions
 
 from ..claims import judge_results, search_of
+from ..engine.folder import StudyFolder
 from ..stats import full_tables
 
 # %% ../../nbs/measures/06_worlds.ipynb #1f4fc774
@@ -187,23 +188,23 @@ def write_study(
     folder: str | Path,  # made if it is not there
 ) -> Path:
     "The study as a folder."
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="drawn", sweep={})))
-    study.results.to_csv(folder / "results.csv", index=False)
-    if len(study.search): study.search.to_csv(folder / "search.csv", index=False)
+    place = StudyFolder(folder)
+    place.path.mkdir(parents=True, exist_ok=True)
+    place.settings.write_text(yaml.safe_dump(dict(name="drawn", sweep={})))
+    study.results.to_csv(place.results, index=False)
+    if len(study.search): study.search.to_csv(place.search, index=False)
     conditions = completed(study).drop_duplicates("run").set_index("run")
     for run, rows in study.examples.groupby("run"):
-        home, about, known = folder / "runs" / run, rows.iloc[0], conditions.loc[run]
-        home.mkdir(parents=True)
+        home, about, known = place.run(run), rows.iloc[0], conditions.loc[run]
+        home.path.mkdir(parents=True)
         cell = {name: about[name] if isinstance(about[name], str) else int(about[name]) for name in ("task", "recipe", "tuning", "seed", "resplit", "fold") if name in rows}
         stages = 2 if about["recipe"] in ("sft-dpo", "sft-sft") else 1
         stage = dict(engine="sftdpo", epochs=float(known["epochs"]) / stages, batch_size=16, beta=0.1, rejected="flip")
-        (home / "settings.yaml").write_text(yaml.safe_dump(cell | dict(sft=stage, dpo=stage)))
-        (home / "environment.json").write_text(json.dumps(dict(processor="P", threads=2, gpu=None, workers=1, load=float(known["load"]))))
-        (home / "sftdpo.json").write_text(json.dumps(cell | dict(run=run)))
-        rows.drop(columns=[name for name in ("run", *cell) if name != "fold"]).to_parquet(home / "examples.parquet")
-    return folder
+        home.settings.write_text(yaml.safe_dump(cell | dict(sft=stage, dpo=stage)))
+        home.environment.write_text(json.dumps(dict(processor="P", threads=2, gpu=None, workers=1, load=float(known["load"]))))
+        home.record.write_text(json.dumps(cell | dict(run=run)))
+        rows.drop(columns=[name for name in ("run", *cell) if name != "fold"]).to_parquet(home.examples)
+    return place.path
 
 # %% ../../nbs/measures/06_worlds.ipynb #78f3cb35
 @dataclass(frozen=True)
