@@ -601,6 +601,7 @@ def _differ(first: Table, second: Table) -> str:
     only = [f"only {Path(a.file).name} has {', '.join(map(repr, names[:8]))}" for a, b in ((first, second), (second, first)) if (names := [name for name in a.columns if name not in b.columns])]
     return f" {Path(first.file).name} and {Path(second.file).name} differ in their columns: {', '.join(only)}." if only else ""
 
+# %% ../nbs/01_data.ipynb #e4371853
 def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> str:
     "Take out a test table whose labels are all -1 or missing, as GLUE's are: validation judges then, or a part of train. The note says so."
     if task != "labels" or "test" not in tables or reading.test: return ""
@@ -613,6 +614,7 @@ def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> s
     judge = f"{Path(tables['test'].file).name} judges" if "test" in tables else "a part of train judges"
     return f"{Path(table.file).name} has no labels and is not used: {judge}"
 
+# %% ../nbs/01_data.ipynb #b51c441c
 def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     "A task from one's own files or objects."
     how = dict(delimiter=reading.delimiter, encoding=reading.encoding, columns=reading.columns)
@@ -651,6 +653,7 @@ def _from_tables(task, data, seed, reading, name=None) -> TaskData:
     source += " and ".join(f"{Path(tables[role].file).name} {verb}" for role, verb in (("test", "judges"), ("validation", "chooses")) if role in tables) or "split by sftdpo"
     return TaskData(task, name, *splits.values(), TASKS[task].verbalizers or tuple(answers.values()), TASKS[task].answers != "labels" and reading.end_of_text, source + ".", intake)
 
+# %% ../nbs/01_data.ipynb #dd61c9ec
 def load_judged(
     task: str,                      # "paraphrase", "labels", "completions" or "preferences"
     path: str | Path,               # of a file
@@ -677,6 +680,7 @@ def load_judged(
     end = task in ("completions", "preferences") and reading.end_of_text
     return TaskData(task, Path(path).stem, [], [], examples, words, end, f"All rows of {Path(path).name}.", intake)
 
+# %% ../nbs/01_data.ipynb #12a1c804
 def _hub_tables(data):
     "A data set of the Hub, or of a folder in its layout."
     import datasets
