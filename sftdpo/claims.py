@@ -137,7 +137,7 @@ def name_of(
     cell: tuple[str, str],  # recipe, tuning
 ) -> str:
     "A cell as tables show it."
-    return cell[0] if cell[0] == "backbone" else " ".join(cell)
+    return cell[0] if cell[0] == "base" else " ".join(cell)
 
 # %% ../nbs/14_claims.ipynb #812fb4a1
 def cell_values(
@@ -145,21 +145,21 @@ def cell_values(
     task: str,                    # which task
     cell: tuple[str, str],        # recipe, tuning; the backbone's tuning is "-"
     column: str | None = None,    # which number; default: that of the task's primary metric
-) -> pd.DataFrame:                # seed, id, value; the backbone before training has no column seed; empty where the cell was not run
+) -> pd.DataFrame:                # seed, id, value; the base model has no column seed; empty where the cell was not run
     "The numbers of one cell."
     column = column or task_named(task).primary.column
     rows = examples[(examples["task"] == task) & (examples["recipe"] == cell[0])]
-    if cell[0] != "backbone": rows = rows[rows["tuning"] == cell[1]]
+    if cell[0] != "base": rows = rows[rows["tuning"] == cell[1]]
     def named(table):
         table.attrs["name"] = f"{name_of(cell)} on {task}"  # for messages
         return table
     if rows.empty or column not in rows: return named(pd.DataFrame({"seed": [], "id": [], "value": []}))
-    if "collapsed" in rows and cell[0] != "backbone":
+    if "collapsed" in rows and cell[0] != "base":
         gone = rows.drop_duplicates("run")["collapsed"]
         if 0 < 2 * gone.sum() < len(gone): rows = rows[~rows["collapsed"]]
     labels = [name for name in ("fold", "seed", "resplit", "id") if name in rows]
     table = by_replicate(rows[labels].assign(value=rows[column].astype(float)).reset_index(drop=True), rows["resplit"].nunique())
-    return named(table.drop_duplicates("id").drop(columns="seed") if cell[0] == "backbone" else table)
+    return named(table.drop_duplicates("id").drop(columns="seed") if cell[0] == "base" else table)
 
 # %% ../nbs/14_claims.ipynb #d81d33e5
 def describe_estimate(
@@ -279,7 +279,7 @@ def tunings_of(
     task: str,               # which task
 ) -> list[str]:
     "The tunings that the study trained on a task, `full` first."
-    there = set(examples.loc[(examples["task"] == task) & (examples["recipe"] != "backbone"), "tuning"])
+    there = set(examples.loc[(examples["task"] == task) & (examples["recipe"] != "base"), "tuning"])
     return [tuning for tuning in ("full", "lora") if tuning in there]
 
 # %% ../nbs/14_claims.ipynb #ca4a5471
@@ -356,7 +356,7 @@ def reached(
     return f"{in_words(found.mean, unit)} [{factor * found.low:.1f}, {factor * found.high:.1f}]"
 
 # %% ../nbs/14_claims.ipynb #8b56add3
-TRAIN_MORE = "Train until it is better than the backbone before training and than the best baseline: other rates, more data or more steps."
+TRAIN_MORE = "Train until it is better than the base model and than the best baseline: other rates, more data or more steps."
 
 def shortfall(
     evidence: Evidence,
@@ -364,10 +364,10 @@ def shortfall(
     found: dict,            # baselines
 ) -> str:                   # empty where the cell is strong
     "What a cell is not shown to beat."
-    backbone, values = evidence.values(("backbone", "-")), evidence.values(cell)
+    backbone, values = evidence.values(("base", "-")), evidence.values(cell)
     if len(backbone):
         gain = difference(values, backbone, evidence.margins.level)
-        if gain.low <= 0: return f"{name_of(cell)} is not shown to be better than the backbone before training ({describe_estimate(gain, evidence.unit)})"
+        if gain.low <= 0: return f"{name_of(cell)} is not shown to be better than the base model ({describe_estimate(gain, evidence.unit)})"
     if not found: return ""
     best, own = max(found, key=found.get), interval(values, evidence.margins.level)
     return "" if own.low > found[best] else f"{name_of(cell)} reaches {reached(own, evidence.unit)} and is not shown to beat the baseline {best} ({in_words(found[best], evidence.unit)})"
@@ -378,10 +378,10 @@ def strong(
     cells: list[tuple],  # recipe, tuning; one of them must be strong
     who: str = "",       # begins the clause
 ) -> list[Gate]:
-    "Is a cell better than the backbone and than the best baseline, by its interval?"
+    "Is a cell better than the base model and than the best baseline, by its interval?"
     found, gates = baseline_values(evidence), []
-    if evidence.values(("backbone", "-")).empty:
-        gates.append(Gate("backbone", None, "the backbone before training was not judged: nothing shows that training helped"))
+    if evidence.values(("base", "-")).empty:
+        gates.append(Gate("base", None, "the base model was not judged: nothing shows that training helped"))
     if not found: gates.append(Gate("baselines", None, "no baseline stands beside this task: nothing shows that the task was learnt"))
     short = [shortfall(evidence, cell, found) for cell in cells]
     words = f"{who}{'; '.join(short)}" if all(short) else f"{name_of(cells[short.index('')])} beats what needs no training"
@@ -509,7 +509,7 @@ def after_gates(
 ) -> Verdict:
     "The verdict that the gates leave."
     failed = [gate for gate in (*one.gates, *gates) if gate.passed is False]
-    notes = tuple(f"{gate.words[0].upper()}{gate.words[1:]}." for gate in gates if gate.passed is None and gate.name in ("backbone", "baselines"))
+    notes = tuple(f"{gate.words[0].upper()}{gate.words[1:]}." for gate in gates if gate.passed is None and gate.name in ("base", "baselines"))
     notes += tuple(f"{gate.words[0].upper()}{gate.words[1:]}." for gate in gates if gate.name == "collapse" and gate.passed and "gave" in gate.words)
     one = dataclasses.replace(one, gates=one.gates + tuple(gates), notes=one.notes + notes)
     stops = [gate for gate in failed if gate.otherwise == "not asked"]
@@ -1014,7 +1014,7 @@ def lora_saves_no_time(
 ) -> list[Verdict]:
     "C4, per task, engine and hardware."
     found, known = [], results.assign(**{name: "not recorded" for name in ("engine", "hardware") if name not in results})
-    for (task, engine, hardware), rows in known[known["recipe"] != "backbone"].groupby(["task", "engine", "hardware"], sort=False):
+    for (task, engine, hardware), rows in known[known["recipe"] != "base"].groupby(["task", "engine", "hardware"], sort=False):
         where = f"engine {engine}, {hardware}"
         found += guarded("C4", task, where, lambda: times_compared(rows, where, margins))
     return found or [not_asked("C4", "any", ["a full and a LoRA run with their times"])]
@@ -1112,7 +1112,7 @@ def caveats(
     task: str,              # which task
 ) -> tuple:                 # notes
     "What weakens the evidence of a study, whatever it is asked."
-    rows = results[(results["task"] == task) & (results["recipe"] != "backbone")] if task in set(results["task"]) else results[results["recipe"] != "backbone"]
+    rows = results[(results["task"] == task) & (results["recipe"] != "base")] if task in set(results["task"]) else results[results["recipe"] != "base"]
     seeds = rows.groupby(["recipe", "tuning"])["seed"].nunique().min() if len(rows) else 0
     notes, splits = [], rows["resplit"].nunique() if len(rows) else 0
     if seeds < 5: notes.append(f"{seeds} seed{'' if seeds == 1 else 's'}{f' on {splits} re-splits' if splits > 1 else ''}: a look, not a claim; a claim takes 5 seeds or more.")
@@ -1139,7 +1139,7 @@ def parts_of(
     varied = [name for name in names if (several.groupby(one_run)[name].nunique() > 1).any() or name in fields and (runs.groupby(cell)[name].nunique() > 1).any()]
     if several.empty and not varied: return {"": set(runs["run"])}
     shapes = runs[varied].copy()
-    if "train_size" in varied: shapes["train_size"] = shapes["train_size"].where(runs["recipe"] != "backbone")
+    if "train_size" in varied: shapes["train_size"] = shapes["train_size"].where(runs["recipe"] != "base")
     def fits(values): return (shapes.isna() | (shapes == values)).all(axis=1)  # a run that does not use a field fits every value of it
     combined = list(product(*(shapes[name].dropna().unique() for name in varied))) if varied else []
     found = {", ".join(f"{name} = {value}" for name, value in zip(varied, values)): fits(list(values)) for values in combined}
@@ -1258,7 +1258,7 @@ def conditions_of(
     environment: dict,    # of the same run
 ) -> dict:
     "What verdicts must know of a run's settings and machine."
-    recipe = RECIPES.get(settings.get("recipe"), RECIPES["backbone"])
+    recipe = RECIPES.get(settings.get("recipe"), RECIPES["base"])
     kinds = recipe.stages
     stages = [settings.get(kind) or {} for kind in kinds]
     machine = environment.get("gpu") or environment.get("processor") or "not recorded"

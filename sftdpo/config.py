@@ -289,7 +289,7 @@ class Run(Settings):
     @property
     def cell(self) -> str:
         "Recipe and tuning, as tables show them."
-        return self.recipe if self.recipe == "backbone" else f"{self.recipe} {self.tuning}"
+        return self.recipe if self.recipe == "base" else f"{self.recipe} {self.tuning}"
 
     @property
     def base(self) -> "Run":
@@ -311,7 +311,7 @@ def base(
     task, backbone, data, test_size, resplit, judge, sampling, reading,  # what matters to a backbone before training
 ) -> Run:
     "The run that judges a backbone before training."
-    return Run(task=task, backbone=backbone, data=data, test_size=test_size, resplit=resplit, judge=judge, sampling=sampling, reading=reading, recipe="backbone")
+    return Run(task=task, backbone=backbone, data=data, test_size=test_size, resplit=resplit, judge=judge, sampling=sampling, reading=reading, recipe="base")
 
 # %% ../nbs/11_config.ipynb #0ea0d274
 @lru_cache(maxsize=1024)
@@ -364,7 +364,7 @@ class Study(Settings):
     data: str = "embedded"  # embedded, hub, or the path of a folder or file
     train_size: int | None = None  # training examples per run; default: all
     test_size: int | None = None  # examples judged; default: all
-    recipes: "tuple[Literal[tuple(RECIPES)], ...]" = ("sft", "dpo", "sft-dpo")  # the backbone before training is always judged too
+    recipes: "tuple[Literal[tuple(RECIPES)], ...]" = ("sft", "dpo", "sft-dpo")  # the base model is always judged too
     tunings: tuple[TuningName, ...] = ("full", "lora")  # all weights, or LoRA's
     seeds: tuple[int, ...] = (0,)  # one run per cell and seed
     resplits: tuple[int, ...] = (0,)  # splits of the data, the same for every cell; 0: the published one
@@ -411,17 +411,17 @@ class Study(Settings):
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
         "Every cell's runs with the swept values that they are asked for; values that a run does not use are asked of it all the same."
         shared = {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)}
-        recipes = [recipe for recipe in self.recipes if recipe != "backbone"]
+        recipes = [recipe for recipe in self.recipes if recipe != "base"]
         runs = []
         for task, recipe, tuning in product(self.tasks, recipes, self.tunings):
             cell = Run(**shared, task=task, recipe=recipe, tuning=tuning).replace(**self.overrides(task, recipe, tuning))
             for resplit, seed, *swept in product(self.resplits, seeds or self.seeds, *map(tuple, self.sweep.values())):
                 runs.append((cell.replace(**dict(resplit=resplit, seed=seed) | dict(zip(self.sweep, swept))), dict(zip(self.sweep, swept))))
-        if not recipes: runs = [(Run(**shared, task=task, recipe="backbone", resplit=resplit), {}) for task in self.tasks for resplit in self.resplits]
+        if not recipes: runs = [(Run(**shared, task=task, recipe="base", resplit=resplit), {}) for task in self.tasks for resplit in self.resplits]
         return runs
 
     def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:
-        "Every run of the study, the backbone before training first in each task."
+        "Every run of the study, the base model first in each task."
         runs = [run for run, _ in self.swept_runs(seeds)]
         return list(dict.fromkeys([run.base for run in runs] + runs))
 

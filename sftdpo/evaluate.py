@@ -271,7 +271,7 @@ def preference_metrics(
 # %% ../nbs/06_evaluate.ipynb #e87020e5
 def pair_reward_accuracy(
     table: pd.DataFrame,   # from `score_pairs`, of the policy
-    before: pd.DataFrame,  # of the backbone before training, on the same pairs
+    before: pd.DataFrame,  # of the base model, on the same pairs
 ) -> pd.Series:  # id -> 1, 0, or 0.5 where both sides have moved alike
     "Whether the chosen completion's log-probability has risen more than the rejected one's (Rafailov et al. 2023, eq. 4)."
     moved = lambda side: table.set_index("id")[side] - before.set_index("id")[side]

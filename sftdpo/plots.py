@@ -380,12 +380,12 @@ def cell_comparison(
     intervals = intervals[np.isfinite(intervals["mean"].astype(float))]
     if intervals.empty: return nothing("No run has been judged yet: there are no cells to compare.")
     shown = intervals.loc[intervals["mean"].nlargest(MOST_ROWS).index.sort_values()]
-    factor, looks = metric.factor, looks_of(dict.fromkeys(shown["tuning"].where(shown["recipe"] != "backbone", "before training")))
+    factor, looks = metric.factor, looks_of(dict.fromkeys(shown["tuning"].where(shown["recipe"] != "base", "before training")))
     with style():
         picture = Picture(1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2))
         axis = picture.subplots()
         for row, cell in enumerate(shown.itertuples()):
-            look = looks["before training" if cell.recipe == "backbone" else cell.tuning] | {"linestyle": "none"}
+            look = looks["before training" if cell.recipe == "base" else cell.tuning] | {"linestyle": "none"}
             reach = factor * np.array([[cell.mean - cell.low], [cell.high - cell.mean]])
             if np.isfinite(reach).all(): axis.errorbar(factor * cell.mean, row, xerr=reach, capsize=2.5, elinewidth=1.4, color=look["color"])
             axis.plot(factor * cell.mean, row, markersize=6.5, markeredgewidth=1.4, **look)
@@ -433,7 +433,7 @@ def against(
 ) -> Picture:
     "The primary metric against a cost: small marks are runs, large ones cells."
     metric = metric_named(metric)
-    costs = costs[(costs["recipe"] != "backbone") & np.isfinite(costs[[column, "value"]].astype(float)).all(axis=1) & (costs[column] > 0)]
+    costs = costs[(costs["recipe"] != "base") & np.isfinite(costs[[column, "value"]].astype(float)).all(axis=1) & (costs[column] > 0)]
     if costs.empty: return nothing(f"No run tells its {title}: there is nothing to draw.")
     factor, tunings = metric.factor, looks_of(dict.fromkeys(costs["tuning"]))
     markers = dict(zip(dict.fromkeys(costs.sort_values("cell")["recipe"]), MARKERS * 9))

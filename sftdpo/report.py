@@ -201,10 +201,10 @@ def settings_table(
 ) -> pd.DataFrame:          # task, cell, stages, lora
     "What each cell was trained with."
     lines = []
-    for one in results[results["recipe"] != "backbone"].drop_duplicates("cell").sort_values("cell").itertuples():
+    for one in results[results["recipe"] != "base"].drop_duplicates("cell").sort_values("cell").itertuples():
         if not StudyFolder(folder).run(one.run).settings.exists(): continue
         settings = read_settings(folder, one.run)
-        recipe = RECIPES.get(one.recipe, RECIPES["backbone"])
+        recipe = RECIPES.get(one.recipe, RECIPES["base"])
         def setting(name):
             kind, _, rest = name.partition(".")
             return (settings.get(kind) or {}).get(rest) if rest else settings.get(name)
@@ -218,7 +218,7 @@ def cells_of(
     results: pd.DataFrame,   # of one task, with cells
     examples: pd.DataFrame,  # of the same
 ) -> pd.DataFrame:           # one line per cell
-    "Each cell with its mean and interval, its change against the backbone, and its costs."
+    "Each cell with its mean and interval, its change against the base model, and its costs."
     primary = task_named(results["task"].iloc[0]).primary
     metric, column = primary.name, primary.column
     wide = results.pivot_table(index="cell", columns="metric", values="value", observed=True)
@@ -261,7 +261,7 @@ def cell_lines(
     def known(value, says): return says(value) if value is not None and np.isfinite(value) else ""
     def change(value): return format_metric(value, metric, signed=True, bare=True)  # the first column names the unit
     return [{"cell": cell.cell, metric.title: format_metric(cell.mean, metric), "95 % interval": between(cell.low, cell.high, metric),
-             "against backbone": known(cell.change, change), "its interval": format_interval(cell.change_low, cell.change_high, metric, signed=True, between=" to "),
+             "against base": known(cell.change, change), "its interval": format_interval(cell.change_low, cell.change_high, metric, signed=True, between=" to "),
              "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format), "training": known(cell.seconds, format_time),
              "parameters": known(cell.parameters, number), "memory": known(cell.memory, "{:.1f} GB".format)} for cell in table.itertuples()]
 
@@ -273,7 +273,7 @@ def curve_runs(
     results: pd.DataFrame,  # of one task, with cells
 ) -> list[str]:
     "The runs whose training is drawn."
-    runs = results[results["recipe"] != "backbone"].drop_duplicates("run").sort_values(["seed", "resplit"], kind="stable")
+    runs = results[results["recipe"] != "base"].drop_duplicates("run").sort_values(["seed", "resplit"], kind="stable")
     return list(runs["run"][:MOST_RUNS])
 
 # %% ../nbs/22_report.ipynb #400ed869
@@ -281,7 +281,7 @@ def about(
     results: pd.DataFrame,  # of one task
 ) -> str:
     "Which backbone, data, sizes and seeds a task's numbers come from."
-    trained, judged = results[results["recipe"] != "backbone"], results.loc[results["metric"] == "examples", "value"]
+    trained, judged = results[results["recipe"] != "base"], results.loc[results["metric"] == "examples", "value"]
     def names(part, column): return ", ".join(f"{one:,}" if isinstance(one, (int, np.integer)) else str(one) for one in dict.fromkeys(part[column])) if column in part else ""
     def count(column, word): return f"{trained[column].nunique()} {word}{'s' if trained[column].nunique() > 1 else ''}"
     parts = [names(results, "backbone"), f"data: {names(results, 'data')}", f"{names(trained, 'train_size')} training examples" if len(trained) else "",
@@ -316,7 +316,7 @@ def task_part(
     cells, beside, costs, drawn = cells_of(results, examples), baselines_of(results), costs_of(results, variants), curve_runs(results)
     have = [run for run in drawn if StudyFolder(folder).run(run).history.exists()]
     history = stages_of(read_history(folder, have), variants) if have else pd.DataFrame()
-    some = "" if len(drawn) == results.loc[results["recipe"] != "backbone", "run"].nunique() else f" Drawn from the {len(drawn)} runs with the lowest seeds."
+    some = "" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique() else f" Drawn from the {len(drawn)} runs with the lowest seeds."
     figures = [
         figure(cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval over seeds and examples. Vertical lines: what is reached without training."),
         figure(against_time(costs, metric), "What it took", "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
@@ -347,7 +347,7 @@ def caveats_of(
     chosen: bool,            # were learning rates picked by trials?
 ) -> list[str]:
     "Sentences that bound what the study shows."
-    found, runs, trained = [], results["run"].nunique(), results[results["recipe"] != "backbone"]
+    found, runs, trained = [], results["run"].nunique(), results[results["recipe"] != "base"]
     if asked_for and runs < asked_for: found.append(f"The study is not finished: {runs:,} of {asked_for:,} runs are. Everything here is provisional.")
     if failed: found.append(f"{failed} {'stages' if failed > 1 else 'stage'} failed; the runs that need them are missing (see below).")
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
@@ -527,7 +527,7 @@ PAGE_VERDICTS = """
 PAGE_TASK = """
 {% for part in parts %}{% set outer = loop.index %}<section id="task-{{ outer }}">
 <h2>{{ part.task|data(60) }}</h2>
-<p class="soft above">{{ part.about|data(400) }}. Intervals are over seeds and examples; changes are paired with the backbone before training.</p>
+<p class="soft above">{{ part.about|data(400) }}. Intervals are over seeds and examples; changes are paired with the base model.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Table of cells"><table>
 <thead><tr>{% for column in part.lines[0] %}<th scope="col"{% if not loop.first %} class="number"{% endif %}>{{ column|data(80) }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in part.lines[:most_lines] %}<tr{% if part.best is not none and line.cell == part.best.cell %} class="high"{% endif %}>{% for column, value in line.items() %}{% if loop.first %}<th scope="row">{{ value|data(120) }}</th>{% else %}<td class="number">{{ value|data(80) }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody>

@@ -355,7 +355,7 @@ def at_level(
 
 # %% ../nbs/13_stats.ipynb #9da91ba4
 def paired(
-    cells: list[pd.DataFrame],  # seed, id, value of each; a cell without the column seed counts for every seed (the backbone before training)
+    cells: list[pd.DataFrame],  # seed, id, value of each; a cell without the column seed counts for every seed (the base model)
 ) -> tuple[pd.DataFrame, tuple]:  # seed, id, and a column 0, 1, ... per cell; what a reader must know
     "Cells side by side, where all of them have a value."
     if not any("seed" in cell for cell in cells): cells = [cell.assign(seed="every") for cell in cells]
@@ -399,7 +399,7 @@ def contrast(
 # %% ../nbs/13_stats.ipynb #b291126f
 def difference(
     first: pd.DataFrame,   # seed, id, value; one cell
-    second: pd.DataFrame,  # the other cell; without the column seed, the same for every seed (the backbone before training)
+    second: pd.DataFrame,  # the other cell; without the column seed, the same for every seed (the base model)
     level: float = 0.95,   # share of such intervals that hold the true difference
 ) -> Estimate:             # of first - second
     "Mean of first - second, paired on seed and example, with its interval."

@@ -38,7 +38,7 @@ def with_cells(
     key = ["recipe", "tuning"] + (["run"] if variants and "run" in table else [])
     names = table[key].drop_duplicates().reset_index(drop=True)
     more = names["run"].map(lambda run: variants.get(run, "")) if len(key) > 2 else pd.Series("", index=names.index)
-    tuning = names["tuning"].where(names["recipe"] != "backbone", "")
+    tuning = names["tuning"].where(names["recipe"] != "base", "")
     join = lambda *parts: ", ".join(part for part in parts if part)
     names["line"] = [join(one, other) or "before training" for one, other in zip(tuning, more)]
     names["cell"] = [join(f"{recipe} {one}".strip(), other) for recipe, one, other in zip(names["recipe"], tuning, more)]
@@ -99,7 +99,7 @@ def with_sources(
     examples: pd.DataFrame,  # from `read_examples`
     results: pd.DataFrame,   # of the same runs
 ) -> pd.DataFrame:           # with the columns backbone and data, as far as the results have them
-    "The examples with the backbone and the data of their runs: a sweep may have several."
+    "The examples with the base model and the data of their runs: a sweep may have several."
     columns = [name for name in ("backbone", "data") if name in results and name not in examples]
     return examples.merge(results[["run", *columns]].drop_duplicates("run"), on="run", how="left") if "run" in examples else examples
 
@@ -109,11 +109,11 @@ def cell_changes(
     column: str,             # what each example reached
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:           # one line per trained cell, with `CELL_COLUMNS`
-    "Each cell's paired difference from the backbone before training."
+    "Each cell's paired difference from the base model."
     nothing = pd.DataFrame(columns=CELL_COLUMNS)
     if column not in examples or "recipe" not in examples: return nothing
     examples = with_cells(examples, variants)
-    base, trained = examples[examples["recipe"] == "backbone"], examples[examples["recipe"] != "backbone"]
+    base, trained = examples[examples["recipe"] == "base"], examples[examples["recipe"] != "base"]
     lines = []
     for _, part in trained.groupby("cell", observed=True):
         own = base
@@ -175,12 +175,12 @@ def metric_columns(
     examples: pd.DataFrame,  # of the same; may be empty
     primary: bool,           # is it the task's primary metric?
 ) -> dict[str, pd.Series]:   # heading: text per cell
-    "A metric's column of a table, and that of its change against the backbone."
+    "A metric's column of a table, and that of its change against the base model."
     runs = results[results["metric"] == metric.name].groupby("cell", observed=True)["value"]
     texts = {metric.heading: runs.apply(format_range, metric)} if runs.ngroups else {}
     if not metric.column or metric.column not in examples: return texts
     found = {metric.heading: (cell_intervals, False)}
-    if metric.change: found["against backbone" if primary else f"{metric.title} against backbone"] = (cell_changes, True)
+    if metric.change: found["against base" if primary else f"{metric.title} against base"] = (cell_changes, True)
     for heading, (estimates, signed) in found.items():
         table = estimates(examples, metric.column)
         texts[heading] = pd.Series([format_estimate(one, metric, signed) for one in table.itertuples()], index=table["cell"], dtype=str)
@@ -248,7 +248,7 @@ def print_tables(
     for task in results.task.unique():
         part = results[results.task == task]
         first = part.iloc[0]
-        trained = part[part.recipe != "backbone"]
+        trained = part[part.recipe != "base"]
         seeds = trained.seed.nunique()
         size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]

@@ -273,7 +273,7 @@ class Recipe:
 
 # %% ../nbs/10_tasks.ipynb #1be63594
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
-    Recipe("backbone", (), "nothing trained: the model before training"),
+    Recipe("base", (), "nothing trained: the model before training"),
     Recipe("sft", ("sft",), "supervised fine-tuning"),
     Recipe("dpo", ("dpo",), "direct preference optimization alone"),
     Recipe("sft-dpo", ("sft", "dpo"), "one after the other", after="sft"),

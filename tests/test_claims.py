@@ -51,15 +51,15 @@ def study(
     for task in tasks:
         ease = random.random(examples)
         for (recipe, tuning), gain in effects.items():
-            for seed in range(1 if recipe == "backbone" else seeds):
+            for seed in range(1 if recipe == "base" else seeds):
                 run = f"{task}-{recipe}-{tuning}-{seed}"
                 fresh = np.where(random.random(examples) < 0.1, random.random(examples), ease)
                 value = (fresh < 0.6 + gain) * 1. if task == "paraphrase" else 40 + gain + 5 * ease + spread * random.normal(size=examples) + 0.2 * spread * random.normal()
                 column, metric = ("correct", "accuracy") if task == "paraphrase" else ("chrf", "chrf")
                 cell = dict(run=run, task=task, recipe=recipe, tuning=tuning, seed=seed, resplit=0)
                 lines.append(pd.DataFrame(cell | {"id": np.arange(examples).astype(str), column: value}))
-                metrics = {metric: value.mean()} | ({"baseline_majority": 0.25} if task == "paraphrase" else {"baseline_floor": 30.} if recipe == "backbone" else {})
-                if seconds and recipe != "backbone":
+                metrics = {metric: value.mean()} | ({"baseline_majority": 0.25} if task == "paraphrase" else {"baseline_floor": 30.} if recipe == "base" else {})
+                if seconds and recipe != "base":
                     time = seconds[recipe, tuning] * math.exp(0.01 * random.normal())
                     metrics |= {"stage1_sft_seconds": time, "stage1_sft_examples_per_second": 100 / time}
                 results += [dict(study="s", backbone="gpt2", data="qqp", train_size=9, **cell, split="train" if "stage" in name else "test", metric=name, value=number)
@@ -121,14 +121,14 @@ def test_deciding_between_the_bounds():
 # --- C1
 
 def test_small_gains_are_supported():
-    found = verdicts(study({("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 0.3, ("sft-sft", "full"): 0.1}), "C1")
+    found = verdicts(study({("base", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 0.3, ("sft-sft", "full"): 0.1}), "C1")
     one = found["sonnet", "full"]
     assert one.verdict == "supported" and one.effects[0][0] == "sft-dpo full − sft-sft full" and len(one.effects) == 2
     assert one.margin == 1 and one.unit == "chrF" and all(gate.passed is not False for gate in one.gates)
 
 
 def test_a_large_gain_needs_the_control():
-    cells = {("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 5}
+    cells = {("base", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 5}
     alone = verdicts(study(cells), "C1")["sonnet", "full"]
     assert alone.verdict == "undecided" and alone.decides.startswith("Run sft-sft full, which has as many steps.") and "No control" in alone.notes[0]
     assert verdicts(study(cells | {("sft-sft", "full"): 0}), "C1")["sonnet", "full"].verdict == "refuted"
@@ -137,7 +137,7 @@ def test_a_large_gain_needs_the_control():
 
 
 def test_a_catastrophe_is_no_small_gain():
-    cells = {("backbone", "-"): -5, ("sft", "full"): 0, ("sft-sft", "full"): 0}
+    cells = {("base", "-"): -5, ("sft", "full"): 0, ("sft-sft", "full"): 0}
     one = verdicts(study(cells | {("sft-dpo", "full"): -3}), "C1")["sonnet", "full"]
     assert one.verdict == "not asked" and "DPO harmed" in one.why and "beta that is too high?" in one.why and one.effects
     one = verdicts(study(cells | {("sft-dpo", "full"): -0.4}), "C1")["sonnet", "full"]  # a loss that is not shown to matter
@@ -147,7 +147,7 @@ def test_a_catastrophe_is_no_small_gain():
 
 
 def test_gains_and_small_are_two_halves():
-    cells = {("backbone", "-"): -5, ("sft", "full"): 0, ("sft-sft", "full"): 0}
+    cells = {("base", "-"): -5, ("sft", "full"): 0, ("sft-sft", "full"): 0}
     for gain, gains, small in ((0, "refuted", "supported"), (0.6, "supported", "supported"), (5, "supported", "refuted")):
         frames = study(cells | {("sft-dpo", "full"): gain})
         assert verdicts(frames, "C1", part="gains")["sonnet", "full"].verdict == gains, gain
@@ -160,19 +160,19 @@ def test_a_weak_sft_is_not_asked():
     cells = {("sft", "full"): 0, ("sft-dpo", "full"): 0, ("sft-sft", "full"): 0}
     one = verdicts(study(cells), "C1")["sonnet", "full"]
     assert one.verdict == "supported" and any("not judged" in note for note in one.notes)
-    one = verdicts(study({("backbone", "-"): 3} | cells), "C1")["sonnet", "full"]
+    one = verdicts(study({("base", "-"): 3} | cells), "C1")["sonnet", "full"]
     assert one.verdict == "not asked" and "SFT is not strong" in one.why and one.effects
 
 
 def test_nothing_learnt_is_nothing_asked():
-    frames = study({("backbone", "-"): 3} | dict.fromkeys(ALL, 0), rejected="flip")
+    frames = study({("base", "-"): 3} | dict.fromkeys(ALL, 0), rejected="flip")
     for name in ("C2", "C3", "C5"):
         found = verdicts(frames, name).values()
-        assert {one.verdict for one in found} == {"not asked"} and any("shown to be better than the backbone" in one.why for one in found)
+        assert {one.verdict for one in found} == {"not asked"} and any("shown to be better than the base model" in one.why for one in found)
 
 
 def test_one_seed_decides_nothing():
-    frames = study({("backbone", "-"): -5} | {cell: 3 * (cell[1] == "full") for cell in ALL}, seeds=1, rejected="flip")
+    frames = study({("base", "-"): -5} | {cell: 3 * (cell[1] == "full") for cell in ALL}, seeds=1, rejected="flip")
     for one in judge_results(*frames, claims=["C1", "C2", "C3", "C5"]):
         assert one.verdict == ("not asked" if one.part == "task-dependent" else "undecided"), one
     one = verdicts(frames, "C3")["sonnet", "sft"]
@@ -234,7 +234,7 @@ def test_a_claim_that_fails_does_not_stop_the_others():
 
 
 def test_one_bad_table_stops_no_other():
-    cells = {("backbone", "-"): -0.3} | {cell: 0.3 * (cell[1] == "full") for cell in ALL}
+    cells = {("base", "-"): -0.3} | {cell: 0.3 * (cell[1] == "full") for cell in ALL}
     results, examples = study(cells, tasks=("paraphrase", "sonnet"))
     holed = examples.assign(chrf=examples.chrf.where(~((examples.recipe == "sft") & (examples.tuning == "lora") & (examples.id == "3"))))
     found = verdicts((results, holed), "C3")
@@ -247,7 +247,7 @@ def test_one_bad_table_stops_no_other():
 
 
 def test_gains_that_depend_on_the_task():
-    cells = {("backbone", "-"): -0.3, ("sft", "full"): 0, ("sft-dpo", "full"): 0.1, ("sft-sft", "full"): 0}
+    cells = {("base", "-"): -0.3, ("sft", "full"): 0, ("sft-dpo", "full"): 0.1, ("sft-sft", "full"): 0}
     one = verdicts(study(cells, tasks=("paraphrase", "sonnet")), "C1")
     assert one["paraphrase", "full"].verdict == "refuted" and one["sonnet", "full"].verdict == "supported"
     both, frames = one["all tasks", "full"], study(cells, tasks=("paraphrase", "sonnet"))
@@ -258,7 +258,7 @@ def test_gains_that_depend_on_the_task():
     assert verdicts(frames, "C1")["all tasks", "full"].verdict == "supported"
     same = verdicts(frames, "C1", part="task-dependent")["all tasks", "full"]
     assert same.verdict in ("refuted", "undecided") and ("is not shown" in same.why or "less than one margin" in same.why)
-    alone = verdicts(study(cells | {("backbone", "-"): -5}), "C1", part="task-dependent")["all tasks", "full"]
+    alone = verdicts(study(cells | {("base", "-"): -5}), "C1", part="task-dependent")["all tasks", "full"]
     assert alone.verdict == "not asked" and "sonnet only" in alone.why
 
 
@@ -266,14 +266,14 @@ def test_gains_that_depend_on_the_task():
 
 @pytest.mark.parametrize("gain, said", [(0, "supported"), (2, "supported"), (-3, "refuted")])
 def test_dpo_alone(gain, said):
-    cells = {("backbone", "-"): -5, ("sft", "full"): 0, ("dpo", "full"): gain}
+    cells = {("base", "-"): -5, ("sft", "full"): 0, ("dpo", "full"): gain}
     assert verdicts(study(cells, rejected="flip"), "C2")["sonnet", "full"].verdict == said
     one = verdicts(study(cells, rejected="swap"), "C2")["sonnet", "full"]
     assert one.verdict == "not asked" and "Condition not met" in one.why and "'swap'" in one.why and "dpo full − sft full: " in one.why and one.effects
 
 
 def test_flipped_pairs_meet_the_condition():
-    frames = study({("backbone", "-"): -.3, ("sft", "lora"): 0, ("dpo", "lora"): 0}, tasks=("paraphrase",), examples=3000, rejected="flip")
+    frames = study({("base", "-"): -.3, ("sft", "lora"): 0, ("dpo", "lora"): 0}, tasks=("paraphrase",), examples=3000, rejected="flip")
     one = verdicts(frames, "C2")["paraphrase", "lora"]
     assert one.verdict == "supported" and one.notes[0].startswith("Condition: pairs of the right and the flipped answer")
 
@@ -307,8 +307,8 @@ def test_unequal_depth_is_said():
 
 
 def test_a_control_of_other_depth_is_none():
-    results, examples = study({("backbone", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 5, ("sft-sft", "full"): 0, ("dpo", "full"): 0}, rejected="flip")
-    depth = {"sft": 1, "dpo": 3, "sft-dpo": 4, "sft-sft": 2, "backbone": 0}
+    results, examples = study({("base", "-"): -5, ("sft", "full"): 0, ("sft-dpo", "full"): 5, ("sft-sft", "full"): 0, ("dpo", "full"): 0}, rejected="flip")
+    depth = {"sft": 1, "dpo": 3, "sft-dpo": 4, "sft-sft": 2, "base": 0}
     one = verdicts((results.assign(epochs=results.recipe.map(depth), batch_sizes="8"), examples), "C1")["sonnet", "full"]
     assert one.verdict == "undecided" and "sft-sft full is no control of equal depth: it had 2 epochs in batches of 8, and sft-dpo full 4" in " ".join(one.notes)
     equal = results.assign(epochs=results.recipe.map(depth | {"sft-sft": 4}), batch_sizes="8")
@@ -320,7 +320,7 @@ def test_a_control_of_other_depth_is_none():
 
 def test_tasks_are_compared_by_one_effect():
     "On one task the gain over sft decides, on the other that over the control; what is compared is the gain over sft on both."
-    frames = [study({("backbone", "-"): -9, ("sft", "full"): 0, ("sft-dpo", "full"): 4, ("sft-sft", "full"): control}, tasks=(task,), random=i)
+    frames = [study({("base", "-"): -9, ("sft", "full"): 0, ("sft-dpo", "full"): 4, ("sft-sft", "full"): control}, tasks=(task,), random=i)
               for i, (task, control) in enumerate((("sonnet", 4), ("completions", -4)))]
     frames = [pd.concat(parts, ignore_index=True) for parts in zip(*frames)]
     found = verdicts(frames, "C1")
@@ -439,12 +439,12 @@ def test_what_lacks_is_named():
 
 
 def test_only_a_backbone():
-    assert {one.verdict for one in judge_results(*study({("backbone", "-"): 0}))} == {"not asked"}
+    assert {one.verdict for one in judge_results(*study({("base", "-"): 0}))} == {"not asked"}
 
 
 def test_a_whole_study_becomes_a_table():
     seconds = {cell: 100. for cell in ALL}
-    found = judge_results(*study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase", "sonnet"), seconds=seconds, examples=50))
+    found = judge_results(*study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase", "sonnet"), seconds=seconds, examples=50))
     table = verdict_table(found)
     assert set(table["claim"]) == {"C1", "C2", "C3", "C4", "C5"} and len(table) == len(found)
     asked = table[(table["verdict"] != "not asked") & (table["task"] != "all tasks")]        # over tasks there is no effect of one unit
@@ -455,7 +455,7 @@ def test_a_whole_study_becomes_a_table():
 
 @pytest.mark.parametrize("seeds, examples", [(1, 1), (1, 5), (2, 2), (3, 11)])
 def test_tiny_studies_get_verdicts(seeds, examples):
-    frames = study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, seeds, examples, ("paraphrase", "sonnet"), {cell: 100. for cell in ALL})
+    frames = study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, seeds, examples, ("paraphrase", "sonnet"), {cell: 100. for cell in ALL})
     for one in judge_results(*frames):
         assert one.verdict in ("supported", "refuted", "undecided", "not asked") and one.why
         assert any("a look, not a claim" in note for note in one.notes) or one.verdict == "not asked"
@@ -493,7 +493,7 @@ def test_a_sweep_is_judged_part_by_part():
 
 
 def test_existence_is_not_refuted_by_one_tuning():
-    cells = {("backbone", "-"): -5, ("sft", "full"): 0, ("dpo", "full"): -3}
+    cells = {("base", "-"): -5, ("sft", "full"): 0, ("dpo", "full"): -3}
     one = verdicts(study(cells, rejected="flip"), "C2", part="some cell")["sonnet", ""]
     assert one.verdict == "undecided" and "not all tunings were" in one.why
     both = cells | {("sft", "lora"): 0, ("dpo", "lora"): -3}
@@ -593,14 +593,14 @@ def choose(folder, cells, seeds=3, trials=None, edge=()):
                                            (dict(trials={("sft", "lora"): 3}), "unequal trials: 4 for sft full, 3 for sft lora"), (dict(), "")])
 def test_rates_may_not_decide(tmp_path, search, words):
     cells = {("sft", "full"): 0.2, ("sft", "lora"): 0}
-    folder = write(tmp_path / "one", *study({("backbone", "-"): -0.3} | cells, tasks=("paraphrase",)))
+    folder = write(tmp_path / "one", *study({("base", "-"): -0.3} | cells, tasks=("paraphrase",)))
     if search is not None: choose(folder, list(cells), **search)
     one = next(one for one in judge_claims(folder, claims=["C3"]) if one.where == "sft")
     assert one.verdict == ("undecided (rates)" if words else "supported") and words in one.why
 
 
 def test_a_folder_is_judged(tmp_path):
-    frames = study({("backbone", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase",), examples=40, seconds={cell: 100. for cell in ALL})
+    frames = study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase",), examples=40, seconds={cell: 100. for cell in ALL})
     folder = write(tmp_path / "one", *frames)
     found = judge_claims(folder)
     assert {one.claim: one.where for one in found}["C4"] == "engine sftdpo, P, 2 threads"

@@ -35,7 +35,7 @@ def test_a_settings_file_and_options_that_win_over_it(tmp_path):
     (["compare", "--backbone", "no/such-model"], "bard"),
     (["compare", "--train-size", "99999999"], "99999999"),
     (["evaluate", "no/such-model"], "bard"),
-    (["train", "--recipe", "backbone"], "trains nothing"),
+    (["train", "--recipe", "base"], "trains nothing"),
     (["plan", "--workers", "0"], "workers = 0"),
 ])
 def test_mistakes_are_told_in_a_line(words, told, tmp_path, capsys):

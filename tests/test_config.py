@@ -171,7 +171,7 @@ def test_runs_of_a_study():
     study = Study(tasks=("paraphrase", "sonnet"), seeds=(0, 1), recipes=("sft", "dpo", "sft-dpo", "sft-sft"))
     runs = study.runs()
     assert len(runs) == 2 + 2 * 4 * 2 * 2 and len(set(map(repr, runs))) == len(runs)
-    assert [run.recipe for run in runs[:2]] == ["backbone", "backbone"]
+    assert [run.recipe for run in runs[:2]] == ["base", "base"]
     rates = {(run.recipe, run.tuning): [stage.learning_rate for stage in run.stages] for run in Study(learning_rates={"sft_full": 1, "dpo_lora": 2}).runs()}
     assert rates["sft-dpo", "full"][0] == 1 and rates["sft-dpo", "lora"][1] == 2 and rates["sft", "lora"][0] != 1
 

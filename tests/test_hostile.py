@@ -37,7 +37,7 @@ def test_completions(backbone, tmp_path):
     assert "1,000,000" in str(told.value) or "longer" in str(told.value) or "tokens" in str(told.value)       # a completion of 1 MB fits no backbone, and is named
     path.write_text("".join(json.dumps({"prompt": f"{text}\n", "completion": text[::-1][:60]}) + "\n" for text in HOSTILE * 4))
     results = compare(study("completions", path, backbone), tmp_path / "out", progress=False)
-    assert set(results.recipe) == {"backbone", "sft", "dpo"}
+    assert set(results.recipe) == {"base", "sft", "dpo"}
     found = read_texts(tmp_path / "out")
     assert found.true.isin([text[::-1][:60] for text in HOSTILE]).all()                                       # to the letter
     check_report(tmp_path / "out", found)

@@ -404,7 +404,7 @@ def test_results_are_read_from_any_study(repository):
         answers = answers_of(home / name, task)
         cells = read_parts(home / name)[0]["cells"].set_index("cell")["mean"]
         by_name = answers.groupby("name")["value"].mean()
-        assert len(by_name) == len(cells) and by_name["backbone"] == pytest.approx(cells["backbone"], abs=0.005)
+        assert len(by_name) == len(cells) and by_name["base"] == pytest.approx(cells["base"], abs=0.005)
 
 
 # in a browser

@@ -118,7 +118,7 @@ def test_costs():
 
 
 def test_calibration_has_a_panel_per_recipe():
-    examples = examples_of([("backbone", "-", .5), ("sft", "full", .7), ("sft", "lora", .9)])
+    examples = examples_of([("base", "-", .5), ("sft", "full", .7), ("sft", "lora", .9)])
     picture = calibration(reliability(examples))
     assert len(picture.axes) == 2
     assert "sft full 0.0 %" in sound(picture) and "sft lora 20.0 %" in picture.alternative
@@ -129,7 +129,7 @@ def test_calibration_has_a_panel_per_recipe():
     lambda: cell_comparison(cell_intervals(examples_of([("sft", "full", .5)]).drop(columns="correct"), "correct"), "accuracy"),
     lambda: calibration(reliability(examples_of([("sft", "full", .5)])[["run", "recipe", "tuning", "correct"]])),
     lambda: against_time(costs_of(results_of(CELLS).query("metric == 'accuracy'")), "accuracy"),
-    lambda: against_parameters(costs_of(results_of([("backbone", "-")])), "accuracy")])
+    lambda: against_parameters(costs_of(results_of([("base", "-")])), "accuracy")])
 def test_what_is_missing_is_said(picture):
     assert len(picture().axes) == 0 and sound(picture()).endswith(".")
 
@@ -197,8 +197,8 @@ def test_full_and_lora_differ_without_colour():
 
 
 def test_cells_stand_in_the_order_of_recipes():
-    table = with_cells(pd.DataFrame({"recipe": ["zzz", "sft-dpo", "sft", "backbone", "sft"], "tuning": ["full", "lora", "lora", "-", "full"]}))
-    assert list(table.cell.cat.categories) == ["backbone", "sft full", "sft lora", "sft-dpo lora", "zzz full"]
+    table = with_cells(pd.DataFrame({"recipe": ["zzz", "sft-dpo", "sft", "base", "sft"], "tuning": ["full", "lora", "lora", "-", "full"]}))
+    assert list(table.cell.cat.categories) == ["base", "sft full", "sft lora", "sft-dpo lora", "zzz full"]
 
 
 def test_texts_side_by_side():

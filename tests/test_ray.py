@@ -41,7 +41,7 @@ def test_a_failed_node_is_told_and_the_others_go_on(cluster, study, tmp_path, ca
     broken = study.replace(recipes=("sft", "dpo"), tunings=("full",), cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30})
     found = compare(broken, tmp_path / "ray", execution=Execution(executor="ray", cpus_per_run=1))
     said = capsys.readouterr().out
-    assert set(found.recipe) == {"backbone", "dpo"} and "FAILED sonnet: sft full" in said and "1 of 3 runs failed" in said
+    assert set(found.recipe) == {"base", "dpo"} and "FAILED sonnet: sft full" in said and "1 of 3 runs failed" in said
 
 
 def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):

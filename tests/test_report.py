@@ -60,7 +60,7 @@ def make_study(folder, tasks=("sonnet",), recipes=("sft", "dpo", "sft-dpo", "sft
     "A study's folder with so many of its runs finished."
     folder.mkdir(parents=True)
     (folder / "study.yaml").write_text(yaml.safe_dump(dict(name=name, tasks=list(tasks), recipes=list(recipes), tunings=list(tunings), seeds=list(seeds), **({"data": "own.csv"} if tasks[0] in ("labels", "completions", "preferences") else {}))), encoding="utf-8")
-    cells = [("backbone", "-", 0), *((recipe, tuning, seed) for seed in seeds for recipe in recipes for tuning in tunings)]
+    cells = [("base", "-", 0), *((recipe, tuning, seed) for seed in seeds for recipe in recipes for tuning in tunings)]
     for task in tasks:
         for recipe, tuning, seed in cells[:finished]: make_run(folder, recipe, tuning, seed, task, **kwargs)
     return folder
@@ -192,14 +192,14 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="a sweep", tasks=["sonnet"], recipes=["sft", "dpo"], tunings=["full"], sweep={"dpo.beta": [.1, .5]})))
-    make_run(folder, "backbone")
+    make_run(folder, "base")
     make_run(folder, "sft", name="sonnet-sft")
     for beta in (.1, .5): make_run(folder, "dpo", settings=dict(dpo=dict(beta=beta, epochs=1)), name=f"sonnet-dpo-{beta}")
     cell, shared = dict(task="sonnet", tuning="full", seed=0, resplit=0), [run.name for run in (folder / "runs").iterdir() if "dpo" not in run.name]
     write_planned_runs(folder, pd.DataFrame([dict(cell, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}")]))
     page = read_page(write_report(folder))
     assert "4 of 4 runs" in page.words
-    assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"backbone", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
+    assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"base", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
 
 
 def test_failures_and_chosen_rates_are_told(tmp_path):

@@ -46,9 +46,9 @@ def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
         home = folder / "runs" / run_name(run)
         written = {path.name for path in home.iterdir()}
         assert {"settings.yaml", "environment.json", "metrics.json", "examples.parquet"} <= written
-        assert ("history.csv" in written) == (run.recipe != "backbone")
+        assert ("history.csv" in written) == (run.recipe != "base")
         settings = yaml.safe_load((home / "settings.yaml").read_text())
-        assert settings["recipe"] == run.recipe and (run.recipe == "backbone" or settings["sft"]["learning_rate"] == 1e-3)
+        assert settings["recipe"] == run.recipe and (run.recipe == "base" or settings["sft"]["learning_rate"] == 1e-3)
         assert json.loads((home / "environment.json").read_text())["data"]["name"] == "little"
         assert len(pd.read_parquet(home / "examples.parquet")) == (20 if run.task == "paraphrase" else 10)
         if run.recipe == "sft-dpo":
@@ -59,7 +59,7 @@ def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
     print_tables(results, folder)
     said = capsys.readouterr().out
     assert "paraphrase · " in said and "data: little · 16 training examples, 20 judged · 1 seed" in said
-    assert list(cells_table(results, "sonnet").index) == ["backbone", "sft full", "sft lora", "dpo full", "dpo lora", "sft-dpo full", "sft-dpo lora"]
+    assert list(cells_table(results, "sonnet").index) == ["base", "sft full", "sft lora", "dpo full", "dpo lora", "sft-dpo full", "sft-dpo lora"]
 
     # the same command again trains nothing and changes nothing
     trained.clear()
@@ -116,7 +116,7 @@ def test_a_sweep_writes_each_run_once(backbone, tmp_path):
     results = compare(study, tmp_path / "out", progress=False)
     assert results.run.nunique() == 4 and not results.duplicated(["run", "metric"]).any()
     cells = list(cells_table(results, "paraphrase").index)
-    assert cells[:2] == ["backbone", "sft full"] and len(set(cells)) == 4
+    assert cells[:2] == ["base", "sft full"] and len(set(cells)) == 4
 
 
 def test_what_will_fail_is_said_before_training(backbone, tmp_path, monkeypatch):
@@ -128,7 +128,7 @@ def test_what_will_fail_is_said_before_training(backbone, tmp_path, monkeypatch)
 def test_a_folder_keeps_what_an_earlier_study_of_its_name_found(backbone, tmp_path):
     compare(small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",)), tmp_path / "out", progress=False)
     results = compare(small(backbone, tasks=("paraphrase",), recipes=("dpo",), tunings=("full",)), tmp_path / "out", progress=False)
-    assert set(results.recipe) == {"backbone", "sft", "dpo"} and not results.duplicated(["run", "metric"]).any()
+    assert set(results.recipe) == {"base", "sft", "dpo"} and not results.duplicated(["run", "metric"]).any()
 
 
 def test_sharing_equals_not_sharing(backbone, tmp_path):
@@ -163,9 +163,9 @@ def test_folders_are_not_mixed_up(backbone, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="holds files that are no study"): compare(small(backbone), tmp_path / "mine")
-    compare(small(backbone, recipes=("backbone",)), tmp_path / "out", progress=False)
+    compare(small(backbone, recipes=("base",)), tmp_path / "out", progress=False)
     with pytest.raises(FileExistsError, match="holds the study 'a small study'"): compare(small(backbone).replace(name="another"), tmp_path / "out")
-    with pytest.raises(SettingsError, match="weights = 'all' cannot be used"): compare(small(backbone, recipes=("backbone",), weights="all"), tmp_path / "out")
+    with pytest.raises(SettingsError, match="weights = 'all' cannot be used"): compare(small(backbone, recipes=("base",), weights="all"), tmp_path / "out")
 
 
 def test_the_control_has_shuffled_labels(backbone, tmp_path):
@@ -265,7 +265,7 @@ def test_a_sweep_that_reaches_further_than_one_cell(backbone, tmp_path, sweep, c
     study = small(backbone, tasks=("paraphrase",), recipes=("sft", "sft-dpo", "sft-sft"), tunings=("full",), sweep=sweep)
     results = compare(study, tmp_path / "out", progress=False)
     table = cells_table(results, "paraphrase", variants=variants_of(tmp_path / "out"))
-    assert {cell for cell in table.index if "backbone" not in cell} == cells
+    assert {cell for cell in table.index if "base" not in cell} == cells
     print_tables(results, tmp_path / "out")
     places = {one.where for one in judge_claims(tmp_path / "out", claims=["C1"])}
     assert places == {f"full, {name} = {value}" for name, values in sweep.items() for value in values} and write_report(tmp_path / "out").exists()

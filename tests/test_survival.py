@@ -183,7 +183,7 @@ def test_a_full_disk(backbone, small_disk, tmp_path):
 def test_a_failed_run_does_not_stop_the_others(backbone, tmp_path, capsys):
     study = small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo"), cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30})
     results = compare(study, tmp_path / "out")
-    assert set(results.recipe) == {"backbone", "dpo", "sft-dpo"}
+    assert set(results.recipe) == {"base", "dpo", "sft-dpo"}
     said = capsys.readouterr().out
     assert "1 of 4 runs failed" in said and "--retry-failed" in said
     [told] = (tmp_path / "out" / "failures").iterdir()
@@ -204,7 +204,7 @@ def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatc
         return finish(home, inputs, stage, *rest, **more)
     monkeypatch.setattr(sftdpo.engine.work, "finish_stage", fails)
     study = small(backbone, tasks=("sonnet",), tunings=("full",))
-    assert set(compare(study, tmp_path / "out", progress=False).recipe) == {"backbone", "dpo"}
+    assert set(compare(study, tmp_path / "out", progress=False).recipe) == {"base", "dpo"}
     monkeypatch.setattr(sftdpo.engine.work, "finish_stage", finish)
     found = compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True))
     expected = compare(study, tmp_path / "undisturbed", progress=False)
@@ -222,7 +222,7 @@ def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path):
 
 
 def test_other_versions_under_an_old_folder_are_named(backbone, tmp_path, capsys):
-    study = small(backbone, tasks=("sonnet",), recipes=("backbone",))
+    study = small(backbone, tasks=("sonnet",), recipes=("base",))
     compare(study, tmp_path / "out", progress=False)
     path = tmp_path / "out" / "begun_with.json"
     before = read_record(path)

@@ -81,10 +81,10 @@ def test_a_task_and_a_recipe_of_ones_own_from_the_check_to_the_report(own, backb
     main(["compare", "--tasks", "larger", *words, "--recipes", "sft", "dpo", "dpo-sft", "--tunings", "full", "--train-size", "16", "--seeds", "0", "1",
           "--sft.precision", "fp32", "--dpo.precision", "fp32", "--out", str(own / "out")])
     shown = capsys.readouterr().out
-    assert "right answers %" in shown and "against backbone" in shown and "dpo-sft full" in shown and "without training: always yes" in shown
+    assert "right answers %" in shown and "against base" in shown and "dpo-sft full" in shown and "without training: always yes" in shown
 
     results, examples = read_results(own / "out"), read_examples(own / "out")
-    assert {"right", "right_change", "baseline_always_yes"} <= set(results.metric) and set(results.recipe) == {"backbone", "sft", "dpo", "dpo-sft"}
+    assert {"right", "right_change", "baseline_always_yes"} <= set(results.metric) and set(results.recipe) == {"base", "sft", "dpo", "dpo-sft"}
     history = pd.read_csv(own / "out/runs" / results.run[results.recipe == "dpo-sft"].iloc[0] / "history.csv")
     assert list(history.kind.unique()) == ["dpo", "sft"]
     settings = (own / "out/runs" / results.run[results.recipe == "dpo"].iloc[0] / "settings.yaml").read_text()
@@ -118,7 +118,7 @@ def test_settings_name_the_tasks_and_recipes_there_are(own):
     with pytest.raises(SettingsError, match="negated, swap"): Run(task="larger", data="numbers.csv", dpo=Stage("dpo", rejected="flip"))
     with pytest.raises(SettingsError, match="needs data of your own"): Run(task="larger")
     assert Run(task="larger", data="numbers.csv").sft == Stage("sft")
-    assert [run.recipe for run in Study(tasks=("larger",), data="numbers.csv", recipes=("dpo-sft",)).runs()] == ["backbone", "dpo-sft", "dpo-sft"]
+    assert [run.recipe for run in Study(tasks=("larger",), data="numbers.csv", recipes=("dpo-sft",)).runs()] == ["base", "dpo-sft", "dpo-sft"]
 
 
 def test_a_search_of_a_recipe_of_ones_own_takes_over_the_first_rate(own, tmp_path):

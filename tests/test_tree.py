@@ -40,7 +40,7 @@ def test_any_field_can_be_swept(backbone, field, values, tmp_path):
     study = small(backbone, tasks=("sonnet",), recipes=("sft-sft",) if field == "second_sft_rate" else ("sft-dpo",), tunings=("lora",), sweep={field: values})
     study = study.replace(**{"sampling.samples": 1, "sampling.max_new_tokens": 5})
     results = compare(study, tmp_path / "out", progress=False)
-    assert results[results.recipe != "backbone"].run.nunique() == len(values)
+    assert results[results.recipe != "base"].run.nunique() == len(values)
     shared = {"sft.learning_rate": False, "dpo.beta": True, "dpo.loss": True, "dpo.rejected": True, "second_sft_rate": True}.get(field, False)
     assert len(list((tmp_path / "out" / "stages").iterdir())) == (1 if shared else len(values)) + len(values)
 
@@ -49,10 +49,10 @@ def test_backbones_can_be_swept(backbone, tokenizer, tmp_path):
     other = str(save_policy(tiny_model("llama", tokenizer), tokenizer, tmp_path / "other backbone"))
     study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sweep={"backbone": [backbone, other]})
     results = compare(study, tmp_path / "out", progress=False)
-    assert results[results.recipe == "sft"].backbone.nunique() == results[results.recipe == "backbone"].backbone.nunique() == 2
+    assert results[results.recipe == "sft"].backbone.nunique() == results[results.recipe == "base"].backbone.nunique() == 2
     examples = read_examples(tmp_path / "out")
     table = cells_table(results, "paraphrase", examples, variants_of(tmp_path / "out"))
-    assert len(table) == 4 and (table.loc[[cell for cell in table.index if cell.startswith("sft")], "against backbone"] != "").all(), "each against its own"
+    assert len(table) == 4 and (table.loc[[cell for cell in table.index if cell.startswith("sft")], "against base"] != "").all(), "each against its own"
 
 
 def test_one_schedule_of_the_epochs_of_both_stages(backbone):
@@ -129,7 +129,7 @@ def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path
     assert tried.groupby("recipe").size().to_dict() == {"sft": 4, "dpo": 4, "sft-dpo": 4, "sft-sft": 4} and tried.chosen.sum() == 4
     assert "7" not in {str(seed) for seed in results.seed} and set(results.split) == {"test", "train"}
     trials = [read_json(path) for path in (tmp_path / "out" / "search" / "runs").glob("*/sftdpo.json")]
-    assert {about["split"] for about in trials} == {"validation"} and {about["seed"] for about in trials if about["recipe"] != "backbone"} == {7}
+    assert {about["split"] for about in trials} == {"validation"} and {about["seed"] for about in trials if about["recipe"] != "base"} == {7}
     rate = tried[tried.chosen].set_index("recipe").learning_rate
     for path in (tmp_path / "out" / "runs").glob("*-sft-dpo-*/settings.yaml"):
         settings = yaml.safe_load(path.read_text())

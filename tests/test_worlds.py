@@ -51,12 +51,12 @@ def test_the_stored_control_with_five_seeds_supports_nothing(tmp_path):
     tables = [results]
     for seed in range(1, 5):
         for home in homes:
-            if "backbone" in home.name: continue
+            if "base" in home.name: continue
             copy = home.with_name(f"{home.name}-{seed}")
             shutil.copytree(home, copy)
             for name, read, write in (("sftdpo.json", json.loads, json.dumps), ("settings.yaml", yaml.safe_load, yaml.safe_dump)):
                 (copy / name).write_text(write(read((copy / name).read_text()) | dict(seed=seed) | (dict(run=copy.name) if name == "sftdpo.json" else {})))
-        tables.append(results[results.recipe != "backbone"].assign(seed=seed, run=lambda t: t.run + f"-{seed}"))
+        tables.append(results[results.recipe != "base"].assign(seed=seed, run=lambda t: t.run + f"-{seed}"))
     pd.concat(tables).to_csv(folder / "results.csv", index=False)
     found = judge_claims(folder, claims=["C2"])
     assert found[0].effects[0][1].seeds == 5 and {one.verdict for one in found} == {"not asked"}

@@ -180,7 +180,7 @@ class Inputs:
         "A readable name that only an equal run has: its stages, and what and how it is judged."
         judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
         if run.judge != "test": judged["judge"] = run.judge
-        words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "backbone")
+        words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
         words += [f"split{run.resplit}"] * bool(run.resplit) + [f"seed{run.seed}"]
         return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
 

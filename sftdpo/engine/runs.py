@@ -188,7 +188,7 @@ def judge_run(
 def changes(
     task: str,               # the run's
     examples: pd.DataFrame,  # of the run
-    before: pd.DataFrame,    # of the backbone before training
+    before: pd.DataFrame,    # of the base model
 ) -> dict[str, float]:
     "Mean change of each paired metric, with its interval over examples."
     found = {}

@@ -30,7 +30,7 @@ class World:
     seeds: int = 5  # per cell, or per fold
     examples: int = 1000  # judged
     folds: int = 1  # disjoint; each has seeds of its own
-    base: float = 0.5  # accuracy of the backbone before training
+    base: float = 0.5  # accuracy of the base model
     baseline: float = 0.6  # of the best baseline
     of_seed: float = 0.03  # standard deviation of a seed in one cell
     of_example: float = 1.0  # of examples, shared by all cells
@@ -129,9 +129,9 @@ def draw_runs(
     name = "-".join(cell)
     if world.folds > 1:
         table["fold"] = np.tile(fold, seeds)
-        table["seed"] += 100 * table["fold"] * (cell[0] != "backbone")
+        table["seed"] += 100 * table["fold"] * (cell[0] != "base")
     names = np.array([f"paraphrase-{name}-seed{i}" for i in range(100 * world.folds)])
-    table["run"] = names[table["seed"]] if cell[0] != "backbone" else f"paraphrase-{name}"
+    table["run"] = names[table["seed"]] if cell[0] != "base" else f"paraphrase-{name}"
     if world.resplits == 1: return table
     return pd.concat([table.assign(resplit=k, run=table["run"] + f"-split{k}") for k in range(world.resplits)], ignore_index=True)
 
@@ -142,7 +142,7 @@ def draw_times(
     cell: tuple,  # recipe, tuning
 ) -> dict:        # metrics of one run
     "The times of a run; work of others waits with it."
-    if not world.times or cell[0] == "backbone": return {}
+    if not world.times or cell[0] == "base": return {}
     seconds = world.times[cell[1]] * world.load.get(cell[1], 1.) * np.exp(0.01 * random.normal())
     return {"stage1_sft_examples_per_second": 1000 / seconds, "stage1_sft_seconds": 1.2 * seconds * world.epochs.get(cell, 1)}
 
@@ -155,7 +155,7 @@ def draw_study(
     random = np.random.default_rng(random)
     ease, label = world.of_example * random.standard_normal(world.examples), (np.arange(world.examples) % 100 >= 100 * world.majority).astype(int)
     backbone = World({}, seeds=1, examples=world.examples, majority=world.majority)
-    parts, searches = [draw_runs(backbone, ("backbone", "-"), *draw_cell(backbone, random, world.base, ease, label), label)], []
+    parts, searches = [draw_runs(backbone, ("base", "-"), *draw_cell(backbone, random, world.base, ease, label), label)], []
     for cell, accuracy in world.cells.items():
         table, lost = draw_search(world, random, cell)
         searches.append(table)
@@ -165,7 +165,7 @@ def draw_study(
     names = ["run", "task", "recipe", "tuning", "seed", "resplit", *(["fold"] if world.folds > 1 else [])]
     for key, value in examples.groupby(names, sort=False)["correct"].mean().items():
         run = dict(zip(names, key)) | dict(study="drawn", backbone="gpt2", data="qqp", train_size=1000)
-        metrics = dict(accuracy=value) | ({"baseline_tfidf": world.baseline} if key[2] == "backbone" else draw_times(world, random, key[2:4]))
+        metrics = dict(accuracy=value) | ({"baseline_tfidf": world.baseline} if key[2] == "base" else draw_times(world, random, key[2:4]))
         lines += [run | dict(split="train" if "stage" in metric else "test", metric=metric, value=number) for metric, number in metrics.items()]
     return DrawnStudy(pd.DataFrame(lines), examples, pd.concat(searches, ignore_index=True) if searches else pd.DataFrame(), world)
 
