@@ -8,13 +8,13 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'FEW_MORE
            'describe_estimate', 'judge_difference', 'one_seed_decides_nothing', 'plainly', 'deciding', 'claim',
            'not_asked', 'asked_of', 'tasks_of', 'tunings_of', 'Evidence', 'baseline_values', 'in_words', 'reached',
            'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth', 'rates', 'mark_collapsed', 'share_of',
-           'collapse', 'no_resplits', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables', 'controls_of',
-           'judge_gain', 'judge_small', 'harm', 'apart', 'small_everywhere', 'task_dependent', 'over_tasks',
-           'gains_of_dpo', 'small_gains', 'builder', 'dpo_matches', 'stricter', 'some_cell_matches', 'existence',
-           'same_study', 'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement',
-           'over_recipes', 'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds',
-           'machine_alone', 'same_examples', 'judge_time', 'times_compared', 'lora_saves_no_time', 'dominance',
-           'interactions', 'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
+           'collapse', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables', 'controls_of', 'judge_gain',
+           'judge_small', 'harm', 'apart', 'small_everywhere', 'task_dependent', 'over_tasks', 'gains_of_dpo',
+           'small_gains', 'builder', 'dpo_matches', 'stricter', 'some_cell_matches', 'existence', 'same_study',
+           'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement', 'over_recipes',
+           'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds', 'machine_alone',
+           'same_examples', 'judge_time', 'times_compared', 'lora_saves_no_time', 'dominance', 'interactions',
+           'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
            'with_detectable', 'with_primary', 'judge_results', 'with_wrong', 'verdict_table', 'verdicts_of',
            'conditions_of', 'search_of', 'searched_trials', 'read_conditions', 'judge_claims']
 
@@ -36,7 +36,6 @@ from .engine.store import CELL, read_environment, read_examples, read_results, r
 from sftdpo.stats import (
     Estimate,
     at_level,
-    by_replicate,
     checked_table,
     choice_error,
     contrast,
@@ -46,6 +45,7 @@ from sftdpo.stats import (
     holm,
     interval,
     needed_to_reach,
+    observations,
     paired,
     ratio,
     verdict,
@@ -157,8 +157,7 @@ def cell_values(
     if "collapsed" in rows and cell[0] != "base":
         gone = rows.drop_duplicates("run")["collapsed"]
         if 0 < 2 * gone.sum() < len(gone): rows = rows[~rows["collapsed"]]
-    labels = [name for name in ("fold", "seed", "resplit", "id") if name in rows]
-    table = by_replicate(rows[labels].assign(value=rows[column].astype(float)).reset_index(drop=True), rows["resplit"].nunique())
+    table = observations(rows.assign(value=rows[column].astype(float)).reset_index(drop=True))
     return named(table.drop_duplicates("id").drop(columns="seed") if cell[0] == "base" else table)
 
 # %% ../nbs/14_claims.ipynb #d81d33e5
@@ -434,11 +433,11 @@ def rates(
     if "picked" not in evidence.results: return Gate("rates", None, "how rates were found is not known here")
     runs = {name_of(cell): evidence.runs(cell).iloc[0] for cell in cells if len(evidence.runs(cell))}
     def those(name, value=True): return [cell for cell, run in runs.items() if run.get(name) == value]
-    trials = {cell: int(run["trials"]) for cell, run in runs.items() if run.get("trials", 0) > 0}
+    together = {depth: {cell: int(run["trials"]) for cell, run in runs.items() if run.get("trials", 0) > 0 and len(RECIPES[run["recipe"]].stages) == depth} for depth in (1, 2)}
     wrong = [f"{' and '.join(found)}: {words}" for found, words in (
         (those("picked", False), "the rate was recommended or given, not searched"), (those("at_edge"), "the best rate lies at the edge of what was tried"),
         (those("choice_error", math.inf), "the rate was chosen with one seed, so the error of choosing is unknown")) if found]
-    if len(set(trials.values())) > 1: wrong.append("unequal trials: " + ", ".join(f"{number} for {cell}" for cell, number in trials.items()))
+    wrong += ["unequal trials: " + ", ".join(f"{number} for {cell}" for cell, number in some.items()) for some in together.values() if len(set(some.values())) > 1]
     if not wrong: return Gate("rates", True, "every rate was searched with equal trials")
     return Gate("rates", False, "; ".join(wrong), "undecided (rates)", "Search every cell's rate: search.trials alike for all, three search seeds, no best value at the edge.")
 
@@ -482,15 +481,6 @@ def collapse(
     if not words: return Gate("collapse", True, "no seed collapsed")
     kept = "" if most >= 0.5 else "; the effect is that of the seeds that did not"
     return Gate("collapse", most < 0.5, "; ".join(words) + kept, remedy="Train again with a lower rate, or choose rates with more trials.")
-
-# %% ../nbs/14_claims.ipynb #def8131f
-def no_resplits(
-    evidence: Evidence,
-) -> Gate:
-    "Is there one split of the data, or disjoint folds?"
-    number = evidence.examples.loc[evidence.examples["task"] == evidence.task, "resplit"].nunique()
-    if number < 2: return Gate("re-splits", True, "one split, or disjoint folds")
-    return Gate("re-splits", False, f"{number} re-splits share most of their training rows and some that judge: they are no replicates", "undecided", "Judge on disjoint folds, each with seeds of its own.")
 
 # %% ../nbs/14_claims.ipynb #e2d014d9
 def condition_not_met(
@@ -693,7 +683,7 @@ def gains_of_dpo(
     gains = {recipe: evidence.effect({ours: 1, (recipe, tuning): -1}) for recipe in ("sft", *controls)}
     notes += tuple(dict.fromkeys(note for gain in gains.values() for note in gain.notes))
     cells = [ours, *((recipe, tuning) for recipe in gains)]
-    gates = [*strong(evidence, [("sft", tuning)], "SFT is not strong: "), *headroom(evidence, [("sft", tuning)]), collapse(evidence, cells), rates(evidence, cells), no_resplits(evidence)]
+    gates = [*strong(evidence, [("sft", tuning)], "SFT is not strong: "), *headroom(evidence, [("sft", tuning)]), collapse(evidence, cells), rates(evidence, cells)]
     parts = (("gains", "After a strong SFT, does DPO bring gains?", judge_gain), ("small", SMALL_GAINS, judge_small))
     return [after_gates(judged(asked_of("C1", task, margins, tuning, notes, part, question), gains, margins), gates) for part, question, judged in parts]
 
@@ -736,7 +726,7 @@ def dpo_matches(
     if lacking := evidence.lacking(cells): return [not_asked("C2", task, lacking, tuning)]
     pairs, notes = builder(evidence, tuning)
     depth = equal_depth(evidence.results, task, {recipe: (recipe, tuning) for recipe, tuning in cells})
-    gates = [pairs, *strong(evidence, cells[1:], "SFT is not strong: "), *headroom(evidence, cells[1:]), depth, collapse(evidence, cells), rates(evidence, cells), no_resplits(evidence)]
+    gates = [pairs, *strong(evidence, cells[1:], "SFT is not strong: "), *headroom(evidence, cells[1:]), depth, collapse(evidence, cells), rates(evidence, cells)]
     asked = asked_of("C2", task, evidence.margins, tuning, notes, "one cell")
     one = judge_difference(asked, f"dpo {tuning} − sft {tuning}", evidence.effect({cells[0]: 1, cells[1]: -1}), above=-evidence.margin, below=0.)
     return [after_gates(one, gates)]
@@ -828,7 +818,7 @@ def tuning_gates(
     cells = [(recipe, "full"), (recipe, "lora")]
     lower = min(cells, key=lambda cell: evidence.values(cell)["value"].mean())
     return [equal_depth(evidence.results, evidence.task, dict(zip(("full", "LoRA"), cells))), *strong(evidence, cells), *headroom(evidence, [lower]),
-            collapse(evidence, cells), rates(evidence, cells), no_resplits(evidence)]
+            collapse(evidence, cells), rates(evidence, cells)]
 
 # %% ../nbs/14_claims.ipynb #1eda32a4
 def judge_recipe(
@@ -877,7 +867,7 @@ def over_recipes(
                               why=f"{'; '.join(f'{one.where} {one.verdict}' for one in parts)}; mean over recipes {describe_estimate(mean, asked.unit)}{disagree}.",
                               decides=(" ".join(f"{one.where}: {one.decides}" for one in parts if one.decides) or FEW_MORE) if said == "undecided" else "")
     cells = [(recipe, tuning) for recipe in names for tuning in ("full", "lora")]
-    return [after_gates(one_seed_decides_nothing(one), [rates(evidence, cells), no_resplits(evidence)])]
+    return [after_gates(one_seed_decides_nothing(one), [rates(evidence, cells)])]
 
 # %% ../nbs/14_claims.ipynb #ba3b21bb
 def tunings_compared(
@@ -914,10 +904,10 @@ def full_beats_lora(
 def times_of(
     results: pd.DataFrame,  # as `read_results` gives them
     kind: str,              # "whole": seconds of the stages; "steps": seconds per example in the steps and the reference pass
-) -> pd.DataFrame:          # run, recipe, tuning, seed, resplit, time
+) -> pd.DataFrame:          # run, recipe, tuning, seed, fold, time
     "The training time of each run, summed over its stages."
     def rows_of(ending): return results[results["metric"].str.fullmatch(r"stage\d+_[a-z]+" + ending) & (results["value"] > 0)]
-    columns = ["run", "recipe", "tuning", "seed", "resplit"]
+    columns = ["run", "recipe", "tuning", "seed", "fold"]
     if kind == "whole": return rows_of("_seconds").assign(time=lambda rows: rows["value"]).groupby(columns, as_index=False)["time"].sum()
     steps = rows_of("_examples_per_second").assign(time=lambda rows: 1 / rows["value"])
     passes = rows_of("_reference_seconds")
@@ -927,14 +917,14 @@ def times_of(
 # %% ../nbs/14_claims.ipynb #bffd7a5c
 def ratios_of(
     times: pd.DataFrame,  # as `times_of` gives them
-) -> pd.Series:           # by seed, re-split and recipe: LoRA's time over full fine-tuning's
+) -> pd.Series:           # by seed, fold and recipe: LoRA's time over full fine-tuning's
     "LoRA over full, paired by seed."
-    wide = times.pivot_table(index=["seed", "resplit", "recipe"], columns="tuning", values="time", aggfunc="mean").reindex(columns=["full", "lora"]).dropna()
+    wide = times.pivot_table(index=["seed", "fold", "recipe"], columns="tuning", values="time", aggfunc="mean").reindex(columns=["full", "lora"]).dropna()
     return wide["lora"] / wide["full"]
 
 # %% ../nbs/14_claims.ipynb #4783274b
 def ratio_over_seeds(
-    ratios: pd.Series,  # by seed, resplit and recipe
+    ratios: pd.Series,  # by seed, fold and recipe
     level: float,       # of the interval
 ) -> Estimate:
     "The geometric mean over recipes and seeds, with Student's interval over seeds."
@@ -1063,7 +1053,7 @@ def dominance_gates(
     groups = [[cell for cell in cells if name in cell] for name in (*recipes, "full", "lora")]
     depths = [equal_depth(evidence.results, evidence.task, {"full": (recipe, "full"), "LoRA": (recipe, "lora")}) for recipe in recipes]
     return [*(gate for gate in depths if gate.passed is False), *strong(evidence, cells, "none of the cells is strong: "), *headroom(evidence, [min(group, key=means.get) for group in groups]),
-            collapse(evidence, cells), rates(evidence, cells), no_resplits(evidence)]
+            collapse(evidence, cells), rates(evidence, cells)]
 
 # %% ../nbs/14_claims.ipynb #b3999127
 def effects_compared(
@@ -1114,10 +1104,8 @@ def caveats(
     "What weakens the evidence of a study, whatever it is asked."
     rows = results[(results["task"] == task) & (results["recipe"] != "base")] if task in set(results["task"]) else results[results["recipe"] != "base"]
     seeds = rows.groupby(["recipe", "tuning"])["seed"].nunique().min() if len(rows) else 0
-    notes, splits = [], rows["resplit"].nunique() if len(rows) else 0
-    if seeds < 5: notes.append(f"{seeds} seed{'' if seeds == 1 else 's'}{f' on {splits} re-splits' if splits > 1 else ''}: a look, not a claim; a claim takes 5 seeds or more.")
-    if splits > 1 and "picked" in rows and rows["picked"].any():
-        notes.append("Learning rates were picked once for all re-splits: rows that judge in one of them helped to choose in another.")
+    notes, folds = [], rows["fold"].nunique() if len(rows) else 0
+    if seeds < 5: notes.append(f"{seeds} seed{'' if seeds == 1 else 's'}{f' in {folds} folds' if folds > 1 else ''}: a look, not a claim; a claim takes 5 seeds or more.")
     if "choice_error" in rows and (rows["choice_error"] > 0).any() and (rows["choice_error"] < math.inf).any():
         notes.append("Intervals include the error of choosing rates, estimated from the search seeds of each cell's trials.")
     if "picked" in rows and not rows["picked"].all(): notes.append("Learning rates are recommended or given ones, not picked per cell with equal trials: a cell may do worse than it could.")
@@ -1135,7 +1123,7 @@ def parts_of(
     "The parts of a study in which every cell and seed has one run."
     names = [name for name in dict.fromkeys(["backbone", "data", "train_size", *fields]) if name in results]
     runs, one_run = results.drop_duplicates("run"), [*CELL, "fold"] if "fold" in results else CELL
-    several, cell = runs[runs.duplicated(one_run, keep=False)], [name for name in CELL if name not in ("seed", "resplit")]
+    several, cell = runs[runs.duplicated(one_run, keep=False)], [name for name in CELL if name not in ("seed", "fold")]
     varied = [name for name in names if (several.groupby(one_run)[name].nunique() > 1).any() or name in fields and (runs.groupby(cell)[name].nunique() > 1).any()]
     if several.empty and not varied: return {"": set(runs["run"])}
     shapes = runs[varied].copy()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check', 'check_choice', 'convert',
            'declared', 'Settings', 'LoRA', 'Sampling', 'Reading', 'neutral', 'Stage', 'Run', 'base', 'resolve',
-           'LearningRates', 'Search', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml',
-           'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'LearningRates', 'Search', 'seed_in_fold', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
+           'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -203,7 +203,7 @@ class Stage(Settings):
     "One training phase: a loss, and how it is minimised."
     kind: Literal["sft", "dpo"] = "sft"  # the loss: supervised fine-tuning, or direct preference optimization
     learning_rate: float | None = None  # peak learning rate of AdamW; default: the recommended one
-    epochs: int | None = None  # passes over the training examples; default: the recommended number
+    epochs: int | None = None  # passes over the training examples; default: the recommended number, and more where that would be too few steps
     batch_size: int | None = None  # examples (or pairs) per optimizer step; default: the recommended number
     micro_batch_size: int | None = neutral(None)  # examples in memory at once; default: the whole batch
     gradient_checkpointing: bool = neutral(False)  # keep less in memory, and compute activations again for the gradients: slower
@@ -261,7 +261,8 @@ class Run(Settings):
     recipe: "Literal[tuple(RECIPES)]" = "sft"  # which stages, in which order
     tuning: TuningName = "full"  # all weights, or LoRA's
     seed: int = 0  # of the subset, the order, dropout, the adapter's start and the samples
-    resplit: int = 0  # 0: the published split; another number: split anew by chance, the same for every cell
+    folds: int = 0  # deal the rows into so many folds, each of which judges once; 0: the split as published, or made by chance
+    fold: int = 0  # the fold that judges, from 1 up
     judge: Literal["test", "validation"] = "test"  # the rows that judge; validation: those that pick learning rates
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
@@ -280,7 +281,8 @@ class Run(Settings):
             value = getattr(self, name)
             check(value is None or value >= 1, f"run.{name}", value, "use a whole number from 1 up, or leave it out for all")
         check(self.second_sft_rate is None or self.second_sft_rate > 0, "run.second_sft_rate", self.second_sft_rate, "use a number above 0, such as 5e-5")
-        check(self.resplit >= 0, "run.resplit", self.resplit, "use a whole number from 0 up")
+        check(self.folds == 0 or self.folds > 1, "run.folds", self.folds, "use a whole number from 2 up, or leave it out for one split")
+        check(self.fold in (range(1, self.folds + 1) if self.folds else (0,)), "run.fold", self.fold, f"use a whole number from 1 to {self.folds}" if self.folds else "give run.folds too, or leave it out")
         task = TASKS[self.task]
         check(self.dpo.rejected in (None, *task.rejected), "run.dpo.rejected", self.dpo.rejected, f"the task {self.task} makes rejected completions by {', '.join(task.rejected)}")
         check(not self.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True, f"the task {self.task} has no labels; leave it out")
@@ -294,11 +296,23 @@ class Run(Settings):
     @property
     def base(self) -> "Run":
         "The run that judges the backbone of this one before training."
-        return base(self.task, self.backbone, self.data, self.test_size, self.resplit, self.judge, self.sampling, self.reading)
+        return base(self.task, self.backbone, self.data, self.test_size, self.folds, self.fold, self.judge, self.sampling, self.reading)
+
+    @property
+    def source(self) -> tuple:
+        "Where its rows come from: what `load_task` is given."
+        return self.task, self.data, self.reading, self.folds, self.fold
+
+    def resolved(
+        self,
+        rows: int | None = None,  # that it trains on; None: unknown, and every stage takes the recommended epochs
+    ) -> "Run":
+        "The run with every open choice filled in."
+        return self.replace(**{kind: resolve(getattr(self, kind), self, rows) for kind in ("sft", "dpo")})
 
     @cached_property
     def stages(self) -> list[Stage]:
-        "The stages of the recipe, in order, with every open choice resolved."
+        "The stages of the recipe, in order, with every open choice resolved. A run that `Inputs` gives knows its rows, and so how many epochs are enough."
         resolved, recipe = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}, RECIPES[self.recipe]
         def setting(name):
             kind, _, rest = name.partition(".")
@@ -308,25 +322,27 @@ class Run(Settings):
 # %% ../nbs/11_config.ipynb #912ffb6a
 @lru_cache
 def base(
-    task, backbone, data, test_size, resplit, judge, sampling, reading,  # what matters to a backbone before training
+    task, backbone, data, test_size, folds, fold, judge, sampling, reading,  # what matters to a base model
 ) -> Run:
-    "The run that judges a backbone before training."
-    return Run(task=task, backbone=backbone, data=data, test_size=test_size, resplit=resplit, judge=judge, sampling=sampling, reading=reading, recipe="base")
+    "The run that judges a base model."
+    return Run(task=task, backbone=backbone, data=data, test_size=test_size, folds=folds, fold=fold, judge=judge, sampling=sampling, reading=reading, recipe="base")
 
 # %% ../nbs/11_config.ipynb #0ea0d274
 @lru_cache(maxsize=1024)
-def _resolved(stage, backbone, task, tuning):
+def _resolved(stage, backbone, task, tuning, rows):
     rates = task.rates(backbone)
-    found = dict(learning_rate=getattr(rates, f"{stage.kind}_{tuning}"), epochs=rates.epochs, batch_size=rates.batch_size, rejected=next(iter(task.rejected)))
+    batch_size = stage.batch_size or rates.batch_for(rows)
+    found = dict(learning_rate=getattr(rates, f"{stage.kind}_{tuning}"), epochs=rates.epochs_for(rows, batch_size), batch_size=batch_size, rejected=next(iter(task.rejected)))
     missing = {name: value for name, value in found.items() if getattr(stage, name) is None}
     return dataclasses.replace(stage, **missing) if missing else stage
 
 def resolve(
-    stage: Stage,  # settings, perhaps with open choices
-    run: Run,      # the run it belongs to
+    stage: Stage,             # settings, perhaps with open choices
+    run: Run,                 # the run it belongs to
+    rows: int | None = None,  # that it trains on; None: unknown
 ) -> Stage:
     "The stage with its open choices (rate, epochs, batch size, rejected completions) filled in."
-    return _resolved(stage, run.backbone, TASKS[run.task], run.tuning)
+    return _resolved(stage, run.backbone, TASKS[run.task], run.tuning, rows)
 
 # %% ../nbs/11_config.ipynb #e270ef42
 @dataclass(frozen=True)
@@ -344,7 +360,8 @@ class Search(Settings):
     trials: int = 0  # trials per cell, the same for every cell; 0: nothing is picked
     factor: float = 3.0  # neighbouring learning rates differ by this factor
     betas: tuple[float, ...] = (0.1,)  # DPO: values of beta to try
-    seeds: tuple[int, ...] = (1000,)  # seeds of the trials; none of them reports
+    seeds: tuple[int, ...] = (1000, 1001, 1002)  # seeds of the trials; none of them reports
+    further: int = 4  # further trials, for all cells alike, while the best rate of one lies at the edge of what was tried
     train_size: int | None = None  # training examples per trial; default: as in the study
 
     def validate(self):
@@ -353,6 +370,14 @@ class Search(Settings):
         check(self.factor >= 1.1, "search.factor", self.factor, "use a number from 1.1 up, such as 3")
         for name in ("betas", "seeds"):
             check(len(getattr(self, name)) > 0, f"search.{name}", getattr(self, name), "name at least one")
+
+# %% ../nbs/11_config.ipynb #7c2d9e41
+def seed_in_fold(
+    seed: int,  # of a study
+    fold: int,  # 0: there are no folds
+) -> int:
+    "Each fold has seeds of its own, so that no two of them share a draw."
+    return seed + 1000 * max(fold - 1, 0)
 
 # %% ../nbs/11_config.ipynb #14cdd262
 @dataclass(frozen=True)
@@ -367,7 +392,7 @@ class Study(Settings):
     recipes: "tuple[Literal[tuple(RECIPES)], ...]" = ("sft", "dpo", "sft-dpo")  # the base model is always judged too
     tunings: tuple[TuningName, ...] = ("full", "lora")  # all weights, or LoRA's
     seeds: tuple[int, ...] = (0,)  # one run per cell and seed
-    resplits: tuple[int, ...] = (0,)  # splits of the data, the same for every cell; 0: the published one
+    folds: int = 0  # deal the rows into so many folds, each of which judges once; 0: the split as published, or made by chance
     learning_rates: LearningRates = LearningRates()  # per kind of stage and tuning
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
@@ -384,7 +409,7 @@ class Study(Settings):
     def validate(self):
         check(bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name.strip(". ") == self.name, "study.name", self.name,
               "use letters, digits, blanks and dashes: it becomes part of file names")
-        for name in ("tasks", "recipes", "tunings", "seeds", "resplits"):
+        for name in ("tasks", "recipes", "tunings", "seeds"):
             values = getattr(self, name)
             check(len(values) > 0 and len(set(values)) == len(values), f"study.{name}", values, "name at least one, and none twice")
         check(self.data in ("embedded", "hub") or len(self.tasks) == 1, "study.data", self.data,
@@ -394,11 +419,20 @@ class Study(Settings):
         for name in self.cells:
             *words, _ = name.split()
             for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *{name: 0 for recipe in self.recipes for name in (recipe, *RECIPES[recipe].stages)}, *self.tunings])
-        check(not (self.sweep and self.search.trials), "study.search.trials", self.search.trials,
+        check(not (self.search.trials and set(self.sweep) - {"train_size"}), "study.search.trials", self.search.trials,
               "rates are picked for one setting, and would be unfair to the other values of a sweep: sweep without trials, or compare each value in a study of its own")
-        both = set(self.seeds) & set(self.search.seeds) if self.search.trials else set()
+        check(not (self.search.trials and self.sweep and not self.search.train_size), "study.search.train_size", None,
+              "the study has several sizes: say at which of them the rates are searched; the others take them over")
+        check(not self.folds or max(self.seeds) < 1000, "study.seeds", max(self.seeds), "with folds, use seeds below 1000: each fold has a thousand of its own")
+        reporting = {seed_in_fold(seed, fold) for seed in self.seeds for fold in self.every_fold}
+        both = reporting & {seed_in_fold(seed, self.every_fold[0]) for seed in self.search.seeds} if self.search.trials else set()
         check(not both, "study.search.seeds", self.search.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
         self.runs(self.seeds[:1])  # raises what a run would
+
+    @property
+    def every_fold(self) -> tuple[int, ...]:
+        "The folds that judge, in turn; (0,) where there is one split."
+        return tuple(range(1, self.folds + 1)) if self.folds else (0,)
 
     def overrides(self, task: str, recipe: str, tuning: str) -> dict:
         "The settings of a single cell: its learning rates, and what `cells` says of it."
@@ -410,14 +444,14 @@ class Study(Settings):
 
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
         "Every cell's runs with the swept values that they are asked for; values that a run does not use are asked of it all the same."
-        shared = {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)}
+        shared = {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)} | {"fold": self.every_fold[0]}
         recipes = [recipe for recipe in self.recipes if recipe != "base"]
         runs = []
         for task, recipe, tuning in product(self.tasks, recipes, self.tunings):
             cell = Run(**shared, task=task, recipe=recipe, tuning=tuning).replace(**self.overrides(task, recipe, tuning))
-            for resplit, seed, *swept in product(self.resplits, seeds or self.seeds, *map(tuple, self.sweep.values())):
-                runs.append((cell.replace(**dict(resplit=resplit, seed=seed) | dict(zip(self.sweep, swept))), dict(zip(self.sweep, swept))))
-        if not recipes: runs = [(Run(**shared, task=task, recipe="base", resplit=resplit), {}) for task in self.tasks for resplit in self.resplits]
+            for fold, seed, *swept in product(self.every_fold, seeds or self.seeds, *map(tuple, self.sweep.values())):
+                runs.append((cell.replace(**dict(fold=fold, seed=seed_in_fold(seed, fold)) | dict(zip(self.sweep, swept))), dict(zip(self.sweep, swept))))
+        if not recipes: runs = [(Run(**shared, task=task, recipe="base", fold=fold), {}) for task in self.tasks for fold in self.every_fold]
         return runs
 
     def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:

@@ -206,7 +206,7 @@ def stages_of(
     history = history.merge(kinds.assign(path=[path(*values) for values in kinds.itertuples(index=False)]), on=["recipe", "stage", "kind"])
     watched = [name for name in ("step", "loss", "held_out_loss") if name in history]
     marks = history.groupby(["run", "stage"], sort=False)[watched].apply(lambda part: part.to_numpy(float).tobytes()).rename("mark").reset_index()
-    place = ["path", "tuning", "seed", "resplit"]
+    place = ["path", "tuning", "seed", "fold"]
     first = history[["run", "stage", *place]].drop_duplicates().merge(marks, on=["run", "stage"]).drop_duplicates([*place, "mark"])
     first["alone"] = (first.groupby(place)["run"].transform("size") == 1).groupby([first["path"], first["tuning"]]).transform("all")
     history = history.merge(first[["run", "stage", "alone"]], on=["run", "stage"])
@@ -296,7 +296,7 @@ def learning_curves(
                 held_out = over_seeds(part, "held_out_loss") if "held_out_loss" in part else course[:0]
                 draw_course(axis, course, look | {"marker": ""}, band=name in looks)
                 draw_course(axis, held_out, look | {"linestyle": "none", "marker": look["marker"] or "."}, band=False)
-                seeds = len(part[["seed", "resplit"]].drop_duplicates())
+                seeds = len(part[["seed", "fold"]].drop_duplicates())
                 words.append(f"{path}, {short(name, 60)}: training loss {from_to(course)}" + (f", held-out loss {from_to(held_out)}" if len(held_out) else "")
                              + f", {int(part['step'].max())} steps, {seeds} {'seeds' if seeds > 1 else 'seed'}")
         for axis in axes: axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -544,7 +544,7 @@ def side_by_side(
     if "generated" not in texts or texts.empty: return pd.DataFrame(columns=columns)
     table = with_cells(texts, variants)
     table = table[table["cell"].isin(table["cell"].cat.remove_unused_categories().cat.categories[:cells])]
-    table = table.sort_values([name for name in ("resplit", "seed", "sample") if name in table], kind="stable")
+    table = table.sort_values([name for name in ("fold", "seed", "sample") if name in table], kind="stable")
     ids = {one: place for place, one in enumerate([*dict.fromkeys(table["id"])][:prompts])}
     table = table[table["id"].isin(ids)].drop_duplicates(["id", "cell"])
     return table.assign(place=table["id"].map(ids)).sort_values(["place", "cell"])[columns].reset_index(drop=True)

@@ -131,7 +131,7 @@ def up_to_date(
     asked, finished = planned_runs(folder), set(folder.finished_runs())
     wanted = finished & set(finished if asked is None else asked["run"])
     if wanted and not has_all(folder, there, wanted): return gather(folder, known)
-    return pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed", "resplit", "metric", "value"]) if there is None else there
+    return pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed", "fold", "metric", "value"]) if there is None else there
 
 # %% ../nbs/22_report.ipynb #0f841a01
 def failures_of(
@@ -273,7 +273,7 @@ def curve_runs(
     results: pd.DataFrame,  # of one task, with cells
 ) -> list[str]:
     "The runs whose training is drawn."
-    runs = results[results["recipe"] != "base"].drop_duplicates("run").sort_values(["seed", "resplit"], kind="stable")
+    runs = results[results["recipe"] != "base"].drop_duplicates("run").sort_values(["seed", "fold"], kind="stable")
     return list(runs["run"][:MOST_RUNS])
 
 # %% ../nbs/22_report.ipynb #400ed869
@@ -286,7 +286,7 @@ def about(
     def count(column, word): return f"{trained[column].nunique()} {word}{'s' if trained[column].nunique() > 1 else ''}"
     parts = [names(results, "backbone"), f"data: {names(results, 'data')}", f"{names(trained, 'train_size')} training examples" if len(trained) else "",
              f"{judged.max():,.0f} judged" if len(judged) else "", count("seed", "seed") if len(trained) else "",
-             count("resplit", "split") if trained["resplit"].nunique() > 1 else ""]
+             count("fold", "fold") if trained["fold"].nunique() > 1 else ""]
     return " · ".join(part for part in parts if part)
 
 # %% ../nbs/22_report.ipynb #21ff8f77
@@ -330,7 +330,7 @@ def task_part(
     if not (bins := reliability(examples)).empty:
         figures.append(figure(calibration(bins), "Calibration", "On the diagonal, answers are right as often as their probability says. Larger marks: more answers. "
                               "All seeds together."))
-    first = results.drop_duplicates("run").sort_values(["resplit", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
+    first = results.drop_duplicates("run").sort_values(["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
     held = [run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()] if record.answers == "text" else []
     texts = side_by_side(read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
@@ -351,7 +351,7 @@ def caveats_of(
     if asked_for and runs < asked_for: found.append(f"The study is not finished: {runs:,} of {asked_for:,} runs are. Everything here is provisional.")
     if failed: found.append(f"{failed} {'stages' if failed > 1 else 'stage'} failed; the runs that need them are missing (see below).")
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
-    repeated, word = ("resplit", "re-split") if trained["resplit"].nunique() > 1 else ("seed", "seed")
+    repeated, word = ("fold", "fold") if trained["fold"].nunique() > 1 else ("seed", "seed")
     seeds = trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained) else 0
     look = "a look" if seeds >= 3 else "less than a look"
     if 0 < seeds < 5: found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}, not a claim. Five or more carry a claim.")

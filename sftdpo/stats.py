@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'floor_of_variance', 'steady_freedom',
-           'steady_variance', 'Estimate', 'by_replicate', 'notes_on', 'share_interval', 'example_part', 'share_freedom',
+           'steady_variance', 'Estimate', 'observations', 'notes_on', 'share_interval', 'example_part', 'share_freedom',
            'fold_variance', 'fold_components', 'interval', 'estimate_of', 'bounds_without_spread', 'at_level', 'paired',
            'contrast', 'difference', 'choice_error', 'widened', 'equivalence', 'verdict', 'holm', 'steady',
            'detectable', 'detectable_range', 'planned_error', 'Needed', 'with_components', 'needed_to_reach', 'needed',
@@ -177,15 +177,12 @@ class Estimate:
     def __str__(self): return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 # %% ../nbs/13_stats.ipynb #316c03ed
-def by_replicate(
-    values: pd.DataFrame,  # seed, resplit, id, value; fold, where there are folds
-    splits: int,           # how many re-splits the study has
+def observations(
+    values: pd.DataFrame,  # seed, id, value, and fold where the data may be in folds
 ) -> pd.DataFrame:         # seed, id, value; fold, where there are several
-    "One line per seed and example; over several re-splits, a seed's mean on each example."
-    table = values
-    fold = ["fold"] if "fold" in table and table["fold"].nunique() > 1 else []
-    if splits > 1: table = table.groupby([*fold, "seed", "id"], sort=False)["value"].mean().reset_index()
-    return table[[*fold, "seed", "id", "value"]]
+    "One line per seed and example, in the form that `interval` takes."
+    several = "fold" in values and values["fold"].nunique() > 1
+    return values[[*["fold"] * several, *[name for name in ("seed", "id", "value") if name in values]]]
 
 # %% ../nbs/13_stats.ipynb #f81232ab
 def notes_on(

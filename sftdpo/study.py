@@ -41,7 +41,7 @@ from .reading.files import UnusableRows, expanded, write_problems
 from .tasks import trained_recipes
 
 # %% ../nbs/12_study.ipynb #db857542
-MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "resplits", "sweep", "data", "backbone")  # data and backbone are held against their files
+MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")  # data and backbone are held against their files
 NEUTRAL = [f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage) if field.metadata.get("neutral")]
 
 # %% ../nbs/12_study.ipynb #eecdc8c1
@@ -101,7 +101,7 @@ def grown(
     study: Study,        # of the same settings
 ) -> Study:              # with what either asks for
     "The study as the folder has it, with what is asked for now."
-    there, names = StudyFolder(folder).study(), ("tasks", "recipes", "tunings", "seeds", "resplits")
+    there, names = StudyFolder(folder).study(), ("tasks", "recipes", "tunings", "seeds")
     both = {name: (*getattr(there, name), *(one for one in getattr(study, name) if one not in getattr(there, name))) for name in names}
     try: return study.replace(**both)
     except SettingsError: return study  # what each allows, both together may not
@@ -115,7 +115,7 @@ def surroundings(
     found = {"backbone": {}}
     for one in map(inputs.of, runs):
         run = one.run
-        kind = f"data of the task {run.task}" + (f", split {run.resplit}" if run.resplit else "")
+        kind = f"data of the task {run.task}" + (f", fold {run.fold}" if run.fold else "")
         found["backbone"][run.backbone] = one.fingerprint
         found.setdefault(kind, {})[run.data] = one.data.fingerprint
     return dict(software=software(), hardware=dict(processor=processor(), device=device()), inputs=found)
@@ -151,7 +151,7 @@ def check_runs(
     inputs: Inputs,   # what they read
 ):
     "Raise, before anything is trained: sizes that the data does not have, layers that do not exist."
-    for run in {(run.task, run.data, run.resplit, run.reading, run.train_size, run.test_size, bool(run.stages)): run for run in runs}.values():
+    for run in {(*run.source, run.train_size, run.test_size, bool(run.stages)): run for run in runs}.values():
         data = inputs.of(run).data
         for size, split, used in ((run.train_size, "train", run.stages), (run.test_size, run.judge, run.judge == "test")):
             there = len(data.splits[split])
@@ -214,8 +214,8 @@ def look_at_data(
     say=print,            # told what is in the data
 ):
     "Say what is in each data set, and keep it; rows that cannot be used are listed there, whether or not they stop the study."
-    for run in {(run.task, run.data, run.resplit, run.reading, run.backbone): run for run in runs}.values():
-        home = folder.data_of(run.task, run.resplit)
+    for run in {(*run.source, run.backbone): run for run in runs}.values():
+        home = folder.data_of(run.task, run.fold)
         try:
             one = inputs.of(run)
             report = check_data(one.data, one.tokenizer, one.length, command_of(run.task, run.data, run.reading, run.backbone))
@@ -284,7 +284,7 @@ def study_of(
     "The study that holds this one run."
     names = {field.name for field in fields(Study)} & {field.name for field in fields(Run)}
     return Study(**{name: getattr(run, name) for name in names}, name="one run", tasks=(run.task,), recipes=(run.recipe,), tunings=(run.tuning,),
-                 seeds=(run.seed,), resplits=(run.resplit,), weights="all")
+                 seeds=(run.seed,), weights="all")
 
 # %% ../nbs/12_study.ipynb #53f6dd3a
 def train_run(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .engine.store import read_examples, variants_of
-from .stats import Estimate, by_replicate, difference, interval
+from .stats import Estimate, difference, interval, observations
 from .tasks import RECIPES, Metric, format_interval, format_metric, task_named
 
 # %% ../nbs/20_tables.ipynb #d7e85166
@@ -48,10 +48,10 @@ def with_cells(
 
 
 def apart_by_name(
-    table: pd.DataFrame,  # columns recipe, tuning, seed, resplit and run
+    table: pd.DataFrame,  # columns recipe, tuning, seed, fold and run
 ) -> dict[str, str]:      # run: the end of its name
     "The runs that share a cell, a seed and a split with others, as variants."
-    place = ["recipe", "tuning", "seed", "resplit"]
+    place = ["recipe", "tuning", "seed", "fold"]
     if not {"run", *place} <= set(table): return {}
     runs = table[[*place, "run"]].drop_duplicates()
     return {run: run.rsplit("-", 1)[-1] for run in runs.loc[runs.duplicated(place, keep=False), "run"].astype(str)}
@@ -60,11 +60,11 @@ def apart_by_name(
 def values_of(
     examples: pd.DataFrame,  # from `read_examples`, runs of one cell
     column: str,             # what each example reached
-) -> pd.DataFrame:           # seed, id, value; without what could not be judged
+) -> pd.DataFrame:           # seed, id, value, and fold where there are several; without what could not be judged
     "The values of one cell, in the form that statistics take."
-    values = examples[["seed", "resplit"]].assign(id=examples["id"].astype(str), value=pd.to_numeric(examples[column], errors="coerce").astype(float))
-    replicates = by_replicate(values[np.isfinite(values["value"])], values["resplit"].nunique())
-    return replicates.groupby(["seed", "id"], sort=False)["value"].mean().reset_index()
+    values = examples[["seed", "fold"]].assign(id=examples["id"].astype(str), value=pd.to_numeric(examples[column], errors="coerce").astype(float))
+    table = observations(values[np.isfinite(values["value"])])
+    return table.groupby([name for name in table if name != "value"], sort=False)["value"].mean().reset_index()
 
 # %% ../nbs/20_tables.ipynb #98652a6f
 CELL_COLUMNS = ["cell", "recipe", "tuning", "mean", "low", "high", "standard_error", "seeds", "examples", "missing", "notes"]
@@ -131,10 +131,10 @@ def costs_of(
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
     metric = task_named(results["task"].iloc[0] if len(results) else "").primary.name
-    wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "resplit"], columns="metric", values="value", sort=False).reset_index()
+    wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "fold"], columns="metric", values="value", sort=False).reset_index()
     times = [name for name in wide if re.fullmatch(r"stage\d+_[^_]+_seconds", name)]
     def column(name): return wide[name] if name in wide else pd.Series(np.nan, index=wide.index)
-    lines = wide[["run", "recipe", "tuning", "seed", "resplit"]].assign(
+    lines = wide[["run", "recipe", "tuning", "seed", "fold"]].assign(
         value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan, parameters=column("parameters_trainable"))
     return with_cells(lines, variants)
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['Function', 'PAIR_BUILDERS', 'LABEL_HEADLINES', 'CHRF', 'NATS', 'LABEL_RATES', 'TEXT_RATES', 'PARAPHRASE', 'SONNET',
            'LABELS', 'COMPLETIONS', 'PREFERENCES', 'TASKS', 'RECIPES', 'find_function', 'Metric', 'format_metric',
-           'format_interval', 'Baseline', 'Recommended', 'Task', 'pair_builders', 'known_pair_builders', 'task_named',
-           'metric_named', 'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes', 'check_task',
-           'check_recipe', 'register', 'import_modules']
+           'format_interval', 'Baseline', 'steps_of', 'Recommended', 'Task', 'pair_builders', 'known_pair_builders',
+           'task_named', 'metric_named', 'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes',
+           'check_task', 'check_recipe', 'register', 'import_modules']
 
 # %% ../nbs/10_tasks.ipynb #b9160d56
 import importlib
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -93,16 +94,42 @@ class Baseline:
     title: str  # in tables and figures
     of: str  # the metric on whose scale it is
 
+# %% ../nbs/10_tasks.ipynb #3f0a77b1
+def steps_of(
+    rows: int,        # training examples, or pairs
+    batch_size: int,  # of them in an optimizer step
+    epochs: int = 1,  # passes over them
+) -> int:
+    "The optimizer steps of a stage; the last step of an epoch may have fewer rows."
+    return math.ceil(rows / batch_size) * epochs
+
 # %% ../nbs/10_tasks.ipynb #6140e979
 @dataclass(frozen=True)
 class Recommended:
     "Batch size, epochs and learning rates for one backbone on one task."
-    batch_size: int  # examples (or pairs) per optimizer step
-    epochs: int  # passes over the training examples
+    batch_size: int  # examples (or pairs) per optimizer step, where there are enough of them
+    epochs: int  # passes over the training examples, where they make enough steps
     sft_full: float  # learning rate of SFT, all weights
     sft_lora: float  # of SFT, LoRA
     dpo_full: float  # of DPO, all weights
     dpo_lora: float  # of DPO, LoRA
+    steps: int = 200  # optimizer steps that a stage makes at least
+
+    def batch_for(
+        self,
+        rows: int | None,  # that a stage trains on; None: unknown
+    ) -> int:
+        "The recommended batch size; few rows are dealt into batches of 8, as more steps of fewer rows learn as much from less work."
+        few = rows is not None and rows * self.epochs < self.steps * self.batch_size
+        return min(self.batch_size, 8) if few else self.batch_size
+
+    def epochs_for(
+        self,
+        rows: int | None,  # that a stage trains on; None: unknown
+        batch_size: int,   # rows of an optimizer step
+    ) -> int:
+        "The recommended epochs, or as many more as make enough steps."
+        return max(self.epochs, math.ceil(self.steps / steps_of(rows, batch_size))) if rows else self.epochs
 
 # %% ../nbs/10_tasks.ipynb #1527a8d0
 @dataclass(frozen=True, eq=False)
@@ -118,7 +145,7 @@ class Task:
     headlines: tuple[Metric, ...] = ()  # further metrics that tables show
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # parts of a row, each with its usual column names
     example: Function | None = None  # (id, **parts as text) -> Example; a ValueError says why a row cannot be used
-    load: Function | None = None  # (data, seed, reading) -> TaskData; default: tables with these columns
+    load: Function | None = None  # (data, reading) -> TaskData; default: tables with these columns
     verbalizers: tuple[str, ...] = ()  # the answers, index = label; default: the labels in the data
     sources: tuple[str, ...] = ()  # "embedded" and "hub", where there is such data; default: data of your own
     published: bool = False  # are its files a published data set, whose dev set judges?
@@ -169,8 +196,8 @@ LABEL_RATES = {
     "bard": Recommended(16, 1, sft_full=7e-4, sft_lora=3e-3, dpo_full=1.5e-3, dpo_lora=1.5e-3),
     None: Recommended(16, 1, sft_full=5e-5, sft_lora=5e-4, dpo_full=5e-5, dpo_lora=5e-4)}
 TEXT_RATES = {
-    "bard": Recommended(8, 2, sft_full=1e-3, sft_lora=5e-3, dpo_full=1e-4, dpo_lora=1e-3),
-    None: Recommended(8, 2, sft_full=5e-5, sft_lora=5e-4, dpo_full=1e-5, dpo_lora=1e-4)}
+    "bard": Recommended(8, 2, sft_full=1e-3, sft_lora=5e-3, dpo_full=1e-4, dpo_lora=1e-3, steps=30),
+    None: Recommended(8, 2, sft_full=5e-5, sft_lora=5e-4, dpo_full=1e-5, dpo_lora=1e-4, steps=30)}
 
 # %% ../nbs/10_tasks.ipynb #9e7637c5
 PARAPHRASE = Task(

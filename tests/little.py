@@ -7,7 +7,7 @@ from sftdpo.data import Example, TaskData, cloze_prompt
 from sftdpo.engine.inputs import Inputs
 
 
-def short(task, data="embedded", seed=0, reading=None):
+def short(task, data="embedded", reading=None, folds=0, fold=0):
     "Both tasks with texts that fit the tiny models' 256 positions."
     if task == "sonnet":
         poems = [Example(str(i), f"line {i}\nshall I\ncompare\n", f"thee {i}\nto a day {i * 7}") for i in range(30)]

@@ -56,7 +56,7 @@ def study(
                 fresh = np.where(random.random(examples) < 0.1, random.random(examples), ease)
                 value = (fresh < 0.6 + gain) * 1. if task == "paraphrase" else 40 + gain + 5 * ease + spread * random.normal(size=examples) + 0.2 * spread * random.normal()
                 column, metric = ("correct", "accuracy") if task == "paraphrase" else ("chrf", "chrf")
-                cell = dict(run=run, task=task, recipe=recipe, tuning=tuning, seed=seed, resplit=0)
+                cell = dict(run=run, task=task, recipe=recipe, tuning=tuning, seed=seed, fold=0)
                 lines.append(pd.DataFrame(cell | {"id": np.arange(examples).astype(str), column: value}))
                 metrics = {metric: value.mean()} | ({"baseline_majority": 0.25} if task == "paraphrase" else {"baseline_floor": 30.} if recipe == "base" else {})
                 if seconds and recipe != "base":
@@ -212,11 +212,11 @@ def test_shared_machines_decide_nothing():
     assert one.verdict == "undecided" and "not recorded" in one.why and "bench" in one.decides
 
 
-def test_seeds_on_resplits_are_counted_as_seeds():
+def test_folds_that_share_a_seed_are_counted_as_one_seed():
     results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, seeds=1)
-    results, examples = (pd.concat([rows.assign(resplit=split, run=rows.run + f"r{split}") for split in range(3)]) for rows in (results, examples))
+    results, examples = (pd.concat([rows.assign(fold=split, run=rows.run + f"r{split}") for split in range(1, 4)]) for rows in (results, examples))
     one = verdicts((results, examples), "C2")["sonnet", "full"]
-    assert one.verdict == "undecided" and "1 seed on 3 re-splits: a look, not a claim" in " ".join(one.notes)
+    assert one.verdict == "undecided" and "1 seed in 3 folds: a look, not a claim" in " ".join(one.notes)
 
 
 def test_a_claim_that_fails_does_not_stop_the_others():
@@ -326,13 +326,6 @@ def test_tasks_are_compared_by_one_effect():
     found = verdicts(frames, "C1")
     assert found["sonnet", "full"].effects[0][0].endswith("sft-sft full") and found["completions", "full"].effects[0][0].endswith("− sft full")
     assert verdicts(frames, "C1", part="task-dependent")["all tasks", "full"].verdict != "supported"
-
-
-def test_chosen_on_several_splits_is_said():
-    results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0}, picked=True)
-    assert not any("picked once for all" in note for note in caveats(results, "sonnet"))
-    both = pd.concat([results, results.assign(resplit=1, run=results.run + "r")])
-    assert any("picked once for all re-splits" in note for note in caveats(both, "sonnet"))
 
 
 # --- C4
@@ -470,16 +463,6 @@ def test_notes_on_backbone_rates_and_seeds():
     assert not any("look" in note or "picked" in note for note in verdicts(frames, "C2")["sonnet", "full"].notes)
 
 
-def test_resplits_are_no_replicates():
-    results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0})
-    other = examples.assign(resplit=1, run=examples.run + "r1", id="r1-" + examples.id)
-    both = pd.concat([examples, other])
-    table = cell_values(both, "sonnet", ("sft", "full"))
-    assert table["seed"].nunique() == 5 and len(table) == 3000, "what is repeated is the seed"
-    one = CLAIMS["C2"](results, both, Margins())[0]
-    assert one.verdict == "undecided" and "2 re-splits share most of their training rows" in one.why and "folds" in one.decides
-
-
 def test_a_sweep_is_judged_part_by_part():
     results, examples = study({("sft", "full"): 0, ("dpo", "full"): 0})
     dpo = results[results.recipe == "dpo"].assign(**{"dpo.beta": 0.5}, run=lambda t: t.run + "b")
@@ -530,7 +513,7 @@ def test_only_what_was_named_beforehand_decides():
 def test_two_swept_fields_leave_no_cell_out():
     used = {("sft", "full"): (), ("sft", "lora"): ("lora.rank",), ("dpo", "full"): ("dpo.beta",), ("dpo", "lora"): ("dpo.beta", "lora.rank")}
     values = {"dpo.beta": (0.1, 0.2), "lora.rank": (8, 16)}
-    lines = [dict(task="sonnet", recipe=recipe, tuning=tuning, seed=0, resplit=0, backbone="gpt2", data="d", train_size=9, run=f"{recipe} {tuning} {given}", **given)
+    lines = [dict(task="sonnet", recipe=recipe, tuning=tuning, seed=0, fold=0, backbone="gpt2", data="d", train_size=9, run=f"{recipe} {tuning} {given}", **given)
              for (recipe, tuning), names in used.items() for combined in itertools.product(*(values[name] for name in names)) for given in [dict(zip(names, combined))]]
     parts = parts_of(pd.DataFrame(lines), tuple(values))
     assert len(lines) == 9 and len(parts) == 4 and all(len(part) == 4 for part in parts.values())
@@ -573,7 +556,7 @@ def write(folder, results, examples, sweep=None, asked=None, **changed):
         home, about = folder / "runs" / run, rows.iloc[0]
         home.mkdir(parents=True)
         stage = dict(engine="sftdpo", epochs=1, beta=0.1, rejected="flip") | changed
-        cell = {name: about[name] if isinstance(about[name], str) else int(about[name]) for name in ("task", "recipe", "tuning", "seed", "resplit")}
+        cell = {name: about[name] if isinstance(about[name], str) else int(about[name]) for name in ("task", "recipe", "tuning", "seed", "fold")}
         (home / "settings.yaml").write_text(yaml.safe_dump(cell | dict(sft=stage, dpo=stage)))
         (home / "environment.json").write_text(json.dumps(dict(processor="P", threads=2, gpu=None)))
         (home / "sftdpo.json").write_text(json.dumps(cell | dict(run=run)))

@@ -33,7 +33,7 @@ from sftdpo.tasks import RECIPES
 def examples_of(cells, seeds=3, number=20, task="paraphrase"):
     "Examples of cells [(recipe, tuning, share right)], every share reached exactly."
     return pd.DataFrame([
-        dict(run=f"{recipe}-{tuning}-{seed}", task=task, recipe=recipe, tuning=tuning, seed=seed, resplit=0, id=str(i), correct=float((i + seed) % number < share * number),
+        dict(run=f"{recipe}-{tuning}-{seed}", task=task, recipe=recipe, tuning=tuning, seed=seed, fold=0, id=str(i), correct=float((i + seed) % number < share * number),
              probability_yes=.7, probability_no=.3) for recipe, tuning, share in cells for seed in range(seeds) for i in range(number)])
 
 
@@ -42,7 +42,7 @@ def history_of(cells, seeds=2, steps=6, evaluations=True):
     for recipe, tuning in cells:
         for seed in range(seeds):
             for stage, kind in enumerate(RECIPES[recipe].stages, 1):
-                here = dict(run=f"{recipe}-{tuning}-{seed}", task="sonnet", recipe=recipe, tuning=tuning, seed=seed, resplit=0, stage=stage, kind=kind)
+                here = dict(run=f"{recipe}-{tuning}-{seed}", task="sonnet", recipe=recipe, tuning=tuning, seed=seed, fold=0, stage=stage, kind=kind)
                 for step in range(1, steps + 1):
                     # a shared first stage is the same in every recipe
                     line = here | dict(step=step, loss=3 / step + stage + .1 * seed)
@@ -54,7 +54,7 @@ def history_of(cells, seeds=2, steps=6, evaluations=True):
 
 def results_of(cells, seeds=2, metric="accuracy"):
     return pd.DataFrame([
-        dict(run=f"{recipe}-{tuning}-{seed}", task="paraphrase", recipe=recipe, tuning=tuning, seed=seed, resplit=0, metric=name, value=value)
+        dict(run=f"{recipe}-{tuning}-{seed}", task="paraphrase", recipe=recipe, tuning=tuning, seed=seed, fold=0, metric=name, value=value)
         for place, (recipe, tuning) in enumerate(cells) for seed in range(seeds)
         for name, value in {metric: .6 + .01 * place, "stage1_sft_seconds": 10. * (place + 1), "stage1_sft_reference_seconds": 5., "parameters_trainable": 1e6 if tuning == "full" else 1e4}.items()])
 
@@ -202,7 +202,7 @@ def test_cells_stand_in_the_order_of_recipes():
 
 
 def test_texts_side_by_side():
-    texts = pd.DataFrame([dict(run=f"{tuning}{seed}", recipe="sft", tuning=tuning, seed=seed, resplit=0, id=i, sample=k, prompt=f"p{i}", true=f"t{i}", generated=f"{tuning}{seed}{k}")
+    texts = pd.DataFrame([dict(run=f"{tuning}{seed}", recipe="sft", tuning=tuning, seed=seed, fold=0, id=i, sample=k, prompt=f"p{i}", true=f"t{i}", generated=f"{tuning}{seed}{k}")
                           for seed in (1, 0) for tuning in ("lora", "full") for i in (7, 3, 5, 1) for k in (1, 0)])
     table = side_by_side(texts, prompts=2, cells=1)
     assert table.id.tolist() == [7, 3] and table.generated.tolist() == ["full00"] * 2

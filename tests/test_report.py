@@ -52,7 +52,7 @@ def make_run(folder, recipe="sft", tuning="full", seed=0, task="sonnet", number=
     examples.to_parquet(home / "examples.parquet", index=False)
     (home / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     (home / "sftdpo.json").write_text(json.dumps(dict(run=home.name, task=task, backbone="bard", data="sonnets", train_size=64 if stages else 0, recipe=recipe, tuning=tuning, seed=seed,
-                                                      resplit=0, split="test") | (about or {})), encoding="utf-8")
+                                                      fold=0, split="test") | (about or {})), encoding="utf-8")
     return home
 
 
@@ -195,7 +195,7 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     make_run(folder, "base")
     make_run(folder, "sft", name="sonnet-sft")
     for beta in (.1, .5): make_run(folder, "dpo", settings=dict(dpo=dict(beta=beta, epochs=1)), name=f"sonnet-dpo-{beta}")
-    cell, shared = dict(task="sonnet", tuning="full", seed=0, resplit=0), [run.name for run in (folder / "runs").iterdir() if "dpo" not in run.name]
+    cell, shared = dict(task="sonnet", tuning="full", seed=0, fold=0), [run.name for run in (folder / "runs").iterdir() if "dpo" not in run.name]
     write_planned_runs(folder, pd.DataFrame([dict(cell, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}")]))
     page = read_page(write_report(folder))
     assert "4 of 4 runs" in page.words

@@ -10,7 +10,6 @@ from scipy import stats as distributions
 from sftdpo.stats import (
     Estimate,
     at_level,
-    by_replicate,
     checked_table,
     choice_error,
     contrast,
@@ -24,6 +23,7 @@ from sftdpo.stats import (
     mcnemar,
     needed,
     needed_to_reach,
+    observations,
     planned_error,
     ratio,
     share_interval,
@@ -185,14 +185,14 @@ def test_a_number_of_seeds_has_an_interval():
     assert "80 % interval: " in wanted.why
 
 
-# --- re-splits, folds and rates
+# --- folds and rates
 
-def test_re_splits_are_no_replicates():
-    "One seed on five re-splits is one seed, whatever its intervals would say."
+def test_folds_that_share_a_seed_are_one_seed():
+    "One seed in five folds is one seed, whatever its intervals would say."
     random, rows = np.random.default_rng(0), []
     for split in range(5):
-        rows += [dict(seed=0, resplit=split, id=f"{split}-{j}", value=random.normal()) for j in range(30)]
-    found = interval(by_replicate(pd.DataFrame(rows), 5))
+        rows += [dict(seed=0, fold=split, id=f"{split}-{j}", value=random.normal()) for j in range(30)]
+    found = interval(observations(pd.DataFrame(rows)))
     assert found.seeds == 1 and found.unknown == ("seed",)
 
 

@@ -60,14 +60,15 @@ def test_one_schedule_of_the_epochs_of_both_stages(backbone):
     assert [stage.epochs for stage in run.stages] == [5] and stage_keys(run) != stage_keys(run.replace(recipe="sft"))
 
 
-def test_sonnets_are_split_anew_and_alike_in_every_cell():
+def test_folds_are_alike_in_every_cell_and_have_seeds_of_their_own():
     inputs = Inputs()
-    study = Study(tasks=("sonnet",), recipes=("sft", "dpo"), resplits=(0, 1, 2))
+    study = Study(tasks=("sonnet",), recipes=("sft", "dpo"), folds=3)
     tests = {}
-    for run in study.runs(): tests.setdefault(run.resplit, set()).add(tuple(example.id for example in inputs.of(run).data.test))
+    for run in study.runs(): tests.setdefault(run.fold, set()).add(tuple(example.id for example in inputs.of(run).data.test))
     assert [len(found) for found in tests.values()] == [1, 1, 1] and len(set.union(*tests.values())) == 3
-    assert [node.run.resplit for node in stage_tree(study, inputs) if node.stage is None] == [0, 1, 2]           # each split has its own base backbone
-    assert "split2-seed0" in inputs.of(study.runs()[-1]).name
+    assert [node.run.fold for node in stage_tree(study, inputs) if node.stage is None] == [1, 2, 3]  # the base model is judged in each
+    assert {(run.fold, run.seed) for run in study.runs() if run.recipe != "base"} == {(1, 0), (2, 1000), (3, 2000)}
+    assert "fold3-seed2000" in inputs.of(study.runs()[-1]).name
 
 
 def test_the_plan_tells_what_is_done(backbone, tmp_path):

@@ -71,12 +71,6 @@ def test_stored_studies_decide_nothing(name):
         assert one.verdict not in ("supported", "refuted"), (one.claim, one.part, one.task, one.where, one.why)
 
 
-def test_one_seed_however_many_splits_is_a_look(tmp_path):
-    one = judged(World(equal_cells(recipes=ONE, lora=-0.05), seeds=1, resplits=5), tmp_path / "s", "C3")[0]
-    assert one.verdict == "undecided" and one.effects[0][1].seeds == 1
-    assert any(note.startswith("1 seed on 5 re-splits: a look") for note in one.notes)
-
-
 @pytest.mark.parametrize("changes, words", [(dict(search_seeds=0), "not searched"), (dict(search_seeds=1), "with one seed"), (dict(at_edge=(("sft", "lora"),)), "at the edge"),
                                             (dict(trials={("sft", "lora"): 4}), "unequal trials"), ({}, "")])
 def test_rates_that_were_not_searched_alike(tmp_path, changes, words):

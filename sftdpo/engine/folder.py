@@ -240,7 +240,7 @@ class StudyPlaces(Place):
     def failure(self, key: str) -> Path: return self.failures / f"{key}.txt"
     def lock(self, name: str) -> Path: return self.locks / f"{name}.lock"
     def held(self, name: str, wait: float = 0.0): return held(self.lock(name), wait)
-    def data_of(self, task: str, resplit: int) -> DataFolder: return DataFolder(self.data / (f"{task}-split{resplit}" if resplit else task))
+    def data_of(self, task: str, fold: int) -> DataFolder: return DataFolder(self.data / (f"{task}-fold{fold}" if fold else task))
 
 # %% ../../nbs/engine/03_folder.ipynb #2bd09828
 class StudyFolder(StudyPlaces):

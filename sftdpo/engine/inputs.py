@@ -148,7 +148,7 @@ class Inputs:
     "What runs read: each data set, tokenizer and base model once, for whoever holds the collection."
     def __init__(
         self,
-        load: Callable = load_task,     # gives the data of a task: task, data, split, way of reading
+        load: Callable = load_task,     # gives the data of a task: task, data, way of reading, folds, fold
         precision: str | None = None,   # for stages whose precision is left to the machine; default: this machine's
     ):
         self.precision = precision or best_precision(device())
@@ -156,8 +156,8 @@ class Inputs:
         self.fitted, self.bytes, self.dropout = Once(self.fit), Once(weight_bytes), Once(has_dropout)
         self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
 
-    def fit(self, task, data, resplit, reading, backbone) -> TaskData:
-        return fit_task(self.loaded[task, data, resplit, reading], *self.readers[backbone,], reading.too_long)
+    def fit(self, backbone, *source) -> TaskData:
+        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long)
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
         settings = relevant(stage, tuning, lora, own_dropout)
@@ -181,12 +181,13 @@ class Inputs:
         judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
         if run.judge != "test": judged["judge"] = run.judge
         words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
-        words += [f"split{run.resplit}"] * bool(run.resplit) + [f"seed{run.seed}"]
+        words += [f"fold{run.fold}"] * bool(run.fold) + [f"seed{run.seed}"]
         return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
 
     def run(self, run: Run) -> RunInputs:
         reader = self.readers[run.backbone,]  # a base model that cannot work is refused before data is read
-        data = self.fitted[run.task, run.data, run.resplit, run.reading, run.backbone]
+        data = self.fitted[run.backbone, *run.source]
+        run = run.resolved(min(run.train_size or len(data.train), len(data.train)))
         fingerprint = self.fingerprints[run.backbone,]
         keys = self.stage_keys(run, data, fingerprint)
         name = self.name_of(run, data, fingerprint, keys)
@@ -198,4 +199,4 @@ class Inputs:
 
     def judged_by(self, run: Run, tokenizer, length: int) -> TaskData:
         "The run's data as another model's tokenizer reads them."
-        return fit_task(self.loaded[run.task, run.data, run.resplit, run.reading], tokenizer, length, run.reading.too_long)
+        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long)

@@ -253,7 +253,7 @@ def describe(
     return dict(
         run=inputs.name, stages=list(inputs.keys), task=run.task, backbone=run.backbone, data=data.name,
         train_size=inputs.train_size if run.stages else 0, recipe=run.recipe, tuning=run.tuning if run.stages else "-",
-        seed=run.seed, resplit=run.resplit, split=run.judge, cost_group=cost_group(run, None),
+        seed=run.seed, fold=run.fold, split=run.judge, cost_group=cost_group(run, None),
         data_fingerprint=data.fingerprint, backbone_fingerprint=inputs.fingerprint)
 
 # %% ../../nbs/engine/04_runs.ipynb #a3c0de02

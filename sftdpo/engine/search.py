@@ -77,7 +77,7 @@ class CellTrials:
     def __init__(self, study: Study, task: str, recipe: str, tuning: str, before: dict):
         self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = study, task, recipe, tuning, before, {}, {}
         shared = {name: getattr(study, name) for name in declared(Run) if hasattr(study, name)}
-        self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
+        self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0], judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
         if study.search.train_size: self.run = self.run.replace(train_size=study.search.train_size)
 
     @property
@@ -93,8 +93,8 @@ class CellTrials:
         return dict(zip(RECIPES[self.recipe].searched, trial)) | self.before
 
     def runs(self, trial: tuple) -> list[Run]:
-        "The runs of a trial: one for each search seed and split."
-        return [self.run.replace(**self.settings(trial), seed=seed, resplit=resplit) for seed in self.study.search.seeds for resplit in self.study.resplits]
+        "The runs of a trial: one for each search seed, in the first fold where there are folds."
+        return [self.run.replace(**self.settings(trial), seed=seed) for seed in self.study.search.seeds]
 
     def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
         "Take over what a trial's runs reached; a run that failed counts as the worst."
@@ -125,7 +125,12 @@ def try_cells(
         for cell, trial in asked: cell.read(folder, inputs, trial)
     say(f"search learning rates for {', '.join(cell.name for cell in cells)}: {search.trials} trials each")
     spend([(cell, trial) for cell in cells for trial in cell.first()])
-    while short := [cell for cell in cells if len(cell.scores) < search.trials]: spend([(cell, next_trial(cell.scores, search.factor)) for cell in short])
+    def once_more(some): spend([(cell, next_trial(cell.scores, search.factor)) for cell in some])
+    while short := [cell for cell in cells if len(cell.scores) < search.trials]: once_more(short)
+    for _ in range(search.further):
+        if edges := [cell.name for cell in cells if at_edge(cell.scores)]:
+            say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more trial for all")
+            once_more(cells)
 
 # %% ../../nbs/engine/10_search.ipynb #5a6e07c1
 def stage_groups(
@@ -156,7 +161,7 @@ def search_rates(
             check(cell.scores[picked] > -math.inf, "study.search", cell.name, f"every trial of this cell failed; look into {folder.failures}")
             chosen |= {f"{cell.name} {setting}": value for setting, value in cell.settings(picked).items()}
             lines += cell.table()
-            edge = "; at the edge of what was tried: give more search.trials" if at_edge(cell.scores) else ""
+            edge = "; at the edge of what was tried: give more trials, by search.trials or search.further" if at_edge(cell.scores) else ""
             say(f"chosen for {cell.name}: " + ", ".join(f"{setting} {value:g}" for setting, value in cell.settings(picked).items()) + f" ({TASKS[cell.task].primary.name} {cell.scores[picked]:.4g} on the validation rows{edge})")
     write_text(folder.search, pd.DataFrame(lines).to_csv(index=False))
     return with_searched_rates(study, folder)

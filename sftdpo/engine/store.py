@@ -20,8 +20,8 @@ from .safe_files import inside, read_json, refuse_links, remove_leftovers, write
 from ..tasks import RECIPES
 
 # %% ../../nbs/engine/05_store.ipynb #e5221fd2
-CELL = ["task", "recipe", "tuning", "seed", "resplit"]
-COLUMNS = ["study", "run", "task", "backbone", "data", "train_size", "recipe", "tuning", "seed", "resplit", "split", "metric", "value"]
+CELL = ["task", "recipe", "tuning", "seed", "fold"]
+COLUMNS = ["study", "run", "task", "backbone", "data", "train_size", "recipe", "tuning", "seed", "fold", "split", "metric", "value"]
 
 # %% ../../nbs/engine/05_store.ipynb #557493fe
 def read_whole_table(
@@ -113,7 +113,6 @@ def read_results(
     remedy = f"{AGAIN}, and so does `sftdpo report`"
     results = read_whole_table(path, ["run", "metric", "value"], remedy, keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
     for name in results["run"].unique(): inside(path.with_name("runs"), name)
-    if "resplit" not in results: results.insert(COLUMNS.index("resplit"), "resplit", 0)  # as version 0.1 wrote it
     try: return results.astype({name: str for name in kinds} | {"value": float})
     except ValueError: raise Damaged(path, "a value is no number", remedy) from None
 

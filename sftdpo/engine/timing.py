@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'read_times', 'work_of_node', 'Timing', 'time_step', 'time_judging', 'calibrate', 'known_times',
            'measure', 'memory_bytes', 'peak_disk', 'free_disk', 'existing_parent', 'trial_cost', 'trials_in_words',
-           'time_in_words', 'seconds_left', 'left_in_words', 'number_and_noun', 'Plan', 'plan']
+           'time_in_words', 'seconds_left', 'left_in_words', 'number_and_noun', 'steps_in_words', 'Plan', 'plan']
 
 # %% ../../nbs/engine/07_timing.ipynb #806230cb
 import contextlib
@@ -23,6 +23,7 @@ from .safe_files import read_json, refuse_links, write_json
 from .store import with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..model import apply_tuning, load_backbone
+from ..tasks import steps_of
 
 # %% ../../nbs/engine/07_timing.ipynb #6e6c46f2
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what a damaged or a closed folder may raise
@@ -226,9 +227,9 @@ def trial_cost(
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
     cells = {(run.task, run.recipe, run.tuning): run for run in study.runs(study.seeds[:1]) if run.stages}
-    each = search.trials * len(search.seeds) * len(study.resplits)
+    each = search.trials * len(search.seeds)
     for run in cells.values():
-        one = inputs.of(run).other(judge="validation", **({"train_size": search.train_size} if search.train_size else {}))
+        one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size} if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
         parts = [timing.seconds(cost_group(one.run, stage), one.train_size * stage.epochs), timing.seconds(cost_group(one.run, None), one.judged_size)]
         total = None if total is None or None in parts else total + each * sum(parts)
@@ -287,6 +288,15 @@ def number_and_noun(
     "A number and its noun."
     return f"{number:,} {thing}{'s' if number != 1 else ''}"
 
+# %% ../../nbs/engine/07_timing.ipynb #4ee1d0a7
+def steps_in_words(
+    node: Node,  # of a study
+) -> str:        # empty where nothing is trained
+    "How deep a stage trains."
+    if not node.stage: return ""
+    rows, stage = node.inputs.train_size, node.stage
+    return f", {number_and_noun(stage.epochs, 'epoch')}, {number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}"
+
 # %% ../../nbs/engine/07_timing.ipynb #6193f310
 @dataclass(frozen=True)
 class Plan:
@@ -338,9 +348,9 @@ class Plan:
         lines = [f"{number_and_noun(sum(len(node.runs) for node in self.nodes), 'run')}, {number_and_noun(len(stages), 'stage')} to train "
                  f"({sum(node.users for node in stages):,} without sharing), {len(self.nodes) - len(self.open):,} of {len(self.nodes):,} nodes done"]
         for node, state, seconds in list(zip(self.nodes, self.states, self.seconds))[:60]:
-            lines.append(f"{'  ' * node.depth}{node.label} · {state}" + (f" · {time_in_words(seconds)}" if seconds else ""))
+            lines.append(f"{'  ' * node.depth}{node.label}{steps_in_words(node)} · {state}" + (f" · {time_in_words(seconds)}" if seconds else ""))
         if len(self.nodes) > 60: lines.append(f"… and {len(self.nodes) - 60:,} more")
-        if self.trials: lines.append(f"before that: {self.trials:,} trials that choose learning rates, {time_in_words(self.trial_seconds)}")
+        if self.trials: lines.append(f"before that: {self.trials:,} trials that choose learning rates, {time_in_words(self.trial_seconds)}; more while a best rate lies at the edge of what was tried")
         once, apart = self.shared
         if apart: lines.append(f"training: {time_in_words(once)} in all; sharing saves {time_in_words(apart - once)} of {time_in_words(apart)}")
         lines.append(f"time left: {time_in_words(self.left)}" + (f" with {self.workers} workers" if self.workers > 1 else ""))

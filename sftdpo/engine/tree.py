@@ -38,10 +38,10 @@ class Node:
     @property
     def label(self) -> str:
         "What a line about it says."
-        split = f", split {self.run.resplit}" if self.run.resplit else ""
-        if not self.stage: return f"{self.run.task}: {self.run.backbone} before training{split}"
+        fold = f", fold {self.run.fold}" if self.run.fold else ""
+        if not self.stage: return f"{self.run.task}: {self.run.backbone} before training{fold}"
         before = " ".join(node.stage.kind for node in self.ancestors if node.stage)
-        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.kind} {self.run.tuning}{split}, seed {self.run.seed}"
+        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.kind} {self.run.tuning}{fold}, seed {self.run.seed}"
 
     @property
     def ancestors(self) -> list["Node"]:

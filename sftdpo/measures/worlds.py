@@ -45,7 +45,6 @@ class World:
     search_noise: float = 0.004  # standard deviation of a trial's score with one seed
     bend: float = 0.005  # accuracy lost at one grid step from the best rate
     at_edge: tuple = ()  # cells whose best trial lies at the edge
-    resplits: int = 1  # the same seeds again on random re-splits
     times: dict = field(default_factory=dict)  # tuning: seconds per 1,000 examples; empty: not timed
     load: dict = field(default_factory=dict)  # tuning: work waiting for the processor, in shares of its own; others 1
     epochs: dict = field(default_factory=dict)  # (recipe, tuning): epochs; others 1 per stage
@@ -124,16 +123,15 @@ def draw_runs(
     seeds, examples = right.shape
     fold = np.arange(examples) * world.folds // examples
     seed = np.repeat(np.arange(seeds), examples)
-    table = pd.DataFrame(dict(task="paraphrase", recipe=cell[0], tuning=cell[1], seed=seed, resplit=0, id=np.tile(np.arange(examples).astype(str), seeds),
+    table = pd.DataFrame(dict(task="paraphrase", recipe=cell[0], tuning=cell[1], seed=seed, fold=0, id=np.tile(np.arange(examples).astype(str), seeds),
                               label=np.tile(label, seeds), prediction=answers.ravel(), correct=right.ravel().astype(float)))
     name = "-".join(cell)
     if world.folds > 1:
         table["fold"] = np.tile(fold, seeds)
         table["seed"] += 100 * table["fold"] * (cell[0] != "base")
-    names = np.array([f"paraphrase-{name}-seed{i}" for i in range(100 * world.folds)])
-    table["run"] = names[table["seed"]] if cell[0] != "base" else f"paraphrase-{name}"
-    if world.resplits == 1: return table
-    return pd.concat([table.assign(resplit=k, run=table["run"] + f"-split{k}") for k in range(world.resplits)], ignore_index=True)
+    apart, number = ("seed", 100 * world.folds) if cell[0] != "base" else ("fold", world.folds)
+    table["run"] = np.array([f"paraphrase-{name}-{apart}{i}" for i in range(number)])[table[apart]]
+    return table
 
 # %% ../../nbs/measures/06_worlds.ipynb #cd2434a6
 def draw_times(
@@ -154,15 +152,14 @@ def draw_study(
     "A study drawn from a world."
     random = np.random.default_rng(random)
     ease, label = world.of_example * random.standard_normal(world.examples), (np.arange(world.examples) % 100 >= 100 * world.majority).astype(int)
-    backbone = World({}, seeds=1, examples=world.examples, majority=world.majority)
+    backbone = World({}, seeds=1, examples=world.examples, folds=world.folds, majority=world.majority)
     parts, searches = [draw_runs(backbone, ("base", "-"), *draw_cell(backbone, random, world.base, ease, label), label)], []
     for cell, accuracy in world.cells.items():
         table, lost = draw_search(world, random, cell)
         searches.append(table)
         parts.append(draw_runs(world, cell, *draw_cell(world, random, accuracy - lost, ease, label), label))
-    if world.folds > 1: parts[0]["fold"] = np.arange(world.examples) * world.folds // world.examples
     examples, lines = pd.concat(parts, ignore_index=True), []
-    names = ["run", "task", "recipe", "tuning", "seed", "resplit", *(["fold"] if world.folds > 1 else [])]
+    names = ["run", "task", "recipe", "tuning", "seed", "fold"]
     for key, value in examples.groupby(names, sort=False)["correct"].mean().items():
         run = dict(zip(names, key)) | dict(study="drawn", backbone="gpt2", data="qqp", train_size=1000)
         metrics = dict(accuracy=value) | ({"baseline_tfidf": world.baseline} if key[2] == "base" else draw_times(world, random, key[2:4]))
@@ -197,13 +194,13 @@ def write_study(
     for run, rows in study.examples.groupby("run"):
         home, about, known = place.run(run), rows.iloc[0], conditions.loc[run]
         home.path.mkdir(parents=True)
-        cell = {name: about[name] if isinstance(about[name], str) else int(about[name]) for name in ("task", "recipe", "tuning", "seed", "resplit", "fold") if name in rows}
+        cell = {name: about[name] if isinstance(about[name], str) else int(about[name]) for name in ("task", "recipe", "tuning", "seed", "fold") if name in rows}
         stages = 2 if about["recipe"] in ("sft-dpo", "sft-sft") else 1
         stage = dict(engine="sftdpo", epochs=float(known["epochs"]) / stages, batch_size=16, beta=0.1, rejected="flip")
         home.settings.write_text(yaml.safe_dump(cell | dict(sft=stage, dpo=stage)))
         home.environment.write_text(json.dumps(dict(processor="P", threads=2, gpu=None, workers=1, load=float(known["load"]))))
         home.record.write_text(json.dumps(cell | dict(run=run)))
-        rows.drop(columns=[name for name in ("run", *cell) if name != "fold"]).to_parquet(home.examples)
+        rows.drop(columns=["run", *cell]).to_parquet(home.examples)
     return place.path
 
 # %% ../../nbs/measures/06_worlds.ipynb #78f3cb35
@@ -251,7 +248,6 @@ NEVER = ("supported", "refuted")
 TWO = ("sft", "dpo")
 FINDINGS = [
     Setting("every cell always says no", World(equal_cells(), constant=True, baseline=0.6), "C2", "some cell", "", ("not asked",), NEVER),
-    Setting("one seed on five re-splits", World(equal_cells(recipes=("sft",), lora=-0.05), seeds=1, resplits=5), "C3", "", "sft", ("undecided",), NEVER),
     Setting("no rate was searched", World(equal_cells(recipes=("sft",), lora=-0.05), search_seeds=0), "C3", "", "sft", ("undecided (rates)",), NEVER),
     Setting("LoRA's best rate at the edge", World(equal_cells(recipes=("sft",), lora=-0.05), at_edge=(("sft", "lora"),)), "C3", "", "sft", ("undecided (rates)",), NEVER),
     Setting("LoRA had 4 trials, full 6", World(equal_cells(recipes=("sft",), lora=-0.05), trials={("sft", "lora"): 4}), "C3", "", "sft", ("undecided (rates)",), NEVER),

@@ -127,7 +127,7 @@ def show_value(
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 # %% ../../nbs/page/01_forms.ipynb #e14b9d0f
-RENAMED = {"seed": "seeds", "resplit": "resplits", "task": "tasks", "recipe": "recipes", "tuning": "tunings"}  # a run's fields, in a study
+RENAMED = {"seed": "seeds", "fold": "folds", "task": "tasks", "recipe": "recipes", "tuning": "tunings"}  # a run's fields, in a study
 
 
 def field_of(

@@ -68,7 +68,7 @@ def live_history(
     for node in nodes:
         if not node.stage or node.run.task != task or not len(table := stage_lines(folder.stage(node.key))): continue
         run = node.run
-        tables.append(table.assign(run=node.key, task=task, recipe=run.recipe, tuning=run.tuning, seed=run.seed, resplit=run.resplit, stage=node.depth, kind=node.stage.kind))
+        tables.append(table.assign(run=node.key, task=task, recipe=run.recipe, tuning=run.tuning, seed=run.seed, fold=run.fold, stage=node.depth, kind=node.stage.kind))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 # %% ../../nbs/page/02_live.ipynb #1efdc940

@@ -136,10 +136,10 @@ def answers_of(
     table = table[table["task"] == task] if len(table) else table
     if table.empty: return pd.DataFrame(columns=["id", "prompt", "true", "run", "name", "answer", "value"])
     names = [name.removeprefix("probability_") for name in table if name.startswith("probability_") and table[name].notna().any()]
-    several = table[["resplit"]].drop_duplicates().shape[0] > 1
+    several = table[["fold"]].drop_duplicates().shape[0] > 1
     found = pd.DataFrame({"id": table["id"].astype(str), "prompt": table.get("prompt", ""), "run": table["run"]})
     cell = table["recipe"].where(table["recipe"] == "base", table["recipe"] + " " + table["tuning"] + ", seed " + table["seed"].astype(str))
-    found["name"] = cell + (", split " + table["resplit"].astype(str) if several else "")
+    found["name"] = cell + (", fold " + table["fold"].astype(str) if several else "")
     if table.groupby(found["name"])["run"].nunique().max() > 1: found["name"] += " · " + table["run"].str.rsplit("-", n=1).str[1]
     if "generated" in table: found = found.assign(true=table["true"], answer=table["generated"], value=table["chrf"].astype(float))
     elif names and "prediction" in table:

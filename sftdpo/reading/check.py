@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines', 'options_of',
            'command_of', 'DataReport', 'size_sections', 'doubt_sections', 'report_sections', 'report_text',
-           'report_markdown', 'short_report', 'pair_notes', 'check_data', 'tables_behind', 'fitting_task', 'works',
-           'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended',
-           'suggested_report', 'check_file', 'write_check']
+           'report_markdown', 'short_report', 'pair_notes', 'training_line', 'check_data', 'tables_behind',
+           'fitting_task', 'works', 'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of',
+           'mended', 'suggested_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -47,7 +47,7 @@ from sftdpo.reading.files import (
 )
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
 from .shapes import guess_task, prepared, usual_shapes
-from ..tasks import TASKS
+from ..tasks import TASKS, steps_of
 
 # %% ../../nbs/reading/05_check.ipynb #6da91ebd
 def reasons(
@@ -155,6 +155,7 @@ class DataReport:
     balance: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> examples
     problems: list[Problem] = field(default_factory=list)     # rows that cannot be used
     lengths: dict[str, dict[str, int]] = field(default_factory=dict)  # prompt, completion, rejected -> quantiles in tokens
+    training: str = ""                                        # how many steps a stage makes by default
     max_length: int | None = None                             # tokens that the backbone reads
     too_long: dict[str, dict] = field(default_factory=dict)   # split -> count, tokens over, ids of the first
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> exact, contradicting
@@ -204,6 +205,7 @@ def size_sections(
         ("left out or cut", [f"{why}: {counted(n, 'example')}" for why, n in report.left_out.items()]),
         ("splits", [", ".join(f"{split} {n:,}" for split, n in report.sizes.items())] if report.sizes else []),
         ("balance", [label_line(split, some) for split, some in report.balance.items()]),
+        ("training", [report.training] * bool(report.training)),
         ("tokens", [f"{part}: " + ", ".join(f"{name} {n:,}" for name, n in some.items()) for part, some in report.lengths.items()])]
 
 # %% ../../nbs/reading/05_check.ipynb #7c97ae05
@@ -280,6 +282,18 @@ def pair_notes(
     if both: notes.append(f"{counted(both, 'pair')} stand{'s' * (both == 1)} with both preferences, once with each completion chosen: delete one of the two")
     return notes
 
+# %% ../../nbs/reading/05_check.ipynb #9ab3c1d3
+def training_line(
+    task: str,  # whose record recommends epochs and batch size
+    rows: int,  # that train
+) -> str:
+    "How many optimizer steps a stage makes by default: too few is the commonest reason why nothing is learned."
+    rates = TASKS[task].rates("")
+    batch_size = rates.batch_for(rows)
+    epochs = rates.epochs_for(rows, batch_size)
+    return (f"an epoch is {counted(steps_of(rows, batch_size), 'step')} of {batch_size} examples; "
+            f"by default a stage makes {counted(epochs, 'epoch')}, {counted(steps_of(rows, batch_size, epochs), 'step')}")
+
 # %% ../../nbs/reading/05_check.ipynb #3c88a915
 @gc_paused()
 def check_data(
@@ -293,7 +307,7 @@ def check_data(
     names = dict(zip(data.verbalizers, intake.labels or data.verbalizers))
     shown = lambda answer: names[answer] if names[answer] == answer else f"{names[answer]} → {answer!r}"
     shape = intake.shape
-    report = DataReport(data.task, data.name, data.source, intake.files, problems=intake.problems, sizes=about["sizes"], max_length=max_length, notes=list(intake.notes), command=command,
+    report = DataReport(data.task, data.name, data.source, intake.files, problems=intake.problems, sizes=about["sizes"], training=training_line(data.task, len(data.train)), max_length=max_length, notes=list(intake.notes), command=command,
                         balance={split: {shown(answer): n for answer, n in some.items()} for split, some in about["balance"].items()},
                         columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {}) | shape.columns, unused=list(shape.unused) if shape else [],
                         duplicates={split: duplicates(examples) for split, examples in data.splits.items()}, shared=shared(data.splits),
@@ -405,13 +419,12 @@ def better_encoding(
     task: str,                # what the data is for
     data,                     # as for `load_task`
     reading: Reading,         # as given
-    seed: int,                # of the split
     problems: list[Problem],  # rows that cannot be used
 ) -> Reading | None:
     "The reading with the encoding in which the file seems to have been saved, if it then loads."
     if not (encoding := encoding_of(problems)): return None
     for name, unusable in ((encoding, reading.unusable), (encoding, "drop"), ("latin-1", reading.unusable), ("latin-1", "drop")):
-        try: load_task(task, data, seed, better := replace(reading, encoding=name, unusable=unusable))
+        try: load_task(task, data, better := replace(reading, encoding=name, unusable=unusable))
         except DataError: continue
         return better
     return None
@@ -469,11 +482,11 @@ def suggested_report(
     error: DataError,   # why the data does not load as it is
     found: tuple,       # from `suggested`
     data,               # and what follows, as for `check_file`
-    reading: Reading, tokenizer, max_length, seed, backbone,
+    reading: Reading, tokenizer, max_length, backbone,
 ) -> DataReport:
     "The report of the data read as its shape suggests, with why it was not read as asked for."
     shape, task, better = found
-    report = check_file(task, data, better, tokenizer, max_length, seed, backbone, suggest=False)
+    report = check_file(task, data, better, tokenizer, max_length, backbone, suggest=False)
     options = shlex.join(["--tasks", task, *options_of(better)])
     return replace(report, notes=[f"this looks like {shape}: {options} reads it", *report.notes], stops=[str(error), *report.stops])
 
@@ -483,7 +496,6 @@ def check_file(
     reading: Reading = Reading(),   # how it is read
     tokenizer=None,                 # of the backbone
     max_length: int | None = None,  # tokens that the backbone reads
-    seed: int = 0,                  # of the split
     backbone: str = "bard",         # as the command names it
     suggest: bool = True,           # try usual shapes where the data does not load
 ) -> DataReport:
@@ -492,18 +504,18 @@ def check_file(
     try: task = task or fitting_task(tables, reading)
     except DataError as error:
         if not suggest or not (found := suggested(tables, reading)): raise
-        return suggested_report(error, found, data, reading, tokenizer, max_length, seed, backbone)
-    try: loaded = load_task(task, data, seed, replace(reading, unusable="drop"))
+        return suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
+    try: loaded = load_task(task, data, replace(reading, unusable="drop"))
     except DataError as error:
         if not tables: raise
         report = unloaded_report(error, task, data, tables)
-        if better := better_encoding(task, data, reading, seed, report.problems): report.command = command_of(task, data, better, backbone)
+        if better := better_encoding(task, data, reading, report.problems): report.command = command_of(task, data, better, backbone)
         elif suggest and (found := suggested(tables, reading)):
-            other = suggested_report(error, found, data, reading, tokenizer, max_length, seed, backbone)
+            other = suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
             report = replace(report, notes=other.notes[:1], command=other.command)
         return report
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
-    better = better_encoding(task, data, reading, seed, report.problems)
+    better = better_encoding(task, data, reading, report.problems)
     if report.too_long and reading.too_long != "stop":
         try: fit_task(loaded, tokenizer, max_length, reading.too_long)
         except DataError as error: report.stops.append(str(error))
