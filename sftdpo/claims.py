@@ -1110,7 +1110,7 @@ def caveats(
         notes.append("Intervals include the error of choosing rates, estimated from the search seeds of each cell's trials.")
     if "picked" in rows and not rows["picked"].all(): notes.append("Learning rates are recommended or given ones, not picked per cell with equal trials: a cell may do worse than it could.")
     if "smollm2-135m" in set(rows["backbone"]):
-        notes.append("Backbone smollm2-135m: instruction- and preference-tuned by its makers, quantized to 4 bits; \"DPO without a warm start\" is not asked of a raw base model, and verdicts are provisional.")
+        notes.append("Backbone smollm2-135m: instruction- and preference-tuned by its makers, quantized to 4 bits, so DPO alone does not start from a base model here; verdicts are provisional.")
     if "bard" in set(rows["backbone"]): notes.append("Backbone bard: a small model trained for this package; verdicts are about it.")
     if "shuffle_labels" in rows and (rows["shuffle_labels"] == True).any(): notes.append("Training answers were shuffled: this is a control, in which there is nothing to learn.")  # noqa: E712
     return tuple(notes)

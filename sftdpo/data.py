@@ -6,9 +6,10 @@
 __all__ = ['verbalizers', 'MOST_LABELS', 'LEAST_HELD', 'VALIDATING', 'UNBALANCED', 'RARE', 'cloze_prompt', 'Intake', 'TaskData',
            'read_sonnets', 'gathered', 'encoding_of', 'read_question_pairs', 'nearly_equal', 'prompt_key', 'text_key',
            'without_leaks', 'deal', 'fold_split', 'in_folds', 'word_runs', 'shared_runs', 'questions_of',
-           'shared_questions', 'label_metric', 'rare_labels', 'wrong_labels', 'load_judged', 'load_task', 'fit_task',
-           'DataError', 'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels',
-           'subset', 'tokenize', 'verbalizer_rows', 'without_rejected']
+           'shared_questions', 'label_metric', 'rare_labels', 'wrong_labels', 'load_judged', 'load_prompts',
+           'load_task', 'with_short_answers', 'fit_task', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep',
+           'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows',
+           'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import difflib
@@ -51,8 +52,17 @@ from sftdpo.reading.files import (
     tables_of,
 )
 from .reading.questions import generated_questions
-from .reading.rows import Row, check_end, check_joints, check_verbalizers, fit, tokenize, verbalizer_rows
-from .reading.shapes import Shape, find_shape, left_out, prepared
+from sftdpo.reading.rows import (
+    Row,
+    check_end,
+    check_joints,
+    check_verbalizers,
+    fit,
+    suggest_verbalizers,
+    tokenize,
+    verbalizer_rows,
+)
+from .reading.shapes import Shape, find_shape, left_out, prepared, template_pieces
 from .tasks import TASKS, find_function
 
 # %% ../nbs/01_data.ipynb #34a77c5e
@@ -390,6 +400,7 @@ def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: d
                 raise ValueError(f"the label is {key[:60]!r}, none of {', '.join(map(repr, list(numbers)[:20]))}{' ...' * (len(numbers) > 20)}")
             label, completion = numbers[key], answers[key]
         elif "completion" in given: completion = _text(given["completion"], "completion")
+        elif "chosen" not in given: completion = ""  # a prompt alone
         else:
             completion, rejected = (_text(given[role], f"{role} completion") for role in ("chosen", "rejected"))
             if completion == rejected: raise ValueError(f"the chosen completion equals the rejected one, {completion[:60]!r}")
@@ -664,15 +675,32 @@ def _from_tables(task, data, reading, name=None) -> TaskData:
     source += " and ".join(f"{Path(tables[role].file).name} {verb}" for role, verb in (("test", "judges"), ("validation", "chooses")) if role in tables) or "split by sftdpo"
     return TaskData(task, name, *splits.values(), TASKS[task].verbalizers or tuple(answers.values()), TASKS[task].answers != "labels" and reading.end_of_text, source + ".", intake, foldable=list(tables) == ["train"])
 
+# %% ../nbs/01_data.ipynb #9367f5b6
+def _with_columns(reading: Reading, known: dict[str, str], table: Table) -> Reading:
+    "The reading with the columns of an earlier file, where this one has them and names none itself."
+    found = {}
+    for part, column in known.items():
+        if getattr(reading, part, "given"): continue
+        names = [name for _, name in template_pieces(column, re.findall(r"\{([^{}]*)\}", column)) if name] if part == "prompt" else [column]
+        if set(names) <= set(table.columns): found[part] = column
+    return replace(reading, **found)
+
+def _other_prompt(reading: Reading, known: dict[str, str], shape: Shape) -> list[str]:
+    "A note where a prompt is made of other columns than in training."
+    before = known.get("prompt")
+    return [f"in training the prompt was {before!r}, here it is {shape.template!r}"] if before and not reading.prompt and before != shape.template else []
+
 # %% ../nbs/01_data.ipynb #dd61c9ec
 def load_judged(
     task: str,                      # "paraphrase", "labels", "completions" or "preferences"
     path: str | Path,               # of a file
     reading: Reading = Reading(),   # how it is read
     answers: dict[str, str] | None = None,  # label -> answer, as a saved model learned them; default: those of the file
+    columns: dict[str, str] | None = None,  # part -> column of the training file, taken where this one has it
 ) -> TaskData:                      # with nothing but a test split
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     table = prepared(read_table(path, reading.delimiter, reading.encoding, reading.columns), reading)
+    reading = _with_columns(reading, columns or {}, table)
     shape, merged = find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1", table.hint()), {}
     answers = answers or {}
     if task == "labels":
@@ -686,10 +714,44 @@ def load_judged(
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     files = [dict(role="test", file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples))]
-    intake = Intake(files, shape, tuple(answers), problems, notes=left_out(table, shape))
+    intake = Intake(files, shape, tuple(answers), problems, notes=left_out(table, shape) + _other_prompt(reading, columns or {}, shape))
     words = verbalizers if task == "paraphrase" else tuple(dict.fromkeys(answers.values()))
     end = task in ("completions", "preferences") and reading.end_of_text
     return TaskData(task, Path(path).stem, [], [], examples, words, end, f"All rows of {Path(path).name}.", intake)
+
+# %% ../nbs/01_data.ipynb #309526d5
+_answer_parts = ("label", "completion", "chosen", "rejected")
+
+def _prompt_shape(table: Table, task: str, reading: Reading) -> Shape:
+    "The parts of a table that make prompts; no column is needed for the answers."
+    parts = [part for part in TASKS[task].columns if part in _answer_parts]
+    known = replace(reading, **{part: f"({part})" for part in parts})
+    columns = [*table.columns, *(f"({part})" for part in parts)]
+    shape = find_shape(columns, task, known, f"{table.file}, {table.unit} 1", table.hint())
+    return replace(shape, columns={part: name for part, name in shape.columns.items() if part not in parts})
+
+def load_prompts(
+    task: str,                      # any task whose rows come from a file
+    path: str | Path,               # of the file
+    reading: Reading = Reading(),   # how it is read
+    answers: dict[str, str] | None = None,  # label -> answer, as a saved model learned them
+    columns: dict[str, str] | None = None,  # part -> column of the training file, taken where this one has it
+) -> TaskData:                      # with nothing but a test split, without labels
+    "All rows of a file as prompts to be answered; rows without answers will do."
+    words = TASKS[task].verbalizers or tuple(dict.fromkeys((answers or {}).values()))
+    end = TASKS[task].answers != "labels" and reading.end_of_text
+    if not TASKS[task].columns:
+        examples = read_sonnets(path, whole=False, encoding=reading.encoding)
+        return TaskData(task, Path(path).stem, [], [], [replace(e, completion="") for e in examples], words, end, f"All prompts of {Path(path).name}.")
+    plain = replace(reading, scores=(), beginning="keep")
+    table = prepared(read_table(path, plain.delimiter, plain.encoding, plain.columns), plain)
+    plain = _with_columns(plain, columns or {}, table)
+    shape = _prompt_shape(table, task, plain)
+    examples, problems = _examples_of(table, shape, {})
+    _check_usable(dict(test=(table, examples, problems)), plain.unusable)
+    examples = [replace(e, completion=words[0] if words else "", label=None, rejected=None) for e in examples]
+    files = [dict(role="test", file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples))]
+    return TaskData(task, Path(path).stem, [], [], examples, words, end, f"All rows of {Path(path).name}.", Intake(files, shape, tuple(answers or ()), problems, notes=_other_prompt(plain, columns or {}, shape)))
 
 # %% ../nbs/01_data.ipynb #12a1c804
 def _hub_tables(data):
@@ -758,6 +820,24 @@ def load_task(
         if not examples: raise DataError(f"{data if isinstance(data, (str, Path)) else 'data'}: no examples are left for {split}: more rows are needed.")
     return loaded
 
+# %% ../nbs/01_data.ipynb #0df75ce4
+def with_short_answers(
+    data: TaskData,  # as loaded
+    tokenizer,       # of the backbone
+) -> TaskData:       # the same object where each label is one token, or where the user chose the answers
+    "The task with an answer of one token for each label."
+    if not data.verbalizers or data.verbalizers != data.intake.labels: return data
+    try: check_verbalizers(data.verbalizers, tokenizer)
+    except DataError: found = suggest_verbalizers(data.verbalizers, tokenizer)
+    else: return data
+    if not found: return data  # `check_verbalizers` says so
+    words = tuple(found.values())
+    def answered(e): return replace(e, completion=words[e.label]) if e.label is not None else e
+    splits = {split: [answered(e) for e in examples] for split, examples in data.splits.items()}
+    shown = ", ".join(f"{word!r} for {label!r}" for label, word in list(found.items())[:6]) + ", ..." * (len(found) > 6)
+    note = f"not every label is one token in this backbone, so the model answers {shown}; predictions have the labels"
+    return replace(data, **splits, verbalizers=words, intake=replace(data.intake, notes=[*data.intake.notes, note]))
+
 # %% ../nbs/01_data.ipynb #7b4d7b0c
 def fit_task(
     data: TaskData,          # as loaded
@@ -766,6 +846,7 @@ def fit_task(
     too_long: str = "stop",  # "stop": an error names what does not fit; "drop"; "truncate": cut the prompts' beginnings
 ) -> TaskData:               # the same object where everything fits
     "The task as this backbone can read it."
+    data = with_short_answers(data, tokenizer)
     if data.verbalizers: check_verbalizers(data.verbalizers, tokenizer)
     if data.end_of_text: check_end(tokenizer)
     for examples in data.splits.values(): check_joints(examples, tokenizer)

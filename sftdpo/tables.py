@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'place_of', 'with_cells', 'apart_by_name', 'values_of', 'line_of', 'cell_intervals',
            'with_sources', 'cell_changes', 'costs_of', 'format_time', 'format_estimate', 'format_range',
-           'metric_columns', 'cost_columns', 'cells_table', 'baselines_of', 'format_baselines', 'print_tables']
+           'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table',
+           'baselines_of', 'format_baselines', 'print_wrapped', 'next_steps', 'print_tables']
 
-# %% ../nbs/20_tables.ipynb #ccb7e344
+# %% ../nbs/20_tables.ipynb #818dfb69
 import re
+import shlex
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -217,8 +220,49 @@ def cells_table(
     table = pd.DataFrame(columns | cost_columns(results), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
     return table.loc[:, (table != "").any()]
 
+# %% ../nbs/20_tables.ipynb #b1346e56
+def column_lines(
+    heading: str,       # of a column
+    rows: list[str],    # its cells
+    right: bool = True,  # aligned to the right?
+    most: int = 30,     # letters in a line of a cell
+) -> list[list[str]]:   # the heading's lines, then those of each row, all of one width
+    "A column as text, its heading no wider than its cells where words allow."
+    cells = [textwrap.wrap(row, most) or [""] for row in rows]
+    wide = max((len(line) for cell in cells for line in cell), default=0)
+    lines = [textwrap.wrap(heading, max(wide, 9), break_long_words=False) or [""], *cells]
+    wide = max(len(line) for cell in lines for line in cell)
+    return [[f"{line:>{wide}}" if right else f"{line:<{wide}}" for line in cell] for cell in lines]
+
+# %% ../nbs/20_tables.ipynb #178e7b5b
+def joined_columns(
+    columns: list[list[list[str]]],  # from `column_lines`
+) -> list[str]:
+    "Columns side by side; headings stand at the bottom of their row, cells at its top."
+    lines = []
+    for at, row in enumerate(zip(*columns)):
+        height = max(map(len, row))
+        blank = [[" " * len(cell[0])] * (height - len(cell)) for cell in row]
+        row = [gap + cell if at == 0 else cell + gap for cell, gap in zip(row, blank)]
+        lines += ["  ".join(parts).rstrip() for parts in zip(*row)]
+    return lines
+
+def fitted_table(
+    table: pd.DataFrame,  # of text, from `cells_table`
+    width: int = 80,      # of the terminal
+) -> str:
+    "A table as text that is no wider than a terminal."
+    names = column_lines(table.index.name or "", list(map(str, table.index)), right=False)
+    blocks = [[names]]
+    for heading in table.columns:
+        column = column_lines(str(heading), list(map(str, table[heading])))
+        used = sum(len(one[0][0]) + 2 for one in blocks[-1])
+        if used + len(column[0][0]) > width and len(blocks[-1]) > 1: blocks.append([names])
+        blocks[-1].append(column)
+    return "\n\n".join("\n".join(joined_columns(block)) for block in blocks)
+
 # %% ../nbs/20_tables.ipynb #8ecc44b7
-CAVEATS = {"smollm2-135m": "smollm2-135m was instruction- and preference-tuned by its makers, and its weights come from 4 bits: what it shows is provisional."}
+CAVEATS = {"smollm2-135m": "smollm2-135m was instruction- and preference-tuned by its makers, and its weights were restored from a 4-bit file: what it shows is provisional."}
 
 # %% ../nbs/20_tables.ipynb #73f9b0cb
 def baselines_of(
@@ -239,12 +283,31 @@ def format_baselines(
     task, found = task_named(results["task"].iloc[0]), baselines_of(results, comparable=False)
     return ", ".join(f"{one.title} {format_metric(found[one.title], task.metric(one.of))}" for one in task.beside if one.title in found)
 
+# %% ../nbs/20_tables.ipynb #86bfe178
+def print_wrapped(
+    text: str,  # perhaps with a line end before it
+):
+    "Print a paragraph in lines of 80 letters."
+    print("\n" * text.startswith("\n") + textwrap.fill(text.strip(), 80, break_long_words=False, break_on_hyphens=False))
+
+def next_steps(
+    results: pd.DataFrame,  # from `compare` or `read_results`
+    folder: Path,           # of the study
+) -> str:
+    "What to type after a table: a report, more seeds, the page."
+    where, seeds = shlex.quote(str(folder)), results.loc[results["recipe"] != "base", "seed"].nunique()
+    lines = ["", "next: verdicts, figures and settings in one HTML file", f"  sftdpo report {where}"]
+    if 0 < seeds < 5:
+        settings = shlex.quote(str(Path(folder) / "study.yaml"))
+        lines += ["five seeds, which say more of other trainings; what is done is kept", f"  sftdpo compare --settings {settings} \\", f"    --seeds 0 1 2 3 4 --out {where}"]
+    return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])
+
 # %% ../nbs/20_tables.ipynb #9b8939fa
 def print_tables(
     results: pd.DataFrame,  # from `compare` or `read_results`
     folder: Path,           # of the study; named at the end
 ):
-    "Print each task's table of cells, its baselines, and where the files are."
+    "Print each task's table of cells, its baselines, where the files are, and what to type next."
     for task in results.task.unique():
         part = results[results.task == task]
         first = part.iloc[0]
@@ -252,11 +315,12 @@ def print_tables(
         seeds = trained.seed.nunique()
         size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]
-        print(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
-        print(cells_table(results, task, read_examples(folder, list(part.run.unique())), variants_of(Path(folder))).to_string())
-        if beside := format_baselines(part): print(f"without training: {beside}")
+        print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
+        print(fitted_table(cells_table(results, task, read_examples(folder, list(part.run.unique())), variants_of(Path(folder)))))
+        if beside := format_baselines(part): print_wrapped(f"without training: {beside}")
         lower = [metric.title for metric in task_named(task).metrics if metric.better == "lower" and (part.metric == metric.name).any()]
         if lower: print(f"lower is better: {', '.join(lower)}")
-        if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")
+        if first.backbone in CAVEATS: print_wrapped(f"note: {CAVEATS[first.backbone]}")
     if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
-    print(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")
+    print_wrapped(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")
+    print(next_steps(results, folder))

@@ -262,8 +262,10 @@ def task_record(
 ) -> dict:              # plain values, ready for JSON
     "What a saved model needs to be judged as it was trained."
     run, data = inputs.run, inputs.data
-    labels = data.intake.labels or data.verbalizers
-    return dict(task=run.task, data=run.data, reading=to_dict(run.reading), answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint)
+    labels, shape = data.intake.labels or data.verbalizers, data.intake.shape
+    columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
+    return dict(task=run.task, data=run.data, reading=to_dict(run.reading), columns=columns,
+                answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint)
 
 # %% ../../nbs/engine/04_runs.ipynb #07b9b20c
 def finish_run(

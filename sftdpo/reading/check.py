@@ -6,8 +6,8 @@
 __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines', 'options_of',
            'command_of', 'DataReport', 'size_sections', 'doubt_sections', 'report_sections', 'report_text',
            'report_markdown', 'short_report', 'pair_notes', 'training_line', 'check_data', 'tables_behind',
-           'fitting_task', 'works', 'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of',
-           'mended', 'suggested_report', 'check_file', 'write_check']
+           'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested', 'advice', 'better_encoding',
+           'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-# %% ../../nbs/reading/05_check.ipynb #86af7e8d
+# %% ../../nbs/reading/05_check.ipynb #39e42201
 from ..config import Reading
 from sftdpo.data import (
     TaskData,
@@ -31,6 +31,7 @@ from sftdpo.data import (
     shared_questions,
     shared_runs,
     text_key,
+    with_short_answers,
 )
 from ..engine.folder import DataFolder
 from ..engine.safe_files import write_json, write_text
@@ -46,7 +47,7 @@ from sftdpo.reading.files import (
     write_problems,
 )
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
-from .shapes import guess_task, prepared, usual_shapes
+from .shapes import find_shape, guess_task, prepared, usual_shapes
 from ..tasks import TASKS, steps_of
 
 # %% ../../nbs/reading/05_check.ipynb #6da91ebd
@@ -366,6 +367,20 @@ def fitting_task(
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint()} "
                     "Name the task and its columns, such as --task labels --reading.prompt COLUMN --reading.label COLUMN.")
 
+# %% ../../nbs/reading/05_check.ipynb #b16e02ec
+def columns_fit(
+    task: str | None,  # what the data is for, if it is named
+    data,              # as for `load_task`
+    reading: Reading,  # how it is read
+) -> bool:
+    "Has the training table the columns of the task, or of some task?"
+    tables = tables_behind(task, data, reading)
+    try:
+        task = task or fitting_task(tables, reading)
+        if tables and TASKS[task].columns: find_shape(prepared(tables["train"], reading).columns, task, reading)
+    except DataError: return False
+    return True
+
 # %% ../../nbs/reading/05_check.ipynb #5a46d641
 TRIED = 500 # rows
 
@@ -514,6 +529,7 @@ def check_file(
             other = suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
             report = replace(report, notes=other.notes[:1], command=other.command)
         return report
+    if tokenizer is not None: loaded = with_short_answers(loaded, tokenizer)
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
     better = better_encoding(task, data, reading, report.problems)
     if report.too_long and reading.too_long != "stop":

@@ -72,7 +72,7 @@ def _encode_slowly(texts, tokenizer, continuing):
     return [after[len(line):] if after[:len(line)] == line else alone for after, alone in zip(ids(["\n" + text for text in texts]), ids(list(texts)))]
 
 def _encode(texts, tokenizer, continuing=False) -> list[list[int]]:
-    "Ids of some texts, special tokens read as letters; the fast tokenizers are asked without the offsets that nobody needs."
+    "Ids of some texts, special tokens not interpreted; the fast tokenizers are asked without the offsets that nobody needs."
     if not getattr(tokenizer, "is_fast", False): return _encode_slowly(texts, tokenizer, continuing)
     with _letters_only(tokenizer, continuing) as backend: return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -104,7 +104,7 @@ def opening(
     return [begin] if begin is not None and ids[:1] == [begin] else []
 
 def prompt_ids(
-    prompts: Sequence[str],  # special tokens in them are read as letters
+    prompts: Sequence[str],  # special tokens in them are not interpreted
     tokenizer,               # of the backbone
 ) -> list[list[int]]:        # one list per prompt
     "Ids of each prompt as a model reads it."
@@ -295,6 +295,16 @@ def fit(
         return [replace(e, prompt=_cut(e.prompt, rooms[i], tokenizer)) if i in rooms else e for i, e in enumerate(examples)]
     raise DataError(f"{head} Leave them out (--reading.too-long drop), cut their prompts' beginnings (--reading.too-long truncate), or take a backbone that reads more.")
 
+# %% ../../nbs/reading/04_rows.ipynb #f4d55c7a
+def _any_words(verbalizers, tokenizer) -> dict[str, str]:
+    "Letters, numbers and pairs of letters that are one token, in this order; empty where they are too few."
+    letters = [chr(ord("A") + i) for i in range(26)]
+    pool = [*letters, *map(str.lower, letters), *map(str, range(1000)), *(a + b for a in letters for b in letters), *((a + b).lower() for a in letters for b in letters)]
+    tokens = {}
+    for word, ids in zip(pool, _encode(pool, tokenizer, True)):
+        if len(ids) == 1: tokens.setdefault(ids[0], word)
+    return dict(zip(verbalizers, tokens.values())) if len(tokens) >= len(verbalizers) else {}
+
 # %% ../../nbs/reading/04_rows.ipynb #c1871cd9
 def suggest_verbalizers(
     verbalizers: Sequence[str],  # words, of which some are more than one token
@@ -313,7 +323,7 @@ def suggest_verbalizers(
             found[word] = free[0]; taken.add(free[1])
         return found
     letters = [chr(ord("A") + i % 26) for i in range(len(verbalizers))]
-    return draw(map(near, verbalizers)) or draw([letter, " " + letter] for letter in letters) or draw([str(i), " " + str(i)] for i in range(len(verbalizers)))
+    return draw(map(near, verbalizers)) or draw([letter, " " + letter] for letter in letters) or draw([str(i), " " + str(i)] for i in range(len(verbalizers))) or _any_words(verbalizers, tokenizer)
 
 def check_verbalizers(
     verbalizers: Sequence[str],  # the answers, index = label

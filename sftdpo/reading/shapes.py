@@ -81,7 +81,7 @@ class Shape:
     @property
     def template(self) -> str:
         "The prompt as a template."
-        return "".join(text.replace("{", "{{").replace("}", "}}") + (f"{{{column}}}" if column is not None else "") for text, column in self.pieces)
+        return "".join(text.replace("\\", r"\\").replace("{", "{{").replace("}", "}}") + (f"{{{column}}}" if column is not None else "") for text, column in self.pieces)
 
 # %% ../../nbs/reading/02_shapes.ipynb #95fe4c5e
 def _free(columns, task, reading) -> list[str]:
