@@ -73,14 +73,13 @@ class ReadBefore:
         self.found = {}
         for run in runs:
             check_model_name(run.backbone)
-            key = run.task, run.data, run.fold, run.reading
-            if key not in self.found: self.found[key] = self.read(*key)
+            if run.source not in self.found: self.found[run.source] = self.read(*run.source)
 
-    def read(self, task, data, resplit, reading):
+    def read(self, task, data, reading, *fold):
         "The data, or nothing where the study says better what is wrong with some rows."
         check_data_path(data)
         from sftdpo.reading.check import advice
-        try: return load_task(task, data, resplit, reading)
+        try: return load_task(task, data, reading, *fold)
         except UnusableRows: return None
         except DataError as error: raise DataError(f"{error}{advice(data, reading, task)}") from error
 

@@ -170,7 +170,8 @@ class Trials:
         self.say(f"{way} · {time_in_words(takes)} of {time_in_words(left)}")
         runs = self.in_folds(run)
         nodes, names = stage_tree(runs, self.inputs), [self.inputs.of(one).name for one in runs]
-        write_planned_runs(self.folder, pd.DataFrame([dict(run=name, **{field: getattr(one, field) for field in CELL}, way=way) for name, one in zip(names, runs)]), self.say)
+        planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
+        write_planned_runs(self.folder, pd.DataFrame([dict(run=self.inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words) for one, words in planned]), self.say)
         carry_out(self.folder, nodes, self.inputs, "none", Execution(retry_failed=True), False, lambda words: None)
         if any(not self.folder.run(name).finished for name in names):
             self.left_out.append(f"{way} (it failed: see {self.folder.failures})")

@@ -253,7 +253,7 @@ def fold_components(
 ) -> tuple[np.ndarray, np.ndarray]:  # variances of seeds, examples, residuals and folds; the variance of the mean, per unit of each
     "Components within folds, averaged over folds, and what is left between folds."
     parts = [sums_of(rows) for _, rows in table.groupby("fold")]
-    within = np.nanmean([np.maximum(variance_of_mean(part)[1], 0) for part in parts], axis=0)
+    within = pd.DataFrame([np.maximum(variance_of_mean(part)[1], 0) for part in parts]).mean().to_numpy()  # of those that are known
     weights = np.mean([part.weights for part in parts], axis=0) / len(parts)
     left = variance - np.nansum(weights * within)
     return np.append(within, max(left, 0) * len(parts)), np.append(weights, 1 / len(parts))
