@@ -1,0 +1,97 @@
+"A recommendation for rows of one's own: what is tried, what judges, when nothing is said."
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from tickets import write_tickets
+
+from sftdpo.cli import main
+from sftdpo.config import Run
+from sftdpo.data import TaskData, load_task
+from sftdpo.reading.examples import Example
+from sftdpo.recommend import dealt, honest, recommend, too_little, way_of, ways_to_try
+from sftdpo.tasks import TASKS, Recommended
+
+
+def test_what_picks_does_not_judge():
+    "Of many ways that guess, the best looks good; picked by the other folds, it guesses."
+    random, best, fair = np.random.default_rng(0), [], []
+    for _ in range(200):
+        right = random.random((12, 60)) < 0.5
+        tried = pd.DataFrame([dict(way=f"way {i}", fold=j % 3 + 1, seed=0, id=str(j), value=float(right[i, j])) for i in range(12) for j in range(60)])
+        best.append(tried.groupby("way")["value"].mean().max())
+        values, picked = honest(tried)
+        assert len(values) == 60 and len(picked) == 3
+        fair.append(values["value"].mean())
+    assert np.mean(best) > 0.58 and abs(np.mean(fair) - 0.5) < 0.015
+
+
+def test_a_way_that_is_better_is_picked():
+    tried = pd.DataFrame([dict(way=way, fold=j % 3 + 1, seed=0, id=str(j), value=float(j % 10 > worse)) for way, worse in (("a", 5), ("b", 1)) for j in range(60)])
+    assert honest(tried)[1] == ["b"] * 3
+
+
+def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
+    data = load_task("labels", write_tickets(tmp_path / "tickets.csv", rows=120))
+    parts = [dealt(data, 3, fold) for fold in (1, 2, 3)]
+    assert sorted(e.id for part in parts for e in part.test) == sorted(e.id for split in data.splits.values() for e in split)
+    for part in parts: assert not {e.id for e in part.test} & {e.id for e in (*part.train, *part.validation)} and not {e.id for e in part.train} & {e.id for e in part.validation}
+    assert len(dealt(data, 0, 0).train) == 120
+    (tmp_path / "folder").mkdir()
+    write_tickets(tmp_path / "folder" / "train.csv", rows=90), write_tickets(tmp_path / "folder" / "test.csv", rows=30, seed=5)
+    own = load_task("labels", tmp_path / "folder")
+    assert len(dealt(own, 0, 0).train) == 90, "a file that judges does not train"
+
+
+def test_ways_begin_with_single_stages_and_go_on_from_the_best():
+    reached = {"sft full": 0.6, "sft lora": 0.9}
+    def score(run): return reached.get(run.cell, 0.5) - abs(np.log10(run.stages[-1].learning_rate) + 2) / 100
+    ways = list(ways_to_try(Run(task="labels", data="x.csv", backbone="gpt2"), 200, score))
+    assert [run.cell for run in ways[:6]] == ["sft full", "sft lora", "dpo full", "dpo lora", "sft-dpo full", "sft-dpo lora"]
+    assert len({way_of(run) for run in ways}) == len(ways) and {run.stages[-1].epochs for run in ways} == {8, 24}
+    deep = [run for run in ways if run.stages[-1].epochs == 24]
+    assert deep[0].cell == "sft lora"
+    best = max((run for run in ways[:14] if run.cell == "sft lora"), key=score)
+    assert all(run.stages[0].learning_rate == best.sft.learning_rate for run in ways[14:18] if run.cell == "sft-dpo lora")
+
+
+def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
+    rows = "".join(f"The {word} was {i}.,{'fraud' if i in (7, 90) else 'ok'}\n" for i, word in enumerate(["tea", "salt", "map", "sea"] * 50))
+    (tmp_path / "unbalanced.csv").write_text("text,label\n" + rows)
+    main(["recommend", str(tmp_path / "unbalanced.csv"), "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "No recommendation. 'fraud' has 2 rows, and a label needs at least 10" in said and not (tmp_path / "out" / "model").exists()
+    few = TaskData("labels", "few", [Example(str(i), f"text {i}", "ab"[i % 2], label=i % 2) for i in range(30)], [], [], ("a", "b"), False, "made here", foldable=True)
+    assert "has 30 rows that may train: at least 40" in too_little(few)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Few steps, for a model that is not trained well but quickly."
+    monkeypatch.setitem(TASKS["labels"].recommended, None, Recommended(8, 1, 3e-3, 1e-2, 3e-3, 1e-2, steps=20))
+
+
+def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
+    "A word says the label: it is learned, the model is saved with what it needs, and the same command goes on."
+    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(60))
+    (tmp_path / "moods.csv").write_text("text,label\n" + moods)
+    found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.5, backbone=str(backbone))
+    assert not found.declined, found.declined
+    assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
+    assert "would pick the same way from the other rows" in str(found) and "the base model" in str(found)
+    known = json.loads((tmp_path / "out" / "model" / "task.json").read_text())
+    assert known["task"] == "labels" and set(known["answers"]) == {"a", "b"}
+    (tmp_path / "new.csv").write_text("text\nglad 3\nsad 4\n")
+    main(["predict", str(tmp_path / "out"), str(tmp_path / "new.csv"), "--out", str(tmp_path / "answers.csv")])
+    assert len(pd.read_csv(tmp_path / "answers.csv")) == 2
+    trained = len(list((tmp_path / "out" / "runs").iterdir()))
+    recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.05, backbone=str(backbone), say=lambda words: None)
+    assert len(list((tmp_path / "out" / "runs").iterdir())) >= trained
+
+
+def test_labels_that_say_nothing_are_declined(tmp_path, backbone, quick):
+    random = np.random.default_rng(0)
+    (tmp_path / "noise.csv").write_text("text,label\n" + "".join(f"word {i % 7} {i},{'ab'[random.integers(2)]}\n" for i in range(60)))
+    found = recommend(tmp_path / "noise.csv", tmp_path / "out", minutes=0.3, backbone=str(backbone), say=lambda words: None)
+    assert "it is not shown that anything was learned" in found.declined and str(found).startswith("No recommendation.") and not found.model
