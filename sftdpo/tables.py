@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'place_of', 'with_cells', 'apart_by_name', 'values_of', 'line_of', 'cell_intervals',
            'with_sources', 'cell_changes', 'costs_of', 'format_time', 'format_estimate', 'format_range',
-           'metric_columns', 'cost_columns', 'cells_table', 'baselines_of', 'format_baselines', 'print_tables']
+           'metric_columns', 'cost_columns', 'cells_table', 'baselines_of', 'format_baselines', 'print_further',
+           'print_tables']
 
 # %% ../nbs/20_tables.ipynb #ccb7e344
 import re
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .engine.store import read_examples, variants_of
+from .engine.store import further_sets, read_examples, read_results, variants_of
 from .stats import Estimate, by_replicate, difference, interval
 from .tasks import RECIPES, Metric, format_interval, format_metric, task_named
 
@@ -205,6 +206,7 @@ def cells_table(
     task: str,              # which task's runs
     examples: pd.DataFrame | None = None,  # from `read_examples`; default: no intervals, but ranges over runs
     variants: dict[str, str] | None = None,  # from `variants_of`: what a sweep sets runs apart with
+    metrics: tuple[Metric, ...] = (),  # shown, such as `GENERAL_METRICS`; default: the task's own, and speeds
 ) -> pd.DataFrame:          # of text, indexed by cell
     "The cells of a task, with their intervals and the speed of each stage; runs that a sweep sets apart get a line each."
     results = results[results["task"] == task]
@@ -213,8 +215,8 @@ def cells_table(
     examples = examples[examples["run"].isin(results["run"])] if examples is not None else pd.DataFrame()
     if len(examples): examples = with_cells(with_sources(examples, results), variants)
     record = task_named(task)
-    columns = {heading: texts for metric in record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
-    table = pd.DataFrame(columns | cost_columns(results), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
+    columns = {heading: texts for metric in metrics or record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
+    table = pd.DataFrame(columns | ({} if metrics else cost_columns(results)), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
     return table.loc[:, (table != "").any()]
 
 # %% ../nbs/20_tables.ipynb #8ecc44b7
@@ -240,6 +242,22 @@ def format_baselines(
     return ", ".join(f"{one.title} {format_metric(found[one.title], task.metric(one.of))}" for one in task.beside if one.title in found)
 
 # %% ../nbs/20_tables.ipynb #9b8939fa
+def print_further(
+    folder: Path,     # of the study
+    name: str,        # of a further set that judges
+    task: str,        # which task's runs
+    runs: list[str],  # their names
+):
+    "Print the table of a further set."
+    results = read_results(folder, judged=name)
+    results = results[results["run"].isin(runs)]
+    if results.empty: return
+    count, known = (results.loc[results["metric"] == metric, "value"].max() for metric in ("examples", "examples_in_training"))
+    print(f"\nalso judged on {name}: {count:,.0f} examples" + (f", {known:,.0f} of them in the training rows" if known else ""))
+    table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)), task_named(task).metrics)
+    print(table.to_string())
+
+# %% ../nbs/20_tables.ipynb #1c8ad323
 def print_tables(
     results: pd.DataFrame,  # from `compare` or `read_results`
     folder: Path,           # of the study; named at the end
@@ -258,5 +276,6 @@ def print_tables(
         lower = [metric.title for metric in task_named(task).metrics if metric.better == "lower" and (part.metric == metric.name).any()]
         if lower: print(f"lower is better: {', '.join(lower)}")
         if first.backbone in CAVEATS: print(f"note: {CAVEATS[first.backbone]}")
+        for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
     print(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")

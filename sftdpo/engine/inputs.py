@@ -8,7 +8,7 @@ __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', '
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,8 +16,8 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..batches import best_precision
-from ..config import Run, Stage, identity, relevant, to_dict
-from ..data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
+from ..config import Run, Stage, check, identity, named_paths, relevant, to_dict
+from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
 from .folder import digest_of
 from sftdpo.model import (
@@ -111,6 +111,7 @@ class RunInputs:
     fingerprint: str       # of the base model
     keys: tuple[str, ...]  # of its stages, in order
     name: str              # that only an equal run has
+    also: dict[str, TaskData] = field(default_factory=dict)  # further sets that judge it
 
     @property
     def training(self) -> list[Example]:
@@ -132,7 +133,7 @@ class RunInputs:
 
     def other(self, **changes) -> "RunInputs":
         "The same inputs for a run that differs in size, seed or what judges it; its keys and name stay."
-        return RunInputs(self.run.replace(**changes), self.data, self.tokenizer, self.length, self.fingerprint, self.keys, self.name)
+        return replace(self, run=self.run.replace(**changes))
 
 # %% ../../nbs/engine/03_inputs.ipynb #1b6e5912
 class Once(dict):
@@ -154,10 +155,26 @@ class Inputs:
         self.precision = precision or best_precision(device())
         self.loaded, self.readers, self.fingerprints = Once(load), Once(tokenizer_of), Once(backbone_fingerprint)
         self.fitted, self.bytes, self.dropout = Once(self.fit), Once(weight_bytes), Once(has_dropout)
+        self.texts, self.also = Once(held_out_text), Once(self.further)
         self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
 
     def fit(self, task, data, resplit, reading, backbone) -> TaskData:
         return fit_task(self.loaded[task, data, resplit, reading], *self.readers[backbone,], reading.too_long)
+
+    def further(self, name, path, task, data, resplit, reading, backbone) -> TaskData:
+        "A further set that judges, with the answers of the data that are trained on."
+        trained = self.loaded[task, data, resplit, reading]
+        answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
+        check(task != "sonnet", "also_judge", f"{name}={path}", "a file of sonnets is no set for it; leave it out")
+        check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
+        found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
+        return fit_task(found, *self.readers[backbone,], reading.too_long)
+
+    def all_further(self, run: Run) -> dict[str, TaskData]:
+        "The further sets that judge a run, by name; none judge the trials of a search."
+        if run.judge != "test": return {}
+        rest = (run.task, run.data, run.resplit, run.reading, run.backbone)
+        return {name: self.also[name, path, *rest] for name, path in named_paths(run.also_judge).items()}
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
         settings = relevant(stage, tuning, lora, own_dropout)
@@ -180,6 +197,8 @@ class Inputs:
         "A readable name that only an equal run has: its stages, and what and how it is judged."
         judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
         if run.judge != "test": judged["judge"] = run.judge
+        elif run.held_out_text != "embedded": judged["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
+        if also := self.all_further(run): judged["also"] = {name: one.fingerprint for name, one in also.items()}
         words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
         words += [f"split{run.resplit}"] * bool(run.resplit) + [f"seed{run.seed}"]
         return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
@@ -190,7 +209,7 @@ class Inputs:
         fingerprint = self.fingerprints[run.backbone,]
         keys = self.stage_keys(run, data, fingerprint)
         name = self.name_of(run, data, fingerprint, keys)
-        return RunInputs(run, data, *reader, fingerprint, keys, name)
+        return RunInputs(run, data, *reader, fingerprint, keys, name, self.all_further(run))
 
     def of(self, run: Run) -> RunInputs:
         "The inputs of a run."
