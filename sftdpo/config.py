@@ -230,6 +230,9 @@ class Stage(Settings):
     @property
     def called(self) -> str: return self.kind if self.kind in ("sft", "dpo") else "stage"  # as the user writes it: dpo.beta
 
+    @property
+    def title(self) -> str: return "dpo+sft" if self.kind == "dpo" and self.sft_weight else self.kind  # in lines about its progress
+
     def validate(self):
         def positive(name, example):
             value = getattr(self, name)

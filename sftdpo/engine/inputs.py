@@ -20,6 +20,7 @@ from ..config import Run, Stage, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
 from .folder import digest_of
+from ..measures.forgetting import held_out_text
 from sftdpo.model import (
     apply_tuning,
     context_length,
@@ -29,6 +30,7 @@ from sftdpo.model import (
     locate,
     parameter_counts,
 )
+from ..reading.files import expanded
 
 # %% ../../nbs/engine/03_inputs.ipynb #fc04b0f9
 def device() -> str:

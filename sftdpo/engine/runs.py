@@ -150,7 +150,7 @@ def finish_stage(
     rows = stage_rows(inputs, stage, model, tokenizer, inputs.training)
     held_out = stage_rows(inputs, stage, model, tokenizer, subset(choose, min(HELD_OUT, len(choose)), 0))
     pairs_seconds = time.perf_counter() - started
-    label = f"{run.task} {stage.kind} {run.tuning}"
+    label = f"{run.task} {stage.title} {run.tuning}"
     result = train(run, stage, model, tokenizer, rows, held_out, folder.path, progress, label, folder.path.name)
     write_text(folder.history, result.history.to_csv(index=False))
     if result.pairs is not None: write_text(folder.pairs, with_texts(result.pairs, held_out, tokenizer).to_csv(index=False))

@@ -40,8 +40,8 @@ class Node:
         "What a line about it says."
         split = f", split {self.run.resplit}" if self.run.resplit else ""
         if not self.stage: return f"{self.run.task}: {self.run.backbone} before training{split}"
-        before = " ".join(node.stage.kind for node in self.ancestors if node.stage)
-        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.kind} {self.run.tuning}{split}, seed {self.run.seed}"
+        before = " ".join(node.stage.title for node in self.ancestors if node.stage)
+        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.title} {self.run.tuning}{split}, seed {self.run.seed}"
 
     @property
     def ancestors(self) -> list["Node"]:
