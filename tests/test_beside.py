@@ -164,7 +164,7 @@ def test_judging_costs_at_most_a_quarter_more():
 def test_dpo_with_sft_from_the_command_line(place, capsys):
     "Point 6. The weight is a setting; the chosen completions lose less than under DPO alone. At 72cf482 there is no recipe of that name."
     out = place / "term"
-    asked = words(place, "--recipes", "dpo", "dpo+sft", "--tunings", "full", "--dpo-sft-weight", 5, "--train-size", 160)
+    asked = words(place, "--recipes", "dpo", "dpo+sft", "--tunings", "full", "--dpo-sft-weight", 5, "--train-size", 128)
     main(["plan", *asked, "--no-measure", "--out", str(out)])
     assert "3 runs, 2 stages to train" in capsys.readouterr().out
     main(["compare", *asked, "--out", str(out)])
@@ -202,7 +202,7 @@ def test_a_further_set(place, study, capsys):
     for name in ("accuracy", "nll", "macro_f1", "calibration_error", "entropy"): assert mine[name] == pytest.approx(float(alone[name]), abs=1e-3), name
     assert mine["examples"] == 30 and mine["examples_in_training"] == 0 and "accuracy_change" in mine
     own = read_results(study)
-    assert not (own.split == "nights").any() and own[own.metric == "examples"].value.eq(24).all()
+    assert not (own.split == "nights").any() and own[own.metric == "examples"].value.eq(48).all()
     assert cells_table(further, "labels", read_examples(study, judged="nights")).index.tolist() == cells_table(own, "labels").index.tolist()
     found = judge_claims(study, judged="nights")
     assert found and all(one.exploratory for one in found)
