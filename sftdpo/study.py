@@ -18,7 +18,7 @@ import pandas as pd
 from .config import Execution, Reading, Run, SettingsError, Stage, Study, WorkFailed, check, from_dict, to_dict
 from .data import DataError, TaskData, fit_task, load_judged
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
-from .engine.inputs import Inputs, device, judged_examples
+from .engine.inputs import Inputs, check_named_files, device, judged_examples
 from .engine.runs import processor, software
 from sftdpo.engine.safe_files import (
     full_disk_named,
@@ -239,6 +239,7 @@ def compare(
     folder, inputs, say = StudyFolder(folder), inputs or Inputs(), print if progress else lambda *words: None
     with stops_like_an_interrupt(), full_disk_named(folder.path):
         first = study.runs(study.seeds[:1])
+        check_named_files(study)
         claim_folder(folder, study)
         look_at_data(folder, first, inputs, say)
         notice_changes(folder, surroundings(first, inputs), say, study.sweep)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
-           'training_examples', 'judged_examples', 'RunInputs', 'Once', 'Inputs']
+           'training_examples', 'judged_examples', 'RunInputs', 'Once', 'check_named_files', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..batches import best_precision
-from ..config import Run, Stage, check, identity, named_paths, relevant, to_dict
+from ..config import Run, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
 from .folder import digest_of
@@ -147,6 +147,15 @@ class Once(dict):
         return found
 
 # %% ../../nbs/engine/03_inputs.ipynb #887ecdf2
+def check_named_files(
+    asked: Run | Study,  # names a text, and sets that judge
+):
+    "Raise unless the files that are named beside the data are there."
+    if asked.held_out_text != "embedded": held_out_text(asked.held_out_text, asked.backbone)
+    for name, path in named_paths(asked.also_judge).items():
+        check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
+
+# %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
 class Inputs:
     "What runs read: each data set, tokenizer and base model once, for whoever holds the collection."
     def __init__(
@@ -168,7 +177,6 @@ class Inputs:
         trained = self.loaded[task, data, resplit, reading]
         answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
         check(task != "sonnet", "also_judge", f"{name}={path}", "a file of sonnets is no set for it; leave it out")
-        check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
         found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
         return fit_task(found, *self.readers[backbone,], reading.too_long)
 
