@@ -22,7 +22,7 @@ from sftdpo.cli import main
 from sftdpo.engine.store import read_examples, read_pairs, read_results
 from sftdpo.model import save_policy
 from sftdpo.tables import cells_table
-from sftdpo.tasks import GENERAL_METRICS, TASKS, metric_named
+from sftdpo.tasks import GENERAL_METRICS, metric_named
 
 KL = [f"kl_{pair}" for pair in ("policy_base", "base_policy", "policy_reference", "reference_policy")]
 

@@ -33,14 +33,7 @@ from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RunFolder, StageFolder, StudyFolder, read_record
 from .inputs import RunInputs, device
-from sftdpo.engine.safe_files import (
-    read_json,
-    remove,
-    write_bytes,
-    write_json,
-    write_text,
-    written_whole,
-)
+from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
 from ..evaluate import baselines, evaluate, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, parameter_counts, save_policy
