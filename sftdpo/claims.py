@@ -15,8 +15,8 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'FEW_MORE
            'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds', 'machine_alone',
            'same_examples', 'judge_time', 'times_compared', 'lora_saves_no_time', 'dominance', 'interactions',
            'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
-           'with_detectable', 'with_primary', 'judge_results', 'with_wrong', 'verdict_table', 'verdicts_of',
-           'conditions_of', 'search_of', 'searched_trials', 'read_conditions', 'judge_claims']
+           'with_detectable', 'exploratory', 'with_primary', 'judge_results', 'with_wrong', 'verdict_table',
+           'verdicts_of', 'conditions_of', 'search_of', 'searched_trials', 'read_conditions', 'judge_claims']
 
 # %% ../nbs/14_claims.ipynb #5ffd400d
 import dataclasses
@@ -807,7 +807,8 @@ def recipes_with_both(
     evidence: Evidence,
 ) -> list[str]:
     "Recipes that were trained with full and with LoRA."
-    return [recipe for recipe in trained_recipes() if not evidence.lacking([(recipe, "full"), (recipe, "lora")])]
+    both = [recipe for recipe in trained_recipes() if not evidence.lacking([(recipe, "full"), (recipe, "lora")])]
+    return sorted(both, key=lambda recipe: RECIPES[recipe].exploratory)
 
 # %% ../nbs/14_claims.ipynb #50f2ed33
 def tuning_gates(
@@ -882,11 +883,13 @@ def tunings_compared(
     for recipe in recipes:
         try: gains[recipe], gates[recipe] = evidence.effect({(recipe, "full"): 1, (recipe, "lora"): -1}), tuning_gates(evidence, recipe)
         except ValueError as error: found.append(not_asked("C3", task, f"The claim could not be judged: {error}", recipe))
-    asked = [recipe for recipe in gains if not any(gate.passed is False and gate.otherwise == "not asked" for gate in gates[recipe])]
+    extra = [recipe for recipe in recipes if RECIPES[recipe].exploratory]  # each on its own: it changes nothing of the claim
+    asked = [recipe for recipe in gains if recipe not in extra and not any(gate.passed is False and gate.otherwise == "not asked" for gate in gates[recipe])]
     corrected = dict(zip(asked, holm(gains[recipe].p_value for recipe in asked)))
     parts = {recipe: judge_recipe(asked_of("C3", task, margins, recipe), gains[recipe], corrected.get(recipe), len(asked), margins) for recipe in gains}
     parts = {recipe: after_gates(one, gates[recipe]) for recipe, one in parts.items()}
-    return [*found, *parts.values(), *over_recipes(evidence, [parts[recipe] for recipe in asked], len(recipes))]
+    alone = [exploratory(parts.pop(recipe), f"the recipe {recipe} is no part of the claim") for recipe in extra if recipe in parts]
+    return [*found, *parts.values(), *over_recipes(evidence, [parts[recipe] for recipe in asked], len(recipes) - len(extra)), *alone]
 
 # %% ../nbs/14_claims.ipynb #f302609d
 @claim("C3", "At matched training depth, does full fine-tuning beat LoRA?")
@@ -1166,6 +1169,14 @@ def with_detectable(
     note = f"A true difference of {factor * size:.2g} {word} would have been found in 8 of 10 such studies (interval of this number: {factor * low:.2g} to {factor * high:.2g})."
     return dataclasses.replace(one, detectable=(size, low, high), notes=(*one.notes, note))
 
+# %% ../nbs/14_claims.ipynb #8546864e
+def exploratory(
+    one: Verdict,
+    why: str,  # a phrase
+) -> Verdict:
+    "The verdict, marked as exploratory."
+    return dataclasses.replace(one, exploratory=True, notes=(*one.notes, f"Exploratory: {why}."))
+
 # %% ../nbs/14_claims.ipynb #1fdbeaa2
 def with_primary(
     one: Verdict,
@@ -1299,9 +1310,11 @@ def judge_claims(
     folder: str | Path,               # of a study
     margins: Margins | None = None,   # set beforehand; default: those in the folder, or the usual ones
     claims: list[str] | None = None,  # which of `CLAIMS`; default: all
+    judged: str = "",                 # name of a further set that judges; default: the study's own rows
 ) -> list[Verdict]:
-    "Ask the claims of a study's folder."
-    results = read_results(folder)
+    "Ask the claims of a study's folder; on a further set all verdicts are exploratory."
+    results = read_results(folder, judged)
     if results.empty: return []  # no run is finished
     results, swept = read_conditions(folder, results)
-    return judge_results(results, read_examples(folder), read_margins(folder) if margins is None else margins, claims, swept)
+    found = judge_results(results, read_examples(folder, judged=judged), read_margins(folder) if margins is None else margins, claims, swept)
+    return [exploratory(one, f"judged on the further set {judged}") for one in found] if judged else found

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check', 'check_choice', 'convert',
-           'declared', 'Settings', 'LoRA', 'Sampling', 'Reading', 'neutral', 'Stage', 'Run', 'base', 'resolve',
-           'LearningRates', 'Search', 'seed_in_fold', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
-           'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'declared', 'Settings', 'LoRA', 'Sampling', 'Reading', 'neutral', 'Stage', 'named_paths', 'Run', 'base',
+           'resolve', 'LearningRates', 'Search', 'seed_in_fold', 'Study', 'Execution', 'Benchmark', 'to_dict',
+           'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -230,6 +230,9 @@ class Stage(Settings):
     @property
     def called(self) -> str: return self.kind if self.kind in ("sft", "dpo") else "stage"  # as the user writes it: dpo.beta
 
+    @property
+    def title(self) -> str: return "dpo+sft" if self.kind == "dpo" and self.sft_weight else self.kind  # in lines about its progress
+
     def validate(self):
         def positive(name, example):
             value = getattr(self, name)
@@ -250,6 +253,20 @@ class Stage(Settings):
                   f"use a divisor of the batch size {self.batch_size}")
 
 # %% ../nbs/11_config.ipynb #b678da8b
+def named_paths(
+    words: tuple[str, ...],  # each NAME=PATH
+) -> dict[str, str]:         # name: path
+    "The further sets that judge, by name."
+    found = {}
+    for word in words:
+        name, _, path = word.partition("=")
+        usable = name.replace("_", "a").replace("-", "a").isalnum() and path
+        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; a name has letters, digits, '-' and '_'")
+        check(name not in ("test", "validation", "train", *found), "also_judge", word, f"the name {name} is taken: use another one")
+        found[name] = path
+    return found
+
+# %% ../nbs/11_config.ipynb #88bd417a
 @dataclass(frozen=True)
 class Run(Settings):
     "A cell (recipe and tuning) with one seed, on one task, backbone and data size."
@@ -267,9 +284,12 @@ class Run(Settings):
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
+    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss on the chosen completion
     lora: LoRA = LoRA()  # LoRA's settings; a full run ignores them
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
+    held_out_text: str = "embedded"  # text on which forgetting is measured: embedded, or the path of a text file
+    also_judge: tuple[str, ...] = ()  # further sets that judge, each as NAME=PATH; nothing is trained or chosen on them
     shuffle_labels: bool = False  # control: permute the training answers, so that there is nothing to learn
 
     def validate(self):
@@ -283,6 +303,9 @@ class Run(Settings):
         check(self.second_sft_rate is None or self.second_sft_rate > 0, "run.second_sft_rate", self.second_sft_rate, "use a number above 0, such as 5e-5")
         check(self.folds == 0 or self.folds > 1, "run.folds", self.folds, "use a whole number from 2 up, or leave it out for one split")
         check(self.fold in (range(1, self.folds + 1) if self.folds else (0,)), "run.fold", self.fold, f"use a whole number from 1 to {self.folds}" if self.folds else "give run.folds too, or leave it out")
+        check(self.dpo_sft_weight > 0, "run.dpo_sft_weight", self.dpo_sft_weight, "use a number above 0, such as 1")
+        check(bool(self.held_out_text), "run.held_out_text", self.held_out_text, "give the path of a text file, or write embedded")
+        named_paths(self.also_judge)
         task = TASKS[self.task]
         check(self.dpo.rejected in (None, *task.rejected), "run.dpo.rejected", self.dpo.rejected, f"the task {self.task} makes rejected completions by {', '.join(task.rejected)}")
         check(not self.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True, f"the task {self.task} has no labels; leave it out")
@@ -296,7 +319,7 @@ class Run(Settings):
     @property
     def base(self) -> "Run":
         "The run that judges the backbone of this one before training."
-        return base(self.task, self.backbone, self.data, self.test_size, self.folds, self.fold, self.judge, self.sampling, self.reading)
+        return base(self.task, self.backbone, self.data, self.test_size, self.folds, self.fold, self.judge, self.sampling, self.reading, self.held_out_text, self.also_judge)
 
     @property
     def source(self) -> tuple:
@@ -319,13 +342,14 @@ class Run(Settings):
             return getattr(resolved[kind], rest) if rest else getattr(self, name)
         return [resolved[kind].replace(**changes) if changes else resolved[kind] for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
-# %% ../nbs/11_config.ipynb #912ffb6a
+# %% ../nbs/11_config.ipynb #653f0ec7
 @lru_cache
 def base(
-    task, backbone, data, test_size, folds, fold, judge, sampling, reading,  # what matters to a base model
+    task, backbone, data, test_size, folds, fold, judge, sampling, reading, held_out_text, also_judge,  # what matters to a base model
 ) -> Run:
     "The run that judges a base model."
-    return Run(task=task, backbone=backbone, data=data, test_size=test_size, folds=folds, fold=fold, judge=judge, sampling=sampling, reading=reading, recipe="base")
+    return Run(task=task, backbone=backbone, data=data, test_size=test_size, folds=folds, fold=fold, judge=judge, sampling=sampling, reading=reading,
+               held_out_text=held_out_text, also_judge=also_judge, recipe="base")
 
 # %% ../nbs/11_config.ipynb #0ea0d274
 @lru_cache(maxsize=1024)
@@ -397,9 +421,12 @@ class Study(Settings):
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
+    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss on the chosen completion
     lora: LoRA = LoRA()  # LoRA's settings
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
+    held_out_text: str = "embedded"  # text on which forgetting is measured: embedded, or the path of a text file
+    also_judge: tuple[str, ...] = ()  # further sets that judge every run, each as NAME=PATH; nothing is trained or chosen on them
     search: Search = Search()  # how each cell's learning rate is picked
     shuffle_labels: bool = False  # control: permute the training answers
     weights: Literal["none", "best", "all"] = "none"  # models to keep: none, each cell's best on the validation rows, or all

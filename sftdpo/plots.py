@@ -7,7 +7,9 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'ROUND_NUMBERS', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of', 'lines_of_figure', 'legend',
            'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds', 'draw_course', 'name_axes',
            'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'cell_comparison',
-           'round_ticks', 'against', 'against_time', 'against_parameters', 'reliability', 'calibration_gap',
+           'round_ticks', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
+           'metric_against', 'against_forgetting', 'displaced_pairs', 'displacement', 'trials_of', 'draw_trials',
+           'chosen_in_words', 'rate_curves', 'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap',
            'calibration', 'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
@@ -28,7 +30,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .engine.plain_text import visible
 from .tables import cell_intervals, costs_of, format_time, with_cells
-from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named
+from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named, task_named
 
 # %% ../nbs/21_plots.ipynb #133359f2
 def short(
@@ -477,6 +479,187 @@ def against_parameters(
 ) -> Picture:
     "The primary metric against the number of trained parameters."
     return against(costs, "parameters", metric, "trained parameters", number, ROUND_NUMBERS)
+
+# %% ../nbs/21_plots.ipynb #e8fd5313
+def pairs_of_metrics(
+    results: pd.DataFrame,  # from `read_results`, of one task
+    x: str,                 # name of a metric
+    y: str,                 # name of another
+    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+) -> pd.DataFrame:          # run, cell, recipe, tuning, seed, x, y
+    "Two metrics of each trained run that has both."
+    place, trained = ["run", "recipe", "tuning", "seed", "fold"], results[results["recipe"] != "base"]
+    wide = trained.pivot_table(index=place, columns="metric", values="value", sort=False).reindex(columns=[x, y]).dropna().reset_index()
+    wide.columns = [*place, "x", "y"]
+    return with_cells(wide, variants)
+
+# %% ../nbs/21_plots.ipynb #ec6d31e8
+def draw_runs(
+    axis,                   # to draw on
+    points: pd.DataFrame,   # from `pairs_of_metrics`
+    factors: tuple,         # of x and y
+) -> list[Line2D]:          # handles for a legend
+    "One mark a run: its form is the recipe, its colour and filling the tuning."
+    tunings = looks_of(dict.fromkeys(points["tuning"]))
+    markers = dict(zip(dict.fromkeys(points.sort_values("cell")["recipe"]), MARKERS * 9))
+    for (recipe, tuning), part in points.groupby(["recipe", "tuning"]):
+        look = tunings[tuning] | dict(marker=markers[recipe], linestyle="none")
+        axis.plot(factors[0] * part["x"], factors[1] * part["y"], markersize=6, markeredgewidth=1.2, alpha=0.8, **look)
+    def handle(name, **look): return Line2D([], [], linestyle="none", markersize=7, label=short(name, 20), **look)
+    return [*(handle(name, color=INK, marker=marker, fillstyle="none") for name, marker in markers.items()),
+            *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"]) for name, look in tunings.items())]
+
+# %% ../nbs/21_plots.ipynb #7a2a20ae
+def metric_against(
+    results: pd.DataFrame,  # from `read_results`, of one task
+    x: Metric | str,        # on the horizontal axis
+    y: Metric | str,        # on the vertical axis
+    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+) -> Picture:
+    "Two metrics against one another, a point per run."
+    x, y = metric_named(x), metric_named(y)
+    points = pairs_of_metrics(results, x.name, y.name, variants)
+    if points.empty: return nothing(f"No run has both {x.title} and {y.title}.")
+    with style():
+        picture = Picture(3.2)
+        axis = picture.subplots()
+        handles = draw_runs(axis, points, (x.factor, y.factor))
+        axis.axvline(0, color=INK, linewidth=0.8, linestyle=LINES[2])
+        axis.set(xlabel=axis_title(x), ylabel=axis_title(y))
+        legend(picture, {}, handles)
+    means = points.groupby("cell", observed=True)[["x", "y"]].mean()
+    rows = [f"{short(cell, 60)} {format_metric(one.y, y)} at {format_metric(one.x, x)}" for cell, one in means.iterrows()]
+    picture.alternative = f"{axis_title(y)} against {axis_title(x)}, {len(points)} runs. Means of the cells: {listed(rows)}."
+    return picture
+
+
+def against_forgetting(
+    results: pd.DataFrame,  # from `read_results`, of one task
+    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+) -> Picture:
+    "The task's score against what was forgotten, a point per run."
+    return metric_against(results, "forgetting", task_named(results["task"].iloc[0] if len(results) else "").primary, variants)
+
+# %% ../nbs/21_plots.ipynb #d050f1e1
+def displaced_pairs(
+    pairs: pd.DataFrame,  # from `read_pairs`, of one task
+    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+) -> pd.DataFrame:        # cell, id, chosen_change, rejected_change, similarity, prompt, chosen, rejected
+    "Each cell's pairs, their changes averaged over seeds, those whose chosen completion lost most first."
+    texts = [name for name in ("prompt", "chosen", "rejected") if name in pairs]
+    columns = ["cell", "id", "chosen_change", "rejected_change", "similarity", *texts]
+    if pairs.empty: return pd.DataFrame(columns=columns)
+    last = pairs[pairs["stage"] == pairs.groupby("run")["stage"].transform("max")]
+    how = {name: "mean" for name in columns[2:5]} | {name: "first" for name in texts}
+    found = with_cells(last, variants).groupby(["cell", "id"], observed=True).agg(how).reset_index()
+    return found.sort_values(["cell", "chosen_change"], kind="stable", ignore_index=True)
+
+# %% ../nbs/21_plots.ipynb #304e238c
+def displacement(
+    pairs: pd.DataFrame,  # from `read_pairs`, of one task
+    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+) -> Picture:
+    "The change of each pair's chosen log-probability, sorted, a line per cell."
+    table, words = displaced_pairs(pairs, variants), []
+    if table.empty: return nothing("No DPO stage told what became of its pairs.")
+    names = list(table["cell"].cat.categories[table["cell"].cat.categories.isin(table["cell"])])
+    looks = looks_of(names[:MOST_LINES])
+    with style():
+        picture = Picture(3.0)
+        axis = picture.subplots()
+        axis.axhline(0, color=INK, linewidth=0.8)
+        for name in names:
+            change = table.loc[table["cell"] == name, "chosen_change"].to_numpy()
+            axis.plot(100 * (np.arange(len(change)) + 0.5) / len(change), change, **{"linewidth": 1.6} | looks.get(name, GREY) | {"marker": ""})
+            words.append(f"{short(name, 60)} {100 * (change < 0).mean():.0f} % lose, from {number(change[0])} to {number(change[-1])} nats")
+        axis.set(xlabel="pairs, %, those that lose most first", ylabel="change of chosen log-probability, nats")
+        legend(picture, looks, marker=False)
+    picture.alternative = f"What the chosen completions of held-out pairs win or lose: {listed(words)}.{left_grey(names)}"
+    return picture
+
+# %% ../nbs/21_plots.ipynb #0a8bba3e
+def trials_of(
+    search: pd.DataFrame,  # as `search.csv` has it, of one task
+) -> pd.DataFrame:         # with the columns low and high: the lowest and highest search seed
+    "The trials of a search, ordered by rate."
+    scores = search["seed_scores"] if "seed_scores" in search else search["score"]
+    seeds = [[float(one) for one in str(line).split()] for line in scores]
+    return search.assign(low=[min(one) for one in seeds], high=[max(one) for one in seeds]).sort_values(["recipe", "tuning", "learning_rate"], kind="stable")
+
+# %% ../nbs/21_plots.ipynb #cfe53d8a
+def draw_trials(
+    axis,                  # to draw on
+    trials: pd.DataFrame,  # from `trials_of`, of one cell and one beta
+    look: dict,            # from `looks_of`
+    factor: float,         # of the score
+):
+    "A line through the trials, the band over search seeds, the chosen rate filled."
+    trials = trials[np.isfinite(trials["score"].astype(float))]
+    axis.plot(trials["learning_rate"], factor * trials["score"], **look | {"fillstyle": "none", "linewidth": 1.4, "markersize": 5})
+    axis.fill_between(trials["learning_rate"], factor * trials["low"], factor * trials["high"], color=look["color"], alpha=0.18, linewidth=0)
+    for one in trials[trials["chosen"]].itertuples():
+        axis.plot(one.learning_rate, factor * one.score, **look | {"fillstyle": "full", "markersize": 9, "linestyle": "none"})
+        if one.at_edge: axis.annotate("edge", (one.learning_rate, factor * one.score), xytext=(0, 8), textcoords="offset points", ha="center")
+
+# %% ../nbs/21_plots.ipynb #6bfd88d8
+def chosen_in_words(
+    trials: pd.DataFrame,  # of one cell
+    metric: Metric,        # the score
+) -> str:
+    "What was chosen of how many trials, and how much the worst one loses."
+    finite = trials[np.isfinite(trials["score"].astype(float))]
+    best = (trials[trials["chosen"]] if trials["chosen"].any() else finite.nlargest(1, "score")).iloc[0]
+    edge = ", at the edge of what was tried" if best["at_edge"] else ""
+    worst = format_metric(finite["score"].min(), metric)
+    return f"{best['recipe']} {best['tuning']} {best['learning_rate']:.3g} of {len(trials)} trials{edge}: {format_metric(best['score'], metric)}, the worst trial {worst}"
+
+# %% ../nbs/21_plots.ipynb #0c37253d
+def rate_curves(
+    search: pd.DataFrame,  # as `search.csv` has it, of one task
+) -> Picture:
+    "Score against learning rate, a panel per recipe, a line per tuning and beta."
+    if search.empty: return nothing("No learning rates were searched.")
+    trials, metric = trials_of(search), metric_named(search["metric"].iloc[0])
+    recipes = [name for name in [*RECIPES, *trials["recipe"]] if name in set(trials["recipe"])]
+    recipes, looks, words = list(dict.fromkeys(recipes)), looks_of(dict.fromkeys(trials["tuning"])), []
+    with style():
+        picture, axes = panels(len(recipes), height=2.4)
+        for recipe, axis in zip(recipes, axes):
+            axis.set_title(short(recipe))
+            for tuning, cell in trials[trials["recipe"] == recipe].groupby("tuning"):
+                for _, part in cell.groupby("beta", dropna=False): draw_trials(axis, part, looks[tuning], metric.factor)
+                words.append(chosen_in_words(cell, metric))
+            axis.set_xscale("log")
+        name_axes(axes, 2, "learning rate", axis_title(metric))
+        legend(picture, looks)
+    picture.alternative = f"{axis_title(metric)} of each trial against its learning rate. Chosen: {listed(words)}."
+    return picture
+
+# %% ../nbs/21_plots.ipynb #08891cee
+def score_at(
+    trials: pd.DataFrame,  # of one cell
+    rate: float,           # asked for
+) -> tuple[float, float]:  # the rate that the score is of, the score
+    "The score of a cell at a learning rate, as far as it was tried."
+    best = trials[np.isfinite(trials["score"].astype(float))].groupby("learning_rate")["score"].max()  # of several betas
+    rate = min(max(rate, best.index.min()), best.index.max())
+    return rate, float(np.interp(math.log(rate), np.log(best.index.to_numpy(float)), best.to_numpy(float)))
+
+# %% ../nbs/21_plots.ipynb #dbf15de8
+def one_rate_for_all(
+    search: pd.DataFrame,  # as `search.csv` has it, of one task
+) -> pd.DataFrame:         # recipe, rate, full, lora, difference, full_rate, lora_rate
+    "Full fine-tuning and LoRA at their own learning rates, and at one rate for both."
+    lines = []
+    for recipe, trials in search.groupby("recipe", sort=False):
+        cells = {tuning: part for tuning, part in trials.groupby("tuning")}
+        if set(cells) != {"full", "lora"}: continue
+        own = {tuning: part.loc[part["score"].idxmax(), "learning_rate"] for tuning, part in cells.items()}
+        asked = {"each its own": own} | {f"that of {one}": dict.fromkeys(own, own[one]) for one in ("full", "lora")}
+        for name, rates in asked.items():
+            (full_rate, full), (lora_rate, lora) = (score_at(cells[tuning], rates[tuning]) for tuning in ("full", "lora"))
+            lines.append(dict(recipe=recipe, rate=name, full=full, lora=lora, difference=full - lora, full_rate=full_rate, lora_rate=lora_rate))
+    return pd.DataFrame(lines, columns=["recipe", "rate", "full", "lora", "difference", "full_rate", "lora_rate"])
 
 # %% ../nbs/21_plots.ipynb #e0752b99
 def reliability(

@@ -7,8 +7,9 @@ __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'NOTE', 'S
            'PAGE_FAILURES', 'PAGE_SETTINGS', 'PAGE_END', 'PAGE', 'MARKS', 'MOST_TABLE_LINES', 'cut', 'data', 'planned',
            'read_study', 'has_all', 'up_to_date', 'failures_of', 'writable', 'joined_names', 'environment_table',
            'describe_stage', 'settings_table', 'cells_of', 'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about',
-           'figure', 'task_part', 'caveats_of', 'shared_texts', 'plain', 'write_tables', 'format_margin',
-           'plain_number', 'page', 'grouped', 'searched_rates', 'write_report']
+           'figure', 'trials_of_task', 'further_results', 'more_figures', 'more_tables', 'task_part', 'caveats_of',
+           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'grouped',
+           'searched_rates', 'write_report']
 
 # %% ../nbs/22_report.ipynb #98dcdd45
 import base64
@@ -32,11 +33,13 @@ from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
 from sftdpo.engine.store import (
+    further_sets,
     gather,
     planned_runs,
     read_environment,
     read_examples,
     read_history,
+    read_pairs,
     read_results,
     read_settings,
     read_texts,
@@ -45,13 +48,18 @@ from sftdpo.engine.store import (
 )
 from sftdpo.plots import (
     Picture,
+    against_forgetting,
     against_parameters,
     against_time,
     calibration,
     cell_comparison,
+    displaced_pairs,
+    displacement,
     dpo_course,
     learning_curves,
     number,
+    one_rate_for_all,
+    rate_curves,
     reliability,
     side_by_side,
     stages_of,
@@ -302,6 +310,65 @@ def figure(
     return dict(title=title, caption=caption, words=picture.alternative, width=width, height=height, uri=uri)
 
 # %% ../nbs/22_report.ipynb #99e4e5e0
+def trials_of_task(
+    folder: Path,  # of a study
+    task: str,     # which task
+) -> pd.DataFrame:  # empty where no rates were searched
+    "The trials of a task's cells."
+    path = StudyFolder(folder).search
+    if not path.exists(): return pd.DataFrame()
+    trials = read_whole_table(path, ["task", "chosen"])
+    return trials[trials["task"] == task]
+
+# %% ../nbs/22_report.ipynb #7365672c
+def further_results(
+    folder: Path,  # of a study
+    task: str,     # which task
+) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:  # name: results, examples
+    "What a task's runs reached on each further set."
+    found = {}
+    for name in further_sets(folder):
+        results = read_results(folder, judged=name)
+        results = results[results["task"] == task]
+        if len(results): found[name] = results, read_examples(folder, list(results["run"].unique()), name)
+    return found
+
+# %% ../nbs/22_report.ipynb #9fab07ea
+def more_figures(
+    folder: Path,            # of a study
+    results: pd.DataFrame,   # of one task
+    variants: dict[str, str],  # run: what a sweep sets it apart with
+) -> list[dict]:             # from `figure`
+    "Figures that not every study has."
+    task, found = results["task"].iloc[0], []
+    if (results["metric"] == "forgetting").any():
+        found.append(figure(against_forgetting(results, variants), "What it forgot", "Forgetting: loss on text that no task trains on, after training minus before; "
+                            "to the right, more is forgotten. One mark a run."))
+    pairs = read_pairs(folder, list(results["run"].unique()))
+    if len(pairs): found.append(figure(displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by what their chosen completion has won or lost; "
+                                       "mean of the seeds. The pairs themselves are in the tables beside this report."))
+    if len(trials := trials_of_task(folder, task)):
+        found.append(figure(rate_curves(trials), "What the search saw", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
+    for name, (rows, examples) in further_results(folder, task).items():
+        cells = cells_of(with_cells(rows, variants), with_cells(examples, variants))
+        found.append(figure(cell_comparison(cells, task_named(task).primary), f"Also judged on {name}", "A further set, on which nobody trained or chose. Exploratory."))
+    return found
+
+# %% ../nbs/22_report.ipynb #d6bf7fd5
+def more_tables(
+    folder: Path,            # of a study
+    results: pd.DataFrame,   # of one task
+    variants: dict[str, str],  # run: what a sweep sets it apart with
+) -> dict[str, pd.DataFrame]:
+    "The pairs, the trials at one rate for all, and all metrics on further sets; tables beside the report."
+    task, trials = results["task"].iloc[0], trials_of_task(folder, results["task"].iloc[0])
+    further = [metrics_of(with_cells(rows, variants)).assign(judged=name) for name, (rows, _) in further_results(folder, task).items()]
+    return dict(
+        pairs=displaced_pairs(read_pairs(folder, list(results["run"].unique())), variants),
+        one_rate_for_all=one_rate_for_all(trials) if len(trials) else pd.DataFrame(),
+        further=pd.concat(further, ignore_index=True) if further else pd.DataFrame())
+
+# %% ../nbs/22_report.ipynb #2865798c
 def task_part(
     folder: Path,            # of a study
     results: pd.DataFrame,   # of one task
@@ -330,12 +397,13 @@ def task_part(
     if not (bins := reliability(examples)).empty:
         figures.append(figure(calibration(bins), "Calibration", "On the diagonal, answers are right as often as their probability says. Larger marks: more answers. "
                               "All seeds together."))
+    figures += more_figures(folder, results, variants)
     first = results.drop_duplicates("run").sort_values(["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
     held = [run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()] if record.answers == "text" else []
     texts = side_by_side(read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
     return dict(task=task, about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric), best=best, beside=beside,
-                metrics=metrics_of(results), settings=settings_table(folder, results), figures=figures, texts=texts, missing=int(cells["missing"].sum()),
+                metrics=metrics_of(results), **more_tables(folder, results, variants), settings=settings_table(folder, results), figures=figures, texts=texts, missing=int(cells["missing"].sum()),
                 notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
 
 # %% ../nbs/22_report.ipynb #a4b848d3
@@ -681,7 +749,7 @@ def write_report(
         caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0) + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
         command=f"sftdpo compare --settings study.yaml --out {again}\nsftdpo report {again}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    tables = {kind: together(kind) for kind in ("cells", "metrics", "texts", "settings")}
+    tables = {kind: together(kind) for kind in ("cells", "metrics", "texts", "settings", "pairs", "one_rate_for_all", "further")}
     tables |= dict(verdicts=verdict_table(verdicts), environment=environment, failures=failures, searched_rates=rates)
     write_tables({kind: table for kind, table in tables.items() if len(table)}, home)
     write_text(out, text)

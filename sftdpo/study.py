@@ -8,7 +8,7 @@ __all__ = ['MAY_GROW', 'NEUTRAL', 'TOGETHER', 'flat', 'check_study_folder', 'che
            'failed_runs', 'note_planned_runs', 'study_of', 'train_run', 'load_any', 'judged_data', 'probability_names',
            'with_labels', 'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
 
-# %% ../nbs/12_study.ipynb #1093d003
+# %% ../nbs/12_study.ipynb #feb97ebc
 from dataclasses import fields, replace
 from pathlib import Path
 from shutil import copytree
@@ -30,7 +30,7 @@ from sftdpo.config import (
 )
 from .data import DataError, Example, TaskData, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
-from .engine.inputs import Inputs, device, judged_examples
+from .engine.inputs import Inputs, check_named_files, device, judged_examples
 from .engine.runs import processor, software
 from sftdpo.engine.safe_files import (
     full_disk_named,
@@ -254,6 +254,7 @@ def compare(
     folder, inputs, say = StudyFolder(folder), inputs or Inputs(), print if progress else lambda *words: None
     with stops_like_an_interrupt(), full_disk_named(folder.path):
         first = study.runs(study.seeds[:1])
+        check_named_files(study)
         claim_folder(folder, study)
         look_at_data(folder, first, inputs, say)
         notice_changes(folder, surroundings(first, inputs), say, study.sweep)

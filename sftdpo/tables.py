@@ -6,9 +6,9 @@
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'place_of', 'with_cells', 'apart_by_name', 'values_of', 'line_of', 'cell_intervals',
            'with_sources', 'cell_changes', 'costs_of', 'format_time', 'format_estimate', 'format_range',
            'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table',
-           'baselines_of', 'format_baselines', 'print_wrapped', 'next_steps', 'print_tables']
+           'baselines_of', 'format_baselines', 'print_wrapped', 'next_steps', 'print_further', 'print_tables']
 
-# %% ../nbs/20_tables.ipynb #818dfb69
+# %% ../nbs/20_tables.ipynb #0eaeb9c6
 import re
 import shlex
 import textwrap
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .engine.store import read_examples, variants_of
+from .engine.store import further_sets, read_examples, read_results, variants_of
 from .stats import Estimate, difference, interval, observations
 from .tasks import RECIPES, Metric, format_interval, format_metric, task_named
 
@@ -208,6 +208,7 @@ def cells_table(
     task: str,              # which task's runs
     examples: pd.DataFrame | None = None,  # from `read_examples`; default: no intervals, but ranges over runs
     variants: dict[str, str] | None = None,  # from `variants_of`: what a sweep sets runs apart with
+    metrics: tuple[Metric, ...] = (),  # shown, such as `GENERAL_METRICS`; default: the task's own, and speeds
 ) -> pd.DataFrame:          # of text, indexed by cell
     "The cells of a task, with their intervals and the speed of each stage; runs that a sweep sets apart get a line each."
     results = results[results["task"] == task]
@@ -216,8 +217,8 @@ def cells_table(
     examples = examples[examples["run"].isin(results["run"])] if examples is not None else pd.DataFrame()
     if len(examples): examples = with_cells(with_sources(examples, results), variants)
     record = task_named(task)
-    columns = {heading: texts for metric in record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
-    table = pd.DataFrame(columns | cost_columns(results), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
+    columns = {heading: texts for metric in metrics or record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
+    table = pd.DataFrame(columns | ({} if metrics else cost_columns(results)), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
     return table.loc[:, (table != "").any()]
 
 # %% ../nbs/20_tables.ipynb #b1346e56
@@ -303,6 +304,22 @@ def next_steps(
     return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])
 
 # %% ../nbs/20_tables.ipynb #9b8939fa
+def print_further(
+    folder: Path,     # of the study
+    name: str,        # of a further set that judges
+    task: str,        # which task's runs
+    runs: list[str],  # their names
+):
+    "Print the table of a further set."
+    results = read_results(folder, judged=name)
+    results = results[results["run"].isin(runs)]
+    if results.empty: return
+    count, known = (results.loc[results["metric"] == metric, "value"].max() for metric in ("examples", "examples_in_training"))
+    print(f"\nalso judged on {name}: {count:,.0f} examples" + (f", {known:,.0f} of them in the training rows" if known else ""))
+    table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)), task_named(task).metrics)
+    print(table.to_string())
+
+# %% ../nbs/20_tables.ipynb #1c8ad323
 def print_tables(
     results: pd.DataFrame,  # from `compare` or `read_results`
     folder: Path,           # of the study; named at the end
@@ -321,6 +338,7 @@ def print_tables(
         lower = [metric.title for metric in task_named(task).metrics if metric.better == "lower" and (part.metric == metric.name).any()]
         if lower: print(f"lower is better: {', '.join(lower)}")
         if first.backbone in CAVEATS: print_wrapped(f"note: {CAVEATS[first.backbone]}")
+        for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
     print_wrapped(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")
     print(next_steps(results, folder))

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['Function', 'PAIR_BUILDERS', 'LABEL_HEADLINES', 'CHRF', 'NATS', 'LABEL_RATES', 'TEXT_RATES', 'PARAPHRASE', 'SONNET',
-           'LABELS', 'COMPLETIONS', 'PREFERENCES', 'TASKS', 'RECIPES', 'find_function', 'Metric', 'format_metric',
-           'format_interval', 'Baseline', 'steps_of', 'Recommended', 'Task', 'pair_builders', 'known_pair_builders',
-           'task_named', 'metric_named', 'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes',
-           'check_task', 'check_recipe', 'register', 'import_modules']
+           'LABELS', 'COMPLETIONS', 'PREFERENCES', 'TASKS', 'GENERAL_METRICS', 'RECIPES', 'find_function', 'Metric',
+           'format_metric', 'format_interval', 'Baseline', 'steps_of', 'Recommended', 'Task', 'pair_builders',
+           'known_pair_builders', 'task_named', 'metric_named', 'Recipe', 'stage_changes', 'controls_of_recipe',
+           'trained_recipes', 'check_task', 'check_recipe', 'register', 'import_modules']
 
-# %% ../nbs/10_tasks.ipynb #b9160d56
+# %% ../nbs/10_tasks.ipynb #97f14c24
 import importlib
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
@@ -266,13 +267,28 @@ def task_named(
     return TASKS.get(name, LABELS)
 
 # %% ../nbs/10_tasks.ipynb #7a5c0001
+GENERAL_METRICS = (
+    Metric("forgetting", "forgetting, nats per token", digits=3, better="lower"),
+    Metric("held_out_text_nll", "held-out text, nats per token", digits=3, better="lower"),
+    Metric("kl_policy_base", "KL(policy‖base), nats", digits=3, better="lower"),
+    Metric("kl_base_policy", "KL(base‖policy), nats", digits=3, better="lower"),
+    Metric("kl_policy_reference", "KL(policy‖reference), nats", digits=3, better="lower"),
+    Metric("kl_reference_policy", "KL(reference‖policy), nats", digits=3, better="lower"),
+    Metric("verbalizer_mass", "probability of any answer", share=True),
+    Metric("entropy", "entropy of the answer, nats", digits=3),
+    Metric("calibration_error_perfect", "calibration error of a perfect policy", share=True, better="lower"),
+    Metric("calibration_error_scaled", "calibration error, temperature scaled", share=True, better="lower"),
+    Metric("temperature", "fitted temperature", digits=2),
+    Metric("repeated_4grams", "repeated 4-grams", share=True, better="lower"))
+
+# %% ../nbs/10_tasks.ipynb #f89228b8
 def metric_named(
     metric: Metric | str,  # or its name
 ) -> Metric:
     "The metric of that name in any task; one that no task lists is shown as a plain number."
     if isinstance(metric, Metric): return metric
-    known = (one for task in TASKS.values() for one in task.metrics if one.name == metric)
-    return next(known, Metric(metric, metric, digits=3))
+    known = [one for task in TASKS.values() for one in task.metrics] + list(GENERAL_METRICS)
+    return next((one for one in known if one.name == metric), Metric(metric, metric, digits=3))
 
 # %% ../nbs/10_tasks.ipynb #d763ee28
 @dataclass(frozen=True, eq=False)
@@ -285,6 +301,8 @@ class Recipe:
     depth: tuple[tuple[str, ...], ...] = ()  # per stage: whose epochs it takes, added up; default: its own
     last_rate: str = ""  # the run's setting with the last stage's learning rate; default: that of its loss
     after: str = ""  # the recipe of the stages before the last: a search takes over its rates
+    sft_term: bool = False  # do its DPO stages add a weighted SFT loss on the chosen completion?
+    exploratory: bool = False  # is what claims say of it exploratory?
 
     @property
     def depths(self) -> tuple[tuple[str, ...], ...]:
@@ -303,6 +321,8 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
     Recipe("base", (), "nothing trained: the model before training"),
     Recipe("sft", ("sft",), "supervised fine-tuning"),
     Recipe("dpo", ("dpo",), "direct preference optimization alone"),
+    Recipe("dpo+sft", ("dpo",), "DPO with a weighted SFT loss on the chosen completion",
+           sft_term=True, exploratory=True),
     Recipe("sft-dpo", ("sft", "dpo"), "one after the other", after="sft"),
     Recipe("sft-sft", ("sft", "sft"), "SFT for as many further steps, the control", control_of="sft-dpo",
            depth=(("sft",), ("dpo",)), last_rate="second_sft_rate", after="sft"),
@@ -319,6 +339,7 @@ def stage_changes(
         own = depth == (kind,)
         changes = {} if own else {name: setting(f"{depth[0]}.{name}") for name in ("batch_size", "micro_batch_size")}
         if not own: changes["epochs"] = sum(setting(f"{one}.epochs") or 0 for one in depth)
+        if kind == "dpo" and recipe.sft_term: changes["sft_weight"] = setting("dpo_sft_weight")
         found.append(changes)
     if recipe.last_rate and (rate := setting(recipe.last_rate)): found[-1]["learning_rate"] = rate
     return found
@@ -380,7 +401,8 @@ def register(
     known, check = (TASKS, check_task) if isinstance(record, Task) else (RECIPES, check_recipe)
     kind = type(record).__name__.lower()
     if record.name in known and not replace: raise ValueError(f"There is a {kind} {record.name!r} already: take another name, or pass replace=True.")
-    if not record.name.replace("_", "a").replace("-", "a").isalnum(): raise ValueError(f"A {kind} cannot be called {record.name!r}: use letters, digits, '-' and '_'.")
+    plain = re.sub(r"[-_+]", "a", record.name)
+    if not plain.isalnum(): raise ValueError(f"A {kind} cannot be called {record.name!r}: use letters, digits, '-', '_' and '+'.")
     check(record)
     known[record.name] = record
     return record

@@ -119,6 +119,7 @@ class StageFolder(Place):
     "What a stage keeps."
     record, history, policy = file_in("stage.json"), file_in("history.csv"), file_in("policy")
     pairs = file_in("pairs.csv")  # of a DPO stage: what becomes of each held-out pair
+    distributions = file_in("policy/distributions.safetensors")  # what its policy expects, for the stages that start from it
     checkpoints, progress = file_in("checkpoints"), file_in("progress.jsonl")
     reference, held_out_reference = file_in("reference.npz"), file_in("held_out_reference.npz")
 
@@ -163,7 +164,16 @@ class RunFolder(Place):
     record, settings, environment = file_in(RECORD), file_in("settings.yaml"), file_in("environment.json")
     metrics, examples, history, policy = file_in("metrics.json"), file_in("examples.parquet"), file_in("history.csv"), file_in("policy")
 
+    distributions = file_in("distributions.safetensors")  # of a base model: what it expects where distances are measured
     def pairs(self, stage: int) -> Path: return self.path / f"pairs{stage}.csv"  # of its first, second, … stage
+
+    def further(self, name: str) -> "RunFolder": return RunFolder(inside(self.path / "further", name))  # what it reached on a further set
+
+    @property
+    def further_sets(self) -> list[str]:
+        "Names of the further sets that judged it."
+        home = self.path / "further"
+        return sorted(entry.name for entry in home.iterdir()) if home.is_dir() else []
 
     @property
     def finished(self) -> bool:

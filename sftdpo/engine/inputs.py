@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
-           'training_examples', 'judged_examples', 'RunInputs', 'Once', 'Inputs']
+           'training_examples', 'judged_examples', 'RunInputs', 'Once', 'check_named_files', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,10 +16,11 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..batches import best_precision
-from ..config import Run, Stage, identity, relevant, to_dict
-from ..data import Example, TaskData, fit_task, load_task, shuffle_labels, subset
+from ..config import Run, Stage, Study, check, identity, named_paths, relevant, to_dict
+from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
 from .folder import digest_of
+from ..measures.forgetting import held_out_text
 from sftdpo.model import (
     apply_tuning,
     context_length,
@@ -29,6 +30,7 @@ from sftdpo.model import (
     locate,
     parameter_counts,
 )
+from ..reading.files import expanded
 
 # %% ../../nbs/engine/03_inputs.ipynb #fc04b0f9
 def device() -> str:
@@ -111,6 +113,7 @@ class RunInputs:
     fingerprint: str       # of the base model
     keys: tuple[str, ...]  # of its stages, in order
     name: str              # that only an equal run has
+    also: dict[str, TaskData] = field(default_factory=dict)  # further sets that judge it
 
     @property
     def training(self) -> list[Example]:
@@ -132,7 +135,7 @@ class RunInputs:
 
     def other(self, **changes) -> "RunInputs":
         "The same inputs for a run that differs in size, seed or what judges it; its keys and name stay."
-        return RunInputs(self.run.replace(**changes), self.data, self.tokenizer, self.length, self.fingerprint, self.keys, self.name)
+        return replace(self, run=self.run.replace(**changes))
 
 # %% ../../nbs/engine/03_inputs.ipynb #1b6e5912
 class Once(dict):
@@ -144,6 +147,15 @@ class Once(dict):
         return found
 
 # %% ../../nbs/engine/03_inputs.ipynb #887ecdf2
+def check_named_files(
+    asked: Run | Study,  # names a text, and sets that judge
+):
+    "Raise unless the files that are named beside the data are there."
+    if asked.held_out_text != "embedded": held_out_text(asked.held_out_text, asked.backbone)
+    for name, path in named_paths(asked.also_judge).items():
+        check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
+
+# %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
 class Inputs:
     "What runs read: each data set, tokenizer and base model once, for whoever holds the collection."
     def __init__(
@@ -154,10 +166,24 @@ class Inputs:
         self.precision = precision or best_precision(device())
         self.loaded, self.readers, self.fingerprints = Once(load), Once(tokenizer_of), Once(backbone_fingerprint)
         self.fitted, self.bytes, self.dropout = Once(self.fit), Once(weight_bytes), Once(has_dropout)
+        self.texts, self.also = Once(held_out_text), Once(self.further)
         self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
 
     def fit(self, backbone, *source) -> TaskData:
         return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long)
+
+    def further(self, name, path, backbone, *source) -> TaskData:
+        "A further set that judges, with the answers of the data that are trained on."
+        trained, (task, _, reading, *_) = self.loaded[source], source
+        answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
+        check(task != "sonnet", "also_judge", f"{name}={path}", "a file of sonnets is no set for it; leave it out")
+        found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
+        return fit_task(found, *self.readers[backbone,], reading.too_long)
+
+    def all_further(self, run: Run) -> dict[str, TaskData]:
+        "The further sets that judge a run, by name; none judge the trials of a search."
+        if run.judge != "test": return {}
+        return {name: self.also[name, path, run.backbone, *run.source] for name, path in named_paths(run.also_judge).items()}
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
         settings = relevant(stage, tuning, lora, own_dropout)
@@ -180,6 +206,8 @@ class Inputs:
         "A readable name that only an equal run has: its stages, and what and how it is judged."
         judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
         if run.judge != "test": judged["judge"] = run.judge
+        elif run.held_out_text != "embedded": judged["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
+        if also := self.all_further(run): judged["also"] = {name: one.fingerprint for name, one in also.items()}
         words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
         words += [f"fold{run.fold}"] * bool(run.fold) + [f"seed{run.seed}"]
         return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
@@ -191,7 +219,7 @@ class Inputs:
         fingerprint = self.fingerprints[run.backbone,]
         keys = self.stage_keys(run, data, fingerprint)
         name = self.name_of(run, data, fingerprint, keys)
-        return RunInputs(run, data, *reader, fingerprint, keys, name)
+        return RunInputs(run, data, *reader, fingerprint, keys, name, self.all_further(run))
 
     def of(self, run: Run) -> RunInputs:
         "The inputs of a run."

@@ -40,8 +40,8 @@ class Node:
         "What a line about it says."
         fold = f", fold {self.run.fold}" if self.run.fold else ""
         if not self.stage: return f"{self.run.task}: {self.run.backbone} before training{fold}"
-        before = " ".join(node.stage.kind for node in self.ancestors if node.stage)
-        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.kind} {self.run.tuning}{fold}, seed {self.run.seed}"
+        before = " ".join(node.stage.title for node in self.ancestors if node.stage)
+        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.title} {self.run.tuning}{fold}, seed {self.run.seed}"
 
     @property
     def ancestors(self) -> list["Node"]:
