@@ -6,9 +6,10 @@ WORKERS ?= 2
 
 # One thread for each worker: two two-thread jobs on two cores slow each other several-fold.
 TEST_ENVIRONMENT = PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Modules are compiled when they are first imported: most of them never are.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
-.PHONY: help quickstart playground test check export docs readme wheel clean
+.PHONY: help quickstart playground test smoke check export docs readme wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -24,6 +25,10 @@ playground: $(VENV)/installed-playground ## set up, then serve the form for a st
 test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
 	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
 	$(TEST_ENVIRONMENT) python -m pytest -n $(WORKERS) --dist worksteal
+
+smoke: $(VENV)/installed-dev ## a few tests of each kind, for a further version of Python
+	$(TEST_ENVIRONMENT) python -m pytest -n $(WORKERS) --dist worksteal tests/test_loss.py tests/test_config.py tests/test_data.py tests/test_house.py tests/test_cli.py tests/test_study.py
+	$(BIN)/sftdpo --help >/dev/null
 
 check: $(VENV)/installed-dev ## are notebooks clean, package and README in step, the code free of lint, the types right?
 	$(BIN)/python tools/check_in_step.py

@@ -8,7 +8,7 @@ __all__ = ['MAY_GROW', 'NEUTRAL', 'TOGETHER', 'flat', 'check_study_folder', 'che
            'failed_runs', 'note_planned_runs', 'study_of', 'train_run', 'load_any', 'judged_data', 'probability_names',
            'with_labels', 'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
 
-# %% ../nbs/12_study.ipynb #feb97ebc
+# %% ../nbs/12_study.ipynb #00d382b4
 from dataclasses import fields, replace
 from pathlib import Path
 from shutil import copytree
@@ -45,8 +45,8 @@ from .engine.search import search_rates
 from .engine.store import CELL, gather, write_planned_runs
 from .engine.timing import free_disk, peak_disk
 from .engine.tree import Node, check_finished, stage_tree
-from .engine.work import share_work, stops_like_an_interrupt, work
 from .engine.names import model_folder
+from .engine.work import give_up_weights, share_work, stops_like_an_interrupt, work
 from .evaluate import Evaluation, evaluate, predict
 from .measures.sampling import generate_ids, text_of
 from .model import context_length, load_backbone, load_policy, lora_targets
@@ -191,6 +191,8 @@ def carry_out(
     open_nodes = [node for node in nodes if node.key not in done]
     if execution.retry_failed:
         for node in open_nodes: folder.failure(node.key).unlink(missing_ok=True)
+    for node in nodes:
+        if node.key in done: give_up_weights(folder, node, weights)  # what a process that was killed left behind
     if not open_nodes: return
     needed, free = peak_disk(open_nodes, inputs, weights, execution.workers), free_disk(folder)
     if needed > free: say(f"note: this will need up to {needed / 1e6:,.0f} MB of disk, and {free / 1e6:,.0f} MB are free there")

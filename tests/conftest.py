@@ -1,4 +1,5 @@
 """What every test can ask for: tiny models, the shared data, and one thread."""
+import gc
 import os
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def pytest_collection_modifyitems(config, items):
         for mark, reason in reasons.items():
             if mark in item.keywords:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session):
+    "The objects of libraries, half a million, are not looked through again: each stage that is trained asks for a collection."
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def libraries_stay():
+    "Nor are those that a file's tests have loaded."
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -151,21 +151,22 @@ from sftdpo.config import Study, from_yaml
 import sftdpo.study
 study = from_yaml(Study, Path(sys.argv[1]).read_text())
 check, seen = sftdpo.study.check_study_folder, []
-def slowly(*rest):  # the moment between the look and the claim, drawn out
+def slowly(*rest):  # the moment between the look and the claim, drawn out until both have looked
     check(*rest)
-    if not seen: seen.append(1), time.sleep(max(0, float(sys.argv[3]) - time.time()))
+    if seen: return
+    seen.append(Path(sys.argv[1] + ".looked").touch())
+    until = time.monotonic() + 300
+    while time.monotonic() < until and not all(Path(name + ".looked").exists() for name in sys.argv[3:]): time.sleep(0.02)
 sftdpo.study.check_study_folder = slowly
 sftdpo.study.claim_folder(Path(sys.argv[2]), study)
 """
 
 
 def test_of_two_studies_that_are_begun_together_one_is_refused(tmp_path):
-    import time
-
     from sftdpo.config import Study
-    for name, size in (("one", 8), ("two", 16)): (tmp_path / f"{name}.yaml").write_text(to_yaml(Study("the same name", train_size=size)))
-    begin = str(time.time() + 25)
-    both = [subprocess.Popen([sys.executable, "-c", BEGIN, tmp_path / f"{name}.yaml", tmp_path / "out", begin], stderr=subprocess.PIPE, text=True) for name in ("one", "two")]
+    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
+    for file, size in zip(files, (8, 16)): file.write_text(to_yaml(Study("the same name", train_size=size)))
+    both = [subprocess.Popen([sys.executable, "-c", BEGIN, file, tmp_path / "out", *files], stderr=subprocess.PIPE, text=True) for file in files]
     said = [process.communicate()[1] for process in both]
     assert sorted(process.returncode == 0 for process in both) == [False, True]
     assert "was begun with" in "".join(said)

@@ -1,4 +1,5 @@
 """The site: where its pages stand, what opens them, and the tables of its reference. `make docs` builds it whole and checks its links."""
+import ast
 import inspect
 import re
 import sys
@@ -11,6 +12,7 @@ pytest.importorskip("nbdev")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import docs
+import objections
 import pages
 from nbdev.config import get_config
 
@@ -98,3 +100,71 @@ def test_themes_ask_for_no_fonts(tmp_path):
     sheet.write_text('@charset "UTF-8";@import url(https://fonts.googleapis.com/css2?family=Lato:wght@0,400;1,400&display=swap);:root{--a:1}')
     docs.at_home(tmp_path)
     assert sheet.read_text() == '@charset "UTF-8";:root{--a:1}'
+
+
+# --- what Quarto objects to, though smalldocs does not
+
+def markdown(text): return nbformat.v4.new_markdown_cell(text)
+
+
+def shown(html): return nbformat.v4.new_code_cell("show()", outputs=[nbformat.v4.new_output("display_data", {"text/html": html})])
+
+
+def page(*cells): return nbformat.v4.new_notebook(cells=list(cells))
+
+
+OBJECTIONS = {
+    "a heading and a class": ([markdown("## Margins"), markdown("### Margins {#margins}")], "two places are named margins"),
+    "a class and a function": ([markdown("### Plan {#plan}"), markdown("### plan {#plan}")], "two places are named plan"),
+    "a picture of prose": ([markdown("![5 % of all](a.png)")], "'5 % of all' holds a percent sign"),
+    "a picture that is shown": ([shown('<img src="data:," alt="from 5 to 9 %">')], "'from 5 to 9 %' holds a percent sign"),
+    "a figure's directive": ([nbformat.v4.new_code_cell('#| fig-alt: "5 % of all"\nplot()')], "holds a percent sign"),
+    "a table of one's own": ([shown("<div><table><thead><th>a</th></thead></table></div>")], "<table> is not read"),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTIONS)
+def test_what_quarto_objects_to_is_found_and_mended(kind):
+    cells, words = OBJECTIONS[kind]
+    one = page(*cells)
+    assert len(objections.objections(one)) == 1 and words in objections.objections(one)[0]
+    objections.mend(one)
+    assert not objections.objections(one)
+
+
+def test_mending_changes_nothing_else():
+    "Code, tables of pandas, and headings that are called like nothing else stay; links still find the class."
+    cells = [markdown("## Margins\n\n```\n## Margins {#margins}\n```\n\n## Times, too"), markdown("### Margins {#margins}"),
+             shown('<style>a {color: var(--mark)}</style><table border="1" class="dataframe"><tr><td>give --reading.unusable drop</td></tr></table>')]
+    one = page(*cells)
+    objections.mend(one)
+    assert one.cells[0].source == "## Margins {#about-margins}\n\n```\n## Margins {#margins}\n```\n\n## Times, too" and one.cells[1].source == "### Margins {#margins}"
+    html = one.cells[2].outputs[0].data["text/html"]
+    assert html == '<style>a {color: var(--mark)}</style><table border="1" class="dataframe"><tr><td>give &#45;&#45;reading.unusable drop</td></tr></table>'
+
+
+def test_a_progress_bar_asks_for_no_scripts_from_elsewhere():
+    bar = nbformat.v4.new_output("display_data", {objections.WIDGET: {"model_id": "a"}, "text/plain": "  0%"})
+    one = page(nbformat.v4.new_code_cell("go()", outputs=[bar, nbformat.v4.new_output("stream", text="done")]))
+    objections.mend(one)
+    assert [output.output_type for output in one.cells[0].outputs] == ["stream"]
+
+
+def documented(cell):
+    "The cells that the site makes of one: a heading for each class and function of an exported cell, as `pages.documented` writes it."
+    names = []
+    if cell.cell_type == "code" and re.search(r"^#\|\s*exports?\s*$", cell.source, re.MULTILINE):
+        names = [part.name for part in ast.parse(cell.source).body if isinstance(part, (ast.ClassDef, ast.FunctionDef)) and not part.name.startswith("_")]
+    return [*(markdown(f"### {name} {{#{name.lower()}}}") for name in names), cell]
+
+
+def test_quarto_objects_to_no_page(nbs):
+    "Every notebook as the site shows it."
+    before, after = [], []
+    for name in docs.notebooks(nbs):
+        one = page(*(part for cell in nbformat.read(nbs / name, as_version=4).cells for part in documented(cell)))
+        before += objections.objections(one)
+        objections.mend(one)
+        after += [f"{name}: {said}" for said in objections.objections(one)]
+    assert not after
+    assert any("two places" in said for said in before), "no heading is called like a class any more: look whether this test still sees any"

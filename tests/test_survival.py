@@ -13,14 +13,17 @@ import pandas as pd
 import pytest
 import torch
 from little import compare, little_inputs, plan, small, stage_tree, steady
+from tiny import tiny_model
 
-from sftdpo.config import Execution
+import sftdpo.study as study_module
+from sftdpo.config import Execution, Stage, Study, to_yaml
 from sftdpo.engine.folder import StudyFolder, read_record, write_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.store import read_results
+from sftdpo.model import save_policy
 
 processes = multiprocessing.get_context("forkserver")
-processes.set_forkserver_preload(["sftdpo.study", "sftdpo.trainer", "little"])
+processes.set_forkserver_preload(["sftdpo.study", "sftdpo.trainer", "little", "frozen"])
 
 
 def finished_runs(folder): return StudyFolder(folder).finished_runs()
@@ -85,23 +88,43 @@ def check_equal(folder, expected, study):
     assert not left and not list((folder / "failures").glob("*")) and not list((folder / "stages").glob("*/policy"))
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer):
+    "A folder with the tiny GPT-2, for all tests here."
+    return str(save_policy(tiny_model("gpt2", tokenizer, dropout=0.1), tokenizer, tmp_path_factory.mktemp("base") / "tiny backbone"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "The folder of a study that nothing disturbed, and the seconds it took; each study is trained once."
+    kept = {}
+    def trained(study):
+        name = to_yaml(study)
+        if name not in kept:
+            folder, began = tmp_path_factory.mktemp("undisturbed"), time.monotonic()
+            compare(study, folder, progress=False)
+            kept[name] = folder, time.monotonic() - began
+        return kept[name]
+    return trained
+
+
 def checkpointed(backbone, **changes):
     return small(backbone, **changes).replace(weights="all", **{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1, "sft.epochs": 2, "dpo.epochs": 2})
 
 
-def test_killed_at_twenty_moments(backbone, tmp_path):
-    study = checkpointed(backbone)
-    expected = tmp_path / "undisturbed"
-    began = time.monotonic()
-    compare(study, expected, progress=False)
-    longest = (time.monotonic() - began) / 12                       # fourteen kills by chance come before a study that long could end
+@pytest.mark.parametrize("by_chance, recipes", [(4, ("sft", "sft-dpo")), pytest.param(14, ("sft", "dpo", "sft-dpo"), marks=pytest.mark.slow)])
+def test_killed_at_many_moments(by_chance, recipes, base, undisturbed, tmp_path):
+    "At six moments that are named, and at some by chance."
+    study = checkpointed(base, recipes=recipes)
+    expected, seconds = undisturbed(study)
+    longest = seconds / (2 * by_chance)                             # all kills by chance come in half the time that the study takes
     folder, log, chance, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), Counter()
     for moment in ("checkpoint", "step", "policy", "stage", "run", "results"):
         child = start(study, folder, log, moment)
-        child.join(120)
+        child.join(300)
         assert child.exitcode == -signal.SIGKILL, moment
         kills[moment] += 1
-    while sum(kills.values()) < 20:
+    while kills["by chance"] < by_chance:
         child = start(study, folder, log)
         child.join(chance.uniform(0.05, longest))
         if not child.is_alive(): break
@@ -110,46 +133,55 @@ def test_killed_at_twenty_moments(backbone, tmp_path):
         kills["by chance"] += 1
     child = start(study, folder, log)
     child.join(300)
-    assert child.exitcode == 0 and sum(kills.values()) >= 20, kills
+    assert child.exitcode == 0 and sum(kills.values()) == 6 + by_chance, kills
     check_equal(folder, expected, study)
 
 
+def test_killed_when_all_is_done_but_the_models(base, tmp_path, monkeypatch):
+    "The next call deletes what no stage will start from, though it has nothing to train."
+    study = small(base, tasks=("sonnet",), recipes=("sft-dpo",), tunings=("full",))
+    monkeypatch.setattr("sftdpo.engine.work.give_up_weights", lambda *rest: None)
+    compare(study, tmp_path / "out", progress=False)
+    assert len(list((tmp_path / "out" / "stages").glob("*/policy"))) == 2
+    monkeypatch.undo()
+    compare(study, tmp_path / "out", progress=False)
+    assert not list((tmp_path / "out" / "stages").glob("*/policy"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop(number, backbone, tmp_path):
+def test_told_to_stop(number, base, undisturbed, tmp_path):
     "SIGTERM and Ctrl-C end at once, and leave what can be gone on with."
-    study = checkpointed(backbone, tasks=("sonnet",), tunings=("full",)).replace(**{"sft.epochs": 30})  # long enough to be told in the midst of it
+    study = checkpointed(base, tasks=("sonnet",), tunings=("full",)).replace(**{"sft.epochs": 30})  # long enough to be told in the midst of it
     child = start(study, tmp_path / "out", tmp_path / "log")
     while child.is_alive() and not list((tmp_path / "out").glob("stages/*/checkpoints/*/complete.json")): time.sleep(0.05)
     os.kill(child.pid, number)
     child.join(30)
     assert child.exitcode not in (0, None)
     compare(study, tmp_path / "out", progress=False)
-    compare(study, tmp_path / "undisturbed", progress=False)
-    check_equal(tmp_path / "out", tmp_path / "undisturbed", study)
+    check_equal(tmp_path / "out", undisturbed(study)[0], study)
 
 
-def test_two_processes_on_one_folder(backbone, tmp_path):
-    study = checkpointed(backbone)
+def test_two_processes_on_one_folder(base, undisturbed, tmp_path):
+    study = checkpointed(base, recipes=("sft", "sft-dpo"))
     children = [start(study, tmp_path / "out", tmp_path / "log") for _ in range(2)]
     for child in children: child.join(300)
     assert [child.exitcode for child in children] == [0, 0]
     trained = Counter((tmp_path / "log").read_text().split())
     assert set(trained) == {node.key for node in stage_tree(study) if node.stage} and set(trained.values()) == {1}
-    compare(study, tmp_path / "undisturbed", progress=False)
-    check_equal(tmp_path / "out", tmp_path / "undisturbed", study)
+    check_equal(tmp_path / "out", undisturbed(study)[0], study)
 
 
-def test_worker_processes(tmp_path):
-    "Real worker processes, on the embedded backbone."
-    from sftdpo.config import Sampling, Stage, Study
-    stage = dict(epochs=1, batch_size=4, evaluations=0)
-    study = Study("workers", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10), weights="all",
-                  recipes=("sft", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
-    compare(study, tmp_path / "alone", progress=False, inputs=Inputs())
-    compare(study, tmp_path / "shared", progress=False, execution=Execution(workers=2), inputs=Inputs())
+def test_worker_processes(base, tmp_path):
+    "Real worker processes, which know nothing but what they are told, on a file of labels."
+    data = tmp_path / "texts.csv"
+    data.write_text("text,label\n" + "".join(f"text {i},{('no', 'yes')[i % 2]}\n" for i in range(60)))
+    stage = dict(epochs=1, batch_size=4, evaluations=0, precision="fp32")
+    study = Study("workers", tasks=("labels",), data=str(data), backbone=base, train_size=16, weights="all", recipes=("sft", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", **stage))
+    study_module.compare(study, tmp_path / "alone", progress=False)
+    study_module.compare(study, tmp_path / "shared", progress=False, execution=Execution(workers=2))
     cores = len(os.sched_getaffinity(0))
     if cores // 2 == torch.get_num_threads(): check_equal(tmp_path / "shared", tmp_path / "alone", study)
-    assert finished_runs(tmp_path / "shared") == finished_runs(tmp_path / "alone")
+    assert finished_runs(tmp_path / "shared") == finished_runs(tmp_path / "alone") and len(finished_runs(tmp_path / "alone")) == 5
 
 
 @pytest.fixture

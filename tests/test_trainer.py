@@ -1,4 +1,5 @@
 "A stage of training: equal to TRL's, to plain computation, to itself after a stop."
+import functools
 import math
 from types import SimpleNamespace
 
@@ -218,14 +219,29 @@ def test_looking_changes_nothing(tokenizer):
 class Stop(Exception): pass
 
 
+def to_resume(kind):
+    "The rows and the stage of a test that stops it."
+    return (pair_rows(), DPO) if kind == "dpo" else (answers(pair_rows()), SFT)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokenizer):
+    "The policy of a stage that nothing stops, and how it went; each is trained once."
+    @functools.cache
+    def trained_whole(kind, tuning):
+        rows, stage = to_resume(kind)
+        model = tuned("gpt2", tokenizer, tuning)
+        return model, train_stage(model, rows, stage.replace(checkpoint_steps=1, micro_batch_size=4, dropout=0.1), held_out=rows[:4], progress=False)
+    return trained_whole
+
+
 @pytest.mark.parametrize("at", [2, 3, 4, 5])
 @pytest.mark.parametrize("kind, tuning", [("sft", "full"), ("dpo", "full"), ("sft", "lora"), ("dpo", "lora")])
-def test_resumed_equals_undisturbed(kind, tuning, at, tokenizer, tmp_path, monkeypatch):
+def test_resumed_equals_undisturbed(kind, tuning, at, undisturbed, tokenizer, tmp_path, monkeypatch):
     "Stopped in either epoch or between them, with dropout: the same weights, history and table of pairs, to the bit."
-    rows = pair_rows() if kind == "dpo" else answers(pair_rows())
-    stage = (DPO if kind == "dpo" else SFT).replace(checkpoint_steps=1, micro_batch_size=4, dropout=0.1)
-    undisturbed = tuned("gpt2", tokenizer, tuning)
-    whole = train_stage(undisturbed, rows, stage, held_out=rows[:4], progress=False)
+    rows, stage = to_resume(kind)
+    stage = stage.replace(checkpoint_steps=1, micro_batch_size=4, dropout=0.1)
+    policy, whole = undisturbed(kind, tuning)
     expected = whole.history
 
     begin = Watch.on_step_begin
@@ -240,7 +256,7 @@ def test_resumed_equals_undisturbed(kind, tuning, at, tokenizer, tmp_path, monke
     again = train_stage(resumed, rows, stage, held_out=rows[:4], folder=tmp_path, progress=False)
     found = again.history
     assert (whole.pairs is None and again.pairs is None) if kind == "sft" else whole.pairs.equals(again.pairs)
-    assert same(trained(undisturbed), trained(resumed))
+    assert same(trained(policy), trained(resumed))
     watched = [name for name in expected if name not in ("seconds", "elapsed")]
     assert found[watched].equals(expected[watched])
 

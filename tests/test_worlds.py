@@ -19,7 +19,8 @@ from sftdpo.measures.worlds import (
     coverage_table,
     draw_study,
     equal_cells,
-    verdicts_in,
+    error_table,
+    verdict_counts,
     write_study,
 )
 
@@ -141,20 +142,20 @@ def test_folds_through_a_folder(tmp_path):
 
 @pytest.mark.parametrize("setting", FINDINGS, ids=lambda one: one.name)
 def test_findings_are_never_judged_wrong(setting):
-    said = verdicts_in(setting, 2, first=7)
-    assert said.reindex(setting.wrong, fill_value=0).sum() == 0, said
-    assert said.reindex(setting.right, fill_value=0).sum() == 1, said
+    line = error_table([setting], verdict_counts([setting], 2, first=7)).iloc[0]
+    assert (line.worlds, line.right, line.wrong) == (2, 100, 0)
 
 
 @pytest.mark.parametrize("setting", MARGINAL[:6:2], ids=lambda one: one.name)
 def test_at_the_margin_few_are_wrong(setting):
-    said = verdicts_in(setting, 12, first=8)
-    assert said.reindex(setting.wrong, fill_value=0).sum() <= 2 / 12
+    line = error_table([setting], verdict_counts([setting], 12, first=8)).iloc[0]
+    assert line.worlds == 12 and line.wrong <= 100 * 2 / 12
 
 
 def test_what_is_there_is_found():
     world = World(equal_cells(recipes=ONE, lora=-0.03), suits=0.1, of_seed=0.01, chance=0.3, search_noise=0.002)
-    assert verdicts_in(Setting("three points", world, "C3", "", "sft"), 8, first=9).get("supported", 0) >= 0.6
+    setting = Setting("three points", world, "C3", "", "sft")
+    assert error_table([setting], verdict_counts([setting], 8, first=9)).right[0] >= 60
 
 
 def test_frames_and_folder_agree(tmp_path):

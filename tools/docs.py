@@ -15,6 +15,7 @@ from latex2mathml.converter import convert
 from nbdev.config import get_config
 from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
+from objections import mend, objections
 from pages import Pages
 
 CHAPTERS = {  # the reading order: each notebook belongs to the first chapter with a pattern that its path matches
@@ -79,14 +80,17 @@ def finish(
     project,  # folder of processed notebooks
     config,   # nbdev's settings
 ):
-    "Give pages back the text beside their title, which nbdev drops, and make links inside the site relative, so that they are checked."
-    home = f"{config.doc_host}{config.doc_baseurl}/"
+    "Give pages back the text beside their title, which nbdev drops; make links inside the site relative, so that they are checked; and write what Quarto reads."
+    home, said = f"{config.doc_host}{config.doc_baseurl}/", []
     for source in notebooks(config.nbs_path):
         page = nbformat.read(project / source, as_version=4)
         cells = nbformat.read(config.nbs_path / source, as_version=4).cells
         page.cells.insert(1, nbformat.v4.new_markdown_cell(opening(cells[0], source, config)))
+        mend(page)
+        said += [f"{source}: {one}" for one in objections(page)]
         up = "../" * source.count("/") or "./"
         (project / source).write_text(nbformat.writes(page).replace(f"]({home}", f"]({up}").replace(f'href=\\"{home}', f'href=\\"{up}'), encoding="utf-8")
+    if said: sys.exit("\n".join(["Quarto would object:", *said]))
 
 
 def notebooks(

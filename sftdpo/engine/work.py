@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORKER', 'finish_node', 'give_up_weights', 'is_full_disk', 'give_back_memory', 'attempt', 'waiting_in_words',
-           'take_node', 'work', 'stops_like_an_interrupt', 'worker', 'share_work']
+           'take_node', 'gc_frozen', 'work', 'stops_like_an_interrupt', 'worker', 'share_work']
 
 # %% ../../nbs/engine/08_work.ipynb #1cf19dab
 import contextlib
@@ -132,7 +132,19 @@ def take_node(
                 return True
     return False
 
+# %% ../../nbs/engine/08_work.ipynb #e7cbc7fb
+@contextlib.contextmanager
+def gc_frozen():
+    "Within it, the garbage collector passes over what was there before."
+    if gc.get_freeze_count():  # somebody has seen to it
+        yield
+        return
+    gc.freeze()
+    try: yield
+    finally: gc.unfreeze()
+
 # %% ../../nbs/engine/08_work.ipynb #ccaa413c
+@gc_frozen()
 def work(
     folder: StudyFolder,    # of the study
     nodes: list[Node],      # in the order of work

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TUNINGS', 'NEVER', 'TWO', 'FINDINGS', 'MARGINAL', 'STEADY', 'POWERFUL', 'OUT_OF_REACH', 'KINDS', 'World',
            'equal_cells', 'draw_search', 'probit_centre', 'draw_cell', 'DrawnStudy', 'draw_runs', 'draw_times',
-           'draw_study', 'completed', 'write_study', 'Setting', 'verdicts_in', 'error_table', 'out_of_reach',
+           'draw_study', 'completed', 'write_study', 'Setting', 'verdict_counts', 'error_table', 'out_of_reach',
            'draw_effects', 'hits_with_collapse', 'hits_with_folds', 'covered', 'coverage_table']
 
 # %% ../../nbs/measures/06_worlds.ipynb #f81ce280
@@ -216,32 +216,38 @@ class Setting:
     wrong: tuple = ("refuted",)  # answers that are wrong
     decides: float = 0.0  # least share of right answers
 
-# %% ../../nbs/measures/06_worlds.ipynb #1247769b
-def verdicts_in(
-    setting: Setting,
-    worlds: int,     # how many to draw
+# %% ../../nbs/measures/06_worlds.ipynb #ebdfd7ba
+def verdict_counts(
+    settings: list[Setting],
+    worlds: int,     # drawn for each
     first: int = 0,  # seed of the first
-) -> pd.Series:      # verdict: share
-    "What is said in many studies drawn from one world."
-    found = []
-    for k in range(worlds):
-        study = draw_study(setting.world, np.random.default_rng([first, k]))
-        verdicts = judge_results(completed(study), study.examples, claims=[setting.claim])
-        found += [one.verdict for one in verdicts if one.part == setting.part and (one.where == setting.where or setting.claim == "C4")]
-    return pd.Series(found).value_counts(normalize=True)
+) -> pd.DataFrame:   # world, verdict, count
+    "What is said in many studies drawn from each world."
+    said = []
+    for setting in settings:
+        for k in range(worlds):
+            study = draw_study(setting.world, np.random.default_rng([first, k]))
+            verdicts = judge_results(completed(study), study.examples, claims=[setting.claim])
+            said += [dict(world=setting.name, verdict=one.verdict) for one in verdicts
+                     if one.part == setting.part and (one.where == setting.where or setting.claim == "C4")]
+    return pd.DataFrame(said).value_counts(sort=False).reset_index()
 
-# %% ../../nbs/measures/06_worlds.ipynb #0cdb49ce
+# %% ../../nbs/measures/06_worlds.ipynb #84e65430
 def error_table(
     settings: list[Setting],
-    worlds: int,  # drawn for each
-) -> pd.DataFrame:
-    "Shares of right and of wrong verdicts, in percent."
+    counts: pd.DataFrame,  # from `verdict_counts`
+) -> pd.DataFrame:         # a line for each world
+    "How many worlds were drawn, and the percent of right and of wrong verdicts with exact 95 % intervals."
     lines = []
     for setting in settings:
-        said = verdicts_in(setting, worlds)
-        right, wrong = (100 * said.reindex(names, fill_value=0.).sum() for names in (setting.right, setting.wrong))
-        lines.append(dict(world=setting.name, claim=f"{setting.claim} {setting.part}".strip(), right=right, wrong=wrong, **{f"said {name}": 100 * share for name, share in said.items()}))
-    return pd.DataFrame(lines).fillna(0.)
+        said = counts[counts["world"] == setting.name].set_index("verdict")["count"]
+        line = dict(world=setting.name, claim=f"{setting.claim} {setting.part}".strip(), worlds=said.sum())
+        for name, verdicts in (("right", setting.right), ("wrong", setting.wrong)):
+            hits = int(said.reindex(verdicts, fill_value=0).sum())
+            ends = distributions.binomtest(hits, int(said.sum())).proportion_ci()
+            line |= {name: 100 * hits / said.sum(), f"{name}_low": 100 * ends.low, f"{name}_high": 100 * ends.high}
+        lines.append(line)
+    return pd.DataFrame(lines)
 
 # %% ../../nbs/measures/06_worlds.ipynb #4f8a9783
 NEVER = ("supported", "refuted")
@@ -285,7 +291,8 @@ POWERFUL = [
     Setting("the same, cells and seeds differ more", World(equal_cells(recipes=("sft",), lora=-0.02)), "C3", "", "sft"),
     Setting("what would decide it: 10 seeds, 5,000 examples", World(equal_cells(recipes=("sft",), lora=-0.02), examples=5000, seeds=10, search_noise=0.002), "C3", "", "sft", decides=0.8),
     Setting("DPO alone loses 3 points", World(equal_cells(recipes=TWO, dpo=-0.03), **STEADY), "C2", "some cell", "", ("refuted",), ("supported",)),
-    Setting("sft-dpo gains 2 points", World(equal_cells(sft_dpo=0.02), **STEADY), "C1", "gains", "full", decides=0.8),
+    Setting("sft-dpo gains 2 points", World(equal_cells(sft_dpo=0.02), **STEADY), "C1", "gains", "full"),
+    Setting("what would decide it: 8 seeds, 2,000 examples", World(equal_cells(sft_dpo=0.02), examples=2000, seeds=8, **STEADY), "C1", "gains", "full", decides=0.8),
     Setting("LoRA saves 20 %", World(equal_cells(recipes=("sft",)), times=dict(full=100, lora=80), examples=100), "C4", "does not reduce", "", ("refuted",), ("supported",), 0.8),
 ]
 
