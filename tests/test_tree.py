@@ -120,7 +120,7 @@ def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path
     study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo", "sft-dpo", "sft-sft"), seeds=(0, 1),
                   search=Search(trials=4, seeds=(7,), train_size=8))
     trained, finish = [], sftdpo.engine.work.finish_stage
-    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, *rest: trained.append(folder.path) or finish(folder, *rest))
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, *rest, **more: trained.append(folder.path) or finish(folder, *rest, **more))
     results = compare(study, tmp_path / "out", progress=False)
     tried = pd.read_csv(tmp_path / "out" / "search.csv")
     again = [folder for folder in set(trained) if trained.count(folder) > 1]  # where second stages start: once in the first trials, once for all second ones
