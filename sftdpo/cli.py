@@ -183,7 +183,7 @@ class Data:
 
 # %% ../nbs/25_cli.ipynb #af52c04b
 QUICKSTART = (
-    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=3000, test_size=500, sft=Stage("sft", evaluations=1), dpo=Stage("dpo", evaluations=1)),
+    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=3000, test_size=500, sft=Stage("sft", epochs=1, evaluations=1), dpo=Stage("dpo", epochs=1, evaluations=1)),
     Study("quickstart sonnet", tasks=("sonnet",), sampling=Sampling(samples=2), sft=Stage("sft", epochs=1, evaluations=1), dpo=Stage("dpo", epochs=1, rejected="swap", evaluations=1)))
 
 # %% ../nbs/25_cli.ipynb #61c3dcf5

@@ -11,7 +11,7 @@ __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'NOTE', 'S
            'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'grouped',
            'searched_rates', 'write_report']
 
-# %% ../nbs/22_report.ipynb #98dcdd45
+# %% ../nbs/22_report.ipynb #03f57444
 import base64
 import contextlib
 import csv
@@ -72,6 +72,7 @@ from sftdpo.tables import (
     cell_intervals,
     costs_of,
     format_time,
+    nothing_learned,
     with_cells,
     with_sources,
 )
@@ -402,7 +403,7 @@ def task_part(
     held = [run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()] if record.answers == "text" else []
     texts = side_by_side(read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
-    return dict(task=task, about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric), best=best, beside=beside,
+    return dict(task=task, about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric), best=best, beside=beside, opening=nothing_learned(results, examples),
                 metrics=metrics_of(results), **more_tables(folder, results, variants), settings=settings_table(folder, results), figures=figures, texts=texts, missing=int(cells["missing"].sum()),
                 notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
 
@@ -561,6 +562,7 @@ PAGE_TOP = """<!DOCTYPE html>
 <main>
 {% if not parts %}<p class="box">No run is finished yet: there are no results to report.</p>{% endif %}
 {% if parts %}<section aria-label="In short">
+{% for part in parts if part.opening %}<p class="box">{% if parts|length > 1 %}{{ part.task|data(60) }}: {% endif %}{{ part.opening|data(600) }}</p>{% endfor %}
 <ul>
 {% for part in parts %}{% if part.best is not none %}<li>{{ part.task|data(60) }}: the highest mean is that of <strong>{{ part.best.cell|data(120) }}</strong>, {{ part.best.mean|metric(part.metric) }}{% if between(part.best.low, part.best.high, part.metric) %} ({{ between(part.best.low, part.best.high, part.metric) }}){% endif %}
 {%- if part.beside %}; without training:{% for name, value in part.beside.items() %} {{ name }} {{ value|metric(part.metric) }}{% if not loop.last %},{% endif %}{% endfor %}{% endif %}.</li>{% endif %}{% endfor %}

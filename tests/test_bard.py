@@ -6,6 +6,7 @@ from sftdpo.config import Sampling, Study
 from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
 from sftdpo.engine.inputs import Inputs
 from sftdpo.evaluate import mean_interval
+from sftdpo.measures.baselines import baselines
 from sftdpo.model import load_backbone
 from sftdpo.study import compare
 
@@ -36,3 +37,10 @@ def test_sft_makes_the_true_sonnets_likelier(tmp_path):
     before, after = (nll(run) for run in study.runs())
     mean, low, high = mean_interval(after - before)
     assert high < 0
+
+
+def test_counting_words_does_not_answer_the_generated_pairs():
+    "Issue 18, point 2. At 72cf482 TF-IDF with logistic regression is right on 91.2 % of them from 2,000 rows."
+    data = load_task("paraphrase")
+    found = baselines(data, data.test, training=data.train[:2000])
+    assert max(found[name] for name in ("majority", "overlap", "tfidf")) < .65

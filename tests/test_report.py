@@ -11,8 +11,10 @@ import pandas as pd
 import pytest
 import yaml
 
+from sftdpo.cli import parse
 from sftdpo.engine.store import write_planned_runs
-from sftdpo.report import STYLE, data, write_report
+from sftdpo.report import STYLE, data, up_to_date, write_report
+from sftdpo.tables import WHAT_TO_CHANGE, print_tables
 from sftdpo.tasks import RECIPES
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
@@ -142,6 +144,26 @@ def test_its_tables(finished):
     assert (cells.low <= cells["mean"]).all() and (cells["mean"] <= cells.high).all()
     one = cells[(cells.task == "sonnet") & (cells.cell == "sft-dpo full")].iloc[0]
     assert one.seconds == 2 * (10 + 1) and one.parameters == 2_660_000 and np.isfinite([one.change, one.change_low, one.change_high]).all()
+
+
+@pytest.mark.parametrize("tfidf, opens", [(.99, True), (.01, False)])
+def test_where_no_cell_beats_the_best_baseline_table_and_report_open_with_it(tmp_path, capsys, tfidf, opens):
+    "Issue 18, point 2. At 72cf482 neither says so, and the best baseline is no row of the table."
+    folder = make_study(tmp_path / "study", ("paraphrase",), recipes=("sft",), seeds=(0,), number=60)
+    for file in folder.glob("runs/*/metrics.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"baseline_tfidf": tfidf, "baseline_majority": tfidf / 2}))
+    print_tables(up_to_date(folder), folder)
+    lines, sentence = capsys.readouterr().out.strip().splitlines(), "No cell beats the best baseline, TF-IDF at 99.0 %."
+    assert lines[1].startswith(sentence) == opens and sum(sentence in line for line in lines) == opens
+    assert [line.split()[2] for line in lines if line.startswith("best baseline")] == [f"{100 * tfidf:.1f}"]
+    words = read_page(write_report(folder)).words
+    assert (sentence in words) == opens and (not opens or words.index(sentence) < words.index("the highest mean"))
+
+
+def test_what_the_opening_advises_can_be_typed():
+    options = re.findall(r"--[\w.-]+(?: \d+)?", WHAT_TO_CHANGE)
+    assert len(options) == 3
+    for option in options: parse(["compare", *(option if " " in option else f"{option} 10").split()])
 
 
 @pytest.mark.parametrize("task", ["labels", "completions", "preferences"])

@@ -9,6 +9,7 @@ __all__ = ['topics', 'word_overlap', 'generated_questions', 'unlabelled_lists', 
 import random
 import re
 from functools import lru_cache
+from itertools import permutations
 
 # %% ../../nbs/reading/06_questions.ipynb #b8897657
 _topics = dict(
@@ -75,13 +76,6 @@ def topics(
     def share(words): return [word for i, word in enumerate(words) if low <= i * 7 % 20 < high]
     return {kind: share(words.split("|")) for kind, words in _topics.items()}
 
-# %% ../../nbs/reading/06_questions.ipynb #9a945a92
-_openings = (
-    "How do I", "How can I", "How should I", "How could I", "What is the best way to",
-    "What is a good way to", "What would be the best way to", "What should I do to",
-    "What must I know to", "What do I need to", "Is there a simple way to",
-    "Can you tell me how to", "Does anyone know how to")
-
 # %% ../../nbs/reading/06_questions.ipynb #9e870e23
 _actions = dict(
     skill=("learn {x}", "teach {x}", "practise {x}", "give up {x}"),
@@ -94,6 +88,20 @@ _actions = dict(
     job=("become a {x}", "hire a {x}", "pay a {x}", "thank a {x}"),
     illness=("cure {x}", "prevent {x}", "detect {x}", "explain {x}"),
     activity=("prepare for {x}", "recover from {x}", "dress for {x}", "eat before {x}"))
+
+# %% ../../nbs/reading/06_questions.ipynb #c0ffee03
+_intents = dict(
+    how=("How do I", "What is the best way to", "Can you teach me to"),
+    why=("Why should I", "Does it make any sense to", "Are there good reasons to"),
+    when=("When may I", "Has the time now come to", "Which day suits me to"))
+
+# %% ../../nbs/reading/06_questions.ipynb #c0ffee05
+def _triples(intents):
+    "Every choice of an opening, one that asks the same, and one that asks something else."
+    return [(one[i], one[j], other[k]) for one, other in permutations(intents.values(), 2)
+            for i in range(len(one)) for j in range(len(one)) for k in range(len(other)) if i not in (j, k)]
+
+_openings_of_pairs = _triples(_intents)
 
 # %% ../../nbs/reading/06_questions.ipynb #13037cd7
 _word = re.compile(r"\w+").findall
@@ -113,39 +121,23 @@ def word_overlap(
 # %% ../../nbs/reading/06_questions.ipynb #fc069bf6
 _before_vowel = re.compile(r"\ba (?=[aeio]|u[^s])")
 
-def _ask(rng, action, topic, avoid=()):
-    "An action on a topic, asked with a random opening."
-    question = f"{rng.choice(_openings)} {action}?"
-    question = question.replace("{x}", topic[0]).replace("{y}", topic[-1])
-    question = _before_vowel.sub("an ", question)
-    return question if question not in avoid else _ask(rng, action, topic, avoid)
+def _question(opening, action, topic):
+    "An action on a topic, asked with an opening."
+    question = f"{opening} {action}?".replace("{x}", topic[0]).replace("{y}", topic[-1])
+    return _before_vowel.sub("an ", question)
 
 # %% ../../nbs/reading/06_questions.ipynb #9a3b8527
 def _draw_topic(rng, kind, pool):
     "A topic, or two cities."
     return tuple(rng.sample(pool[kind], 2)) if kind == "city" else (rng.choice(pool[kind]),)
 
-# %% ../../nbs/reading/06_questions.ipynb #6e61246a
-def _negatives(rng, kind, action, topic, pool, count):
-    "Actions and topics that ask something else: mostly another action, else the way back or another topic."
-    change, actions = rng.random(), [a for a in _actions[kind] if a != action]
-    if change < 0.75: return [(rng.choice(actions), topic) for _ in range(count)]
-    if kind == "city" and change < 0.85: return [(action, topic[::-1])] * count
-    drawn = (_draw_topic(rng, kind, pool) for _ in range(4 * count))
-    others = [other for other in drawn if not set(other) & set(topic)]
-    return [(action, other) for other in others[:count]]
-
 # %% ../../nbs/reading/06_questions.ipynb #c7c0e5f5
 def _draw_pairs(rng, pool):
-    "A positive and a negative pair: the question, one that asks the same, and one that does not."
+    "A question, one that asks the same, and one that does not: all three on one action and topic."
     kind = rng.choice(list(_actions))
     action, topic = rng.choice(_actions[kind]), _draw_topic(rng, kind, pool)
-    question = _ask(rng, action, topic)
-    same = _ask(rng, action, topic, avoid=(question,))
-    negatives = _negatives(rng, kind, action, topic, pool, 8)
-    others = [_ask(rng, *other, avoid=(question,)) for other in negatives]
-    overlap = word_overlap(question, same)
-    return question, same, min(others, key=lambda text: abs(word_overlap(question, text) - overlap))
+    openings = rng.choice(_openings_of_pairs)
+    return tuple(_question(opening, action, topic) for opening in openings)
 
 # %% ../../nbs/reading/06_questions.ipynb #02ddc979
 def generated_questions(
@@ -162,6 +154,17 @@ def generated_questions(
         seen |= {(question, same), (question, other)}
         pairs += rng.sample([(question, same, 1), (question, other, 0)], 2)
     return pairs[:size]
+
+# %% ../../nbs/reading/06_questions.ipynb #9a945a92
+_openings = (
+    "How do I", "How can I", "How should I", "How could I", "What is the best way to",
+    "What is a good way to", "What would be the best way to", "What should I do to",
+    "What must I know to", "What do I need to", "Is there a simple way to",
+    "Can you tell me how to", "Does anyone know how to")
+
+def _ask(rng, action, topic):
+    "An action on a topic, asked with a random opening."
+    return _question(rng.choice(_openings), action, topic)
 
 # %% ../../nbs/reading/06_questions.ipynb #af3b7626
 def _syllable(rng):
