@@ -101,8 +101,10 @@ class Compare:
         read = ReadBefore(self.study.runs(self.study.seeds[:1]), self.out)
         from sftdpo.engine.inputs import Inputs
         from sftdpo.study import compare
-        from sftdpo.tables import print_tables
-        print_tables(compare(self.study, self.out, execution=self.execution, inputs=Inputs(read.load)), self.out)
+        from sftdpo.tables import next_steps, print_tables
+        results = compare(self.study, self.out, execution=self.execution, inputs=Inputs(read.load))
+        print_tables(results, self.out)
+        if len(results): print(next_steps(results, self.out))
         if any(StudyFolder(self.out).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
@@ -173,9 +175,10 @@ class Quickstart:
 
     def __call__(self):
         from sftdpo.study import compare
-        from sftdpo.tables import print_tables
+        from sftdpo.tables import next_steps, print_tables
         tables = [(compare(study, self.out / study.tasks[0], execution=Execution(retry_failed=True)), self.out / study.tasks[0]) for study in QUICKSTART]
         for results, folder in tables: print_tables(results, folder)
+        if len(tables[-1][0]): print(next_steps(*tables[-1]))
         if any(path for _, folder in tables for path in StudyFolder(folder).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #5a00b737
@@ -214,6 +217,10 @@ class Evaluate:
         check_saved_model(self.model)
         known = saved_task(self.model)
         task, data = self.task or known.get("task", "paraphrase"), self.data or known.get("data", "embedded")
+        try: check_data_path(data)
+        except (DataError, FileNotFoundError) as error:
+            if self.data: raise
+            raise DataError(f"{self.model} was trained on {data}, which is not to be found from here: name the rows that judge, --data FILE.") from error
         rows_to_judge(known, task, data, self.reading)  # a wrong path or column is found before the model is loaded
         from sftdpo.engine.export import write_predictions
         from sftdpo.study import evaluate_saved
@@ -336,6 +343,7 @@ class Bench:
         if "paraphrase" in self.benchmark.tasks: check_data_path(self.benchmark.data)
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
+        print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the same command with more --rounds narrows the ranges")
 
 # %% ../nbs/25_cli.ipynb #459d4096
 def read_study_settings(
@@ -398,8 +406,8 @@ def one_line_errors():
         with contextlib.redirect_stderr(printed): yield
     except SystemExit as left:
         if not left.code: raise
-        text = [line.strip("│ ") for line in printed.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
-        end = next((i for i, line in enumerate(text) if line.startswith("───")), len(text))
+        _, *text = [line.strip("│| ") for line in printed.getvalue().strip().splitlines()]  # the first line is a title
+        end = next((i for i, line in enumerate(text) if line and not line.strip("╰╯─-+")), len(text))
         raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "", " ".join(filter(None, text[:end])))) from None
 
 # %% ../nbs/25_cli.ipynb #a4b397db

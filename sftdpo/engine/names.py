@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ON_THE_HUB', 'cache_folder', 'home_of', 'nearest', 'is_path', 'missing_folder', 'offline_message',
-           'check_model_name', 'model_folder', 'check_saved_model']
+           'in_cache', 'check_spelling', 'check_model_name', 'model_folder', 'check_saved_model']
 
 # %% ../../nbs/engine/15_names.ipynb #ac66418b
 import difflib
@@ -68,20 +68,34 @@ def offline_message(
     "Say that a Hub name cannot be had, and what can."
     ready = [short for short in BACKBONES if (home_of(short) / "config.json").exists()]
     after = [f"{short} (after `sftdpo fetch {short}`)" for short in BACKBONES if short not in ready and short != "bard"]
-    return f"{name} is not on this machine and the Hub is out of reach; without it you can use: {', '.join(ready + after)}, or a folder"
+    near = nearest(name.partition("@")[0], ON_THE_HUB, .72) if name.partition("@")[0] not in ON_THE_HUB else ""
+    return f"{name} is not on this machine and the Hub is out of reach{near and f' ({near[2:]})'}; without it you can use: {', '.join(ready + after)}, or a folder"
 
 # %% ../../nbs/engine/15_names.ipynb #d12a92bc
+def in_cache(
+    name: str,  # on the Hub, perhaps with @REVISION
+) -> bool:
+    "Was a model of the Hub downloaded before?"
+    from huggingface_hub import try_to_load_from_cache  # late: short names and folders do without
+    plain, _, revision = name.partition("@")
+    return isinstance(try_to_load_from_cache(plain, "config.json", revision=revision or None), str)
+
+def check_spelling(
+    name: str,  # of a backbone: short, on the Hub, or a folder
+):
+    "Raise where the name is that of no folder, or nearly one of `BACKBONES`."
+    if name in BACKBONES or Path(name).expanduser().is_dir(): return
+    if is_path(name): raise missing_folder(name)
+    if "/" not in name and (near := nearest(name, BACKBONES, .72)) and not in_cache(name): raise ValueError(f"There is no backbone {name!r}{near}")
+
 def check_model_name(
     name: str,  # of a backbone: short, on the Hub, or a folder
 ):
-    "Raise where the name can be known to be wrong."
+    "Raise where a backbone cannot be had, as far as that is known without a network."
+    check_spelling(name)
     if name in BACKBONES or Path(name).expanduser().is_dir(): return
-    if is_path(name): raise missing_folder(name)
-    from huggingface_hub import constants, try_to_load_from_cache  # late: short names and folders do without
-    plain, known, revision = name.partition("@")[0], (*BACKBONES, *ON_THE_HUB), name.partition("@")[2] or None
-    if isinstance(try_to_load_from_cache(plain, "config.json", revision=revision), str): return
-    if "/" not in name and plain not in known and (near := nearest(plain, known, .72)): raise ValueError(f"There is no backbone {name!r}{near}")
-    if constants.HF_HUB_OFFLINE: raise ConnectionError(offline_message(name))
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE and not in_cache(name): raise ConnectionError(offline_message(name))
 
 # %% ../../nbs/engine/15_names.ipynb #3d45d2dd
 def model_folder(

@@ -32,7 +32,9 @@ def helps(
 ) -> dict[str, str]:  # field: text
     "The comment beside each field."
     found = {}
-    for line in inspect.getsource(kind).splitlines():
+    try: source = inspect.getsource(kind)
+    except OSError: source = ""  # a class of a notebook
+    for line in source.splitlines():
         if match := re.match(r"    (\w+)\s*:.*?  # (.*)$", line): found[match[1]] = match[2].strip()
     return {name: found.get(name, "") for name in declared(kind)}
 
