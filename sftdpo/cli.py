@@ -51,7 +51,7 @@ from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file
 from .tasks import RECIPES, TASKS
 
-# %% ../nbs/25_cli.ipynb #f9008509
+# %% ../nbs/25_cli.ipynb #9e83102e
 def check_data_path(
     data: str,  # embedded, hub, hub:owner/name, or a path
 ):
@@ -62,6 +62,7 @@ def check_data_path(
     if path.suffix: existing_file(data)
     raise missing_folder(data)
 
+# %% ../nbs/25_cli.ipynb #34c9d37c
 class ReadBefore:
     "The data of some runs, read before anything heavy is imported: a wrong path or column is told at once."
     def __init__(
@@ -240,6 +241,7 @@ def prediction_file(
     if file.exists() and Path(data).exists() and file.samefile(data): raise FileExistsError(f"--out {file} is the file with the rows: give another name.")
     return file
 
+# %% ../nbs/25_cli.ipynb #819c09ac
 def format_answers(
     table,  # from `answer_rows`
 ) -> str:
@@ -359,7 +361,7 @@ def read_study_settings(
         raise SettingsError(f"--settings {path}, line {line}: the byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8 text.") from None
     except SettingsError as error: raise SettingsError(f"--settings {path}: {re.sub(r'^(study|run)[.]', '', str(error))}") from None
 
-# %% ../nbs/25_cli.ipynb #b9cc14af
+# %% ../nbs/25_cli.ipynb #dd157064
 COMMANDS = {  # name: class, example
     "quickstart": (Quickstart, "sftdpo quickstart"),
     "data": (Data, "sftdpo data check tickets.csv"),
@@ -376,6 +378,7 @@ COMMANDS = {  # name: class, example
 CHAPTERS = {"a first look": ("quickstart",), "your data": ("data",), "a study": ("plan", "compare", "report"),
             "one model": ("train", "evaluate", "predict", "generate", "submit"), "this machine": ("fetch", "bench")}
 
+# %% ../nbs/25_cli.ipynb #4000d1e1
 def overview() -> str:
     "Every command in a line or two."
     lines = ["usage: sftdpo COMMAND [OPTIONS]", "", "SFT, DPO, or SFT then DPO? Full fine-tuning or LoRA?"]

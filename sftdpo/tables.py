@@ -230,12 +230,12 @@ def column_lines(
     "A column as text, its heading no wider than its cells where words allow."
     cells = [textwrap.wrap(row, most) or [""] for row in rows]
     wide = max((len(line) for cell in cells for line in cell), default=0)
-    words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 9), break_long_words=False)  # a unit stays with its word
+    words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 10), break_long_words=False)  # a unit stays with its word
     lines = [[line.replace("\N{NO-BREAK SPACE}", " ") for line in words] or [""], *cells]
     wide = max(len(line) for cell in lines for line in cell)
     return [[f"{line:>{wide}}" if right else f"{line:<{wide}}" for line in cell] for cell in lines]
 
-# %% ../nbs/20_tables.ipynb #178e7b5b
+# %% ../nbs/20_tables.ipynb #b813257d
 def joined_columns(
     columns: list[list[list[str]]],  # from `column_lines`
 ) -> list[str]:
@@ -248,6 +248,7 @@ def joined_columns(
         lines += ["  ".join(parts).rstrip() for parts in zip(*row)]
     return lines
 
+# %% ../nbs/20_tables.ipynb #c0164ecd
 def fitted_table(
     table: pd.DataFrame,  # of text, from `cells_table`
     width: int = 80,      # of the terminal

@@ -31,9 +31,10 @@ def home_of(
     "The folder of a backbone with a short name."
     return Path(str(files("sftdpo"))) / "assets" / name if name == "bard" else cache_folder() / name
 
-# %% ../../nbs/engine/15_names.ipynb #693e494d
+# %% ../../nbs/engine/15_names.ipynb #3c6ef7fd
 ON_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # names without an owner
 
+# %% ../../nbs/engine/15_names.ipynb #2acbe326
 def nearest(
     name: str,  # as typed
     known,      # names that exist
@@ -45,13 +46,14 @@ def nearest(
     near += [one for one in alike if name and (one.startswith(name.casefold()) or name.casefold().startswith(one))]
     return f": did you mean {alike[near[0]]!r}?" if near else ""
 
-# %% ../../nbs/engine/15_names.ipynb #77b5a9a4
+# %% ../../nbs/engine/15_names.ipynb #6a7a4841
 def is_path(
     name: str,  # of a model, as typed
 ) -> bool:
     "Can it be nothing but a path? Names on the Hub are NAME or OWNER/NAME, perhaps with @REVISION; runs/ is where results go."
     return not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name) or name.startswith("runs/") or ("/" in name and Path(name).parent.is_dir())
 
+# %% ../../nbs/engine/15_names.ipynb #dffaf59b
 def missing_folder(
     name: str,  # of a folder that is not there
 ) -> FileNotFoundError:
@@ -71,7 +73,7 @@ def offline_message(
     near = nearest(name.partition("@")[0], ON_THE_HUB, .72) if name.partition("@")[0] not in ON_THE_HUB else ""
     return f"{name} is not on this machine and the Hub is out of reach{near and f' ({near[2:]})'}; without it you can use: {', '.join(ready + after)}, or a folder"
 
-# %% ../../nbs/engine/15_names.ipynb #d12a92bc
+# %% ../../nbs/engine/15_names.ipynb #5b7fe1d8
 def in_cache(
     name: str,  # on the Hub, perhaps with @REVISION
 ) -> bool:
@@ -80,6 +82,7 @@ def in_cache(
     plain, _, revision = name.partition("@")
     return isinstance(try_to_load_from_cache(plain, "config.json", revision=revision or None), str)
 
+# %% ../../nbs/engine/15_names.ipynb #e09bc849
 def check_spelling(
     name: str,  # of a backbone: short, on the Hub, or a folder
 ):
@@ -88,6 +91,7 @@ def check_spelling(
     if is_path(name): raise missing_folder(name)
     if "/" not in name and (near := nearest(name, BACKBONES, .72)) and not in_cache(name): raise ValueError(f"There is no backbone {name!r}{near}")
 
+# %% ../../nbs/engine/15_names.ipynb #13926dc0
 def check_model_name(
     name: str,  # of a backbone: short, on the Hub, or a folder
 ):
@@ -97,7 +101,7 @@ def check_model_name(
     from huggingface_hub import constants
     if constants.HF_HUB_OFFLINE and not in_cache(name): raise ConnectionError(offline_message(name))
 
-# %% ../../nbs/engine/15_names.ipynb #3d45d2dd
+# %% ../../nbs/engine/15_names.ipynb #46d8284e
 def model_folder(
     name: str,  # a folder with a saved model or adapter, or with one in its folder `model`; or a backbone
 ) -> Path | None:  # none: it is a backbone's name
@@ -106,6 +110,7 @@ def model_folder(
     home = Path(name).expanduser()
     return next((one for one in (home / "model", home) if one.is_dir()), None)
 
+# %% ../../nbs/engine/15_names.ipynb #de85c5e0
 def check_saved_model(
     name: str,  # as `model_folder` takes it
 ):
