@@ -409,9 +409,10 @@ def one_line_errors():
         with contextlib.redirect_stderr(printed): yield
     except SystemExit as left:
         if not left.code: raise
-        _, *text = [line.strip("│| ") for line in printed.getvalue().strip().splitlines()]  # the first line is a title
-        end = next((i for i, line in enumerate(text) if line and not line.strip("╰╯─-+")), len(text))
-        raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "", " ".join(filter(None, text[:end])))) from None
+        _, *lines = [line.strip("│| ") for line in printed.getvalue().strip().splitlines()]  # the first one is a title, perhaps with a rule below it
+        rules = [i for i, line in enumerate(lines) if i and line and not line.strip("╰╯─-+")]
+        text = [line for line in lines[:rules[0] if rules else None] if line.strip("╰╯─-+")]
+        raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "", " ".join(text))) from None
 
 # %% ../nbs/25_cli.ipynb #a4b397db
 def parse(

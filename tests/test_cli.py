@@ -154,7 +154,7 @@ def test_the_final_table_fits_a_terminal_and_ends_with_what_to_type_next(backbon
     assert seen.study.seeds == (0, 1, 2, 3, 4) and seen.study.backbone == backbone and str(seen.out) == "runs/a"
     main(shlex.split(typed[0]))
     assert (tmp_path / "runs/a/report.html").exists()
-    main([*shlex.split(typed[1].replace("\\\n", " "))[:-6], "0", "1", "--out", "runs/a"])  # the remedy is taken: the study goes on
+    main([*shlex.split(typed[1].replace("\\\n", " "))[:-6], "1", "--out", "runs/a"])  # the remedy is taken: the study goes on
     assert set(pd.read_csv("runs/a/results.csv").seed) == {0, 1}
 
 
