@@ -20,6 +20,7 @@ import contextlib
 import multiprocessing
 import os
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -912,6 +913,8 @@ def print_speeds(
     clock: str = "seconds",    # or "processor_seconds"
 ):
     "The table as text."
+    from sftdpo.tables import fitted_table  # late: an engine's process does without its memory
     for name, part in speeds(results, clock).groupby("configuration", sort=False):
         table = part.droplevel(0)[list(SPEED_COLUMNS)].rename(columns=SPEED_COLUMNS)
-        print(f"\n{name}\n" + table.to_string(float_format=lambda value: f"{value:.3g}"))
+        shown = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
+        print("\n" + textwrap.fill(name, 80) + "\n" + fitted_table(shown.rename_axis("engine")))

@@ -51,7 +51,7 @@ from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file
 from .tasks import RECIPES, TASKS
 
-# %% ../nbs/25_cli.ipynb #f9008509
+# %% ../nbs/25_cli.ipynb #9e83102e
 def check_data_path(
     data: str,  # embedded, hub, hub:owner/name, or a path
 ):
@@ -62,6 +62,7 @@ def check_data_path(
     if path.suffix: existing_file(data)
     raise missing_folder(data)
 
+# %% ../nbs/25_cli.ipynb #34c9d37c
 class ReadBefore:
     "The data of some runs, read before anything heavy is imported: a wrong path or column is told at once."
     def __init__(
@@ -100,8 +101,10 @@ class Compare:
         read = ReadBefore(self.study.runs(self.study.seeds[:1]), self.out)
         from sftdpo.engine.inputs import Inputs
         from sftdpo.study import compare
-        from sftdpo.tables import print_tables
-        print_tables(compare(self.study, self.out, execution=self.execution, inputs=Inputs(read.load)), self.out)
+        from sftdpo.tables import next_steps, print_tables
+        results = compare(self.study, self.out, execution=self.execution, inputs=Inputs(read.load))
+        print_tables(results, self.out)
+        if len(results): print(next_steps(results, self.out))
         if any(StudyFolder(self.out).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #c81d2f01
@@ -194,9 +197,10 @@ class Quickstart:
 
     def __call__(self):
         from sftdpo.study import compare
-        from sftdpo.tables import print_tables
+        from sftdpo.tables import next_steps, print_tables
         tables = [(compare(study, self.out / study.tasks[0], execution=Execution(retry_failed=True)), self.out / study.tasks[0]) for study in QUICKSTART]
         for results, folder in tables: print_tables(results, folder)
+        if len(tables[-1][0]): print(next_steps(*tables[-1]))
         if any(path for _, folder in tables for path in StudyFolder(folder).failures.glob("*.txt")): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #5a00b737
@@ -235,6 +239,10 @@ class Evaluate:
         check_saved_model(self.model)
         known = saved_task(self.model)
         task, data = self.task or known.get("task", "paraphrase"), self.data or known.get("data", "embedded")
+        try: check_data_path(data)
+        except (DataError, FileNotFoundError) as error:
+            if self.data: raise
+            raise DataError(f"{self.model} was trained on {data}, which is not to be found from here: name the rows that judge, --data FILE.") from error
         rows_to_judge(known, task, data, self.reading)  # a wrong path or column is found before the model is loaded
         from sftdpo.engine.export import write_predictions
         from sftdpo.study import evaluate_saved
@@ -254,6 +262,7 @@ def prediction_file(
     if file.exists() and Path(data).exists() and file.samefile(data): raise FileExistsError(f"--out {file} is the file with the rows: give another name.")
     return file
 
+# %% ../nbs/25_cli.ipynb #819c09ac
 def format_answers(
     table,  # from `answer_rows`
 ) -> str:
@@ -357,6 +366,7 @@ class Bench:
         if "paraphrase" in self.benchmark.tasks: check_data_path(self.benchmark.data)
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
+        print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the same command with more --rounds narrows the ranges")
 
 # %% ../nbs/25_cli.ipynb #459d4096
 def read_study_settings(
@@ -372,7 +382,7 @@ def read_study_settings(
         raise SettingsError(f"--settings {path}, line {line}: the byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8 text.") from None
     except SettingsError as error: raise SettingsError(f"--settings {path}: {re.sub(r'^(study|run)[.]', '', str(error))}") from None
 
-# %% ../nbs/25_cli.ipynb #b9cc14af
+# %% ../nbs/25_cli.ipynb #ea87cebf
 COMMANDS = {  # name: class, example
     "quickstart": (Quickstart, "sftdpo quickstart"),
     "data": (Data, "sftdpo data check tickets.csv"),
@@ -390,6 +400,7 @@ COMMANDS = {  # name: class, example
 CHAPTERS = {"a first look": ("quickstart",), "your data": ("data", "recommend"), "a study": ("plan", "compare", "report"),
             "one model": ("train", "evaluate", "predict", "generate", "submit"), "this machine": ("fetch", "bench")}
 
+# %% ../nbs/25_cli.ipynb #4000d1e1
 def overview() -> str:
     "Every command in a line or two."
     lines = ["usage: sftdpo COMMAND [OPTIONS]", "", "SFT, DPO, or SFT then DPO? Full fine-tuning or LoRA?"]
@@ -420,9 +431,10 @@ def one_line_errors():
         with contextlib.redirect_stderr(printed): yield
     except SystemExit as left:
         if not left.code: raise
-        text = [line.strip("│ ") for line in printed.getvalue().splitlines() if not line.startswith(("╭", "╰"))]
-        end = next((i for i, line in enumerate(text) if line.startswith("───")), len(text))
-        raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "", " ".join(filter(None, text[:end])))) from None
+        _, *lines = [line.strip("│| ") for line in printed.getvalue().strip().splitlines()]  # the first one is a title, perhaps with a rule below it
+        rules = [i for i, line in enumerate(lines) if i and line and not line.strip("╰╯─-+")]
+        text = [line for line in lines[:rules[0] if rules else None] if line.strip("╰╯─-+")]
+        raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "", " ".join(text))) from None
 
 # %% ../nbs/25_cli.ipynb #a4b397db
 def parse(

@@ -722,14 +722,6 @@ def load_judged(
 # %% ../nbs/01_data.ipynb #309526d5
 _answer_parts = ("label", "completion", "chosen", "rejected")
 
-def _prompt_shape(table: Table, task: str, reading: Reading) -> Shape:
-    "The parts of a table that make prompts; no column is needed for the answers."
-    parts = [part for part in TASKS[task].columns if part in _answer_parts]
-    known = replace(reading, **{part: f"({part})" for part in parts})
-    columns = [*table.columns, *(f"({part})" for part in parts)]
-    shape = find_shape(columns, task, known, f"{table.file}, {table.unit} 1", table.hint())
-    return replace(shape, columns={part: name for part, name in shape.columns.items() if part not in parts})
-
 def load_prompts(
     task: str,                      # any task whose rows come from a file
     path: str | Path,               # of the file
@@ -746,7 +738,7 @@ def load_prompts(
     plain = replace(reading, scores=(), beginning="keep")
     table = prepared(read_table(path, plain.delimiter, plain.encoding, plain.columns), plain)
     plain = _with_columns(plain, columns or {}, table)
-    shape = _prompt_shape(table, task, plain)
+    shape = find_shape(table.columns, task, plain, f"{table.file}, {table.unit} 1", table.hint(), _answer_parts)
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), plain.unusable)
     examples = [replace(e, completion=words[0] if words else "", label=None, rejected=None) for e in examples]

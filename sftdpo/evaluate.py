@@ -91,7 +91,7 @@ def predict(
     data: TaskData,  # the task, for its verbalizers
     examples: list[Example],  # labelled examples to judge, or examples without labels to predict
     precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
-) -> pd.DataFrame:  # id, label, prediction, correct, probability_<verbalizer>..., mass, prompt; label and correct only where all have labels
+) -> pd.DataFrame:  # id, label, prediction, correct, probability_<label>..., mass, prompt; label and correct only where all have labels
     "Probability of each verbalizer given that one of them comes, and `mass`, the probability that one of them does."
     rows = verbalizer_rows(examples, tokenizer, data.verbalizers, context_length(model.config))
     logps = finite_scores(model, rows, precision)  # [examples, verbalizers]
@@ -102,7 +102,7 @@ def predict(
     known = {} if label is None else {"label": label, "correct": prediction == label}
     return pd.DataFrame({
         "id": [example.id for example in examples], **known, "prediction": prediction,
-        **{f"probability_{word}": probabilities[:, i] for i, word in enumerate(data.verbalizers)},
+        **{f"probability_{word}": probabilities[:, i] for i, word in enumerate(data.intake.labels or data.verbalizers)},
         "mass": mass, "prompt": [example.prompt for example in examples]})
 
 # %% ../nbs/06_evaluate.ipynb #7a99e097

@@ -50,7 +50,7 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
 from .config import LoRA
-from .engine.names import BACKBONES, check_model_name, home_of, offline_message
+from .engine.names import BACKBONES, check_spelling, home_of, offline_message
 from .engine.safe_files import written_whole
 
 # %% ../nbs/02_model.ipynb #ed35b0bc
@@ -143,7 +143,7 @@ def locate(
             raise FileNotFoundError(f"{name} is not on this machine: " + ("install the package again, its assets are missing"
                                     if name == "bard" else f"run `sftdpo fetch {name}` once"))
         return str(check_model_folder(home_of(name))), None
-    check_model_name(name)
+    check_spelling(name)
     path = Path(name).expanduser()
     if path.is_dir() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name): return str(check_model_folder(path)), None
     hub_name, _, revision = name.partition("@")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAY_GROW', 'NEUTRAL', 'TOGETHER', 'flat', 'check_study_folder', 'check_growth', 'claim_folder', 'grown',
            'surroundings', 'notice_changes', 'check_runs', 'carry_out', 'run_search', 'look_at_data', 'compare',
-           'failed_runs', 'note_planned_runs', 'study_of', 'train_run', 'load_any', 'judged_data', 'probability_names',
-           'with_labels', 'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
+           'failed_runs', 'note_planned_runs', 'study_of', 'train_run', 'load_any', 'judged_data', 'with_labels',
+           'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
 
 # %% ../nbs/12_study.ipynb #00d382b4
 from dataclasses import fields, replace
@@ -354,21 +354,15 @@ def judged_data(
     return fit_task(rows, *reader, read.reading.too_long)
 
 # %% ../nbs/12_study.ipynb #3d5a21a9
-def probability_names(
-    data: TaskData,  # the task, for its labels
-) -> dict[str, str]:  # by answer, and by label
-    "What the columns of probabilities are called, and what a user calls them."
-    return {f"probability_{answer}": f"probability_{label}" for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers)}
-
 def with_labels(
-    predictions: pd.DataFrame,  # numbers of answers, and a probability for each
+    predictions: pd.DataFrame,  # with numbers of labels
     data: TaskData,             # the task, for its labels
 ) -> pd.DataFrame:
     "The predictions with labels in place of numbers, where the data have labels of their own."
     labels = data.intake.labels
     if not labels or "prediction" not in predictions: return predictions
     named = {name: predictions[name].map(dict(enumerate(labels))) for name in ("label", "prediction") if name in predictions}
-    return predictions.assign(**named).rename(columns=probability_names(data))
+    return predictions.assign(**named)
 
 # %% ../nbs/12_study.ipynb #67d848b5
 def evaluate_saved(
@@ -398,7 +392,7 @@ def label_answers(
     found = predict(model, tokenizer, data, examples)
     labels = data.intake.labels or data.verbalizers
     found.insert(1, "answer", [labels[i] for i in found.pop("prediction")])
-    return found.rename(columns=probability_names(data))
+    return found
 
 # %% ../nbs/12_study.ipynb #d55c84a8
 def text_answers(

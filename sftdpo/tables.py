@@ -7,7 +7,7 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'WHAT_TO_CHANGE', 'place_of', 'with_cells'
            'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'format_time', 'format_estimate',
            'format_range', 'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns',
            'fitted_table', 'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned',
-           'with_baseline', 'print_wrapped', 'next_steps', 'print_further', 'print_tables']
+           'with_baseline', 'print_wrapped', 'print_further', 'print_tables', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import re
@@ -232,11 +232,12 @@ def column_lines(
     "A column as text, its heading no wider than its cells where words allow."
     cells = [textwrap.wrap(row, most) or [""] for row in rows]
     wide = max((len(line) for cell in cells for line in cell), default=0)
-    lines = [textwrap.wrap(heading, max(wide, 9), break_long_words=False) or [""], *cells]
+    words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 10), break_long_words=False)  # a unit stays with its word
+    lines = [[line.replace("\N{NO-BREAK SPACE}", " ") for line in words] or [""], *cells]
     wide = max(len(line) for cell in lines for line in cell)
     return [[f"{line:>{wide}}" if right else f"{line:<{wide}}" for line in cell] for cell in lines]
 
-# %% ../nbs/20_tables.ipynb #178e7b5b
+# %% ../nbs/20_tables.ipynb #b813257d
 def joined_columns(
     columns: list[list[list[str]]],  # from `column_lines`
 ) -> list[str]:
@@ -249,6 +250,7 @@ def joined_columns(
         lines += ["  ".join(parts).rstrip() for parts in zip(*row)]
     return lines
 
+# %% ../nbs/20_tables.ipynb #c0164ecd
 def fitted_table(
     table: pd.DataFrame,  # of text, from `cells_table`
     width: int = 80,      # of the terminal
@@ -343,18 +345,6 @@ def print_wrapped(
     "Print a paragraph in lines of 80 letters."
     print("\n" * text.startswith("\n") + textwrap.fill(text.strip(), 80, break_long_words=False, break_on_hyphens=False))
 
-def next_steps(
-    results: pd.DataFrame,  # from `compare` or `read_results`
-    folder: Path,           # of the study
-) -> str:
-    "What to type after a table: a report, more seeds, the page."
-    where, seeds = shlex.quote(str(folder)), results.loc[results["recipe"] != "base", "seed"].nunique()
-    lines = ["", "next: verdicts, figures and settings in one HTML file", f"  sftdpo report {where}"]
-    if 0 < seeds < 5:
-        settings = shlex.quote(str(Path(folder) / "study.yaml"))
-        lines += ["five seeds, which say more of other trainings; what is done is kept", f"  sftdpo compare --settings {settings} \\", f"    --seeds 0 1 2 3 4 --out {where}"]
-    return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])
-
 # %% ../nbs/20_tables.ipynb #1dbc527f
 def print_further(
     folder: Path,     # of the study
@@ -376,7 +366,7 @@ def print_tables(
     results: pd.DataFrame,  # from `compare` or `read_results`
     folder: Path,           # of the study; named at the end
 ):
-    "Print each task's table of cells, its baselines, where the files are, and what to type next."
+    "Print each task's table of cells, its baselines, and where the files are."
     for task in results.task.unique():
         part = results[results.task == task]
         first = part.iloc[0]
@@ -395,4 +385,16 @@ def print_tables(
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
     print_wrapped(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")
-    print(next_steps(results, folder))
+
+# %% ../nbs/20_tables.ipynb #61b112b8
+def next_steps(
+    results: pd.DataFrame,  # from `compare` or `read_results`
+    folder: Path,           # of the study
+) -> str:
+    "What to type after a table: a report, more seeds, the page."
+    where, seeds = shlex.quote(str(folder)), results.loc[results["recipe"] != "base", "seed"].nunique()
+    lines = ["", "next: verdicts, figures and settings in one HTML file", f"  sftdpo report {where}"]
+    if 0 < seeds < 5:
+        settings = shlex.quote(str(Path(folder) / "study.yaml"))
+        lines += ["five seeds, which say more of other trainings; what is done is kept", f"  sftdpo compare --settings {settings} \\", f"    --seeds 0 1 2 3 4 --out {where}"]
+    return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])

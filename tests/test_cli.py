@@ -1,13 +1,17 @@
-"The command line: options are the settings' fields, and mistakes are told in a line."
+"The command line: options are the settings' fields, a help fills one screen, and mistakes are told in a line."
+import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from sftdpo.cli import QUICKSTART, Compare, Generate, Train, main, parse
+from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, parse
 from sftdpo.config import Execution
+from sftdpo.tasks import TASKS
 
 
 def test_options_are_the_fields_of_the_settings():
@@ -29,20 +33,137 @@ def test_a_settings_file_and_options_that_win_over_it(tmp_path):
 
 
 @pytest.mark.parametrize("words, told", [
-    (["compare", "--train-size", "0"], "train_size = 0"),
+    (["compare", "--train-size", "0"], "--train-size 0 cannot"),
     (["compare", "--settings", "nowhere.yaml"], "nowhere.yaml"),
     (["compare", "--tasks", "paraphrase", "--data", "nowhere/pairs.tsv"], "nowhere/pairs.tsv"),
     (["compare", "--backbone", "no/such-model"], "bard"),
     (["compare", "--train-size", "99999999"], "99999999"),
     (["evaluate", "no/such-model"], "bard"),
     (["train", "--recipe", "base"], "trains nothing"),
-    (["plan", "--workers", "0"], "workers = 0"),
+    (["plan", "--workers", "0"], "--workers 0 cannot"),
+    (["compare", "--seeds", "1", "1"], "--seeds 1 1 cannot"),
+    (["compare", "--sampling.top-p", "3"], "--sampling.top-p 3.0 cannot"),  # of settings inside others, which tyro makes
+    (["compare", "--train-size", "many"], "--train-size many: give a whole number"),
+    (["compare", "--cells", "sft dpo.beta", "x"], "--cells 'sft dpo.beta' x: give a number"),
+    (["train", "--sft.beta", "1"], "--sft.beta does not apply to SFT: it is --dpo.beta"),
+    (["train", "--dpo.kind", "dpo"], "--dpo.kind does not apply"),
 ])
 def test_mistakes_are_told_in_a_line(words, told, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")] if words[0] != "evaluate" else []
     with pytest.raises(SystemExit) as end: main(words + out)
     said = capsys.readouterr().err
     assert end.value.code == 2 and told in said and "Traceback" not in said
+    assert len(said.splitlines()) == 1 and "│" not in said and "NoneType" not in said
+
+
+@pytest.mark.parametrize("words, meant", [
+    ("comapre", "compare"), ("compare --recipes sfd", "sft"), ("compare --tasks paraphras", "paraphrase"), ("train --task sonet", "sonnet"),
+    ("compare --backbone smolm2-135m", "smollm2-135m"), ("generate smollm", "smollm2-135m"), ("evaluate bart", "bard"), ("fetch gpt-2", "gpt2"),
+    ("compare --train-sizes 4", "--train-size"), ("compare --dpo.betta 4", "--dpo.beta"), ("train --dpo.loss sigmod", "sigmoid"), ("data chek tickets.csv", "check"),
+    ("data check tickest.csv", "tickets.csv"), ("compare --tasks labels --data tickest.csv", "tickets.csv"), ("predict madel tickets.csv", "model"), ("report modle", "model"),
+    ("compare --tasks labels --data tickets.csv --reading.label tema", "team")])
+def test_a_near_miss_is_told(words, meant, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tickets.csv").write_text("text,team\n" + "one,a\ntwo,b\n" * 20)
+    (tmp_path / "model" / "model").mkdir(parents=True)
+    with pytest.raises(SystemExit) as end: main(words.split())
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and f"did you mean '{meant}'" in said and len(said.splitlines()) == 1
+
+
+LIGHT = ["comapre", "compare --recipes sfd", "compare --train-size 0", "compare --backbone smolm2-135m", "compare --backbone ./nowhere", "compare --backbone no/such-model",
+         "compare --tasks labels --data nowhere.csv", "compare --tasks labels --data tickets.csv", "compare --tasks labels --data tickets.csv --reading.label tema",
+         "plan --tasks completions --data tickets.csv", "compare --out tickets.csv", "train --task labels --data nowhere", "train --task labels --data tickets.csv --reading.prompt {txt}",
+         "report nowhere", "report .", "evaluate ./nowhere", "evaluate saved --data nowhere.csv", "evaluate saved --data other.csv", "evaluate bard --out told.xlsx",
+         "predict saved nowhere.csv", "predict saved other.csv", "predict saved tickets.csv --out told.xlsx", "predict saved", "generate ./nowhere", "submit ./nowhere x y",
+         "submit saved nowhere.csv y", "fetch smollm", "bench --data nowhere", "data check nowhere.csv", "data check tickets.csv --task completions"]
+
+
+def test_wrong_paths_and_columns_are_found_before_torch_is_imported(tmp_path):
+    (tmp_path / "tickets.csv").write_text("text,team\n" + "one,a\ntwo,b\n" * 20)
+    (tmp_path / "other.csv").write_text("number\n1\n2\n")
+    home = tmp_path / "saved" / "model"
+    home.mkdir(parents=True)
+    (home / "config.json").write_text("{}")
+    (home / "task.json").write_text(json.dumps(dict(task="labels", data="tickets.csv", reading=dict(label="team"), columns={}, answers=dict(a="A", b="B"), fingerprint="")))
+    code = ("import sys\nfrom sftdpo.cli import main\nfor line in sys.stdin:\n  try: main(line.split())\n  except SystemExit as left: print('left', left.code, 'torch' in sys.modules, line, end='')\n"
+            "  else: print('went on', line, end='')\n")
+    found = subprocess.run([sys.executable, "-c", code], input="\n".join(LIGHT) + "\n", capture_output=True, text=True, cwd=tmp_path)
+    ends = [line for line in found.stdout.splitlines() if line.startswith(("left", "went on"))]
+    assert ends == [f"left {1 if 'completions' in words and 'check' in words else 2} False {words}" for words in LIGHT], found.stderr
+
+
+def test_a_settings_file_is_told_as_it_is_written(tmp_path, capsys):
+    (tmp_path / "study.yaml").write_text("train_size: 0\n")
+    with pytest.raises(SystemExit): main(["compare", "--settings", str(tmp_path / "study.yaml")])
+    assert "study.yaml: train_size = 0 cannot be used" in capsys.readouterr().err
+
+
+def test_options_without_effect_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sftdpo.cli.Train.__call__", lambda command: None)
+    main("train --recipe sft --tuning full --dpo.beta 0.2 --lora.rank 4 --sft.epochs 1".split())
+    said = capsys.readouterr().out
+    assert "--dpo.beta has no effect: sft has no DPO stage" in said and "--lora.rank has no effect" in said and "--sft.epochs" not in said
+    main("train --recipe sft-long --dpo.epochs 2".split())  # whose depth is that of both stages
+    assert "no effect" not in capsys.readouterr().out
+
+
+def help_of(*words, capsys):
+    with pytest.raises(SystemExit) as end: main([*words])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_fills_one_screen(command, capsys):
+    text = help_of(command, "--help", capsys=capsys)
+    lines = text.splitlines()
+    assert len(lines) < 80 and max(map(len, lines)) <= 80
+    example = lines[lines.index("example:") + 1].split("sftdpo ", 1)[1]
+    assert isinstance(parse(shlex.split(example)), COMMANDS[command][0])  # it can be typed
+    everything = help_of(command, "--help-all", capsys=capsys)
+    assert set(re.findall(r"^  (--[\w.-]+)", text, re.MULTILINE)) <= set(re.findall(r"^  (--[\w.-]+)", everything, re.MULTILINE))
+    for option in ("--sft.kind", "--dpo.kind", "--sft.beta", "--sft.rejected", "--sft.loss", "--sft.sft-weight", "--sft.label-smoothing"): assert f"{option} " not in everything
+
+
+def test_the_long_help_has_every_setting_and_the_short_one_the_defaults_in_numbers(capsys):
+    short, everything = (help_of("compare", word, capsys=capsys) for word in ("--help", "--help-all"))
+    assert "more options: sftdpo compare --help-all" in short and "--sft.warmup" not in short
+    for option in ("--sft.warmup", "--dpo.label-smoothing", "--reading.too-long", "--ray-address", "--search.betas", "--learning-rates.dpo-lora"): assert f"\n  {option}" in everything
+    rates = TASKS["labels"].rates("bard"), TASKS["labels"].rates("another")
+    assert (rates[0].sft_full, rates[1].sft_lora) == (7e-4, 5e-4) and "default for bard: 7e-4" in short and "5e-4" in short  # as its words have them
+    assert "None" not in short + everything and "{paraphrase" not in short
+
+
+def test_the_overview_names_each_command_and_fits(capsys):
+    text = help_of("--help", capsys=capsys)
+    assert all(re.search(rf"^  {command} +\S", text, re.MULTILINE) for command in COMMANDS) and len(text.splitlines()) < 60 and max(map(len, text.splitlines())) <= 80
+
+
+def test_the_final_table_fits_a_terminal_and_ends_with_what_to_type_next(backbone, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "days.csv").write_text("text,label\n" + "".join(f"the day number {i} was {'fine' if i % 2 else 'grey'},{'yes' if i % 2 else 'no'}\n" for i in range(120)))
+    main(["compare", "--tasks", "labels", "--data", "days.csv", "--backbone", backbone, "--recipes", "sft", "--tunings", "full", "--train-size", "16", "--sft.epochs", "1", "--sft.batch-size", "8", "--out", "runs/a"])
+    told = capsys.readouterr().out
+    table = told[told.index("labels · "):].splitlines()
+    assert max(len(line.replace(backbone, "bard")) for line in table) <= 80 and any("sft full" in line for line in table)
+    assert all(word in told for word in ("accuracy %", "macro F1 %", "calibration", "training"))
+    typed = re.findall(r"^  sftdpo (.*(?:\n    .*)*)", told, re.MULTILINE)
+    assert [words.split()[0] for words in typed] == ["report", "compare"] and "make playground" in table[-1]
+    seen = parse(shlex.split(typed[1].replace("\\\n", " ")))
+    assert seen.study.seeds == (0, 1, 2, 3, 4) and seen.study.backbone == backbone and str(seen.out) == "runs/a"
+    main(shlex.split(typed[0]))
+    assert (tmp_path / "runs/a/report.html").exists()
+    main([*shlex.split(typed[1].replace("\\\n", " "))[:-6], "1", "--out", "runs/a"])  # the remedy is taken: the study goes on
+    assert set(pd.read_csv("runs/a/results.csv").seed) == {0, 1}
+
+
+def test_the_table_of_speeds_fits_a_terminal(repository, capsys):
+    from sftdpo.bench import print_speeds
+    stored = sorted((repository / "nbs/study/results/speed").glob("*.json"))
+    for file in stored: print_speeds(json.loads(file.read_text(encoding="utf-8")))
+    lines = capsys.readouterr().out.splitlines()
+    assert stored and max(map(len, lines)) <= 80 and any("peak GB" in line for line in lines)
 
 
 def test_quickstart_is_both_tasks_and_six_cells():
@@ -56,6 +177,7 @@ def test_a_quickstart_that_fails_says_so_and_tries_again(tmp_path, monkeypatch):
         given.append(execution)
         (folder / "failures").mkdir(parents=True)
         (folder / "failures/abc.txt").write_text("why")
+        return pd.DataFrame()
     monkeypatch.setattr("sftdpo.study.compare", compare)
     monkeypatch.setattr("sftdpo.tables.print_tables", lambda results, folder: None)
     with pytest.raises(SystemExit) as end: main(["quickstart", "--out", str(tmp_path)])

@@ -1,8 +1,10 @@
-"""How models are judged, through files and the command line: nothing is measured by length, memory or luck alone."""
+"How models are judged and asked, through files and the command line: nothing is measured by length, memory or luck alone."
 import json
+import re
 
 import pandas as pd
 import pytest
+from tiny import tiny_model
 
 from sftdpo.cli import main
 
@@ -65,3 +67,164 @@ def test_every_label_run_has_the_best_baseline_beside_it(backbone, tmp_path):
     results = pd.read_csv(tmp_path / "study" / "results.csv")
     trained = results[results.recipe == "sft"].set_index("metric").value
     assert trained["baseline_tfidf"] == 1 and .3 < trained["baseline_majority"] < .7
+
+
+# -- a saved model knows its task
+
+TEAMS = {"billing team": ("invoice", "charge"), "technical support": ("crash", "error"), "delivery and returns": ("parcel", "courier")}
+
+
+def mails(number, labelled=True, start=0):
+    "Made-up mails whose words decide the team; the columns before them would pass for a prompt."
+    rows = [(f"note {i}", f"My {words[i % 2]} number {start + i}, please", team) for i in range(number) for team, words in [list(TEAMS.items())[i % 3]]]
+    return ["text,mail" + ",team" * labelled, *(",".join([a, f'"{b}"', *[c] * labelled]) for a, b, c in rows)]
+
+
+def write(path, lines):
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def team_model(request, tokenizer, tmp_path_factory):
+    "What `sftdpo train` keeps of three labels of several tokens each, with a template; and what it said."
+    from contextlib import redirect_stdout
+    from io import StringIO
+
+    from sftdpo.model import save_policy
+    home = tmp_path_factory.mktemp("teams")
+    base = str(save_policy(tiny_model("gpt2", tokenizer), tokenizer, home / "base"))
+    words = ["train", "--task", "labels", "--data", write(home / "mails.csv", mails(120)), "--reading.prompt", r"Mail: {mail}\nTeam:", "--reading.label", "team", "--backbone", base,
+             "--tuning", request.param, "--sft.epochs", "8", "--sft.batch-size", "8", "--sft.learning-rate", "3e-3", "--out", str(home / "out")]
+    with redirect_stdout(StringIO()) as said: main(words)
+    return home, said.getvalue()
+
+
+def asked(capsys, *words):
+    "What a command prints, and how it ends."
+    capsys.readouterr()
+    try: main([str(word) for word in words])
+    except SystemExit as left: code = left.code
+    else: code = 0
+    told = capsys.readouterr()
+    return code, told.out + told.err
+
+
+def test_labels_that_are_no_single_token_get_letters_by_themselves(team_model):
+    "Issue 18.4. At 72cf482 training stops: the verbalizer is so many tokens, choose others."
+    home, said = team_model
+    assert said.count("the model answers 'A' for 'billing team', 'B' for 'delivery and returns', 'C' for 'technical support'") == 1
+    known = json.loads((home / "out" / "model" / "task.json").read_text())
+    assert known["answers"] == {"billing team": "A", "delivery and returns": "B", "technical support": "C"}
+    assert known["columns"] == {"prompt": "Mail: {mail}\nTeam:", "label": "team"}
+
+
+def test_letters_give_what_the_same_letters_give_when_they_are_typed(team_model, tmp_path, capsys):
+    home, _ = team_model
+    known = json.loads((home / "out" / "model" / "task.json").read_text())
+    from sftdpo.config import Reading
+    from sftdpo.data import fit_task, load_task
+    from sftdpo.model import load_tokenizer
+    tokenizer = load_tokenizer(home / "base")
+    typed = Reading(prompt=r"Mail: {mail}\nTeam:", label="team", verbalizers=known["answers"])
+    assert fit_task(load_task("labels", home / "mails.csv", 0, typed), tokenizer, 256).fingerprint == known["fingerprint"]
+
+
+def test_data_check_gives_letters_too(tmp_path, capsys):
+    path = write(tmp_path / "mails.csv", mails(60))
+    code, told = asked(capsys, "data", "check", path, "--reading.prompt", "{mail}\n", "--reading.label", "team")
+    assert code == 0 and "'A' for 'billing team'" in told and "stops a run" not in told and "--reading.verbalizers" not in told
+
+
+def test_predict_answers_rows_without_labels(team_model, tmp_path, capsys):
+    "Issue 18.4: template, answers and tokenizer are the model's; answers are the user's own labels."
+    home, _ = team_model
+    path = write(tmp_path / "new.csv", mails(300, labelled=False, start=500))
+    code, told = asked(capsys, "predict", home / "out", path, "--out", tmp_path / "answers.csv")
+    table = pd.read_csv(tmp_path / "answers.csv")
+    assert code == 0 and "300 rows answered" in told and len(table) == 300 and set(table["answer"]) <= set(TEAMS)
+    probabilities = table[[f"probability_{team}" for team in TEAMS]]
+    assert probabilities.sum(axis=1).to_numpy() == pytest.approx(1) and (probabilities.idxmax(axis=1) == "probability_" + table["answer"]).all()
+    assert table["prompt"][0] == "Mail: My invoice number 500, please\nTeam:" and table["id"][0] == "line-2"
+
+
+def test_predict_and_evaluate_agree_and_all_rows_are_judged(team_model, tmp_path, capsys):
+    home, _ = team_model
+    labelled, plain = write(tmp_path / "more.csv", mails(60, start=900)), write(tmp_path / "plain.csv", mails(60, labelled=False, start=900))
+    for name in ("answers.parquet", "answers.jsonl"): assert asked(capsys, "predict", home / "out", plain, "--out", tmp_path / name)[0] == 0
+    assert asked(capsys, "predict", home / "out" / "model", labelled, "--out", tmp_path / "same.parquet")[0] == 0  # its labels are not looked at
+    code, told = asked(capsys, "evaluate", home / "out", "--data", labelled, "--out", tmp_path / "judged.csv")
+    assert code == 0 and "judged: 60 examples of more" in told
+    answers, judged = pd.read_parquet(tmp_path / "answers.parquet"), pd.read_csv(tmp_path / "judged.csv")
+    pd.testing.assert_frame_equal(answers, pd.read_parquet(tmp_path / "same.parquet"))
+    assert list(answers["answer"]) == list(judged["prediction"]) == list(pd.read_json(tmp_path / "answers.jsonl", lines=True)["answer"])
+    accuracy = float(re.search(r"^ +accuracy ([\d.]+)$", told, re.MULTILINE)[1])
+    assert set(judged["label"]) == set(TEAMS) and (judged["label"] == answers["answer"]).mean() == pytest.approx(accuracy, abs=1e-4)
+    assert list(answers["prompt"]) == list(judged["prompt"])
+
+
+def test_predict_in_python(team_model, tmp_path, capsys):
+    from sftdpo.study import predict_saved
+    home, _ = team_model
+    path = write(tmp_path / "new.csv", mails(9, labelled=False))
+    assert asked(capsys, "predict", home / "out", path, "--out", tmp_path / "answers.parquet")[0] == 0
+    pd.testing.assert_frame_equal(predict_saved(str(home / "out"), path, progress=False), pd.read_parquet(tmp_path / "answers.parquet"))
+
+
+def test_the_model_folder_stays_what_plain_libraries_open(team_model):
+    from peft import AutoPeftModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    home, _ = team_model
+    folder = home / "out" / "model"
+    loader = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
+    ids = AutoTokenizer.from_pretrained(folder)("Mail:", return_tensors="pt").input_ids
+    assert loader.from_pretrained(folder)(input_ids=ids).logits.isfinite().all()
+
+
+def test_rows_that_cannot_be_answered(team_model, tmp_path, capsys):
+    home, _ = team_model
+    path, out = write(tmp_path / "new.csv", [*mails(5, labelled=False), "note,"]), tmp_path / "answers.csv"
+    code, told = asked(capsys, "predict", home / "out", path, "--reading.prompt", "{mail}", "--out", out)
+    assert code == 2 and "line 7: the column 'mail' is empty" in told.replace("the prompt is empty", "the column 'mail' is empty") and not out.exists()
+    code, told = asked(capsys, "predict", home / "out", path, "--reading.prompt", "{mail}", "--reading.unusable", "drop", "--out", out)
+    assert code == 0 and "1 row cannot be used and is left out" in told and "5 rows answered" in told and len(pd.read_csv(out)) == 5
+
+
+def test_answers_are_written_whole_or_not_at_all(team_model, tmp_path, monkeypatch, capsys):
+    home, _ = team_model
+    path, out = write(tmp_path / "new.csv", mails(300, labelled=False)), tmp_path / "answers.csv"
+    out.write_text("before")
+    real, calls = __import__("sftdpo.study", fromlist=["x"]).label_answers, []
+    def stops(*given):
+        calls.append(len(given[3]))
+        if len(calls) > 1: raise KeyboardInterrupt
+        return real(*given)
+    monkeypatch.setattr("sftdpo.study.label_answers", stops)
+    assert asked(capsys, "predict", home / "out", path, "--out", out)[0] != 0
+    assert len(calls) == 2 and out.read_text() == "before" and sorted(one.name for one in tmp_path.iterdir()) == ["answers.csv", "new.csv"]
+
+
+def test_predict_writes_what_follows_a_prompt(backbone, tmp_path, capsys):
+    "Of completions, the drawn text; the same seed gives the same text, and several samples a line each."
+    rows = "".join(f"Today: I walk {i}. Yesterday:,I walked {i}.\n" for i in range(40))
+    (tmp_path / "past.csv").write_text("today,yesterday\n" + rows)
+    named = ["--reading.prompt", "today", "--reading.completion", "yesterday"]
+    main(["train", "--task", "completions", "--data", str(tmp_path / "past.csv"), *named, "--backbone", backbone, "--sft.epochs", "1", "--sampling.max-new-tokens", "20",
+          "--sampling.samples", "1", "--out", str(tmp_path / "out")])
+    (tmp_path / "new.csv").write_text("id,today\na,Today: I run. Yesterday:\nb,Today: I sing. Yesterday:\n")
+    words = ["predict", tmp_path / "out", tmp_path / "new.csv", "--sampling.max-new-tokens", "12", "--sampling.samples", "2"]
+    for name, more in (("one", []), ("two", []), ("other", ["--seed", "7"])):
+        code, told = asked(capsys, *words, *more, "--out", tmp_path / f"{name}.parquet")
+        assert code == 0 and "2 rows answered, 4 texts" in told
+    one, two, other = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two", "other"))
+    pd.testing.assert_frame_equal(one, two)
+    assert list(one["id"]) == ["a", "a", "b", "b"] and list(one["sample"]) == [0, 1, 0, 1] and not one.equals(other) and one["answer"].str.len().min() > 0
+
+
+def test_more_labels_than_letters(tokenizer, tmp_path):
+    "Beyond the alphabet, numbers and other words of one token stand for labels."
+    from sftdpo.data import fit_task, load_task
+    (tmp_path / "many.csv").write_text("text,label\n" + "".join(f"text {i},some intent {i % 77}\n" for i in range(770)))
+    fitted = fit_task(load_task("labels", tmp_path / "many.csv"), tokenizer, 256)
+    assert len(set(fitted.verbalizers)) == 77 == len(fitted.intake.labels) and all(len(tokenizer(word)["input_ids"]) == 1 for word in fitted.verbalizers)
+    assert all(e.completion == fitted.verbalizers[e.label] for e in fitted.train)

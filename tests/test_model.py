@@ -72,7 +72,7 @@ def test_names_of_all_kinds(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["./missing", "/no/such/place", "a/b/c", "~/no-such-folder"])
 def test_a_missing_folder_is_named(name):
-    with pytest.raises(FileNotFoundError, match=f"{name.strip('~./')}: no such folder"): m.locate(name)
+    with pytest.raises(FileNotFoundError, match=f"{name.strip('~./')}: there is no such folder"): m.locate(name)
 
 
 def test_folders_that_are_no_backbone(folder, tmp_path):

@@ -358,11 +358,12 @@ def test_report_of_a_file_that_cannot_run(tmp_path):
 def test_report_counts_equal_pairs_and_long_answers(tmp_path, tokenizer):
     rows = [dict(prompt=f"p{i} ", chosen="same" if i < 3 else f"a{i}", rejected="same") for i in range(30)]
     assert check_file("preferences", rows).equal_pairs == 3
-    report = check_file("labels", write(tmp_path, "m.csv", moods()), Reading(label="mood"), tokenizer, 100)
-    assert any(n > 1 for n in report.verbalizers.values()) and set(report.suggestion) == {"good", "bad", "mixed"} and "--reading.verbalizers" in report.stops[-1]
-    fixed = load_task("labels", tmp_path / "m.csv", reading=Reading(label="mood", verbalizers=report.suggestion))
+    own = Reading(label="mood", verbalizers=dict(good="quite good", bad="rather bad", mixed="a mixture"))  # chosen by the user: nothing else stands for them
+    report = check_file("labels", write(tmp_path, "m.csv", moods()), own, tokenizer, 100)
+    assert any(n > 1 for n in report.verbalizers.values()) and set(report.suggestion) == set(own.verbalizers.values()) and "--reading.verbalizers" in report.stops[-1]
+    fixed = load_task("labels", tmp_path / "m.csv", reading=Reading(label="mood", verbalizers={label: report.suggestion[answer] for label, answer in own.verbalizers.items()}))
     assert fit_task(fixed, tokenizer, 100) is fixed
-    with pytest.raises(DataError, match="such as --reading.verbalizers"): fit_task(load_task("labels", tmp_path / "m.csv", reading=Reading(label="mood")), tokenizer, 100)
+    with pytest.raises(DataError, match="such as --reading.verbalizers"): fit_task(load_task("labels", tmp_path / "m.csv", reading=own), tokenizer, 100)
 
 
 def test_suggestions_are_single_distinct_tokens(tokenizer):

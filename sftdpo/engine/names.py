@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKBONES', 'ON_THE_HUB', 'cache_folder', 'home_of', 'nearest', 'is_path', 'missing_folder', 'offline_message',
-           'check_model_name', 'model_folder', 'check_saved_model']
+           'in_cache', 'check_spelling', 'check_model_name', 'model_folder', 'check_saved_model']
 
 # %% ../../nbs/engine/15_names.ipynb #ac66418b
 import difflib
@@ -31,9 +31,10 @@ def home_of(
     "The folder of a backbone with a short name."
     return Path(str(files("sftdpo"))) / "assets" / name if name == "bard" else cache_folder() / name
 
-# %% ../../nbs/engine/15_names.ipynb #693e494d
+# %% ../../nbs/engine/15_names.ipynb #3c6ef7fd
 ON_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # names without an owner
 
+# %% ../../nbs/engine/15_names.ipynb #2acbe326
 def nearest(
     name: str,  # as typed
     known,      # names that exist
@@ -45,13 +46,14 @@ def nearest(
     near += [one for one in alike if name and (one.startswith(name.casefold()) or name.casefold().startswith(one))]
     return f": did you mean {alike[near[0]]!r}?" if near else ""
 
-# %% ../../nbs/engine/15_names.ipynb #77b5a9a4
+# %% ../../nbs/engine/15_names.ipynb #6a7a4841
 def is_path(
     name: str,  # of a model, as typed
 ) -> bool:
     "Can it be nothing but a path? Names on the Hub are NAME or OWNER/NAME, perhaps with @REVISION; runs/ is where results go."
     return not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name) or name.startswith("runs/") or ("/" in name and Path(name).parent.is_dir())
 
+# %% ../../nbs/engine/15_names.ipynb #dffaf59b
 def missing_folder(
     name: str,  # of a folder that is not there
 ) -> FileNotFoundError:
@@ -68,22 +70,38 @@ def offline_message(
     "Say that a Hub name cannot be had, and what can."
     ready = [short for short in BACKBONES if (home_of(short) / "config.json").exists()]
     after = [f"{short} (after `sftdpo fetch {short}`)" for short in BACKBONES if short not in ready and short != "bard"]
-    return f"{name} is not on this machine and the Hub is out of reach; without it you can use: {', '.join(ready + after)}, or a folder"
+    near = nearest(name.partition("@")[0], ON_THE_HUB, .72) if name.partition("@")[0] not in ON_THE_HUB else ""
+    return f"{name} is not on this machine and the Hub is out of reach{near and f' ({near[2:]})'}; without it you can use: {', '.join(ready + after)}, or a folder"
 
-# %% ../../nbs/engine/15_names.ipynb #d12a92bc
+# %% ../../nbs/engine/15_names.ipynb #5b7fe1d8
+def in_cache(
+    name: str,  # on the Hub, perhaps with @REVISION
+) -> bool:
+    "Was a model of the Hub downloaded before?"
+    from huggingface_hub import try_to_load_from_cache  # late: short names and folders do without
+    plain, _, revision = name.partition("@")
+    return isinstance(try_to_load_from_cache(plain, "config.json", revision=revision or None), str)
+
+# %% ../../nbs/engine/15_names.ipynb #e09bc849
+def check_spelling(
+    name: str,  # of a backbone: short, on the Hub, or a folder
+):
+    "Raise where the name is that of no folder, or nearly one of `BACKBONES`."
+    if name in BACKBONES or Path(name).expanduser().is_dir(): return
+    if is_path(name): raise missing_folder(name)
+    if "/" not in name and (near := nearest(name, BACKBONES, .72)) and not in_cache(name): raise ValueError(f"There is no backbone {name!r}{near}")
+
+# %% ../../nbs/engine/15_names.ipynb #13926dc0
 def check_model_name(
     name: str,  # of a backbone: short, on the Hub, or a folder
 ):
-    "Raise where the name can be known to be wrong."
+    "Raise where a backbone cannot be had, as far as that is known without a network."
+    check_spelling(name)
     if name in BACKBONES or Path(name).expanduser().is_dir(): return
-    if is_path(name): raise missing_folder(name)
-    from huggingface_hub import constants, try_to_load_from_cache  # late: short names and folders do without
-    plain, known, revision = name.partition("@")[0], (*BACKBONES, *ON_THE_HUB), name.partition("@")[2] or None
-    if isinstance(try_to_load_from_cache(plain, "config.json", revision=revision), str): return
-    if "/" not in name and plain not in known and (near := nearest(plain, known, .72)): raise ValueError(f"There is no backbone {name!r}{near}")
-    if constants.HF_HUB_OFFLINE: raise ConnectionError(offline_message(name))
+    from huggingface_hub import constants
+    if constants.HF_HUB_OFFLINE and not in_cache(name): raise ConnectionError(offline_message(name))
 
-# %% ../../nbs/engine/15_names.ipynb #3d45d2dd
+# %% ../../nbs/engine/15_names.ipynb #46d8284e
 def model_folder(
     name: str,  # a folder with a saved model or adapter, or with one in its folder `model`; or a backbone
 ) -> Path | None:  # none: it is a backbone's name
@@ -92,6 +110,7 @@ def model_folder(
     home = Path(name).expanduser()
     return next((one for one in (home / "model", home) if one.is_dir()), None)
 
+# %% ../../nbs/engine/15_names.ipynb #de85c5e0
 def check_saved_model(
     name: str,  # as `model_folder` takes it
 ):

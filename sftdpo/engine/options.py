@@ -32,7 +32,9 @@ def helps(
 ) -> dict[str, str]:  # field: text
     "The comment beside each field."
     found = {}
-    for line in inspect.getsource(kind).splitlines():
+    try: source = inspect.getsource(kind)
+    except OSError: source = ""  # a class of a notebook
+    for line in source.splitlines():
         if match := re.match(r"    (\w+)\s*:.*?  # (.*)$", line): found[match[1]] = match[2].strip()
     return {name: found.get(name, "") for name in declared(kind)}
 
@@ -92,7 +94,7 @@ def options_of(
                                   not (kind is Stage and (field.name == "kind" or text.startswith(other)))))
     return found
 
-# %% ../../nbs/engine/16_options.ipynb #cee79862
+# %% ../../nbs/engine/16_options.ipynb #9b3ba789
 def recommended_values(
     name: str,  # of an option: sft.learning-rate, dpo.epochs, learning-rates.sft-full
 ) -> tuple[str, ...]:  # fields of `Recommended`; empty where the default does not depend on the task
@@ -102,6 +104,7 @@ def recommended_values(
     if before not in ("sft", "dpo"): return ()
     return {"learning-rate": (f"{before}_full", f"{before}_lora"), "epochs": ("epochs",), "batch-size": ("batch_size",)}.get(last, ())
 
+# %% ../../nbs/engine/16_options.ipynb #092ca154
 def recommended_text(
     name: str,  # of an option
 ) -> str:       # empty where the default does not depend on the task
@@ -118,7 +121,7 @@ def recommended_text(
     if not any(parts.values()): return ""
     return f"default: {parts['bard']}" if parts["bard"] == parts[None] else f"default for bard: {parts['bard']}; for others: {parts[None]}"
 
-# %% ../../nbs/engine/16_options.ipynb #fff4fc30
+# %% ../../nbs/engine/16_options.ipynb #ea63aac9
 def default_text(
     option: Option,  # of a command
 ) -> str:            # empty where the comment says it, or where there is none
@@ -128,6 +131,7 @@ def default_text(
     if isinstance(value, bool): return f"default: {'yes' if value else 'no'}"
     return f"default: {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
+# %% ../../nbs/engine/16_options.ipynb #995f19ce
 def option_text(
     option: Option,  # of a command
 ) -> str:
@@ -137,11 +141,12 @@ def option_text(
     known = f"one of {', '.join(map(str, option.choices))}" if option.choices and not shows_choices(option) else ""
     return "; ".join(part for part in (words, known, special or default_text(option)) if part)
 
-# %% ../../nbs/engine/16_options.ipynb #b3109c42
+# %% ../../nbs/engine/16_options.ipynb #7ae1d398
 def shows_choices(option: Option) -> bool:
     "Are its choices short enough to stand beside its name?"
     return 0 < len("|".join(map(str, option.choices))) <= 24
 
+# %% ../../nbs/engine/16_options.ipynb #6f2f4aeb
 def value_text(
     option: Option,  # of a command
 ) -> str:
@@ -152,7 +157,7 @@ def value_text(
     one = "|".join(map(str, option.choices)) if shows_choices(option) else {int: "N", float: "NUM", Path: "PATH"}.get(kind, "NAME" if option.choices else "TEXT")
     return f"{one} ..." if option.several else one
 
-# %% ../../nbs/engine/16_options.ipynb #178f05f3
+# %% ../../nbs/engine/16_options.ipynb #065f2aa2
 def option_lines(
     option: Option,   # of a command
     width: int = 80,  # of the terminal
@@ -165,11 +170,12 @@ def option_lines(
     if len(head) < column - 1: return [f"{head:<{column}}{lines[0]}".rstrip(), *(" " * column + line for line in lines[1:])]
     return [head, *(" " * column + line for line in lines)]
 
+# %% ../../nbs/engine/16_options.ipynb #9cc6089e
 def argument_name(option: Option) -> str:
     "What stands for an argument that is typed without a name."
     return str(option.choices[0]) if len(option.choices) == 1 else option.name.upper()
 
-# %% ../../nbs/engine/16_options.ipynb #6b58d85a
+# %% ../../nbs/engine/16_options.ipynb #5ea48c8c
 GROUPS = {  # what the short help shows, in this order
     "what is compared": ("tasks", "task", "backbone", "data", "train-size", "test-size", "recipes", "recipe", "tunings", "tuning", "seeds", "seed"),
     "columns of your own file": ("reading.prompt", "reading.label", "reading.completion", "reading.verbalizers", "reading.unusable"),
@@ -178,6 +184,7 @@ GROUPS = {  # what the short help shows, in this order
     "files and processes": ("out", "settings", "weights", "workers", "retry-failed")}
 SELDOM = ("name", "folds", "fold", "judge", "second-sft-rate", "shuffle-labels", "cells", "sweep", "executor", "cpus-per-run", "gpus-per-run", "ray-address")  # only in the long help
 
+# %% ../../nbs/engine/16_options.ipynb #420da943
 def grouped(
     options: list[Option],  # of a command
     everything: bool,       # those too that few people need?
@@ -226,7 +233,7 @@ def check_value(
         try: kind(value)
         except ValueError: raise SettingsError(f"{flag} {value}: give a {'whole ' * (kind is int)}number.") from None
 
-# %% ../../nbs/engine/16_options.ipynb #31495026
+# %% ../../nbs/engine/16_options.ipynb #6e9f824d
 def values_after(
     words: list[str],  # all that was typed
     at: int,           # place of an option among them
@@ -238,6 +245,7 @@ def values_after(
     end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
     return words[at + 1:end] if option.several else words[at + 1:min(end, at + 2)]
 
+# %% ../../nbs/engine/16_options.ipynb #0234215e
 def check_words(
     command: str,           # its name
     words: list[str],       # typed after it

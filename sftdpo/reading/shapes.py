@@ -105,6 +105,7 @@ def find_shape(
     reading: Reading = Reading(),  # columns and template, where they are given
     file: str = "the data",        # for messages
     hint: str = "",                # what else may be wrong, said first where columns are not found
+    skip: Sequence[str] = (),      # parts that are not looked for
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
     tabular = [name for name, one in TASKS.items() if one.columns]
@@ -112,6 +113,7 @@ def find_shape(
     found, pieces, absent, free = {}, (), [], _free(columns, task, reading)
     for role in (*TASKS[task].columns, "id"):
         given = getattr(reading, role, "")
+        if role in skip: continue
         if role == "prompt" and given and given not in columns and "{" in given: pieces = tuple(template_pieces(given, columns, file))
         elif given: found[role] = _column(given, columns, role, file)
         elif (name := _usual(role, [c for c in free if c not in found.values()], task)) is not None: found[role] = name
