@@ -40,6 +40,11 @@ def pytest_collection_finish(session):
     gc.freeze()
 
 
+def pytest_sessionfinish(session):
+    "Whoever looks at the end who refers to an object finds them all."
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def libraries_stay():
     "Nor are those that a file's tests have loaded."

@@ -134,11 +134,11 @@ def test_what_quarto_objects_to_is_found_and_mended(kind):
 
 def test_mending_changes_nothing_else():
     "Code, tables of pandas, and headings that are called like nothing else stay; links still find the class."
-    cells = [markdown("## Margins\n\n```\n## Margins {#margins}\n```\n\n## Times, too"), markdown("### Margins {#margins}"),
+    cells = [markdown("## Margins\n\n```\n## Margins {#margins}\n```\n\n## Times, too\n\nWith --out, `--out`"), markdown("### Margins {#margins}"),
              shown('<style>a {color: var(--mark)}</style><table border="1" class="dataframe"><tr><td>give --reading.unusable drop</td></tr></table>')]
     one = page(*cells)
     objections.mend(one)
-    assert one.cells[0].source == "## Margins {#about-margins}\n\n```\n## Margins {#margins}\n```\n\n## Times, too" and one.cells[1].source == "### Margins {#margins}"
+    assert one.cells[0].source == "## Margins {#about-margins}\n\n```\n## Margins {#margins}\n```\n\n## Times, too\n\nWith &#45;&#45;out, `--out`" and one.cells[1].source == "### Margins {#margins}"
     html = one.cells[2].outputs[0].data["text/html"]
     assert html == '<style>a {color: var(--mark)}</style><table border="1" class="dataframe"><tr><td>give &#45;&#45;reading.unusable drop</td></tr></table>'
 

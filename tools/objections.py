@@ -9,7 +9,9 @@ ALTERNATIVES = [re.compile(pattern, re.MULTILINE) for pattern in (  # what stand
     r"(!\[)([^\]]*)(\]\()", r"""(<img\b[^>]*?\balt=")([^"]*)(")""", r"^(#\| *fig-alt: *)(.*)($)")]
 TABLE = re.compile(r"<table\b([^>]*)>")
 READABLE = ('class="dataframe"', 'id="T_')  # tables that pandas writes
-OPTION = re.compile(r"<style.*?</style>|(?<![\w-])--(?=[a-z])(?=[^<>]*<)", re.DOTALL)  # before the name of an option, outside tags and styles
+OPTIONS = {  # two hyphens before the name of an option: outside code and styles, and in HTML outside tags
+    "text/markdown": re.compile(r"`[^`\n]*`|(?<![\w!-])--(?=[a-z])"),
+    "text/html": re.compile(r"<style.*?</style>|(?<![\w-])--(?=[a-z])(?=[^<>]*<)", re.DOTALL)}
 LEFT_ALONE = 'data-quarto-disable-processing="true"'
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -87,13 +89,15 @@ def with_own_names(
 def mend(
     page,  # a processed notebook, changed in place
 ):
-    "Write a page as Quarto likes it; options in tables keep their hyphens, and a progress bar that has ended is left out with the scripts it needs."
+    "Write a page as Quarto likes it; options keep their hyphens, and a progress bar that has ended is left out with the scripts it needs."
     for cell in page.cells:
         if "outputs" in cell: cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
     with_own_names(page)
     for holder, key, kind in texts(page):
         for pattern in ALTERNATIVES:
             holder[key] = pattern.sub(lambda found: found[1] + re.sub(r" ?%", " percent", found[2]) + found[3], holder[key])
+        if kind in OPTIONS:  # else they become a dash
+            hyphens = lambda text: OPTIONS[kind].sub(lambda found: "&#45;&#45;" if found[0] == "--" else found[0], text)
+            holder[key] = "".join(part if code else hyphens(part) for code, part in prose(holder[key]))
         if kind == "text/html":
             holder[key] = TABLE.sub(lambda table: table[0] if any(mark in table[1] for mark in (*READABLE, LEFT_ALONE)) else f"<table {LEFT_ALONE}{table[1]}>", holder[key])
-            holder[key] = OPTION.sub(lambda found: "&#45;&#45;" if found[0] == "--" else found[0], holder[key])
