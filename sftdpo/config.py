@@ -478,7 +478,7 @@ class Study(Settings):
             cell = Run(**shared, task=task, recipe=recipe, tuning=tuning).replace(**self.overrides(task, recipe, tuning))
             for fold, seed, *swept in product(self.every_fold, seeds or self.seeds, *map(tuple, self.sweep.values())):
                 runs.append((cell.replace(**dict(fold=fold, seed=seed_in_fold(seed, fold)) | dict(zip(self.sweep, swept))), dict(zip(self.sweep, swept))))
-        if not recipes: runs = [(Run(**shared, task=task, recipe="base", fold=fold), {}) for task in self.tasks for fold in self.every_fold]
+        if not recipes: runs = [(Run(**shared | {"fold": fold}, task=task, recipe="base"), {}) for task in self.tasks for fold in self.every_fold]
         return runs
 
     def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .engine.folder import StudyFolder
 from .engine.store import further_sets, read_examples, read_results, variants_of
 from .stats import Estimate, difference, interval, observations
 from .tasks import RECIPES, Metric, format_interval, format_metric, task_named
@@ -395,6 +396,6 @@ def next_steps(
     where, seeds = shlex.quote(str(folder)), results.loc[results["recipe"] != "base", "seed"].nunique()
     lines = ["", "next: verdicts, figures and settings in one HTML file", f"  sftdpo report {where}"]
     if 0 < seeds < 5:
-        settings = shlex.quote(str(Path(folder) / "study.yaml"))
+        settings = shlex.quote(str(StudyFolder(folder).settings))
         lines += ["five seeds, which say more of other trainings; what is done is kept", f"  sftdpo compare --settings {settings} \\", f"    --seeds 0 1 2 3 4 --out {where}"]
     return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])

@@ -213,14 +213,14 @@ def test_further_sets_are_printed(place, study, capsys):
     main(["compare", *words(place, "--recipes", "sft", "sft-dpo", "dpo+sft", "--train-size", 64, "--weights", "all",
                             "--held-out-text", place / "text.txt", "--also-judge", f"nights={place / 'nights.csv'}", "--out", study)])
     said = capsys.readouterr().out
-    assert "also judged on nights: 30 examples" in said and said.count("dpo+sft lora") == 2
+    assert "also judged on nights: 30 examples" in said and said.count("dpo+sft lora") >= 2
 
 
 @pytest.mark.parametrize("option, value, says", [
-    ("--also-judge", "nights.csv", "also_judge = 'nights.csv' cannot be used: write NAME=PATH"),
-    ("--also-judge", "nights=nowhere.csv", "also_judge = 'nights=nowhere.csv' cannot be used: there is no such file"),
-    ("--held-out-text", "nowhere.txt", "held_out_text = 'nowhere.txt' cannot be used: there is no such file"),
-    ("--dpo-sft-weight", "0", "dpo_sft_weight = 0.0 cannot be used: use a number above 0"),
+    ("--also-judge", "nights.csv", "--also-judge 'nights.csv' cannot be used: write NAME=PATH"),
+    ("--also-judge", "nights=nowhere.csv", "--also-judge 'nights=nowhere.csv' cannot be used: there is no such file"),
+    ("--held-out-text", "nowhere.txt", "--held-out-text 'nowhere.txt' cannot be used: there is no such file"),
+    ("--dpo-sft-weight", "0", "--dpo-sft-weight 0.0 cannot be used: use a number above 0"),
 ])
 def test_what_cannot_be_used_is_said_before_training(place, tmp_path, capsys, option, value, says):
     with pytest.raises(SystemExit) as stopped: main(["compare", *words(place, option, value, "--out", tmp_path / "out")])

@@ -104,9 +104,9 @@ def test_a_damaged_stage_is_named_and_trained_again(what, how, study, tmp_path, 
     import sftdpo.engine.work
     expected, folder = steady(compare(study, tmp_path / "undisturbed", progress=False)), StudyFolder(tmp_path / "out")
     finish = sftdpo.engine.work.finish_stage
-    def stopped(home, inputs, stage, *rest):
+    def stopped(home, inputs, stage, *rest, **more):
         if stage.kind == "dpo": raise KeyboardInterrupt
-        return finish(home, inputs, stage, *rest)
+        return finish(home, inputs, stage, *rest, **more)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(sftdpo.engine.work, "finish_stage", stopped)
         compare(study, folder, progress=False)

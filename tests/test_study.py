@@ -30,7 +30,7 @@ def run_name(run): return little_inputs().of(run).name
 def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
     trained = []
     finish = sftdpo.engine.work.finish_stage
-    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, inputs, *rest: trained.append((folder.path.name, inputs.run.cell)) or finish(folder, inputs, *rest))
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, inputs, *rest, **more: trained.append((folder.path.name, inputs.run.cell)) or finish(folder, inputs, *rest, **more))
     folder, study = tmp_path / "out", small(backbone)
     results = compare(study, folder, progress=False)
 
@@ -202,7 +202,7 @@ def test_answers_are_those_of_the_judged_models_tokenizer(backbone, tokenizer, t
 def test_one_run_is_tried_again_after_a_failure(backbone, tmp_path, monkeypatch):
     run = Run(backbone=backbone, train_size=16, sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
     with monkeypatch.context() as broken:
-        broken.setattr(sftdpo.engine.work, "finish_stage", lambda *rest: 1 / 0)
+        broken.setattr(sftdpo.engine.work, "finish_stage", lambda *rest, **more: 1 / 0)
         with pytest.raises(WorkFailed, match="ZeroDivisionError.*\n.*the same command tries again"): train_run(run, tmp_path / "out", progress=False, inputs=little_inputs())
     assert train_run(run, tmp_path / "out", progress=False, inputs=little_inputs())["examples"] == 20
     with pytest.raises(SettingsError, match="judged on the test rows"): train_run(run.replace(judge="validation"), tmp_path / "other")
@@ -272,4 +272,10 @@ def test_a_sweep_that_reaches_further_than_one_cell(backbone, tmp_path, sweep, c
 
 
 def test_rates_are_not_picked_for_a_sweep(backbone):
-    with pytest.raises(SettingsError, match="unfair to the other values of a sweep"): small(backbone, search=dict(trials=4), sweep={"train_size": [8, 16]})
+    with pytest.raises(SettingsError, match="unfair to the other values of a sweep"): small(backbone, search=dict(trials=4), sweep={"dpo.beta": [0.1, 0.3]})
+
+
+def test_rates_for_several_sizes_are_searched_at_one_of_them(backbone):
+    with pytest.raises(SettingsError, match="search.train_size = None cannot be used: the study has several sizes"): small(backbone, search=dict(trials=4), sweep={"train_size": [8, 16]})
+    study = small(backbone, search=dict(trials=4, train_size=8), sweep={"train_size": [8, 16]})
+    assert {run.train_size for run in study.runs() if run.recipe != "base"} == {8, 16}
