@@ -127,7 +127,7 @@ class Recommend:
         found = recommend(self.data, out, self.minutes, self.task, self.backbone, self.reading, self.folds)
         print(f"\n{found}")
         if not found.model: return
-        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} NEW_ROWS.csv; more minutes with the same folder go on: --minutes {2 * self.minutes:g}")
+        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} NEW_ROWS.csv; to try more in the same folder: --minutes {2 * self.minutes:g}")
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
 @dataclass

@@ -150,7 +150,7 @@ class Sampling(Settings):
     samples: int = 4  # continuations drawn per prompt
     temperature: float = 0.8  # softmax temperature; 0 takes the likeliest token
     top_p: float = 0.95  # nucleus: keep the likeliest tokens that together have this probability
-    max_new_tokens: int = 200  # most tokens in a continuation
+    max_new_tokens: int = 200  # tokens at most in a continuation
 
     def validate(self):
         check(self.samples >= 1, "sampling.samples", self.samples, "use a whole number from 1 up")
@@ -178,7 +178,7 @@ class Reading(Settings):
     scores: tuple[str, ...] = ()  # two columns with the scores of chosen and rejected; in each row the text with the higher score is chosen
     beginning: Literal["keep", "cut"] = "keep"  # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their common beginning is the prompt
     similar_labels: Literal["keep", "merge"] = "keep"  # labels that differ only in case and white space: keep them apart, or merge them
-    unusable: Literal["stop", "drop"] = "stop"  # rows that cannot be used: stop and list them, or drop and count them
+    unusable: Literal["stop", "drop"] = "stop"  # stop at unusable rows, or drop them
     leaked: Literal["keep", "drop"] = "keep"  # training rows that are also in the test or validation rows
     too_long: Literal["stop", "drop", "truncate"] = "stop"  # rows longer than the backbone can read; truncate cuts the beginning of the prompt
     end_of_text: bool = True  # completions end with the end-of-text token; labels never do
@@ -203,7 +203,7 @@ class Stage(Settings):
     "One training phase: a loss, and how it is minimised."
     kind: Literal["sft", "dpo"] = "sft"  # the loss: supervised fine-tuning, or direct preference optimization
     learning_rate: float | None = None  # peak learning rate of AdamW; default: the recommended one
-    epochs: int | None = None  # passes over the training examples; default: the recommended number, or more if that makes too few steps
+    epochs: int | None = None  # passes over the data, more if it is small; default: the recommended number, or enough for the least number of steps
     batch_size: int | None = None  # examples (or pairs) per optimizer step; default: the recommended number
     micro_batch_size: int | None = neutral(None)  # examples in memory at once; default: the whole batch
     gradient_checkpointing: bool = neutral(False)  # save memory by computing activations twice: slower
@@ -284,11 +284,11 @@ class Run(Settings):
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
-    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss on the chosen completion
+    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
     lora: LoRA = LoRA()  # LoRA's settings; a full run ignores them
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
-    held_out_text: str = "embedded"  # text on which forgetting is measured: embedded, or the path of a text file
+    held_out_text: str = "embedded"  # text file to measure forgetting
     also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH; nothing is trained or chosen on them
     shuffle_labels: bool = False  # control: permute the training answers, so that there is nothing to learn
 
@@ -381,7 +381,7 @@ class LearningRates(Settings):
 @dataclass(frozen=True)
 class Search(Settings):
     "How each cell's learning rate, and DPO's beta, are picked before the study's own runs."
-    trials: int = 0  # trials per cell, the same for every cell; 0: no search
+    trials: int = 0  # trials per cell; 0: no search
     factor: float = 3.0  # neighbouring learning rates differ by this factor
     betas: tuple[float, ...] = (0.1,)  # DPO: values of beta to try
     seeds: tuple[int, ...] = (1000, 1001, 1002)  # seeds of the trials; the study may not use them
@@ -421,12 +421,12 @@ class Study(Settings):
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
-    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss on the chosen completion
+    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
     lora: LoRA = LoRA()  # LoRA's settings
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
-    held_out_text: str = "embedded"  # text on which forgetting is measured: embedded, or the path of a text file
-    also_judge: tuple[str, ...] = ()  # further sets to judge every run on, each as NAME=PATH; nothing is trained or chosen on them
+    held_out_text: str = "embedded"  # text file to measure forgetting
+    also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH
     search: Search = Search()  # how each cell's learning rate is picked
     shuffle_labels: bool = False  # control: permute the training answers
     weights: Literal["none", "best", "all"] = "none"  # models to keep: none, each cell's best on the validation rows, or all
@@ -491,7 +491,7 @@ class Study(Settings):
 class Execution(Settings):
     "Who trains: this process, several, or a Ray cluster."
     executor: Literal["local", "ray"] = "local"  # local: processes on this machine; ray: a Ray cluster, which must see the same folder
-    workers: int = 1  # processes at once; the machine's cores, or its GPUs, are divided among them
+    workers: int = 1  # processes, sharing cores or GPUs
     cpus_per_run: int | None = None  # Ray: cores per run; default: the machine's cores divided among the workers
     gpus_per_run: float | None = None  # Ray: GPUs per run, also parts of one; default: one where there are GPUs
     ray_address: str | None = None  # Ray: an existing cluster, such as auto or ray://host:10001; default: one is started here
