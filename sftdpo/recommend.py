@@ -261,7 +261,7 @@ def sentences_on(
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} [{format_interval(expected.low, expected.high, metric)}] on new rows like these: "
             f"in {trials.folds} folds, each of {expected.examples:,} rows was judged by a model that was trained and chosen on other rows.",
-            f"Without training: {', '.join(f'{what} {format_metric(value, metric)}' for what, value in baselines.items())}; the expected value is {ahead} the best of these."]
+            f"For comparison: {', '.join(f'{what} {format_metric(value, metric)}' for what, value in baselines.items())}; the expected value is {ahead} the best of these."]
     same = sum(one == way for one in picked)
     said.append(f"How sure: {same} of {len(picked)} folds would pick the same way from the other rows. "
                 + (f"Not clearly worse: {'; '.join(name(one) for one in close.head(4).itertuples())}{' and others' if len(close) > 4 else ''}. " if len(close) else "")
