@@ -42,7 +42,7 @@ def segments_of(
 
 # %% ../nbs/04_batches.ipynb #f5522564
 def width_of(row: Row) -> int:
-    "Tokens that a row feeds to the model."
+    "Number of tokens that a row feeds to the model."
     return len(row.prompt) + sum(len(c) - 1 for c in row.completions)
 
 # %% ../nbs/04_batches.ipynb #719d4284
@@ -70,7 +70,7 @@ def positions_of(
 def scored_positions(
     row: Row,  # a prompt and its completions
 ) -> list[list[int]]:
-    "For each completion, the places in the row that predict its tokens."
+    "For each completion, the positions in the row that predict its tokens."
     found, start = [], len(row.prompt)
     for completion in row.completions:
         found.append([len(row.prompt) - 1, *range(start, start + len(completion) - 1)])
@@ -82,7 +82,7 @@ def tokens_of(
     row: Row,    # a prompt and its completions
     width: int,  # length of the batch
 ) -> np.ndarray:  # [width]
-    "What the model reads, filled up with the last token again: nothing takes it for a pad token."
+    "The tokens that the model reads, padded by repeating the last one; no pad token is needed."
     tokens = sum((completion[:-1] for completion in row.completions), list(row.prompt))
     return np.pad(tokens, (0, width - len(tokens)), mode="edge")
 
@@ -98,7 +98,7 @@ def layout_of(
     rows: list[Row],  # of a batch
     width: int,       # its length
 ) -> dict[str, Tensor]:
-    "Positions and attention mask where rows branch; otherwise nothing, for the model knows."
+    "Positions and attention mask if rows branch; otherwise nothing: the model's own are right."
     if not branches(rows): return {}
     segments = torch.from_numpy(np.stack([segments_of(row, width) for row in rows]))
     positions = np.stack([positions_of(row, width) for row in rows])
@@ -108,7 +108,7 @@ def layout_of(
 def collate(
     rows: list[Row],  # each with the same number of completions
 ) -> dict[str, Tensor]:
-    "A batch of rows: what the model reads, which positions are scored, and for what."
+    "A batch of rows: what the model reads, which positions are scored, and for which tokens."
     counts, width = {len(row.completions) for row in rows}, max(map(width_of, rows))
     if len(counts) != 1: raise ValueError(
         f"A batch mixes rows of {sorted(counts)} completions; give each row the same number.")
@@ -143,7 +143,7 @@ def autocast(
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 # %% ../nbs/04_batches.ipynb #cc7d5918
-SHORT = 128  # tokens; up to this width plain attention is trained with on processors
+SHORT = 128  # tokens; up to this width, training on processors uses plain attention
 
 # %% ../nbs/04_batches.ipynb #2527f3c6
 def attention(
@@ -166,7 +166,7 @@ def token_log_probabilities_at(
     return logits[source, targets] - logits.logsumexp(-1)[source]
 
 # %% ../nbs/04_batches.ipynb #5757c0e4
-AT_ONCE = 2**24  # logits in memory at once: 64 MB in fp32
+AT_ONCE = 2**24  # most logits in memory at once: 64 MB in fp32
 
 # %% ../nbs/04_batches.ipynb #2d344ee9
 def targets_in(
@@ -237,7 +237,7 @@ def only_at(
     layers: list[nn.Module],  # each takes [batch, length, width], every place by itself
     places: Tensor,           # [places] positions in the flattened batch
 ):
-    "Within the block, the layers compute at these places only, and give zeros elsewhere."
+    "Within the block, the layers compute these positions only, and give zeros elsewhere."
     hooks, shapes = [], {}
     def gather(layer, inputs):
         shapes[layer] = inputs[0].shape[:-1]
@@ -290,14 +290,14 @@ def own_tokens(causal, input_ids, places, source, targets, exact=False, **layout
 
 # %% ../nbs/04_batches.ipynb #435ac7dc
 def hidden_at(causal, input_ids, places, **layout) -> Tensor:
-    "The decoder's output at the scored places, [places, width], the only ones in the last block."
+    "The decoder's output at the scored positions, [places, width]; the last block computes no others."
     with only_at(last_layers(causal), places):
         found = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout)
     return found.last_hidden_state.flatten(0, 1)[places]
 
 # %% ../nbs/04_batches.ipynb #cbcd52ff
 def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "The same from logits that are made at the scored places only; `exact`: in fp32."
+    "The same from logits computed at the scored positions only; `exact`: in fp32."
     hidden, head = hidden_at(causal, input_ids, places, **layout), causal.get_output_embeddings()
     device, chunk = hidden.device.type, max(1, AT_ONCE // getattr(head, "out_features", 1))
     with torch.autocast(device, enabled=False) if exact else nullcontext():
@@ -314,7 +314,7 @@ def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layou
 def fast_route_holds(
     causal: nn.Module,  # a causal language model of transformers, in eval mode
 ) -> bool:
-    "Does the fast route give what the model's own gives? A `ValueError` where a row's completions mix."
+    "Does the fast route agree with the model's own? A `ValueError` if completions in a row affect each other."
     device, near = next(causal.parameters()).device, 1e-3 if causal.dtype == torch.float32 else 2e-2
     words = causal.config.get_text_config().vocab_size
     prompt, *completions = [[words * k // 7 for k in (i, i + 1)] for i in (1, 3, 5)]
@@ -325,7 +325,7 @@ def fast_route_holds(
     together = [Row("together", prompt, completions)]
     def alike(route, near):
         try: return torch.allclose(found(route, together), expected, near, near, equal_nan=True)
-        except Exception: return False  # whatever this model does not take
+        except Exception: return False  # the model cannot take the fast route
     expected = found(own_tokens, [Row("alone", prompt, [completion]) for completion in completions])
     if not alike(own_tokens, 10 * near):
         raise ValueError(f"{type(causal).__name__} gives other log-probabilities to two completions "
@@ -361,7 +361,7 @@ def check_window(
 
 # %% ../nbs/04_batches.ipynb #0bd74f2f
 class Scorer(nn.Module):
-    "A causal language model that scores completions instead of giving logits."
+    "A causal language model that returns the scores of completions instead of logits."
     def __init__(
         self,
         model: nn.Module,         # a causal language model of transformers, perhaps in a PEFT model
@@ -409,7 +409,7 @@ def length_batches(
     lengths,               # tokens in each row
     tokens_per_batch: int,  # padded tokens in a batch, at most (a longer row goes alone)
 ) -> list[list[int]]:
-    "Row numbers in batches of similar length, the longest first: what does not fit fails at once."
+    "Row numbers in batches of similar length, the longest first, so that a lack of memory shows at once."
     order = np.argsort(-np.asarray(lengths), kind="stable")
     batches, at = [], 0
     while at < len(order):
@@ -432,10 +432,10 @@ def out_of_memory(
 
 # %% ../nbs/04_batches.ipynb #beeb20fb
 def halve(
-    size: int,   # rows that were too many
-    where: str,  # what they were for
+    size: int,   # number of rows that did not fit
+    where: str,  # what they were needed for
 ) -> int:        # half as many, rounded up
-    "Free what memory can be freed, warn, and say how many to try next."
+    "Free as much memory as possible, warn, and return how many rows to try next."
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
     smaller = (size + 1) // 2
@@ -468,7 +468,7 @@ def smaller_batches(
 def too_long_alone(
     row: Row,  # that does not fit into memory by itself
 ) -> str:
-    "What to say, and to advise, where a single row does not fit."
+    "The message, with advice, when a single row does not fit."
     return (f"Out of memory while scoring row {row.id!r} of {width_of(row)} tokens alone; "
             "use shorter rows, a smaller backbone, or a machine with more memory.")
 

@@ -55,7 +55,7 @@ from .tasks import RECIPES, TASKS
 def check_data_path(
     data: str,  # embedded, hub, hub:owner/name, or a path
 ):
-    "Raise unless there is something at a path."
+    "Raise if `data` is a path and nothing is there."
     if data in ("embedded", "hub") or data.startswith("hub:"): return
     path = expanded(data)
     if path.exists(): return
@@ -64,7 +64,7 @@ def check_data_path(
 
 # %% ../nbs/25_cli.ipynb #34c9d37c
 class ReadBefore:
-    "The data of some runs, read before anything heavy is imported: a wrong path or column is told at once."
+    "The data of some runs, read before heavy imports, so that a wrong path or column is reported at once."
     def __init__(
         self,
         runs: list[Run],    # of a study
@@ -85,17 +85,17 @@ class ReadBefore:
         except DataError as error: raise DataError(f"{error}{advice(data, reading, task)}") from error
 
     def load(self, *key):
-        "What `load_task` gives; what is read already is not read again."
+        "The result of `load_task`; data is read only once."
         return self.found.pop(key, None) or load_task(*key)
 
 # %% ../nbs/25_cli.ipynb #966dd84e
 @dataclass
 class Compare:
-    "Train and compare the cells of a study; the same command on the same folder goes on where it stopped."
+    "Train and compare the cells of a study; if it stops, the same command on the same folder continues."
     study: Annotated[Study, tyro.conf.arg(name="")]  # what to compare
     out: Path = Path("runs/study")  # folder for results
     settings: Path | None = None  # YAML file of a study; options given here win over it
-    execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution()  # who trains
+    execution: Annotated[Execution, tyro.conf.arg(name="")] = Execution()  # how stages are run
 
     def __call__(self):
         read = ReadBefore(self.study.runs(self.study.seeds[:1]), self.out)
@@ -110,14 +110,14 @@ class Compare:
 # %% ../nbs/25_cli.ipynb #c81d2f01
 @dataclass
 class Recommend:
-    "Say how to train on your own rows: try what is worth trying within some minutes, and train the best way once more on all rows."
+    "Recommend how to train on your own rows: try recipes and rates for some minutes, then train the best on all rows."
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, or a folder
-    minutes: float = 10.0  # that it may take
-    out: Path | None = None  # folder for what is tried, and for the model; default: runs/recommend-FILE
-    task: "Literal[tuple(TASKS)] | None" = None  # what the data is for; default: what its columns fit
+    minutes: float = 10.0  # time it may take
+    out: Path | None = None  # folder for the trials and the model; default: runs/recommend-FILE
+    task: "Literal[tuple(TASKS)] | None" = None  # the task of the data; default: the one that its columns fit
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
     reading: Reading = Reading()  # how the file is read
-    folds: int = 3  # into how many parts the rows are dealt; each judges once
+    folds: int = 3  # parts into which the rows are dealt; each judges once
 
     def __call__(self):
         check_model_name(self.backbone)
@@ -127,17 +127,17 @@ class Recommend:
         found = recommend(self.data, out, self.minutes, self.task, self.backbone, self.reading, self.folds)
         print(f"\n{found}")
         if not found.model: return
-        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} NEW_ROWS.csv; more minutes with the same folder go on: --minutes {2 * self.minutes:g}")
+        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} NEW_ROWS.csv; to try more in the same folder: --minutes {2 * self.minutes:g}")
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
 @dataclass
 class PlanCommand:
-    "Say what a study consists of, what is done, and what time and disk the rest takes; nothing is trained."
+    "Show what a study consists of, what is done, and the time and disk that the rest takes; nothing is trained."
     study: Annotated[Study, tyro.conf.arg(name="")]  # what to compare
     out: Path = Path("runs/study")  # folder for results
     settings: Path | None = None  # YAML file of a study; options given here win over it
     workers: int = 1  # processes at once
-    measure: bool = True  # measure a few steps of what has no time yet
+    measure: bool = True  # time a few steps where no timing exists yet
 
     def __call__(self):
         workers, read = Execution(workers=self.workers).workers, ReadBefore(self.study.runs(self.study.seeds[:1]), self.out)
@@ -149,25 +149,25 @@ class PlanCommand:
 # %% ../nbs/25_cli.ipynb #f81eb46b
 @dataclass
 class Report:
-    "Write what a study found as one HTML file that needs no network, with its tables as CSV and Parquet beside it."
+    "Write the results of a study as one HTML file that needs no network, with its tables as CSV and Parquet."
     folder: tyro.conf.Positional[Path]  # of the study
     out: Path | None = None  # the file; default: report.html in the study's folder
 
     def __call__(self):
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
-        StudyFolder(self.folder).values()  # says so where it holds no study
+        StudyFolder(self.folder).values()  # an error if it holds no study
         from sftdpo.report import write_report
         print(write_report(self.folder, self.out))
 
 # %% ../nbs/25_cli.ipynb #370c29b4
 @dataclass
 class Data:
-    "Say what is in a file, what is wrong with it and what to do about that; nothing is trained."
+    "Say what is in a file, what is wrong with it and how to mend it; nothing is trained."
     do: tyro.conf.Positional[Literal["check"]]  # the one thing there is to do
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, a folder with train and test, embedded, or hub:owner/name
-    task: "Literal[tuple(TASKS)] | None" = None  # what it is for; default: what its columns fit
+    task: "Literal[tuple(TASKS)] | None" = None  # its task; default: the one that its columns fit
     reading: Reading = Reading()  # how it is read
-    backbone: str = "bard"  # whose tokens are counted
+    backbone: str = "bard"  # the model whose tokens are counted
     out: Path | None = None  # a folder for the report and the list of rows that cannot be used
 
     def __call__(self):
@@ -192,7 +192,7 @@ QUICKSTART = (
 # %% ../nbs/25_cli.ipynb #61c3dcf5
 @dataclass
 class Quickstart:
-    "A first look: the six cells on the embedded backbone, for both tasks, in a few minutes."
+    "Compare the six cells on the embedded backbone, for both tasks, in a few minutes."
     out: Path = Path("runs/quickstart")  # folder for results, one inside it per task
 
     def __call__(self):
@@ -225,13 +225,13 @@ class Train:
 class Evaluate:
     "Judge a saved model, or a backbone, on a task's test examples."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    task: "Literal[tuple(TASKS)] | None" = None  # what it is judged on; default: what it was trained for
-    data: str | None = None  # embedded, hub, or the path of a folder or file; default: what it was trained on
+    task: "Literal[tuple(TASKS)] | None" = None  # task to judge it on; default: that of its training
+    data: str | None = None  # embedded, hub, or the path of a folder or file; default: its training data
     reading: Reading = Reading()  # how the file is read; default: as in training
     test_size: int | None = None  # examples judged; default: all
     seed: int = 0  # of the samples
     sampling: Sampling = Sampling()  # how texts are continued
-    out: Path | None = None  # a .csv, .tsv, .jsonl or .parquet file for the predictions, with their probabilities, or the texts
+    out: Path | None = None  # a .csv, .tsv, .jsonl or .parquet file for the predictions with their probabilities, or for the texts
 
     def __call__(self):
         from sftdpo.reading.saved import rows_to_judge, saved_task
@@ -256,7 +256,7 @@ def prediction_file(
     data: str,         # the file with the rows
     out: Path | None,  # as typed
 ) -> Path:
-    "Where predictions go: the file that was named, or one here that is named after the rows."
+    "Where predictions go: the given file, or one in this folder named after the data."
     file = out or Path(f"{Path(data).stem}-predictions.csv")
     check_format(file)
     if file.exists() and Path(data).exists() and file.samefile(data): raise FileExistsError(f"--out {file} is the file with the rows: give another name.")
@@ -266,7 +266,7 @@ def prediction_file(
 def format_answers(
     table,  # from `answer_rows`
 ) -> str:
-    "How many rows, and how many have which answer; of text, how many were cut."
+    "The number of rows, and of each answer; for texts, how many were cut off."
     rows = table["id"].nunique()
     if "ended" in table: return f"{counted(rows, 'row')} answered, {counted(len(table), 'text')}; {int((~table['ended']).sum()):,} cut at --sampling.max-new-tokens"
     first = [f"{answer} {n:,}" for answer, n in table["answer"].value_counts().items()]
@@ -275,11 +275,11 @@ def format_answers(
 # %% ../nbs/25_cli.ipynb #898976f2
 @dataclass
 class Predict:
-    "Let a saved model answer the rows of a file: the likeliest label with the probability of each, or a text."
+    "Answer the rows of a file with a saved model: the likeliest label and the probability of each, or a text."
     model: tyro.conf.Positional[str]  # a folder that `train` made
-    data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file; labels are not needed, and not looked at
+    data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file; labels are ignored
     out: Path | None = None  # a .csv, .tsv, .jsonl or .parquet file; default: FILE-predictions.csv in this folder
-    task: "Literal[tuple(TASKS)] | None" = None  # what is asked; default: what the model was trained for
+    task: "Literal[tuple(TASKS)] | None" = None  # the task; default: that of its training
     reading: Reading = Reading()  # how the file is read; default: as in training
     seed: int = 0  # of the samples
     sampling: Sampling = Sampling(samples=1)  # how texts are drawn
@@ -328,9 +328,9 @@ class Submit:
 class Generate:
     "Continue a text with a saved model or a backbone."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    prompt: str | None = None  # the text to continue, a line end written as \n as in --reading.prompt; default: the first lines of a test sonnet
-    seed: int = 0  # another seed, other samples
-    max_lines: int | None = None  # lines at most; default: as many as the model writes
+    prompt: str | None = None  # the text to continue, with \n for a line end; default: the first lines of a test sonnet
+    seed: int = 0  # of the samples
+    max_lines: int | None = None  # most lines to write; default: as many as the model writes
     sampling: Sampling = Sampling(samples=1)  # how it is continued
 
     def __call__(self):
@@ -346,7 +346,7 @@ class Generate:
 # %% ../nbs/25_cli.ipynb #a8f82310
 @dataclass
 class Fetch:
-    "Bring a backbone onto this machine, so that it works without a network."
+    "Download a backbone, so that it works without a network."
     name: tyro.conf.Positional[str]  # smollm2-135m, or a name on the Hub
 
     def __call__(self):
@@ -357,7 +357,7 @@ class Fetch:
 # %% ../nbs/25_cli.ipynb #bf9e2234
 @dataclass
 class Bench:
-    "Time our engine, TRL and a plain loop side by side; the same command goes on where it stopped."
+    "Time our engine, TRL and a plain loop side by side; if it stops, the same command continues."
     benchmark: Annotated[Benchmark, tyro.conf.arg(name="")]  # what is compared
     out: Path = Path("runs/speed.json")  # the file with all times
 
@@ -402,7 +402,7 @@ CHAPTERS = {"a first look": ("quickstart",), "your data": ("data", "recommend"),
 
 # %% ../nbs/25_cli.ipynb #4000d1e1
 def overview() -> str:
-    "Every command in a line or two."
+    "The list of commands, each described in a line or two."
     lines = ["usage: sftdpo COMMAND [OPTIONS]", "", "SFT, DPO, or SFT then DPO? Full fine-tuning or LoRA?"]
     known = {name for names in CHAPTERS.values() for name in names}
     chapters = CHAPTERS | {"more": tuple(name for name in COMMANDS if name not in known)}
@@ -462,7 +462,7 @@ def as_typed(
     error: SettingsError,  # of a setting
     command: str,          # that was asked for
 ) -> str:
-    "What is wrong with a setting, under the option's name."
+    "The message of a settings error, with the option's name as typed."
     if unknown := re.match(r"a field of \w+ = ('.*?') cannot be used: (.*)", str(error), re.DOTALL): return f"There is no setting {unknown[1]}: {unknown[2]}"
     found = re.match(r"(?:(?:run|study|execution|benchmark)\.)?([a-z]\w*(?:\.\w+)?)((?:\[[^]]*\])*) = (.*?) cannot be used: (.*)", str(error), re.DOTALL)
     if not found or command not in COMMANDS: return str(error)
@@ -478,7 +478,7 @@ def without_effect(
     command,           # from `parse`
     words: list[str],  # the command line
 ) -> list[str]:
-    "A sentence for each option that was typed and changes nothing, since no recipe has such a stage, or no cell LoRA."
+    "A sentence for each typed option without effect, because no recipe has such a stage or no cell uses LoRA."
     holder = getattr(command, "study", None) or getattr(command, "run", None)
     if not holder: return []
     recipes, tunings = (getattr(holder, f"{name}s", None) or (getattr(holder, name),) for name in ("recipe", "tuning"))
@@ -499,8 +499,8 @@ def main(
             for note in without_effect(command, words): print(f"note: {note}")
             command()
     except KeyboardInterrupt: sys.exit("\nstopped; the same command goes on from here")
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has gone
-    except RuntimeError as error:  # what pathlib says of ~name where there is no such user
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has closed the pipe
+    except RuntimeError as error:  # pathlib raises it for ~name if there is no such user
         if isinstance(error, WorkFailed) or "home directory" not in str(error): raise
         print(f"sftdpo: {next((word for word in words if '~' in word), '~')}: there is no user of that name: write the whole path", file=sys.stderr)
         sys.exit(2)

@@ -46,7 +46,7 @@ def implicit_rewards(
     policy: Tensor,     # [...] log-probabilities of completions under the policy, nats
     reference: Tensor,  # [...] the same under the reference
     beta: float,        # strength of the pull towards the reference
-) -> Tensor:            # [...] detached: rewards are for looking at
+) -> Tensor:            # [...] detached: rewards are watched, not trained on
     "The reward that the policy implies: beta · log(policy / reference) (equation 5)."
     return beta * (policy - reference).detach()
 

@@ -69,7 +69,7 @@ def check_model_file(
 def read_model_settings(
     path: Path, # JSON file of a saved model
 ) -> dict:
-    "What a file of settings says"
+    "The contents of a settings file"
     try: found = json.loads(check_model_file(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         if "Git LFS" in str(error) or "is empty" in str(error): raise
@@ -97,7 +97,7 @@ def weight_files(
 # %% ../nbs/02_model.ipynb #5e84a9dd
 @lru_cache(maxsize=1024)
 def _check_weights(path, size, changed):
-    "Open a safetensors file and look at every number; size and time of change are asked for, so that a changed file is looked at again."
+    "Open a safetensors file and look at every number; size and time of change are arguments, so that a changed file is checked again."
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():
@@ -137,7 +137,7 @@ def beneath(
 def locate(
     name: str, # short name, folder, or Hub name with an optional revision: `gpt2`, `gpt2@main`
 ) -> tuple[str, str | None]: # absolute folder and None, or Hub name and revision
-    "Find out what a backbone's name stands for, without loading it or asking the network"
+    "Find out what a backbone's name stands for, without loading it or using the network"
     if name in BACKBONES:
         if not (home_of(name)/"config.json").exists():
             raise FileNotFoundError(f"{name} is not on this machine: " + ("install the package again, its assets are missing"
@@ -153,10 +153,10 @@ def locate(
 def hub_reachable(
     timeout: float = 5., # seconds
 ) -> bool: # can models be downloaded?
-    "Ask the Hub once, without trying again"
+    "Ask the Hub once, without retrying"
     if constants.HF_HUB_OFFLINE: return False
     try: return get_session().head(constants.ENDPOINT, timeout=timeout).status_code < 500
-    except Exception: return False   # whatever went wrong on the way, the answer is no
+    except Exception: return False   # any failure means no
 
 # %% ../nbs/02_model.ipynb #56ca65f1
 def in_hub_cache(
@@ -193,7 +193,7 @@ def load_tokenizer(
     where: str | Path, # folder or Hub name
     **options,         # for `AutoTokenizer.from_pretrained`
 ):
-    "Load a tokenizer as it is, nothing added to its vocabulary or changed, and no code that lies beside it"
+    "Load a tokenizer unchanged, without running any code in its folder"
     try: tokenizer = AutoTokenizer.from_pretrained(where, **dict(trust_remote_code=False) | options)
     except Exception as error: # each kind of tokenizer fails in its own way
         words = " ".join(str(error).split())
@@ -206,7 +206,7 @@ def load_tokenizer(
 # %% ../nbs/02_model.ipynb #2f798d52
 @contextmanager
 def quiet():
-    "Keep the libraries from drawing a bar for each model, and from warning about each other's names"
+    "Silence the libraries' progress bars, and their warnings about each other's names"
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -225,7 +225,7 @@ def check_layers(
     config,    # of a model of transformers
     name: str, # what to call it
 ):
-    "Refuse a model with layers that do not keep to an attention mask"
+    "Refuse a model with layers that ignore an attention mask"
     config = config.get_text_config()
     if getattr(config, "alibi", False): raise ValueError(f"{name} ({config.model_type}) tells positions by ALiBi, which counts them along the row and not along each completion; {SUPPORTED}")
     others = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
@@ -236,7 +236,7 @@ def check_layers(
 def sdpa_missing_named(
     name: str, # what is loaded in the block
 ):
-    "Say in one line what transformers says in many: an attention that this package does not use, weights of another size"
+    "Replace long errors of transformers, on missing attention or weights of another size, by one line"
     try: yield
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error): raise
@@ -249,7 +249,7 @@ def sdpa_missing_named(
 def sliding_window(
     config, # of a model of transformers
 ) -> int | None:
-    "How many tokens back the layers with a sliding window see, if there are such layers"
+    "How many tokens back layers with a sliding window see; None if there are no such layers"
     config = config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]   # older types say it by the window alone
     return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
@@ -258,7 +258,7 @@ def sliding_window(
 def context_length(
     config, # of a model of transformers
 ) -> int:
-    "Tokens that a model reads: its positions, or as far as a layer with a window looks back; 512 where it names no limit"
+    "The most tokens a model reads: its positions, or the window of its layers; 512 if it names no limit"
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 512
     return min(positions, sliding_window(config) or positions)
 
@@ -324,14 +324,14 @@ def sha256(
 def known_digests(
     name: str, # a name from `BACKBONES`
 ) -> dict[str, str]: # file: SHA-256; empty where an older version fetched it
-    "What a backbone's files must hold"
+    "The digests that a backbone's files must have"
     record = home_of(name)/"sftdpo.json"
     return BARD if name == "bard" else read_model_settings(record).get("files", {}) if record.exists() else {}
 
 def altered_files(
     name: str, # a name from `BACKBONES`
 ) -> list[Path]:
-    "The files of a backbone that are not before training"
+    "The files of a backbone that were changed"
     paths = {home_of(name)/file: digest for file, digest in known_digests(name).items()}
     return [path for path, digest in paths.items() if not path.is_file() or sha256(path) != digest]
 
@@ -343,12 +343,12 @@ class Inspected:
     revision: str | None   # of a Hub name
     folder: Path           # with its files
     config: object         # of transformers
-    tokenizer: object      # before training
+    tokenizer: object      # of transformers
 
 def inspect_backbone(
     name: str, # a name from `BACKBONES`, a folder, or a Hub name; fetched if it is not here
 ) -> Inspected:
-    "Look at a backbone before anything is loaded or read; whatever would not work is an error of one line"
+    "Check a backbone before anything is loaded; whatever would not work is an error of one line"
     where, revision = locate(name)
     if name in BACKBONES and (altered := altered_files(name)):
         raise ValueError(f"{altered[0]} is not before training (its SHA-256 is another): " + ("install the package again" if name == "bard" else f"run `sftdpo fetch {name}`, which fetches it again"))
@@ -377,7 +377,7 @@ def load_backbone(
     if loading["missing_keys"]:
         raise ValueError(f"{name} is no complete causal language model: its files lack {', '.join(sorted(loading['missing_keys'])[:3])}")
     at_path = Path(where).is_absolute() and name not in BACKBONES
-    model.config.sftdpo_backbone = where if at_path else name   # travels with the weights: what is saved can say where it began
+    model.config.sftdpo_backbone = where if at_path else name   # kept with the weights, so that a saved model names its backbone
     return model, found.tokenizer
 
 # %% ../nbs/02_model.ipynb #ebd1583d
@@ -428,7 +428,7 @@ def continue_adapter(
     model: PeftModel, # carries an adapter
     lora: LoRA,       # what it must be like
 ) -> PeftModel:
-    "Make the adapter that is there trainable, if it is the one asked for"
+    "Make an existing adapter trainable, if it has the requested settings"
     has = model.peft_config["default"]
     targets = lora_targets(model.get_base_model(), lora.targets)
     if (has.r, has.lora_alpha, sorted(has.target_modules)) != (lora.rank, lora.alpha, targets):
@@ -448,7 +448,7 @@ def apply_tuning(
     adapted = isinstance(model, PeftModel)
     if tuning == "lora" and adapted: return continue_adapter(model, lora)
     if tuning == "lora":
-        if getattr(model, "sftdpo_changed", False):   # an adapter is saved without its base, so the base must be on disk as it is here
+        if getattr(model, "sftdpo_changed", False):   # an adapter is saved without its base, so the same base must be on disk
             raise ValueError("this model was tuned or merged in memory: save_policy it and load_backbone that folder, then add LoRA")
         return add_adapter(model, lora, seed)
     if tuning != "full": raise ValueError(f"tuning {tuning!r}: give 'full' or 'lora'")
@@ -490,7 +490,7 @@ def backbone_of(
 def generation_of(
     tokenizer, # that a policy was trained with
 ) -> GenerationConfig:
-    "How `generate` ends and fills a policy's texts"
+    "The settings with which `generate` ends and pads a policy's texts"
     return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id(tokenizer))
 
 # %% ../nbs/02_model.ipynb #f79bb268
@@ -550,7 +550,7 @@ def merge_lora(
     "A copy of the policy with its adapter folded into the weights"
     if not isinstance(model, PeftModel): raise ValueError("there is no adapter to merge: this policy is a plain model")
     merged = copy.deepcopy(model).merge_and_unload()
-    merged.sftdpo_changed = True   # it is no longer the backbone that its name says
+    merged.sftdpo_changed = True   # it is no longer the backbone of that name
     return merged
 
 # %% ../nbs/02_model.ipynb #d3e61ca9
@@ -588,7 +588,7 @@ def probe(
     tokenizer, # its tokenizer
     text: str, # any text
 ) -> tuple: # ids, text, logits
-    "What two copies of one model must agree on, to the bit"
+    "What must be equal to the bit in two copies of a model"
     ids = tokenizer(text).input_ids
     with torch.no_grad(): logits = model.eval()(input_ids=torch.tensor([ids])).logits
     return ids, tokenizer.decode(ids), logits.tolist()
@@ -598,7 +598,7 @@ def convert_gguf(
     gguf: Path,   # the GGUF file
     folder: Path, # receives safetensors, configuration and tokenizer
 ):
-    "Write a GGUF model as a plain one, and check that it computes the same"
+    "Write a GGUF model as a plain one, and check that both compute the same"
     with quiet(): restored = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, padding_side="right")
     words = tokenizer.backend_tokenizer
@@ -636,7 +636,7 @@ def fetch(
     name: str,   # a name from `BACKBONES`, or a Hub name
     say = print, # receives a line for each step
 ) -> Path: # the folder with the model
-    "Get a backbone once, so that it loads without a network from then on"
+    "Download a backbone, so that it loads without a network from then on"
     if name != "smollm2-135m":
         where, revision = locate(name)
         if not Path(where).is_absolute(): fetch_hub(where, revision)

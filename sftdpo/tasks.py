@@ -34,10 +34,10 @@ class Metric:
     "A number that a task reports, and how people read it."
     name: str  # in `metrics.json` and `results.csv`
     title: str  # in tables, on axes and in sentences
-    column: str = ""  # of the examples, whose mean it is; default: it has no value per example
+    column: str = ""  # values per example, whose mean it is; default: none
     share: bool = False  # from 0 to 1, shown in percent
     digits: int = 1  # after the point
-    better: str = "higher"  # the better values: "higher" or "lower"
+    better: str = "higher"  # which values are better: "higher" or "lower"
     change: bool = False  # does a table show its change against the backbone?
     margin: float | None = None  # largest difference that does not matter; default: from `Margins`
 
@@ -58,7 +58,7 @@ class Metric:
 
     @property
     def unit(self) -> str:
-        "What verdicts call its scale; differences of shares are points."
+        "The unit in verdicts; differences of shares are in points."
         return "accuracy" if self.share else self.title
 
 # %% ../nbs/10_tasks.ipynb #8b6bbf59
@@ -68,7 +68,7 @@ def format_metric(
     signed: bool = False,     # show a plus?
     bare: bool = False,       # leave out the unit: the heading has it
 ) -> str:
-    "A value as text, in the unit in which people speak of the metric."
+    "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
     text = f"{value * metric.factor:{'+' if signed else ''}.{metric.digits}f}"
@@ -90,10 +90,10 @@ def format_interval(
 # %% ../nbs/10_tasks.ipynb #90495689
 @dataclass(frozen=True)
 class Baseline:
-    "A number that is reached without a model."
+    "A value that is reached without a language model."
     name: str  # in the result files, after `baseline_`
     title: str  # in tables and figures
-    of: str  # the metric on whose scale it is
+    of: str  # the metric that it is a value of
 
 # %% ../nbs/10_tasks.ipynb #3f0a77b1
 def steps_of(
@@ -108,8 +108,8 @@ def steps_of(
 @dataclass(frozen=True)
 class Recommended:
     "Batch size, epochs and learning rates for one backbone on one task."
-    batch_size: int  # examples (or pairs) per optimizer step, where there are enough of them
-    epochs: int  # passes over the training examples, where they make enough steps
+    batch_size: int  # examples (or pairs) per optimizer step; at most 8 for small data
+    epochs: int  # passes over the training examples; more if they make too few steps
     sft_full: float  # learning rate of SFT, all weights
     sft_lora: float  # of SFT, LoRA
     dpo_full: float  # of DPO, all weights
@@ -120,7 +120,7 @@ class Recommended:
         self,
         rows: int | None,  # that a stage trains on; None: unknown
     ) -> int:
-        "The recommended batch size; few rows are dealt into batches of 8, as more steps of fewer rows learn as much from less work."
+        "The recommended batch size; at most 8 for small data, as smaller steps learn as much with less work."
         few = rows is not None and rows * self.epochs < self.steps * self.batch_size
         return min(self.batch_size, 8) if few else self.batch_size
 
@@ -129,7 +129,7 @@ class Recommended:
         rows: int | None,  # that a stage trains on; None: unknown
         batch_size: int,   # rows of an optimizer step
     ) -> int:
-        "The recommended epochs, or as many more as make enough steps."
+        "The recommended epochs, or more if they are needed for enough steps."
         return max(self.epochs, math.ceil(self.steps / steps_of(rows, batch_size))) if rows else self.epochs
 
 # %% ../nbs/10_tasks.ipynb #1527a8d0
@@ -137,9 +137,9 @@ class Recommended:
 class Task:
     "Everything the package needs to know about a task."
     name: str  # on the command line and in the result files
-    title: str  # its data, at the beginning of a sentence: "Question pairs"
+    title: str  # name of its data, capitalised: "Question pairs"
     answers: str  # "labels", "text" or "pairs"
-    primary: Metric  # the metric that decides, named before anything is trained; higher is better
+    primary: Metric  # the metric that decides, fixed before anything is trained; higher is better
     evaluate: Function  # (model, tokenizer, data, examples, sampling, seed, precision) -> Evaluation
     rejected: dict[str, Function]  # ways of making rejected completions, the default first
     recommended: dict[str | None, Recommended]  # by backbone; None: any other backbone
@@ -149,9 +149,9 @@ class Task:
     load: Function | None = None  # (data, reading) -> TaskData; default: tables with these columns
     verbalizers: tuple[str, ...] = ()  # the answers, index = label; default: the labels in the data
     sources: tuple[str, ...] = ()  # "embedded" and "hub", where there is such data; default: data of your own
-    published: bool = False  # are its files a published data set, whose dev set judges?
-    same_lines: bool = False  # do its texts all have as many lines? Then drawn texts get no more
-    baselines: Function | None = None  # (data, examples, training, seed) -> {name: value}, what needs no model
+    published: bool = False  # is it a published data set, whose dev set judges?
+    same_lines: bool = False  # do all its texts have the same number of lines? Then drawn texts are cut to it
+    baselines: Function | None = None  # (data, examples, training, seed) -> {name: value}, without a model
     beside: tuple[Baseline, ...] = ()  # the baselines that tables and figures show
     paired: dict[str, Function] = field(default_factory=dict)  # metric: (examples, backbone's examples) -> value per example
 
@@ -162,15 +162,15 @@ class Task:
 
     @property
     def paired_columns(self) -> dict[str, str]:
-        "Metrics with a value per example, and the column of the examples that has it."
+        "Metrics with a value per example, and the column of these values."
         return {metric.name: metric.column for metric in self.metrics if metric.column}
 
     def metric(self, name: str) -> Metric:
-        "The metric of that name, as the task words it."
+        "The task's metric of that name."
         return next((one for one in self.metrics if one.name == name), None) or metric_named(name)
 
     def comparable_baselines(self) -> list[Baseline]:
-        "The baselines on the primary metric's scale."
+        "The baselines that are values of the primary metric."
         return [one for one in self.beside if one.of == self.primary.name]
 
     def rates(self, backbone: str) -> Recommended:
@@ -297,10 +297,10 @@ class Recipe:
     name: str  # on the command line and in the result files
     stages: tuple[str, ...]  # their losses in order: "sft" or "dpo"
     description: str  # a phrase
-    control_of: str = ""  # the recipe whose depth it has; default: it is no control
-    depth: tuple[tuple[str, ...], ...] = ()  # per stage: whose epochs it takes, added up; default: its own
+    control_of: str = ""  # the recipe that it is a control of; default: none
+    depth: tuple[tuple[str, ...], ...] = ()  # per stage: the losses whose epochs it adds up; default: its own
     last_rate: str = ""  # the run's setting with the last stage's learning rate; default: that of its loss
-    after: str = ""  # the recipe of the stages before the last: a search takes over its rates
+    after: str = ""  # the recipe of the stages before the last; a search reuses its rates
     sft_term: bool = False  # do its DPO stages add a weighted SFT loss on the chosen completion?
     exploratory: bool = False  # is what claims say of it exploratory?
 
@@ -333,7 +333,7 @@ def stage_changes(
     recipe: Recipe,             # whose stages
     setting: Callable[[str], object],  # gives a run's setting by name: "dpo.epochs", "second_sft_rate"
 ) -> list[dict]:                # per stage: setting and value
-    "What each stage of a recipe takes from elsewhere than the settings of its loss."
+    "The settings of each stage that differ from those of its loss."
     found = []
     for kind, depth in zip(recipe.stages, recipe.depths):
         own = depth == (kind,)
@@ -395,7 +395,7 @@ def check_recipe(
 # %% ../nbs/10_tasks.ipynb #df86014f
 def register(
     record: Task | Recipe,   # one of your own
-    replace: bool = False,   # take the place of a record of that name?
+    replace: bool = False,   # replace a record of that name?
 ) -> Task | Recipe:
     "Add a task or a recipe, or raise a `ValueError` that says what it lacks."
     known, check = (TASKS, check_task) if isinstance(record, Task) else (RECIPES, check_recipe)

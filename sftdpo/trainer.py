@@ -104,7 +104,7 @@ def stage_losses(
 
 # %% ../nbs/05_trainer.ipynb #ec8471f8
 class TrainingOrder:
-    "A batch sampler: the steps of an epoch, a pure function of seed, epoch and prompt lengths."
+    "A batch sampler that yields the steps of an epoch; they depend only on seed, epoch and prompt lengths."
     drop_last = False
 
     def __init__(
@@ -129,7 +129,7 @@ def whole_steps(
     batch_size: int,  # rows per optimizer step
     seed: int,        # of the run
 ) -> DataLoader:
-    "A loader of steps that is not divided: every process knows whole steps, and takes its share."
+    "A loader of whole steps, the same in every process; each then takes its share of a step."
     order = TrainingOrder(rows, batch_size, seed)
     steps = DataLoader(range(len(rows)), batch_sampler=order, collate_fn=lambda some: {"rows": some})
     return prepare_data_loader(steps, num_processes=1, process_index=0)
@@ -148,10 +148,10 @@ def micro_batches(
 # %% ../nbs/05_trainer.ipynb #5a83be35
 def first_micro_batch(
     stage: Stage,    # resolved settings
-    record: dict,    # of the checkpoint that the stage goes on from; empty: it starts
+    record: dict,    # of the checkpoint from which the stage continues; empty: it starts
     processes: int,  # that train together
 ) -> int:
-    "How many rows a process has in memory at first: what is asked for, or what fitted before."
+    "How many rows a process starts with in memory: the setting, or the number that fitted before."
     asked = stage.micro_batch_size or stage.batch_size
     fitted = record.get("micro_batch_size", stage.batch_size)
     return min(asked, fitted, math.ceil(stage.batch_size / processes))
@@ -161,7 +161,7 @@ def prepare_dropout(
     model,         # changed in place
     stage: Stage,  # its dropout
 ):
-    "Give the model the stage's dropout, whatever it came with; an adapter's is LoRA's setting."
+    "Give the model the stage's dropout in place of its own; an adapter's dropout is a setting of LoRA."
     set_dropout(model, stage.dropout)
 
 # %% ../nbs/05_trainer.ipynb #db894773
@@ -169,7 +169,7 @@ def uses_dropout(
     model,         # with or without an adapter
     stage: Stage,  # its dropout
 ) -> bool:
-    "Was dropout asked for, in the model or in its adapter?"
+    "Is dropout on, in the model or in its adapter?"
     adapters = (module for name, module in model.named_modules() if ".lora_dropout" in name)
     return stage.dropout > 0 or any(getattr(module, "p", 0) > 0 for module in adapters)
 
@@ -183,7 +183,7 @@ def check_start(
     tokens: int,              # of all completions
     precision: str,           # "fp32" or "bf16"
 ):
-    "Raise a `ValueError` unless the policy of a DPO stage starts as its reference."
+    "Raise a `ValueError` unless the policy of a DPO stage starts equal to its reference."
     apart, limit = ((policy - reference).abs().sum() / tokens).item(), ROUNDING[precision]
     if apart > limit:
         raise ValueError(
@@ -198,7 +198,7 @@ def loss_not_finite(
     step: int,             # counted from 1
     stage: Stage,          # its learning rate
 ) -> str:
-    "What to say where a loss is not finite: the step, the rows and the remedy."
+    "The message when a loss is not finite: the step, the rows and the remedy."
     bad = [row.id for row, loss in zip(rows, losses.tolist()) if not math.isfinite(loss)]
     named = ", ".join(bad[:8]) + " …" * (len(bad) > 8)
     return (f"The loss is not finite at step {step}, rows {named}. "
@@ -212,7 +212,7 @@ def training_arguments(
     folder: Path,       # for checkpoints
     **others,           # further arguments
 ) -> dict:
-    "A stage's settings in the words of `TrainingArguments`; the TRL engine uses the same."
+    "A stage's settings as `TrainingArguments`; the TRL engine uses the same."
     micro_batch = min(stage.micro_batch_size or stage.batch_size, stage.batch_size)
     steps = math.ceil(len(rows) / stage.batch_size) * stage.epochs
     # the library's "constant" takes no warm-up
@@ -259,7 +259,7 @@ def without_dropout(
     model,        # in training
     batch: dict,  # from `collate`
 ) -> torch.Tensor:  # [batch, completions]
-    "What a policy gives without its dropout; no random number is drawn."
+    "Log-probabilities with dropout off; no random number is drawn."
     model.eval()
     with torch.no_grad(): policy = model(**batch)
     model.train()
@@ -389,7 +389,7 @@ def similarity(
     first: list[int],   # token ids
     second: list[int],  # token ids
 ) -> float:             # 0: no token in common; 1: equal
-    "How alike two completions are: tokens that match in order, twice, divided by all tokens."
+    "How similar two completions are: twice the number of tokens that match in order, divided by all tokens."
     return SequenceMatcher(None, first, second, autojunk=False).ratio()
 
 # %% ../nbs/05_trainer.ipynb #077971e0
@@ -445,7 +445,7 @@ def write_lines(
     lines: list[dict],  # to write
     mode: str = "a",    # "a" adds them, "w" begins anew
 ):
-    "Write lines of the history to where others can follow it."
+    "Write lines of the history to a file that others can follow."
     with open(path, mode, encoding="utf-8") as file:
         file.writelines(json.dumps(line, default=float) + "\n" for line in lines)
 
@@ -463,7 +463,7 @@ class Progress(TrainerCallback):
         return min(self.total, state.global_step * self.trainer.stage.batch_size)
 
     def clock(self) -> float:
-        "The time, once a GPU has done what it was given."
+        "The time, after the GPU has finished its queued work."
         if torch.cuda.is_available(): torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -499,15 +499,15 @@ class Progress(TrainerCallback):
 
 # %% ../nbs/05_trainer.ipynb #ffcb96d4
 class Watch(Progress):
-    "Progress, checkpoints by the clock, and looks at held-out rows."
+    "Progress, checkpoints every few minutes, and evaluations on held-out rows."
     def __init__(
         self,
         held_out: list[Row],           # scored, never trained on
         held_out_reference,            # their log-probabilities under the reference, or None
         progress: bool,                # draw a bar?
         label: str,                    # what the bar is called
-        elapsed: float = 0.0,          # seconds that the stage has had before now
-        folder: Path | None = None,    # of the stage; its `progress.jsonl` then says how far it is
+        elapsed: float = 0.0,          # seconds that the stage trained in earlier attempts
+        folder: Path | None = None,    # of the stage, for `progress.jsonl`
     ):
         super().__init__(progress, label, elapsed, folder)
         self.held_out = HeldOut(held_out, held_out_reference)
@@ -545,7 +545,7 @@ class Watch(Progress):
         self.held_out.score(trainer.model, trainer.stage, trainer.state.global_step)
 
     def pairs(self) -> pd.DataFrame | None:
-        "What became of each held-out pair, once the stage has ended; None without looks at pairs."
+        "How each held-out pair changed, once the stage has ended; None if no pairs were scored."
         rows, start = self.held_out.rows, self.held_out.reference
         if start is None or not rows or not self.trainer.stage.evaluations: return None
         # where the stage was stopped after its last look
@@ -555,25 +555,25 @@ class Watch(Progress):
 # %% ../nbs/05_trainer.ipynb #439f0059
 @dataclass(frozen=True)
 class StageResult:
-    "What a stage leaves behind, beside the trained model."
-    history: pd.DataFrame          # one line per step, and one per look at the held-out rows
+    "What a stage returns, besides the trained model."
+    history: pd.DataFrame          # one line per step, and one per evaluation on the held-out rows
     examples_per_second: float     # of the training steps after warm-up
     tokens_per_second: float       # tokens fed to the model, of the same steps
-    seconds: float                 # the whole stage with reference and looks, over all its attempts
+    seconds: float                 # the whole stage with reference and evaluations, in all its attempts
     reference_seconds: float       # of which: scoring the reference
     peak_memory_gb: float          # of this process (on CUDA: of the device during the stage)
     steps: int                     # optimizer steps
     micro_batch_size: int          # rows in memory at once, in the end
-    pairs: pd.DataFrame | None = None  # what became of each held-out pair (`pair_changes`); DPO only
+    pairs: pd.DataFrame | None = None  # how each held-out pair changed (`pair_changes`); DPO only
 
     def summary(self) -> dict:
-        "The figures without the tables."
+        "The numbers, without the tables."
         tables = ("history", "pairs")
         return {name: value for name, value in vars(self).items() if name not in tables}
 
 # %% ../nbs/05_trainer.ipynb #e28531b1
 def reset_peak_memory():
-    "Start counting peak memory anew, where the system can: CUDA, and Linux."
+    "Reset the count of peak memory, if the system can: on CUDA and on Linux."
     if torch.cuda.is_available(): return torch.cuda.reset_peak_memory_stats()
     try: Path("/proc/self/clear_refs").write_text("5")
     except OSError: pass
@@ -590,12 +590,12 @@ def peak_memory_gb() -> float:
     return most * unit / 1e9
 
 # %% ../nbs/05_trainer.ipynb #b32b3cea
-WARM_UP = 2  # steps that are left out of a speed
+WARM_UP = 2  # steps that do not count for speeds
 
 def steps_per_second(
     history: list[dict],  # lines of a trainer's log
 ) -> float:
-    "Steps per second after the warm-up; of all steps where there are no more."
+    "Steps per second after the warm-up; of all steps if there are no others."
     durations = [line["seconds"] for line in history if "seconds" in line]
     steady = durations[WARM_UP:] or durations
     return len(steady) / sum(steady)
@@ -604,7 +604,7 @@ def steps_per_second(
 def history_table(
     lines: list[dict],  # of a trainer's log
 ) -> pd.DataFrame:
-    "The history as a table, columns in an order that does not depend on a stop."
+    "The history as a table; the order of its columns is the same whether or not the stage was stopped."
     history = pd.DataFrame([line for line in lines if "train_runtime" not in line])
     usual = ("step", "epoch", "elapsed", "seconds", "learning_rate", "loss")
     first = [name for name in usual if name in history]
@@ -636,7 +636,7 @@ def result_of(
 LARGE = 2**20  # bytes
 
 def return_large_blocks():
-    "Let the C library give large blocks back as soon as they are free, where it is glibc."
+    "Let glibc return large blocks to the system as soon as they are free."
     threshold = -3  # M_MMAP_THRESHOLD
     with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).mallopt(threshold, LARGE)
 
@@ -654,7 +654,7 @@ def trains_tied_embedding(
 def sparse_embedding(
     causal,  # a causal language model of transformers
 ):
-    "Within the block, a trained and tied embedding has a gradient of the tokens' rows alone."
+    "Within the block, a trained and tied embedding has a gradient only for the rows of its tokens."
     embedding = causal.get_input_embeddings()
     on_processor = causal.device.type == "cpu" and PartialState().num_processes == 1
     if not (on_processor and trains_tied_embedding(causal)):
@@ -686,8 +686,8 @@ def fast_training(
 def open_stage(
     folder: Path,  # of the stage
     key: str,      # from `stage_key`
-) -> tuple[Path | None, dict]:  # the checkpoint to go on from, and its record
-    "Tidy a stage's folder and find out where the stage stands."
+) -> tuple[Path | None, dict]:  # the checkpoint to continue from, and its record
+    "Tidy a stage's folder and find the checkpoint to continue from."
     with PartialState().main_process_first(), full_disk_named(folder):
         folder.mkdir(parents=True, exist_ok=True)
         if PartialState().is_main_process: remove_leftovers(folder)
@@ -698,7 +698,7 @@ def reference_of(
     folder: Path | None,   # of the stage
     scorer: Scorer,        # the policy that enters it
     rows: list[Row],       # what is trained on
-    held_out: list[Row],   # what is looked at
+    held_out: list[Row],   # scored, never trained on
     policy: str,           # from `policy_key`
     progress: bool,        # draw a progress bar?
     label: str,            # what the bar is called
@@ -718,7 +718,7 @@ def too_large(
     micro_batch: int,  # rows in memory at once
     reason: str,       # what the library said
 ) -> str:
-    "What to say, and to advise, when a step does not fit in memory."
+    "The message, with advice, when a step does not fit in memory."
     reason = reason.strip().split("\n")[0]
     counted = "1 row" if micro_batch == 1 else f"{micro_batch} rows"
     remedy = "" if micro_batch == 1 else f"a micro_batch_size below {micro_batch}, "
@@ -729,9 +729,9 @@ def too_large(
 # %% ../nbs/05_trainer.ipynb #449b2116
 def run_training(
     trainer: StageTrainer,    # ready to begin
-    checkpoint: Path | None,  # to go on from
+    checkpoint: Path | None,  # to continue from
 ):
-    "Train to the end; where memory runs out for good, say what to do."
+    "Train to the end; if memory still runs out, say what to do."
     try: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error): raise
@@ -743,14 +743,14 @@ def train_stage(
     rows: list[Row],             # one completion each for SFT; chosen and rejected for DPO
     stage: Stage,                # resolved settings
     seed: int = 0,               # of order and dropout
-    held_out: list[Row] = (),    # rows to look at on the way
+    held_out: list[Row] = (),    # rows to score on the way
     folder: Path | None = None,  # for checkpoints and reference scores; default: nothing is kept
     progress: bool = True,       # draw a progress bar?
     label: str = "",             # what the bar is called
     keep_checkpoint: bool = False,  # for a caller who saves the model, then calls `StageFolder.remove_checkpoints`
-    key: str = "",               # the stage's identity, which its checkpoints carry; default: made of weights, rows, settings and seed
+    key: str = "",               # the stage's identity, stored in its checkpoints; default: made of weights, rows, settings and seed
 ) -> StageResult:
-    "Train one stage and return its result; a `folder` with its checkpoint lets it go on from there."
+    "Train one stage and return its result; with a checkpoint in `folder`, continue from there."
     if not rows: raise ValueError("There are no rows to train on; give at least one example.")
     started, held_out = time.perf_counter(), list(held_out)
     folder = Path(folder) if folder else None
