@@ -36,14 +36,7 @@ from sftdpo.config import (
 )
 from .data import DataError, load_task
 from .engine.folder import StudyFolder
-from sftdpo.engine.names import (
-    BACKBONES,
-    check_model_name,
-    check_saved_model,
-    missing_folder,
-    model_folder,
-    nearest,
-)
+from .engine.names import BACKBONES, check_model_name, check_saved_model, missing_folder, model_folder, nearest
 from .engine.options import check_words, help_text, options_of
 from .engine.plain_text import clean_output, visible
 from .reading.examples import counted

@@ -33,7 +33,7 @@ class SettingsError(ValueError):
 
 # %% ../nbs/11_config.ipynb #da70a49d
 class WorkFailed(RuntimeError):
-    "Training or judging failed; the message says why, and where the whole reason is."
+    "Training or judging failed; the message says why, and which file has the details."
 
 # %% ../nbs/11_config.ipynb #be837617
 def check(
@@ -136,7 +136,7 @@ class LoRA(Settings):
     rank: int = 16  # rank r of the update
     alpha: float = 32.0  # scale: the update is multiplied by alpha / rank
     dropout: float = 0.0  # dropout on the adapter's input, in all stages
-    targets: tuple[str, ...] = ()  # names of the layers to adapt; none named: every linear layer of the blocks
+    targets: tuple[str, ...] = ()  # names of the layers to adapt; default: every linear layer of the blocks
 
     def validate(self):
         check(self.rank >= 1, "lora.rank", self.rank, "use a whole number from 1 up, such as 16")
@@ -171,16 +171,16 @@ class Reading(Settings):
     verbalizers: dict[str, str] = field(default_factory=dict, hash=False)  # the answer for each label: 0 negative 1 positive; default: the label's own text
     test: str | None = None  # file that judges; default: a part of the data
     validation: str | None = None  # file that picks learning rates; default: a part of the training data
-    columns: tuple[str, ...] = ()  # names of the columns, where the first line of a CSV file is a row; default: the first line has them
-    delimiter: str = ""  # what separates columns; default: found out
+    columns: tuple[str, ...] = ()  # names of the columns, if a CSV file has no header; default: its first line
+    delimiter: str = ""  # what separates columns; default: detected
     encoding: str = "utf-8"  # of text files
-    conversations: Literal["stop", "write"] = "stop"  # cells that hold a conversation: stop, or write it out as text with "User:" and "Assistant:"
-    scores: tuple[str, ...] = ()  # two columns, the scores of chosen and rejected: in each row the higher one is chosen
-    beginning: Literal["keep", "cut"] = "keep"  # chosen and rejected that begin with the prompt: keep or cut it; without a prompt column, their common beginning is the prompt
-    similar_labels: Literal["keep", "merge"] = "keep"  # labels that differ in nothing but case and white space: keep them apart, or merge them
-    unusable: Literal["stop", "drop"] = "stop"  # rows that cannot be used: stop and list them, or drop and count them
-    leaked: Literal["keep", "drop"] = "keep"  # training rows that also stand in the rows that judge or choose
-    too_long: Literal["stop", "drop", "truncate"] = "stop"  # rows longer than the backbone reads; truncate cuts the prompt's beginning
+    conversations: Literal["stop", "write"] = "stop"  # cells with a conversation: stop, or write it as text with "User:" and "Assistant:"
+    scores: tuple[str, ...] = ()  # two columns with the scores of chosen and rejected; in each row the text with the higher score is chosen
+    beginning: Literal["keep", "cut"] = "keep"  # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their common beginning is the prompt
+    similar_labels: Literal["keep", "merge"] = "keep"  # labels that differ only in case and white space: keep them apart, or merge them
+    unusable: Literal["stop", "drop"] = "stop"  # stop at unusable rows, or drop them
+    leaked: Literal["keep", "drop"] = "keep"  # training rows that are also in the test or validation rows
+    too_long: Literal["stop", "drop", "truncate"] = "stop"  # rows longer than the backbone can read; truncate cuts the beginning of the prompt
     end_of_text: bool = True  # completions end with the end-of-text token; labels never do
 
     def validate(self):
@@ -191,7 +191,7 @@ class Reading(Settings):
 
 # %% ../nbs/11_config.ipynb #0da70be6
 def neutral(default):
-    "A dataclass field that takes no part in a stage's identity."
+    "A dataclass field that is not part of a stage's identity."
     return field(default=default, metadata={"neutral": True})
 
 # %% ../nbs/11_config.ipynb #41fc6110
@@ -203,23 +203,23 @@ class Stage(Settings):
     "One training phase: a loss, and how it is minimised."
     kind: Literal["sft", "dpo"] = "sft"  # the loss: supervised fine-tuning, or direct preference optimization
     learning_rate: float | None = None  # peak learning rate of AdamW; default: the recommended one
-    epochs: int | None = None  # passes over the training examples; default: the recommended number, and more where that would be too few steps
+    epochs: int | None = None  # passes over the data, more if it is small; default: the recommended number, or enough for the least number of steps
     batch_size: int | None = None  # examples (or pairs) per optimizer step; default: the recommended number
     micro_batch_size: int | None = neutral(None)  # examples in memory at once; default: the whole batch
-    gradient_checkpointing: bool = neutral(False)  # keep less in memory, and compute activations again for the gradients: slower
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # course of the learning rate after warm-up
+    gradient_checkpointing: bool = neutral(False)  # save memory by computing activations twice: slower
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # shape of the learning rate after warm-up
     warmup: float = 0.1  # share of the steps in which the learning rate rises from 0
     weight_decay: float = 0.0  # AdamW's decoupled weight decay
     max_gradient_norm: float = 1.0  # gradients are scaled down to this norm
-    dropout: float = 0.0  # dropout probability of all layers, whatever the backbone came with; the same in all stages
+    dropout: float = 0.0  # dropout probability of all layers, in place of the backbone's own; the same in all stages
     beta: float = 0.1  # DPO: strength of the pull towards the reference (Rafailov et al. 2023, equation 7)
     label_smoothing: float = 0.0  # DPO: assumed share of pairs whose preference is flipped (cDPO)
     rejected: "Literal[tuple(known_pair_builders())] | None" = None  # DPO: how rejected completions are made; default: the task's own way
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 where the hardware multiplies it fast
-    engine: Literal["sftdpo", "trl"] = "sftdpo"  # whose trainer runs the stage
-    loss: str = "sigmoid"  # DPO: how the margin is scored: sigmoid (as in DPO), hinge (SLiC-HF), ipo, or a registered loss
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 if the hardware is fast at it
+    engine: Literal["sftdpo", "trl"] = "sftdpo"  # which trainer runs the stage
+    loss: str = "sigmoid"  # DPO: the loss of a margin: sigmoid (as in DPO), hinge (SLiC-HF), ipo, or a registered loss
     sft_weight: float = 0.0  # DPO: weight of an SFT loss on the chosen completion, added to DPO's; 0: DPO alone
-    checkpoint_minutes: float = neutral(5.0)  # minutes between checkpoints, from which a stopped stage goes on; 0: none
+    checkpoint_minutes: float = neutral(5.0)  # minutes between checkpoints, from which a stopped stage continues; 0: none
     checkpoint_steps: int = neutral(0)  # steps between checkpoints; 0: by minutes alone
     evaluations: int = neutral(4)  # how often the held-out rows are scored on the way; the start is always scored
 
@@ -256,7 +256,7 @@ class Stage(Settings):
 def named_paths(
     words: tuple[str, ...],  # each NAME=PATH
 ) -> dict[str, str]:         # name: path
-    "The further sets that judge, by name."
+    "The further sets to judge on, by name."
     found = {}
     for word in words:
         name, _, path = word.partition("=")
@@ -277,19 +277,19 @@ class Run(Settings):
     test_size: int | None = None  # examples judged; default: all of them
     recipe: "Literal[tuple(RECIPES)]" = "sft"  # which stages, in which order
     tuning: TuningName = "full"  # all weights, or LoRA's
-    seed: int = 0  # of the subset, the order, dropout, the adapter's start and the samples
+    seed: int = 0  # of the subset, the order, dropout, the adapter's initial weights and the samples
     folds: int = 0  # deal the rows into so many folds, each of which judges once; 0: the split as published, or made by chance
     fold: int = 0  # the fold that judges, from 1 up
     judge: Literal["test", "validation"] = "test"  # the rows that judge; validation: those that pick learning rates
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
-    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss on the chosen completion
+    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
     lora: LoRA = LoRA()  # LoRA's settings; a full run ignores them
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
-    held_out_text: str = "embedded"  # text on which forgetting is measured: embedded, or the path of a text file
-    also_judge: tuple[str, ...] = ()  # further sets that judge, each as NAME=PATH; nothing is trained or chosen on them
+    held_out_text: str = "embedded"  # text file to measure forgetting
+    also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH; nothing is trained or chosen on them
     shuffle_labels: bool = False  # control: permute the training answers, so that there is nothing to learn
 
     def validate(self):
@@ -323,19 +323,19 @@ class Run(Settings):
 
     @property
     def source(self) -> tuple:
-        "Where its rows come from: what `load_task` is given."
+        "Where its rows come from: the arguments of `load_task`."
         return self.task, self.data, self.reading, self.folds, self.fold
 
     def resolved(
         self,
-        rows: int | None = None,  # that it trains on; None: unknown, and every stage takes the recommended epochs
+        rows: int | None = None,  # that it trains on; None: unknown, and every stage has the recommended epochs
     ) -> "Run":
-        "The run with every open choice filled in."
+        "The run with every default filled in."
         return self.replace(**{kind: resolve(getattr(self, kind), self, rows) for kind in ("sft", "dpo")})
 
     @cached_property
     def stages(self) -> list[Stage]:
-        "The stages of the recipe, in order, with every open choice resolved. A run that `Inputs` gives knows its rows, and so how many epochs are enough."
+        "The stages of the recipe, in order, with every default filled in; the epochs follow from the rows if `Inputs` made the run."
         resolved, recipe = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}, RECIPES[self.recipe]
         def setting(name):
             kind, _, rest = name.partition(".")
@@ -361,11 +361,11 @@ def _resolved(stage, backbone, task, tuning, rows):
     return dataclasses.replace(stage, **missing) if missing else stage
 
 def resolve(
-    stage: Stage,             # settings, perhaps with open choices
+    stage: Stage,             # settings, perhaps with defaults to fill in
     run: Run,                 # the run it belongs to
     rows: int | None = None,  # that it trains on; None: unknown
 ) -> Stage:
-    "The stage with its open choices (rate, epochs, batch size, rejected completions) filled in."
+    "The stage with its defaults (rate, epochs, batch size, rejected completions) filled in."
     return _resolved(stage, run.backbone, TASKS[run.task], run.tuning, rows)
 
 # %% ../nbs/11_config.ipynb #e270ef42
@@ -380,12 +380,12 @@ class LearningRates(Settings):
 # %% ../nbs/11_config.ipynb #ca3f5096
 @dataclass(frozen=True)
 class Search(Settings):
-    "How each cell's learning rate, and DPO's beta, are picked before the runs that report."
-    trials: int = 0  # trials per cell, the same for every cell; 0: nothing is picked
+    "How each cell's learning rate, and DPO's beta, are picked before the study's own runs."
+    trials: int = 0  # trials per cell; 0: no search
     factor: float = 3.0  # neighbouring learning rates differ by this factor
     betas: tuple[float, ...] = (0.1,)  # DPO: values of beta to try
-    seeds: tuple[int, ...] = (1000, 1001, 1002)  # seeds of the trials; none of them reports
-    further: int = 4  # further trials, for all cells alike, while the best rate of one lies at the edge of what was tried
+    seeds: tuple[int, ...] = (1000, 1001, 1002)  # seeds of the trials; the study may not use them
+    further: int = 4  # further trials, the same for all cells, while the best rate of any cell is the lowest or highest tried
     train_size: int | None = None  # training examples per trial; default: as in the study
 
     def validate(self):
@@ -400,14 +400,14 @@ def seed_in_fold(
     seed: int,  # of a study
     fold: int,  # 0: there are no folds
 ) -> int:
-    "Each fold has seeds of its own, so that no two of them share a draw."
+    "The seed of a run in a fold; no two folds share a seed."
     return seed + 1000 * max(fold - 1, 0)
 
 # %% ../nbs/11_config.ipynb #14cdd262
 @dataclass(frozen=True)
 class Study(Settings):
     "A set of runs and what they show."
-    name: str = "study"  # what results and tables call it
+    name: str = "study"  # its name in results and tables
     tasks: "tuple[Literal[tuple(TASKS)], ...]" = ("paraphrase",)  # what is learned
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
     data: str = "embedded"  # embedded, hub, or the path of a folder or file
@@ -421,17 +421,17 @@ class Study(Settings):
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
-    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss on the chosen completion
+    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
     lora: LoRA = LoRA()  # LoRA's settings
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
-    held_out_text: str = "embedded"  # text on which forgetting is measured: embedded, or the path of a text file
-    also_judge: tuple[str, ...] = ()  # further sets that judge every run, each as NAME=PATH; nothing is trained or chosen on them
+    held_out_text: str = "embedded"  # text file to measure forgetting
+    also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH
     search: Search = Search()  # how each cell's learning rate is picked
     shuffle_labels: bool = False  # control: permute the training answers
     weights: Literal["none", "best", "all"] = "none"  # models to keep: none, each cell's best on the validation rows, or all
-    cells: dict[str, float] = field(default_factory=dict, hash=False)  # settings of single cells: 'sft-dpo lora dpo.beta' 0.05
-    sweep: dict[str, str | list] = field(default_factory=dict, hash=False)  # further fields of a run to vary, each with its values: dpo.beta 0.05,0.1
+    cells: dict[str, float] = field(default_factory=dict, hash=False)  # settings of single cells, such as 'sft-dpo lora dpo.beta' 0.05
+    sweep: dict[str, str | list] = field(default_factory=dict, hash=False)  # further settings to vary, each with its values, such as dpo.beta 0.05,0.1
 
     def validate(self):
         check(bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name.strip(". ") == self.name, "study.name", self.name,
@@ -470,7 +470,7 @@ class Study(Settings):
         return found
 
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
-        "Every cell's runs with the swept values that they are asked for; values that a run does not use are asked of it all the same."
+        "Every cell's runs, each with the swept values; a run may have a swept value that does not affect it."
         shared = {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)} | {"fold": self.every_fold[0]}
         recipes = [recipe for recipe in self.recipes if recipe != "base"]
         runs = []
@@ -491,11 +491,11 @@ class Study(Settings):
 class Execution(Settings):
     "Who trains: this process, several, or a Ray cluster."
     executor: Literal["local", "ray"] = "local"  # local: processes on this machine; ray: a Ray cluster, which must see the same folder
-    workers: int = 1  # processes at once; the machine's cores, or its GPUs, are divided among them
+    workers: int = 1  # processes, sharing cores or GPUs
     cpus_per_run: int | None = None  # Ray: cores per run; default: the machine's cores divided among the workers
     gpus_per_run: float | None = None  # Ray: GPUs per run, also parts of one; default: one where there are GPUs
     ray_address: str | None = None  # Ray: an existing cluster, such as auto or ray://host:10001; default: one is started here
-    retry_failed: bool = False  # try runs again that failed before
+    retry_failed: bool = False  # retry runs that failed before
 
     def validate(self):
         check(self.workers >= 1, "execution.workers", self.workers, "use a whole number from 1 up")
@@ -513,17 +513,17 @@ class Benchmark(Settings):
     kinds: tuple[Literal["sft", "dpo"], ...] = ("sft", "dpo")  # training: the loss
     tunings: tuple[TuningName, ...] = ("full", "lora")  # training: all weights, or LoRA's
     batch_sizes: tuple[int, ...] = (8, 32)  # training: examples (or pairs) per optimizer step
-    engines: tuple[Literal["sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain"], ...] = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")  # who takes turns; all are in memory at once
-    rounds: int = 5  # turns of each engine that count; one more warms up
+    engines: tuple[Literal["sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain"], ...] = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")  # the engines to compare; all are in memory at once
+    rounds: int = 5  # timed turns of each engine, after one warm-up turn
     steps: int = 1  # training: optimizer steps in a turn
-    minutes: float = 30.0  # after so many, a configuration begins no further round; the result says how many there were
+    minutes: float = 30.0  # time limit of a configuration: no round starts after it; the result has the number of rounds
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 where the hardware multiplies it fast
     learning_rate: float = 1e-5  # training: the same for all
     lora: LoRA = LoRA()  # LoRA's settings
     prompts: int = 1000  # scoring: prompts in a turn
     texts: int = 12  # sampling: prompts in a turn
     sampling: Sampling = Sampling(samples=8)  # sampling: how texts are drawn
-    seed: int = 0  # of the rows, their order, the adapter's start and the samples
+    seed: int = 0  # of the rows, their order, the adapter's initial weights and the samples
 
     def validate(self):
         for name in ("rounds", "steps", "prompts", "texts", "minutes", "learning_rate"):
@@ -593,9 +593,9 @@ def relevant(
     stage: Stage,  # a resolved stage
     tuning: str,   # "full" or "lora"
     lora: LoRA,    # used when the tuning is LoRA
-    own_dropout: bool = True,  # does the backbone come with dropout? Without, 0 is what it has anyway
+    own_dropout: bool = True,  # does the backbone come with dropout? If not, it is 0 anyway
 ) -> dict:
-    "The settings that can change what a stage's training gives."
+    "The settings that can change the weights after a stage."
     values = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage) if not f.metadata.get("neutral")}
     for name in UNUSED[stage.kind]: values.pop(name)
     if stage.kind == "sft" and not (stage.dropout or own_dropout): values["dropout"] = None  # as when None meant the backbone's own

@@ -16,7 +16,6 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'check_model_file', 'r
 import copy
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess

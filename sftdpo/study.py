@@ -16,21 +16,11 @@ from shutil import copytree
 import pandas as pd
 from tqdm.auto import tqdm
 
-from sftdpo.config import (
-    Execution,
-    Reading,
-    Run,
-    Sampling,
-    SettingsError,
-    Stage,
-    Study,
-    WorkFailed,
-    check,
-    to_dict,
-)
+from .config import Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, check, to_dict
 from .data import DataError, Example, TaskData, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
 from .engine.inputs import Inputs, check_named_files, device, judged_examples
+from .engine.names import model_folder
 from .engine.runs import processor, software
 from sftdpo.engine.safe_files import (
     full_disk_named,
@@ -45,7 +35,6 @@ from .engine.search import search_rates
 from .engine.store import CELL, gather, write_planned_runs
 from .engine.timing import free_disk, peak_disk
 from .engine.tree import Node, check_finished, stage_tree
-from .engine.names import model_folder
 from .engine.work import give_up_weights, share_work, stops_like_an_interrupt, work
 from .evaluate import Evaluation, evaluate, predict
 from .measures.sampling import generate_ids, text_of

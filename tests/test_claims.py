@@ -15,7 +15,6 @@ from sftdpo.claims import (
     Margins,
     Verdict,
     asked_of,
-    caveats,
     cell_values,
     claim,
     deciding,

@@ -25,7 +25,7 @@ CLOSE = ["", ", thanks", ", please help", " and nobody answers", ", what can I d
 def tickets(rows=300, seed=0, noise=0.04):
     "Texts and their classes."
     draw, kinds, found = random.Random(f"tickets {seed}"), list(WORDS), []
-    for i in range(rows):
+    for _ in range(rows):
         kind = draw.choices(kinds, [0.46, 0.32, 0.22])[0]
         text = draw.choice(OPEN) + draw.choice(WORDS[kind]).format(**{k: draw.choice(v) for k, v in FILL.items()}) + draw.choice(CLOSE)
         label = draw.choice([k for k in kinds if k != kind]) if draw.random() < noise else kind

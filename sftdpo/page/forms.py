@@ -9,13 +9,11 @@ __all__ = ['RENAMED', 'PRESETS', 'WRONG', 'SOFT', 'WIDE', 'NAME', 'ROW', 'FOLDS'
 
 # %% ../../nbs/page/01_forms.ipynb #ea927353
 import dataclasses
-import inspect
 import json
 import re
 import shlex
 import types
 import typing
-from functools import lru_cache
 from typing import Literal
 
 import ipywidgets as widgets

@@ -8,7 +8,6 @@ __all__ = ['FORMATS', 'saved_task', 'reading_of', 'known_answers', 'existing_fil
 
 # %% ../../nbs/reading/07_saved.ipynb #626da9e0
 import json
-from dataclasses import replace
 from pathlib import Path
 
 # %% ../../nbs/reading/07_saved.ipynb #d4eb4780
@@ -16,7 +15,6 @@ from ..config import Reading, check, from_dict, to_dict
 from ..data import DataError, TaskData, load_judged, load_prompts
 from ..engine.names import model_folder, nearest
 from .files import expanded
-from .shapes import template_pieces
 from ..tasks import TASKS
 
 # %% ../../nbs/reading/07_saved.ipynb #63087637
