@@ -127,7 +127,7 @@ def test_letters_give_what_the_same_letters_give_when_they_are_typed(team_model,
     from sftdpo.model import load_tokenizer
     tokenizer = load_tokenizer(home / "base")
     typed = Reading(prompt=r"Mail: {mail}\nTeam:", label="team", verbalizers=known["answers"])
-    assert fit_task(load_task("labels", home / "mails.csv", 0, typed), tokenizer, 256).fingerprint == known["fingerprint"]
+    assert fit_task(load_task("labels", home / "mails.csv", typed), tokenizer, 256).fingerprint == known["fingerprint"]
 
 
 def test_data_check_gives_letters_too(tmp_path, capsys):

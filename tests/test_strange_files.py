@@ -135,7 +135,7 @@ def test_usual_shapes_are_named_and_the_command_reads_them(shape, tmp_path, caps
     assert f"this looks like {called}: " in said and "--reading.leaked drop" in said
     study = parse(shlex.split(re.search(r"run it +sftdpo (compare .*)", said)[1])).study
     words = study.reading.verbalizers
-    task = load_task(study.tasks[0], study.data, 0, study.reading)
+    task = load_task(study.tasks[0], study.data, study.reading)
     found = next(e for e in examples(task) if e.prompt == prompt)
     assert (found.completion, found.rejected) == (words.get(completion, completion), rejected)
 
