@@ -155,6 +155,15 @@ class Trials:
         last = sum(self.times.whole(node, judging=False) for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage)
         return sum(parts) + last * self.folds / (self.folds - 1)
 
+    def drop_weights(self, keep: bool = True):
+        "Delete the weights of stages, but for those of the best SFT of each tuning: DPO may start from them."
+        best = {}
+        for run in self.runs.values():
+            if keep and run.recipe == "sft": best[run.tuning] = max(best.get(run.tuning, run), run, key=self.score)
+        kept = {node.key for run in best.values() for node in stage_tree(self.in_folds(run), self.inputs)}
+        for home in self.folder.stages.glob("*"):
+            if home.name not in kept: remove(self.folder.stage(home.name).policy)
+
     def score(self, run: Run) -> float:
         "The mean of a way over all folds; -inf if it was not tried."
         table = self.tables.get(way_of(run))
@@ -173,7 +182,7 @@ class Trials:
         nodes, names = stage_tree(runs, self.inputs), [self.inputs.of(one).name for one in runs]
         planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
         write_planned_runs(self.folder, pd.DataFrame([dict(run=self.inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words) for one, words in planned]), self.say)
-        carry_out(self.folder, nodes, self.inputs, "none", Execution(retry_failed=True), False, lambda words: None)
+        carry_out(self.folder, nodes, self.inputs, "stages", Execution(retry_failed=True), False, lambda words: None)
         if any(not self.folder.run(name).finished for name in names):
             self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
             return False
@@ -182,6 +191,7 @@ class Trials:
         table = read_examples(self.folder, names)
         self.tables[way], self.runs[way] = table.assign(way=way, value=table[column].astype(float))[["way", "fold", "seed", "id", "value"]], run
         self.say(f"    {format_metric(self.score(run), TASKS[run.task].primary)}")
+        self.drop_weights()
         return True
 
     @property
@@ -279,9 +289,9 @@ def hour_more(
 ) -> str:
     "What another hour of training would add."
     rival = next((one for one in table.itertuples() if one.way != way_of(run) and one.high >= 0), None)
-    each = trials.seconds(run.replace(seed=run.seed + 1)) or 1.
     if rival is None: return ""
-    seeds = int(3600 / max(each, 1.)) // 2
+    each = sum(trials.times.whole(node) for one in (way_of(run), rival.way) for node in stage_tree(trials.in_folds(trials.runs[one]), trials.inputs))
+    seeds = int(3600 / max(each, 1.))
     if seeds < 1: return "Another hour is too short to train the closest two with a second seed."
     half = (rival.high - rival.low) / 2
     return (f"Another hour would train the closest two {'once' if seeds == 1 else f'{seeds} times'} more in each fold. The interval of their difference, now ±{format_metric(half, TASKS[run.task].primary, bare=True)}, "
@@ -305,6 +315,7 @@ def train_on_all(
         save_policy(model, tokenizer, part)
         write_json(part / "task.json", task_record(one))
         write_text(part / "README.md", model_card(one, metrics))
+    for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
@@ -337,6 +348,7 @@ def recommend(
     start = Run(task=task, backbone=backbone, data=str(data), reading=reading, sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
     trials = Trials(home, inputs, folds, deadline, say)
     for run in ways_to_try(start, round(len(pool_of(loaded)) * (1 - 1 / folds)), trials.score): trials.attempt(run)
+    trials.drop_weights(keep=False)
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
         return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a smaller model.")

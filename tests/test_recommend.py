@@ -95,3 +95,17 @@ def test_labels_that_say_nothing_are_declined(tmp_path, backbone, quick):
     (tmp_path / "noise.csv").write_text("text,label\n" + "".join(f"word {i % 7} {i},{'ab'[random.integers(2)]}\n" for i in range(60)))
     found = recommend(tmp_path / "noise.csv", tmp_path / "out", minutes=0.3, backbone=str(backbone), say=lambda words: None)
     assert "it is not shown that anything was learned" in found.declined and str(found).startswith("No recommendation.") and not found.model
+
+
+def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick, monkeypatch):
+    "The SFT stages of the best rate keep their weights until DPO has started from them; none are left in the end."
+    import sftdpo.engine.work
+    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(60))
+    (tmp_path / "moods.csv").write_text("text,label\n" + moods)
+    trained, finish = [], sftdpo.engine.work.finish_stage
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, *rest, **more: trained.append(folder.path.name) or finish(folder, *rest, **more))
+    monkeypatch.setattr("sftdpo.recommend.ways_to_try", lambda *rest: [run for i, run in zip(range(6), ways_to_try(*rest)) if run.tuning == "full"])
+    recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=5, backbone=str(backbone), say=lambda words: None)
+    assert len(trained) == len(set(trained)) == 9, "three folds of sft, of dpo, and of DPO after SFT"
+    kept = [home.name for home in (tmp_path / "out" / "stages").iterdir() if (home / "policy").exists()]
+    assert not kept

@@ -61,11 +61,11 @@ def finish_node(
 def give_up_weights(
     folder: StudyFolder,    # of the study
     node: Node,             # just finished, or failed
-    weights: str = "none",  # "parents": a stage that others started from keeps its policy, as trials to come may start from it too
+    weights: str = "none",  # "parents": a stage that others started from keeps its policy, as trials to come may start from it too; "stages": every stage
 ):
     "Delete the policies, here and above, that nothing will start from any more."
     for one in [node, *node.ancestors]:
-        keep = weights == "parents" and one.children
+        keep = weights == "stages" or weights == "parents" and one.children
         if one.stage and not keep and folder.closed(one): remove(folder.stage(one.key).policy)
 
 # %% ../../nbs/engine/08_work.ipynb #11457025
