@@ -145,7 +145,7 @@ def test_the_final_table_fits_a_terminal_and_ends_with_what_to_type_next(backbon
     (tmp_path / "days.csv").write_text("text,label\n" + "".join(f"the day number {i} was {'fine' if i % 2 else 'grey'},{'yes' if i % 2 else 'no'}\n" for i in range(120)))
     main(["compare", "--tasks", "labels", "--data", "days.csv", "--backbone", backbone, "--recipes", "sft", "--tunings", "full", "--train-size", "16", "--sft.epochs", "1", "--sft.batch-size", "8", "--out", "runs/a"])
     told = capsys.readouterr().out
-    table = told[told.index("labels · "):].splitlines()
+    table = told[told.index("labels ·"):].splitlines()
     assert max(len(line.replace(backbone, "bard")) for line in table) <= 80 and any("sft full" in line for line in table)
     assert all(word in told for word in ("accuracy %", "macro F1 %", "calibration", "training"))
     typed = re.findall(r"^  sftdpo (.*(?:\n    .*)*)", told, re.MULTILINE)

@@ -1,6 +1,7 @@
 """Backbones, tuning, dropout, and the way to disk and back, on tiny random GPT-2 and Llama models."""
 import hashlib
 import json
+import os
 import shutil
 import time
 import zipfile
@@ -333,13 +334,13 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path):
 
 def test_a_folder_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     "Every file, then the lists of them, then the name, then the list that holds the name."
-    done, replace = [], m.os.replace
+    done, replace = [], os.replace
     def synced(handle): done.append(Path(f"/proc/self/fd/{handle}").resolve().name)
     def replaced(source, target):
         done.append(f"name {Path(target).name}")
         replace(source, target)
     monkeypatch.setattr("sftdpo.engine.safe_files.os.fsync", synced)
-    monkeypatch.setattr(m.os, "replace", replaced)
+    monkeypatch.setattr(os, "replace", replaced)
     with m.written_whole(tmp_path / "policy") as part:
         (part / "inner").mkdir()
         for path in ("weights", "inner/more"): (part / path).write_text("numbers")

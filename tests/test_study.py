@@ -57,7 +57,7 @@ def test_six_cells_on_both_tasks(backbone, tmp_path, monkeypatch, capsys):
             assert start == pytest.approx(0.6931, abs=1e-3)
 
     print_tables(results, folder)
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())  # lines are wrapped
     assert "paraphrase · " in said and "data: little · 16 training examples, 20 judged · 1 seed" in said
     assert list(cells_table(results, "sonnet").index) == ["base", "sft full", "sft lora", "dpo full", "dpo lora", "sft-dpo full", "sft-dpo lora"]
 

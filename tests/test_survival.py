@@ -119,11 +119,6 @@ def test_killed_at_many_moments(by_chance, recipes, base, undisturbed, tmp_path)
     expected, seconds = undisturbed(study)
     longest = seconds / (2 * by_chance)                             # all kills by chance come in half the time that the study takes
     folder, log, chance, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), Counter()
-    for moment in ("checkpoint", "step", "policy", "stage", "run", "results"):
-        child = start(study, folder, log, moment)
-        child.join(300)
-        assert child.exitcode == -signal.SIGKILL, moment
-        kills[moment] += 1
     while kills["by chance"] < by_chance:
         child = start(study, folder, log)
         child.join(chance.uniform(0.05, longest))
@@ -131,6 +126,11 @@ def test_killed_at_many_moments(by_chance, recipes, base, undisturbed, tmp_path)
         child.kill()
         child.join()
         kills["by chance"] += 1
+    for moment in ("checkpoint", "step", "policy", "stage", "run", "results"):
+        child = start(study, folder, log, moment)
+        child.join(300)
+        assert child.exitcode == -signal.SIGKILL, moment
+        kills[moment] += 1
     child = start(study, folder, log)
     child.join(300)
     assert child.exitcode == 0 and sum(kills.values()) == 6 + by_chance, kills

@@ -75,7 +75,8 @@ def work_on_ray(
                 elif node.key not in begun and folder.ready(node):
                     begun.add(node.key)
                     say(f"[{len(begun)}/{len(nodes)}] {node.label}")
-                    running[task.remote(str(folder.path.absolute()), to_dict(as_here(node.run)), node.key, [to_dict(as_here(one.run)) for one in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
+                    holder = node.children[0] if node.children else node  # whose run tells that another stage starts from this one
+                    running[task.remote(str(folder.path.absolute()), to_dict(as_here(holder.run)), node.key, [to_dict(as_here(one.run)) for one in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
             if not running: break
             for result in ray.wait(list(running), num_returns=1)[0]:
                 node = running.pop(result)
