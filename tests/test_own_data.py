@@ -27,7 +27,7 @@ from sftdpo.data import (
     without_rejected,
 )
 from sftdpo.engine.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
-from sftdpo.reading.check import check_data, check_file, options_of, reasons, write_check
+from sftdpo.reading.check import check_data, check_file, reading_options, reasons, write_check
 from sftdpo.reading.files import find_files, read_table, table_of, write_problems
 from sftdpo.reading.rows import fit, longer_than, suggest_verbalizers, tokenize
 
@@ -377,7 +377,7 @@ def test_the_command_is_understood_by_the_command_line(tmp_path):
     reading = Reading(prompt="{text}\n", verbalizers={"0": "no", "1": "yes"}, unusable="drop", end_of_text=False, delimiter=";")
     assert from_dict(Reading, to_dict(reading)) == reading
     tyro = pytest.importorskip("tyro")
-    assert tyro.cli(make_dataclass("Command", [("reading", Reading, Reading())]), args=options_of(reading)).reading == reading
+    assert tyro.cli(make_dataclass("Command", [("reading", Reading, Reading())]), args=reading_options(reading)).reading == reading
 
 
 def test_reasons_gather():

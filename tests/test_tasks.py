@@ -267,7 +267,7 @@ def test_the_readme_shows_what_is_stored(repository, monkeypatch):
 
 def test_no_public_name_is_defined_in_two_modules():
     places = defaultdict(set)
-    for file in Path(sftdpo.__file__).parent.glob("*.py"):
+    for file in Path(sftdpo.__file__).parent.rglob("*.py"):
         if file.stem.startswith("_"): continue
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             names = [node.name] if isinstance(node, (ast.FunctionDef, ast.ClassDef)) else [node.target.id] if isinstance(node, ast.AnnAssign) else \

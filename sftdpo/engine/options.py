@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SELDOM', 'helps', 'Option', 'options_of', 'recommended_values', 'recommended_text', 'default_text',
-           'option_text', 'shows_choices', 'value_text', 'option_lines', 'argument_name', 'grouped', 'help_text',
-           'check_value', 'values_after', 'check_words', 'check_arguments']
+           'option_text', 'shows_choices', 'value_text', 'option_lines', 'argument_name', 'options_by_group',
+           'help_text', 'check_value', 'values_after', 'check_words', 'check_arguments']
 
 # %% ../../nbs/engine/16_options.ipynb #6f87a6e9
 import dataclasses
@@ -185,7 +185,7 @@ GROUPS = {  # what the short help shows, in this order
 SELDOM = ("name", "folds", "fold", "judge", "dpo-sft-weight", "held-out-text", "also-judge", "second-sft-rate", "shuffle-labels", "cells", "sweep", "executor", "cpus-per-run", "gpus-per-run", "ray-address")  # only in the long help
 
 # %% ../../nbs/engine/16_options.ipynb #420da943
-def grouped(
+def options_by_group(
     options: list[Option],  # of a command
     everything: bool,       # those too that few people need?
 ) -> dict[str, list[Option]]:  # heading: options
@@ -212,7 +212,7 @@ def help_text(
     "The help of a command: what it does, an example, its options in groups."
     arguments = " ".join(argument_name(option) for option in options if option.positional)
     lines = [f"usage: sftdpo {command} {arguments}".rstrip() + " [OPTIONS]", "", *textwrap.wrap(about, 80), "", "example:", f"  {example}"]
-    shown = grouped(options, everything)
+    shown = options_by_group(options, everything)
     for title, some in shown.items(): lines += ["", f"{title}:", *(line for option in some for line in option_lines(option))]
     hidden = sum(option.applies for option in options) - sum(map(len, shown.values()))
     if hidden: lines += ["", f"{hidden} more options: sftdpo {command} --help-all"]

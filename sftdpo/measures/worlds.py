@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TUNINGS', 'NEVER', 'TWO', 'FINDINGS', 'MARGINAL', 'STEADY', 'POWERFUL', 'OUT_OF_REACH', 'KINDS', 'World',
-           'equal_cells', 'draw_search', 'probit_centre', 'draw_cell', 'DrawnStudy', 'draw_runs', 'draw_times',
+           'equal_cells', 'draw_search', 'probit_centre', 'draw_cell', 'DrawnStudy', 'runs_of_cell', 'draw_times',
            'draw_study', 'completed', 'write_study', 'Setting', 'verdict_counts', 'error_table', 'out_of_reach',
            'draw_effects', 'hits_with_collapse', 'hits_with_folds', 'covered', 'coverage_table']
 
@@ -112,7 +112,7 @@ class DrawnStudy:
     world: World            # that it was drawn from
 
 # %% ../../nbs/measures/06_worlds.ipynb #c5365ecc
-def draw_runs(
+def runs_of_cell(
     world: World,
     cell: tuple,          # recipe, tuning
     right: np.ndarray,    # [seeds, examples]
@@ -153,11 +153,11 @@ def draw_study(
     random = np.random.default_rng(random)
     ease, label = world.of_example * random.standard_normal(world.examples), (np.arange(world.examples) % 100 >= 100 * world.majority).astype(int)
     backbone = World({}, seeds=1, examples=world.examples, folds=world.folds, majority=world.majority)
-    parts, searches = [draw_runs(backbone, ("base", "-"), *draw_cell(backbone, random, world.base, ease, label), label)], []
+    parts, searches = [runs_of_cell(backbone, ("base", "-"), *draw_cell(backbone, random, world.base, ease, label), label)], []
     for cell, accuracy in world.cells.items():
         table, lost = draw_search(world, random, cell)
         searches.append(table)
-        parts.append(draw_runs(world, cell, *draw_cell(world, random, accuracy - lost, ease, label), label))
+        parts.append(runs_of_cell(world, cell, *draw_cell(world, random, accuracy - lost, ease, label), label))
     examples, lines = pd.concat(parts, ignore_index=True), []
     names = ["run", "task", "recipe", "tuning", "seed", "fold"]
     for key, value in examples.groupby(names, sort=False)["correct"].mean().items():
