@@ -205,6 +205,7 @@ class Stage(Settings):
     learning_rate: float | None = None  # peak learning rate of AdamW; default: the recommended one
     epochs: int | None = None  # passes over the data, more if it is small; default: the recommended number, or enough for the least number of steps
     batch_size: int | None = None  # examples (or pairs) per optimizer step; default: the recommended number
+    steps: int | None = neutral(None)  # optimizer steps at least, where no epochs are given; default: 200 (labels) or 30 (texts)
     micro_batch_size: int | None = neutral(None)  # examples in memory at once; default: the whole batch
     gradient_checkpointing: bool = neutral(False)  # save memory by computing activations twice: slower
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # shape of the learning rate after warm-up
@@ -237,7 +238,7 @@ class Stage(Settings):
         def positive(name, example):
             value = getattr(self, name)
             check(value is None or value > 0, f"{self.called}.{name}", value, f"use a number above 0, such as {example}")
-        for name, example in dict(learning_rate=5e-5, epochs=1, batch_size=8, micro_batch_size=8, max_gradient_norm=1, beta=0.1).items():
+        for name, example in dict(learning_rate=5e-5, epochs=1, batch_size=8, steps=200, micro_batch_size=8, max_gradient_norm=1, beta=0.1).items():
             positive(name, example)
         check(0 <= self.warmup <= 1, f"{self.called}.warmup", self.warmup, "use a share from 0 to 1")
         check(self.weight_decay >= 0, f"{self.called}.weight_decay", self.weight_decay, "use 0 or a positive number")
@@ -355,6 +356,7 @@ def base(
 @lru_cache(maxsize=1024)
 def _resolved(stage, backbone, task, tuning, rows):
     rates = task.rates(backbone)
+    if stage.steps: rates = dataclasses.replace(rates, steps=stage.steps)
     batch_size = stage.batch_size or rates.batch_for(rows)
     found = dict(learning_rate=getattr(rates, f"{stage.kind}_{tuning}"), epochs=rates.epochs_for(rows, batch_size), batch_size=batch_size, rejected=next(iter(task.rejected)))
     missing = {name: value for name, value in found.items() if getattr(stage, name) is None}
@@ -384,7 +386,7 @@ class Search(Settings):
     trials: int = 0  # trials per cell; 0: no search
     factor: float = 3.0  # neighbouring learning rates differ by this factor
     betas: tuple[float, ...] = (0.1,)  # DPO: values of beta to try
-    seeds: tuple[int, ...] = (1000, 1001, 1002)  # seeds of the trials; the study may not use them
+    seeds: tuple[int, ...] = (900, 901, 902)  # seeds of the trials; the study may not use them
     further: int = 4  # further trials, the same for all cells, while the best rate of any cell is the lowest or highest tried
     train_size: int | None = None  # training examples per trial; default: as in the study
 

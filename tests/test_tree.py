@@ -69,6 +69,7 @@ def test_folds_are_alike_in_every_cell_and_have_seeds_of_their_own():
     assert [node.run.fold for node in stage_tree(study, inputs) if node.stage is None] == [1, 2, 3]  # the base model is judged in each
     assert {(run.fold, run.seed) for run in study.runs() if run.recipe != "base"} == {(1, 0), (2, 1000), (3, 2000)}
     assert "fold3-seed2000" in inputs.of(study.runs()[-1]).name
+    study.replace(search=Search(trials=3))  # seeds that choose rates by default are no fold's
 
 
 def test_the_plan_tells_what_is_done(backbone, tmp_path):
