@@ -9,7 +9,6 @@ import nbformat
 import pytest
 
 pytest.importorskip("nbdev")
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
 
 import docs
 import objections

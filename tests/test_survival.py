@@ -15,10 +15,12 @@ import torch
 from little import compare, little_inputs, plan, small, stage_tree, steady
 from tiny import tiny_model
 
+import keep_results
 import sftdpo.study as study_module
-from sftdpo.config import Execution, Stage, Study, to_yaml
+from sftdpo.config import Execution, Search, Stage, Study, to_yaml
 from sftdpo.engine.folder import StudyFolder, read_record, write_record
 from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.safe_files import remove
 from sftdpo.engine.store import read_results
 from sftdpo.model import save_policy
 
@@ -261,3 +263,24 @@ def test_other_versions_under_an_old_folder_are_named(backbone, tmp_path, capsys
     write_record(path, before | {"software": before["software"] | {"torch": "2.0.1"}})
     compare(study, tmp_path / "out")
     assert "begun with torch 2.0.1" in capsys.readouterr().out
+
+
+def test_what_is_kept_of_a_study_goes_on(backbone, tmp_path, capsys):
+    "Small files of half a study are enough: what is missing is trained, its parents too, under the same keys, and nothing else."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft", "sft-dpo"), tunings=("lora",), seeds=(0, 1), search=Search(trials=3, seeds=(7,), further=0))
+    whole = compare(study, tmp_path / "whole", progress=False)
+    kept = StudyFolder(tmp_path / "kept")
+    keep_results.keep(tmp_path / "whole", kept.path)
+    assert not list(kept.path.rglob("*.safetensors")) and not kept.stages.exists()
+    for home in (kept, kept.trials):
+        last = next(name for name in home.finished_runs() if "sft-dpo" in name)
+        for path in (home.run(last).path, kept.results, kept.search): remove(path)
+    capsys.readouterr()
+    again = compare(study, kept.path)
+    told = capsys.readouterr().out
+    assert told.count("is judged again") == 1 and "-base-" in told, "the base model, whose distributions are too large to keep"
+    keys = {path.name for path in kept.stages.iterdir()}
+    assert len(keys) == 2 and keys < {path.name for path in StudyFolder(tmp_path / "whole").stages.iterdir()}, "a pair of stages, nothing more"
+    assert len(list(kept.trials.stages.iterdir())) == 2
+    pd.testing.assert_frame_equal(steady(again), steady(whole), check_exact=False, rtol=1e-6)
+    assert set(kept.finished_runs()) == set(StudyFolder(tmp_path / "whole").finished_runs())

@@ -1,32 +1,50 @@
-"""Copy the small files of a study into nbs/study/results, for the analysis notebooks: no weights, no text of data that is not ours.
+"""Copy the small files of a study into nbs/study/results, also while it still runs: no weights, no text of data that is not ours.
 
-Prompts of question pairs are left out, since they belong to whoever owns the data; sonnets are in the public domain."""
+Prompts of question pairs are left out, since they belong to whoever owns the data; sonnets are in the public domain.
+A copy of the folder that is kept, given to `sftdpo compare` as --out, goes on with what is missing."""
 import argparse
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
-from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.folder import RunFolder, StudyFolder, digests, write_record
+from sftdpo.engine.safe_files import written_whole
+
+
+def keep_examples(run: RunFolder, path: Path, home: Path):
+    "Copy what was reached on each example, in single precision and without the prompts that are not ours."
+    examples = pd.read_parquet(run.checked(path))
+    if "generated" not in examples: examples = examples.drop(columns="prompt", errors="ignore")
+    examples = examples.astype({name: "float32" for name in examples.select_dtypes("float64")})
+    examples.to_parquet(home, index=False, compression="zstd", compression_level=19)
+
+
+def keep_run(run: RunFolder, place: RunFolder, trial: bool = False):
+    "Copy a finished run; of a trial, which only chooses, what the choice needs."
+    about, of_base = run.about(), not run.history.exists()
+    small = (run.metrics,) if trial else (run.settings, run.environment, run.history, run.metrics, *run.path.glob("pairs*.csv"))
+    with written_whole(place) as part:
+        for path in small:
+            if path.exists(): shutil.copy(run.checked(path, about), part / path.name)
+        if of_base or not trial: keep_examples(run, run.examples, part / run.examples.name)
+        for name in run.further_sets:
+            there, here = run.further(name), RunFolder(part).further(name)
+            here.path.mkdir(parents=True)
+            shutil.copy(there.metrics, here.metrics)
+            keep_examples(run, there.examples, here.examples)
+        large = {name: digest for name, digest in about["files"].items() if name == run.distributions.name}  # not there: judged again where it is needed
+        write_record(part / run.record.name, about | {"files": digests(part) | large})
 
 
 def keep(study: Path, place: Path):
-    "Copy a finished study's results to `place`, replacing what was there."
-    there, kept = StudyFolder(study), StudyFolder(place)
-    if not there.finished_runs(): raise SystemExit(f"{study} holds no finished run; run `sftdpo compare --out {study}` first.")
-    shutil.rmtree(place, ignore_errors=True)
-    for name in there.finished_runs():
-        run, home = there.run(name), kept.run(name)
-        about = run.about()
-        home.path.mkdir(parents=True)
-        for path in (run.settings, run.environment, run.history, run.metrics):
-            if path.exists(): shutil.copy(run.checked(path, about), home.path / path.name)
-        examples = pd.read_parquet(run.checked(run.examples, about))
-        if "generated" not in examples: examples = examples.drop(columns="prompt", errors="ignore")
-        examples.to_parquet(home.examples, index=False, compression="zstd")
-        home.close(**about)
-    for path in (there.settings, there.results, there.search, there.margins):
-        if path.exists(): shutil.copy(path, kept.path / path.name)
+    "Copy what is finished of a study to `place`; what is there already stays."
+    folder, kept = StudyFolder(study), StudyFolder(place)
+    if not (folder.finished_runs() or folder.trials.finished_runs()): raise SystemExit(f"{study} holds no finished run; run `sftdpo compare --out {study}` first.")
+    for there, here, trial in ((folder, kept, False), (folder.trials, kept.trials, True)):
+        for name in sorted(set(there.finished_runs()) - set(here.finished_runs())): keep_run(there.run(name), here.run(name), trial)
+    for path in (folder.settings, folder.trials.settings, folder.begun_with, folder.results, folder.search, folder.margins):
+        if path.exists(): shutil.copy(path, kept.path / path.relative_to(folder))
 
 
 if __name__ == "__main__":
