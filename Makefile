@@ -16,7 +16,7 @@ help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo "  Variables: PYTHON (now $(PYTHON)), VENV (now $(VENV)), WORKERS (now $(WORKERS))."
 
-quickstart: $(VENV)/installed ## set up, then compare the six cells on both tasks with the embedded backbone
+quickstart: $(VENV)/installed ## set up, then compare the six cells on a small task with the embedded backbone
 	$(BIN)/sftdpo quickstart
 
 playground: $(VENV)/installed-playground ## set up, then serve the form for a study as a page: open the link that it prints

@@ -178,23 +178,22 @@ class Data:
         if report.stops: sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #af52c04b
-QUICKSTART = (
-    Study("quickstart paraphrase", tasks=("paraphrase",), train_size=3000, test_size=500, sft=Stage("sft", epochs=1, evaluations=1), dpo=Stage("dpo", epochs=1, evaluations=1)),
-    Study("quickstart sonnet", tasks=("sonnet",), sampling=Sampling(samples=2), sft=Stage("sft", epochs=1, evaluations=1), dpo=Stage("dpo", epochs=1, rejected="swap", evaluations=1)))
+QUICKSTART = Study("quickstart", tasks=("paraphrase",), train_size=3000, test_size=500,
+                   sft=Stage("sft", epochs=1, evaluations=1), dpo=Stage("dpo", epochs=1, evaluations=1))
 
 # %% ../nbs/25_cli.ipynb #61c3dcf5
 @dataclass
 class Quickstart:
-    "Compare the six cells on the embedded backbone, for both tasks, in a few minutes."
-    out: Path = Path("runs/quickstart")  # folder for results, one inside it per task
+    "Compare the six cells on the embedded backbone, in a few minutes."
+    out: Path = Path("runs/quickstart")  # folder for results
 
     def __call__(self):
         from sftdpo.study import compare
         from sftdpo.tables import next_steps, print_tables
-        tables = [(compare(study, self.out / study.tasks[0], execution=Execution(retry_failed=True)), self.out / study.tasks[0]) for study in QUICKSTART]
-        for results, folder in tables: print_tables(results, folder)
-        if len(tables[-1][0]): print(next_steps(*tables[-1]))
-        if any(path for _, folder in tables for path in StudyFolder(folder).failures.glob("*.txt")): sys.exit(1)
+        results = compare(QUICKSTART, self.out, execution=Execution(retry_failed=True))
+        print_tables(results, self.out)
+        if len(results): print(next_steps(results, self.out))
+        if StudyFolder(self.out).failed(): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #5a00b737
 @dataclass

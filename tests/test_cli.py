@@ -166,9 +166,8 @@ def test_the_table_of_speeds_fits_a_terminal(repository, capsys):
     assert stored and max(map(len, lines)) <= 80 and any("peak GB" in line for line in lines)
 
 
-def test_quickstart_is_both_tasks_and_six_cells():
-    assert [study.tasks for study in QUICKSTART] == [("paraphrase",), ("sonnet",)]
-    for study in QUICKSTART: assert len(study.runs()) == 7 and study.backbone == "bard"
+def test_the_quickstart_is_six_cells_and_the_base_model():
+    assert len(QUICKSTART.runs()) == 7 and QUICKSTART.backbone == "bard"
 
 
 def test_a_quickstart_that_fails_says_so_and_tries_again(tmp_path, monkeypatch):
@@ -181,7 +180,7 @@ def test_a_quickstart_that_fails_says_so_and_tries_again(tmp_path, monkeypatch):
     monkeypatch.setattr("sftdpo.study.compare", compare)
     monkeypatch.setattr("sftdpo.tables.print_tables", lambda results, folder: None)
     with pytest.raises(SystemExit) as end: main(["quickstart", "--out", str(tmp_path)])
-    assert end.value.code == 1 and given == [Execution(retry_failed=True)] * 2
+    assert end.value.code == 1 and given == [Execution(retry_failed=True)]
 
 
 def test_a_format_that_cannot_be_written_is_told_before_anything_is_judged(monkeypatch, capsys):
