@@ -20,14 +20,22 @@ def keep_examples(run: RunFolder, path: Path, home: Path):
     examples.to_parquet(home, index=False, compression="zstd", compression_level=19)
 
 
+def keep_numbers(path: Path, home: Path):
+    "Copy a table without its texts, to five digits; of a history, every fifth step and each look at held-out rows."
+    table = pd.read_csv(path).drop(columns=["prompt", "chosen", "rejected"], errors="ignore")
+    if "step" in table: table = table[(table["step"] % 5 == 0) | table.filter(like="held_out").notna().any(axis=1)]
+    table.to_csv(home, index=False, float_format="%.5g")
+
+
 def keep_run(run: RunFolder, place: RunFolder, trial: bool = False):
     "Copy a finished run; of a trial, which only chooses, what the choice needs."
     about, of_base = run.about(), not run.history.exists()
-    small = (run.metrics,) if trial else (run.settings, run.environment, run.history, run.metrics, *run.path.glob("pairs*.csv"))
+    small = (run.metrics,) if trial else (run.settings, run.environment, run.metrics)
     with written_whole(place) as part:
         for path in small:
             if path.exists(): shutil.copy(run.checked(path, about), part / path.name)
         if of_base or not trial: keep_examples(run, run.examples, part / run.examples.name)
+        for path in () if trial else run.path.glob("*.csv"): keep_numbers(run.checked(path, about), part / path.name)
         for name in run.further_sets:
             there, here = run.further(name), RunFolder(part).further(name)
             here.path.mkdir(parents=True)
@@ -43,7 +51,7 @@ def keep(study: Path, place: Path):
     if not (folder.finished_runs() or folder.trials.finished_runs()): raise SystemExit(f"{study} holds no finished run; run `sftdpo compare --out {study}` first.")
     for there, here, trial in ((folder, kept, False), (folder.trials, kept.trials, True)):
         for name in sorted(set(there.finished_runs()) - set(here.finished_runs())): keep_run(there.run(name), here.run(name), trial)
-    for path in (folder.settings, folder.trials.settings, folder.begun_with, folder.results, folder.search, folder.margins):
+    for path in (folder.settings, folder.trials.settings, folder.begun_with, folder.planned, folder.results, folder.search, folder.margins):
         if path.exists(): shutil.copy(path, kept.path / path.relative_to(folder))
 
 
