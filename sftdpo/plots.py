@@ -8,9 +8,9 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds', 'draw_course', 'name_axes',
            'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'cell_comparison',
            'round_ticks', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
-           'metric_against', 'against_forgetting', 'displaced_pairs', 'displacement', 'trials_of', 'draw_trials',
-           'chosen_in_words', 'rate_curves', 'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap',
-           'calibration', 'side_by_side']
+           'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
+           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_curves', 'score_at', 'one_rate_for_all',
+           'reliability', 'calibration_gap', 'calibration', 'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -539,6 +539,53 @@ def against_forgetting(
 ) -> Picture:
     "The task's score against what was forgotten, a point per run."
     return metric_against(results, "forgetting", task_named(results["task"].iloc[0] if len(results) else "").primary, variants)
+
+# %% ../nbs/21_plots.ipynb #3384f28d
+def against_examples(
+    sizes: pd.DataFrame,    # from `size_intervals`
+    metric: Metric | str,   # what was measured
+    beside: dict[str, float] | None = None,  # what is reached without training: name, value
+) -> Picture:
+    "The score against the number of training examples, with intervals."
+    if sizes["train_size"].nunique() < 2: return nothing("The study has one size of training set: there is no curve over sizes.")
+    metric, recipes, words = metric_named(metric), list(dict.fromkeys(sizes["recipe"])), []
+    looks = looks_of(dict.fromkeys(sizes["tuning"]))
+    with style():
+        picture, axes = panels(len(recipes), across=3, sharey=True)
+        for recipe, axis in zip(recipes, axes):
+            axis.set_title(recipe)
+            for tuning, part in sizes[sizes["recipe"] == recipe].groupby("tuning"):
+                draw_sizes(axis, part, metric, looks[tuning])
+                ends = [f"{format_metric(line.mean, metric)} with {line.train_size:,}" for line in part.itertuples()]
+                words.append(f"{recipe} {tuning}: {', '.join(ends)}")
+            for value in (beside or {}).values(): axis.axhline(metric.factor * value, color=INK, linewidth=0.9, linestyle=LINES[2])
+        for axis in axes: scale_sizes(axis, sorted(set(sizes["train_size"])))
+        name_axes(axes, 3, "training examples", axis_title(metric))
+        marks = [Line2D([], [], color=INK, linewidth=0.9, linestyle=LINES[2], label=name) for name in beside or {}]
+        legend(picture, looks, marks)
+    picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words)}."
+    return picture
+
+# %% ../nbs/21_plots.ipynb #3f999c2d
+def draw_sizes(
+    axis,                 # matplotlib axes
+    part: pd.DataFrame,   # the sizes of one cell
+    metric: Metric,       # what was measured
+    look: dict,           # of its line
+):
+    "A line through the means, the band of the intervals behind it."
+    axis.fill_between(part["train_size"], metric.factor * part["low"], metric.factor * part["high"], color=look["color"], alpha=0.15, linewidth=0)
+    axis.plot(part["train_size"], metric.factor * part["mean"], **look | {"markersize": 5, "linewidth": 1.6})
+
+
+def scale_sizes(
+    axis,              # matplotlib axes
+    sizes: list[int],  # that were trained
+):
+    "A logarithmic axis that names the sizes."
+    axis.set_xscale("log")
+    axis.set_xticks(sizes, [number(size) if size >= 1e4 else f"{size:,}" for size in sizes])
+    axis.set_xticks([], minor=True)
 
 # %% ../nbs/21_plots.ipynb #d050f1e1
 def displaced_pairs(

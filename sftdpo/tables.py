@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'WHAT_TO_CHANGE', 'place_of', 'with_cells', 'apart_by_name', 'values_of', 'line_of',
-           'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'format_time', 'format_estimate',
-           'format_range', 'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns',
-           'fitted_table', 'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned',
-           'with_baseline', 'print_wrapped', 'print_further', 'print_tables', 'next_steps']
+           'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
+           'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_columns', 'cost_columns',
+           'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of', 'format_baselines',
+           'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'print_wrapped', 'print_further',
+           'print_tables', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import re
@@ -142,6 +143,52 @@ def costs_of(
     lines = wide[["run", "recipe", "tuning", "seed", "fold"]].assign(
         value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan, parameters=column("parameters_trainable"))
     return with_cells(lines, variants)
+
+# %% ../nbs/20_tables.ipynb #14607926
+def size_intervals(
+    examples: pd.DataFrame,  # from `read_examples`, of one task
+    results: pd.DataFrame,   # of the same runs
+    history: pd.DataFrame,   # of the same runs
+    column: str,             # what each example reached
+) -> pd.DataFrame:           # recipe, tuning, train_size, steps, mean, low, high, seeds; by cell and size
+    "Each trained cell's mean and interval at each number of training examples, with its optimizer steps."
+    sizes = results[results["recipe"] != "base"].drop_duplicates("run").set_index("run")["train_size"]
+    steps = history.groupby(["run", "stage"])["step"].max().groupby("run").sum()
+    lines = []
+    for (recipe, tuning, size), part in examples.assign(train_size=examples["run"].map(sizes)).groupby(["recipe", "tuning", "train_size"]):
+        found, made = interval(values_of(part, column)), steps.reindex(part["run"].unique()).mean()
+        lines.append(dict(recipe=recipe, tuning=tuning, train_size=int(size), steps=made, mean=found.mean, low=found.low, high=found.high, seeds=found.seeds))
+    table = pd.DataFrame(lines, columns=["recipe", "tuning", "train_size", "steps", "mean", "low", "high", "seeds"])
+    place = [place_of(*cell) for cell in zip(table["recipe"], table["tuning"])]
+    return table.assign(place=place).sort_values(["place", "train_size"]).drop(columns="place").reset_index(drop=True)
+
+# %% ../nbs/20_tables.ipynb #2bc37c35
+def examples_needed(
+    sizes: pd.DataFrame,  # from `size_intervals`, of one cell
+    score: float,         # to be reached
+) -> str:
+    "The number of training examples at which the cell's mean first reaches a score."
+    sizes = sizes.sort_values("train_size")
+    known, means = sizes["train_size"].to_numpy(float), sizes["mean"].to_numpy(float)
+    above = np.flatnonzero(means >= score)
+    if not len(above): return f"more than {known[-1]:,.0f}"
+    first = above[0]
+    if first == 0: return f"at most {known[0]:,.0f}"
+    share = (score - means[first - 1]) / (means[first] - means[first - 1])
+    needed = np.exp(np.log(known[first - 1]) + share * np.log(known[first] / known[first - 1]))
+    return f"about {float(f'{needed:.2g}'):,.0f}"
+
+# %% ../nbs/20_tables.ipynb #2a4c20e8
+def needed_table(
+    sizes: pd.DataFrame,  # from `size_intervals`
+    recipe: str,          # of the cell whose score is to be reached
+    tuning: str,          # its tuning
+) -> pd.DataFrame:        # a line per cell
+    "How many examples each cell needs for the score that one cell reaches with the most examples."
+    goal = sizes[(sizes["recipe"] == recipe) & (sizes["tuning"] == tuning)].sort_values("train_size").iloc[-1]
+    cells = sizes.groupby(["recipe", "tuning"], sort=False)
+    needed = {f"{recipe} {tuning}": examples_needed(part, goal["mean"]) for (recipe, tuning), part in cells}
+    return pd.DataFrame({f"examples for the score of {recipe} {tuning} with {goal['train_size']:,}": needed})
 
 # %% ../nbs/20_tables.ipynb #caadc81a
 def format_time(
