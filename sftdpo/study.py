@@ -69,8 +69,8 @@ def check_study_folder(
     refuse_links(folder.path)
     if folder.begun: return check_growth(folder, study)
     if folder.begun_with.exists() or not folder.path.exists(): return
-    ours = (folder.locks.name, f".{folder.settings.name}.")
-    if not all(entry.name == ours[0] or entry.name.startswith(ours[1]) for entry in folder.path.iterdir()):
+    ours = (folder.locks.name, folder.margins.name)  # margins are best set before a study runs
+    if not all(entry.name in ours or entry.name.startswith(f".{folder.settings.name}.") for entry in folder.path.iterdir()):
         raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a new one.")
 
 # %% ../nbs/12_study.ipynb #edeb3080

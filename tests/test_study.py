@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM
 
 import sftdpo.engine.runs
 import sftdpo.engine.work
-from sftdpo.claims import judge_claims
+from sftdpo.claims import Margins, judge_claims, save_margins
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import tokenizer_of
 from sftdpo.engine.store import COLUMNS, read_results, variants_of
 from sftdpo.model import save_policy
 from sftdpo.report import write_report
-from sftdpo.study import evaluate_saved, grown, train_run
+from sftdpo.study import check_study_folder, evaluate_saved, grown, train_run
 from sftdpo.tables import cells_table, print_tables
 
 
@@ -163,6 +163,8 @@ def test_folders_are_not_mixed_up(backbone, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="holds files that are no study"): compare(small(backbone), tmp_path / "mine")
+    save_margins(tmp_path / "set beforehand", Margins(accuracy=0.02))
+    check_study_folder(tmp_path / "set beforehand", small(backbone))  # margins may be there before the study
     compare(small(backbone, recipes=("base",)), tmp_path / "out", progress=False)
     with pytest.raises(FileExistsError, match="holds the study 'a small study'"): compare(small(backbone).replace(name="another"), tmp_path / "out")
     with pytest.raises(SettingsError, match="weights = 'all' cannot be used"): compare(small(backbone, recipes=("base",), weights="all"), tmp_path / "out")
