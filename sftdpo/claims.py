@@ -32,7 +32,7 @@ import pandas as pd
 from .config import Settings, check, from_yaml, to_yaml
 from .engine.folder import StudyFolder
 from .engine.safe_files import write_text
-from .engine.store import CELL, read_environment, read_examples, read_results, read_settings, swept_values
+from .engine.store import CELL, read_environment, read_examples, read_results, read_settings, swept_values, task_of
 from sftdpo.stats import (
     Estimate,
     at_level,
@@ -51,7 +51,7 @@ from sftdpo.stats import (
     verdict,
     widened,
 )
-from .tasks import RECIPES, TASKS, controls_of_recipe, task_named, trained_recipes
+from .tasks import RECIPES, TASKS, Task, controls_of_recipe, task_named, trained_recipes
 
 # %% ../nbs/14_claims.ipynb #1d69d8a8
 @dataclass(frozen=True)
@@ -295,11 +295,16 @@ class Evidence:
     def margin(self) -> float: return margin_of(self.margins, self.task)
 
     @property
+    def record(self) -> Task:
+        "The task's record, with the primary metric that suits the data."
+        return task_of(self.results, self.task)
+
+    @property
     def unit(self) -> str: return task_named(self.task).primary.unit
 
     def values(self, cell: tuple[str, str]) -> pd.DataFrame:
         "The cell's values, empty where it was not run."
-        if cell not in self.kept: self.kept[cell] = cell_values(self.examples, self.task, cell)
+        if cell not in self.kept: self.kept[cell] = cell_values(self.examples, self.task, cell, self.record.primary.column)
         return self.kept[cell]
 
     def runs(self, cell: tuple[str, str]) -> pd.DataFrame:
@@ -332,7 +337,9 @@ def baseline_values(
     "What is reached on the judged rows without the backbone."
     rows = evidence.results[(evidence.results["task"] == evidence.task) & evidence.results["metric"].str.startswith("baseline_")]
     found = {name.removeprefix("baseline_"): float(value) for name, value in rows.groupby("metric")["value"].mean().items()}
-    if task_named(evidence.task).primary.name == "chrf": return {name: value for name, value in found.items() if name in FLOORS}
+    primary = evidence.record.primary.name
+    if primary == "chrf": return {name: value for name, value in found.items() if name in FLOORS}
+    if primary == "macro_f1": return {name.removesuffix("_f1"): value for name, value in found.items() if name.endswith("_f1")}
     found = {name: value for name, value in found.items() if not name.endswith(("_low", "_high", "_f1"))}
     judged = evidence.examples[evidence.examples["task"] == evidence.task]
     if not found and "label" in judged: found = {"majority": float(judged.drop_duplicates("id")["label"].value_counts(normalize=True).max())}
@@ -525,16 +532,17 @@ def guarded(
 # %% ../nbs/14_claims.ipynb #4ac201e4
 def sound_tables(
     examples: pd.DataFrame,  # as `read_examples` gives them
+    results: pd.DataFrame,   # of the same runs
 ) -> tuple[pd.DataFrame, dict]:  # without cells whose values cannot be used; task: what was left out, and why
     "Examples without the cells that hold values such as nan; these are named."
     wrong, keep = {}, pd.Series(True, index=examples.index)
     bad = pd.Series(False, index=examples.index)
-    columns = {task: task_named(task).primary.column for task in examples["task"].unique()}
+    columns = {task: task_of(results, task).primary.column for task in examples["task"].unique()}
     for column in set(columns.values()) & set(examples):
         bad |= (examples["task"].map(columns) == column) & ~np.isfinite(examples[column].astype(float))
     cells = examples.loc[bad, ["task", "recipe", "tuning"]].drop_duplicates().itertuples(index=False)
     for task, recipe, tuning in cells:
-        values = cell_values(examples, task, (recipe, tuning))
+        values = cell_values(examples, task, (recipe, tuning), columns[task])
         try: values.empty or checked_table(values if "seed" in values else values.assign(seed="every"), f"the values of {name_of((recipe, tuning))}")
         except ValueError as error:
             wrong.setdefault(task, []).append(f"{name_of((recipe, tuning))} is left out: {error}")
@@ -1111,6 +1119,9 @@ def caveats(
     if seeds < 5: notes.append(f"{seeds} seed{'' if seeds == 1 else 's'}{f' in {folds} folds' if folds > 1 else ''}: a look, not a claim; a claim takes 5 seeds or more.")
     if "choice_error" in rows and (rows["choice_error"] > 0).any() and (rows["choice_error"] < math.inf).any():
         notes.append("Intervals include the error of choosing rates, estimated from the search seeds of each cell's trials.")
+    if len(rows) and task in set(rows["task"]) and task_of(rows).primary.name == "macro_f1":
+        share = rows.loc[rows["metric"] == "majority_share", "value"].max()
+        notes.append(f"Decided by macro F1, in points: one label has {100 * share:.0f} % of the training rows, so accuracy rewards a constant answer.")
     if "picked" in rows and not rows["picked"].all(): notes.append("Learning rates are recommended or given ones, not picked per cell with equal trials: a cell may do worse than it could.")
     if "smollm2-135m" in set(rows["backbone"]):
         notes.append("Backbone smollm2-135m: instruction- and preference-tuned by its makers, quantized to 4 bits, so DPO alone does not start from a base model here; verdicts are provisional.")
@@ -1200,7 +1211,7 @@ def judge_results(
     results = results[results["split"] != "validation"]
     for name in claims or ():
         if name not in CLAIMS: raise ValueError(f"{name!r} is no claim: choose among {', '.join(CLAIMS)}, or register it with @claim.")
-    (examples, wrong), parts, found = sound_tables(mark_collapsed(examples)), parts_of(results, fields), []
+    (examples, wrong), parts, found = sound_tables(mark_collapsed(examples), results), parts_of(results, fields), []
     examples = examples.assign(id=pd.factorize(examples["id"])[0], **{name: examples[name].astype("category") for name in ("run", "task", "recipe", "tuning")})  # quicker to compare
     for name in claims or CLAIMS:
         judged = []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check', 'check_choice', 'convert',
-           'declared', 'Settings', 'LoRA', 'Sampling', 'Reading', 'neutral', 'Stage', 'named_paths', 'Run', 'base',
-           'resolve', 'LearningRates', 'Search', 'seed_in_fold', 'Study', 'Execution', 'Benchmark', 'to_dict',
+           'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral', 'Stage', 'named_paths', 'Run',
+           'base', 'resolve', 'LearningRates', 'Search', 'seed_in_fold', 'Study', 'Execution', 'Benchmark', 'to_dict',
            'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
@@ -157,6 +157,18 @@ class Sampling(Settings):
         check(self.temperature >= 0, "sampling.temperature", self.temperature, "use 0 or a positive number, such as 0.8")
         check(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "use a share above 0, up to 1")
         check(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "use a whole number from 1 up")
+
+# %% ../nbs/11_config.ipynb #00b5e148
+def decoding(
+    task: str,           # what is judged
+    sampling: Sampling,  # how texts are drawn
+) -> str:                # empty where nothing is drawn
+    "How texts are drawn for judging: a sentence for every table."
+    if task not in TASKS or TASKS[task].answers != "text": return ""
+    drawn = "the likeliest tokens" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    samples = f"{sampling.samples} sample{'s' * (sampling.samples > 1)} a prompt"
+    ends = f"; {TASKS[task].decoding}" if TASKS[task].decoding else ""
+    return f"{samples}, {drawn}, at most {sampling.max_new_tokens} tokens{ends}."
 
 # %% ../nbs/11_config.ipynb #85856e82
 @dataclass(frozen=True)

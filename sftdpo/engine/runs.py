@@ -34,10 +34,11 @@ from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RunFolder, StageFolder, StudyFolder, read_record
 from .inputs import RunInputs, device
 from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
+from .store import with_macro_f1
 from ..evaluate import baselines, evaluate, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, parameter_counts, save_policy
-from ..tasks import TASKS, find_function
+from ..tasks import TASKS, Task, find_function
 from ..trainer import StageResult, train_stage
 
 # %% ../../nbs/engine/04_runs.ipynb #31ab0094
@@ -206,6 +207,7 @@ def judge_run(
     run, data, examples, started = inputs.run, inputs.data, inputs.judged, time.perf_counter()
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
     metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
+    if data.verbalizers and (share := data.majority_share): metrics["majority_share"] = share
     if baseline or data.verbalizers:
         beside = baselines(data, examples, run.seed, inputs.training)
         metrics |= {f"baseline_{name}": value for name, value in beside.items()}
@@ -213,16 +215,17 @@ def judge_run(
 
 # %% ../../nbs/engine/04_runs.ipynb #11edcd08
 def changes(
-    task: str,               # the run's
+    task: Task,              # the run's
     examples: pd.DataFrame,  # of the run
     before: pd.DataFrame,    # of the base model
 ) -> dict[str, float]:
     "Mean change of each paired metric, with its interval over examples."
     found = {}
-    for metric, column in TASKS[task].paired_columns.items():
+    examples, before = map(with_macro_f1, (examples, before))
+    for metric, column in task.paired_columns.items():
         ours, theirs = (table.assign(value=table[column].astype(float)).groupby("id").value.mean() for table in (examples, before))
         found |= with_interval(f"{metric}_change", ours - theirs)
-    for metric, function in TASKS[task].paired.items(): found |= with_interval(metric, find_function(function)(examples, before))
+    for metric, function in task.paired.items(): found |= with_interval(metric, find_function(function)(examples, before))
     return found
 
 # %% ../../nbs/engine/04_runs.ipynb #4175485f
@@ -251,11 +254,12 @@ def model_card(
 def keep_best(
     folder: StudyFolder,  # of the study
     run: Run,             # just finished, with its model in its folder
+    metric: str,          # that compares them
 ):
     "Of the runs of one cell, keep the model of the one that did best on the validation rows."
     with folder.held("weights", wait=-1):
         cell = map(RunFolder, folder.runs.glob(f"{run.task}-{run.recipe}-{run.tuning}-*"))
-        reached = {one: read_json(one.metrics)[f"validation_{TASKS[run.task].primary.name}"] for one in cell if one.policy.exists()}
+        reached = {one: read_json(one.metrics)[metric] for one in cell if one.policy.exists()}
         for one in sorted(reached, key=lambda one: (-reached[one], one.path.name))[1:]: remove(one.policy)
 
 # %% ../../nbs/engine/04_runs.ipynb #23fbfba1
@@ -339,7 +343,7 @@ def judge_further(
         judged = evaluate(model, tokenizer, replace(data, train=trained), some, run.sampling, run.seed, precision_of(run))
         metrics = dict(judged.metrics, examples=len(some), examples_in_training=sum(one.prompt in prompts for one in some))
         there = base.further(name) if base and base.finished else None
-        if there and there.examples.exists(): metrics |= changes(run.task, judged.examples, pd.read_parquet(base.checked(there.examples)))
+        if there and there.examples.exists(): metrics |= changes(inputs.data.record, judged.examples, pd.read_parquet(base.checked(there.examples)))
         found[name] = metrics, judged.examples
     return found
 
@@ -353,7 +357,7 @@ def finish_run(
     base: str = "",         # name of the run that judges the base model, if it is finished
 ):
     "Judge a run whose stages are trained, and write its folder."
-    run, model, known = inputs.run, model.to(device()), folder.run(base) if base else None
+    run, data, model, known = inputs.run, inputs.data, model.to(device()), folder.run(base) if base else None
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
     keeps = bool(stages) and weights in ("best", "all")
     metrics, examples = judge_run(inputs, model, tokenizer, baseline=not stages)
@@ -362,10 +366,11 @@ def finish_run(
     if run.judge == "test":
         beside, expected = judge_beside(folder, inputs, model, examples, before)
         metrics |= beside | dict(evaluation_seconds=metrics["evaluation_seconds"] + beside["judging_extra_seconds"])
-    if stages and known and known.finished: metrics |= changes(run.task, examples, pd.read_parquet(known.checked(known.examples)))
+    if stages and known and known.finished: metrics |= changes(data.record, examples, pd.read_parquet(known.checked(known.examples)))
     metrics |= training_metrics(stages)
     if weights == "best" and stages:
-        metrics[f"validation_{TASKS[run.task].primary.name}"] = judge_run(inputs.other(judge="validation"), model, tokenizer)[0][TASKS[run.task].primary.name]
+        name = data.record.primary.name
+        metrics[f"validation_{name}"] = judge_run(inputs.other(judge="validation"), model, tokenizer)[0][name]
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
         place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")
@@ -387,4 +392,4 @@ def finish_run(
             (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         write_json(place.metrics, metrics)
         place.close(**describe(inputs))
-    if weights == "best" and stages: keep_best(folder, run)
+    if weights == "best" and stages: keep_best(folder, run, f"validation_{data.record.primary.name}")
