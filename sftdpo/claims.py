@@ -710,7 +710,8 @@ def small_gains(
     return found
 
 # %% ../nbs/14_claims.ipynb #0993dbf3
-PARALLEL = {"flip": "pairs of the right and the flipped answer, which closely parallel the supervised objective"}
+PARALLEL = {"flip": "pairs of the right and the flipped answer, which closely parallel the supervised objective",
+            "flip (favourite)": "pairs of the right answer and the base model's likeliest wrong one, which closely parallel the supervised objective"}
 
 def builder(
     evidence: Evidence,
@@ -722,7 +723,7 @@ def builder(
     if not names: return Gate("pairs", None, "the pair builder is not known here"), ("The pair builder is not known here: read the study from its folder.",)
     other = [repr(name) for name in names if name not in PARALLEL]
     words = f"rejected completions are {' and '.join(other)}: such pairs do not closely parallel the supervised objective" if other else "pairs parallel the objective"
-    return Gate("pairs", not other, words, remedy=f"Run dpo with rejected = {' or '.join(PARALLEL)}, on a task that has it."), tuple(f"Condition: {PARALLEL[name]}." for name in names if name in PARALLEL)
+    return Gate("pairs", not other, words, remedy="Run dpo with rejected = flip, on a task that has it."), tuple(f"Condition: {PARALLEL[name]}." for name in names if name in PARALLEL)
 
 # %% ../nbs/14_claims.ipynb #f064720d
 def dpo_matches(
@@ -1275,9 +1276,13 @@ def conditions_of(
     if not environment.get("gpu") and environment.get("threads"): machine += f", {environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
     depth = [settings.get(kind) or {} for kinds_of_stage in recipe.depths for kind in kinds_of_stage]  # a control has the steps of what it controls
     sizes = [str(stage["batch_size"]) for stage in depth[:len(kinds)] if stage.get("batch_size")]
+    shares = [settings["split"]] + [1 - settings["split"]] * len(kinds) if settings.get("split") and len(kinds) > 1 else [1] * len(kinds)
+    epochs = sum(share * ((settings.get(kind) or {}).get("epochs") or 0) for share, of_stage in zip(shares, recipe.depths) for kind in of_stage)
+    rejected = (settings.get("dpo") or {}).get("rejected")
+    if rejected and (settings["dpo"].get("wrong_label") or "chance") != "chance": rejected += f" ({settings['dpo']['wrong_label']})"
     return dict(engine="+".join(dict.fromkeys(str(stage.get("engine", "sftdpo")) for stage in stages)) or "none", hardware=machine,
-                rejected=(settings.get("dpo") or {}).get("rejected") if "dpo" in kinds else None,
-                epochs=sum(stage.get("epochs") or 0 for stage in depth), batch_sizes=" and ".join(dict.fromkeys(sizes)), shuffle_labels=bool(settings.get("shuffle_labels")),
+                rejected=rejected if "dpo" in kinds else None,
+                epochs=epochs, batch_sizes=" and ".join(dict.fromkeys(sizes)), shuffle_labels=bool(settings.get("shuffle_labels")),
                 workers=environment.get("workers"), load=environment.get("load"))
 
 # %% ../nbs/14_claims.ipynb #8213498f

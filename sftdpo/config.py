@@ -228,6 +228,7 @@ class Stage(Settings):
     beta: float = 0.1  # DPO: strength of the pull towards the reference (Rafailov et al. 2023, equation 7)
     label_smoothing: float = 0.0  # DPO: assumed share of pairs whose preference is flipped (cDPO)
     rejected: "Literal[tuple(known_pair_builders())] | None" = None  # DPO: how rejected completions are made; default: the task's own way
+    wrong_label: Literal["chance", "favourite"] = "chance"  # DPO, three labels or more: which wrong label flip rejects: one drawn by chance, or the base model's likeliest
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 if the hardware is fast at it
     engine: Literal["sftdpo", "trl"] = "sftdpo"  # which trainer runs the stage
     loss: str = "sigmoid"  # DPO: the loss of a margin: sigmoid (as in DPO), hinge (SLiC-HF), ipo, or a registered loss
@@ -298,6 +299,7 @@ class Run(Settings):
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
     dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
+    split: float | None = None  # recipes of two stages: share of the training examples for the first stage, the others are for the second; default: both train on all
     lora: LoRA = LoRA()  # LoRA's settings; a full run ignores them
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
@@ -316,11 +318,14 @@ class Run(Settings):
         check(self.second_sft_rate is None or self.second_sft_rate > 0, "run.second_sft_rate", self.second_sft_rate, "use a number above 0, such as 5e-5")
         check(self.folds == 0 or self.folds > 1, "run.folds", self.folds, "use a whole number from 2 up, or leave it out for one split")
         check(self.fold in (range(1, self.folds + 1) if self.folds else (0,)), "run.fold", self.fold, f"use a whole number from 1 to {self.folds}" if self.folds else "give run.folds too, or leave it out")
+        check(self.split is None or 0 < self.split < 1, "run.split", self.split, "use a share between 0 and 1, such as 0.5")
         check(self.dpo_sft_weight > 0, "run.dpo_sft_weight", self.dpo_sft_weight, "use a number above 0, such as 1")
         check(bool(self.held_out_text), "run.held_out_text", self.held_out_text, "give the path of a text file, or write embedded")
         named_paths(self.also_judge)
         task = TASKS[self.task]
         check(self.dpo.rejected in (None, *task.rejected), "run.dpo.rejected", self.dpo.rejected, f"the task {self.task} makes rejected completions by {', '.join(task.rejected)}")
+        favourite, several = self.dpo.wrong_label == "favourite", task.answers == "labels" and len(task.verbalizers) != 2
+        check(not favourite or several and self.dpo.rejected in (None, "flip"), "run.dpo.wrong_label", "favourite", "it needs three labels or more, and rejected completions made by flip; leave it out")
         check(not self.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True, f"the task {self.task} has no labels; leave it out")
         check(bool(task.sources) or self.data not in ("embedded", "hub"), "run.data", self.data, f"the task {self.task} needs data of your own: give the path of a file or folder")
 
@@ -344,7 +349,21 @@ class Run(Settings):
         rows: int | None = None,  # that it trains on; None: unknown, and every stage has the recommended epochs
     ) -> "Run":
         "The run with every default filled in."
-        return self.replace(**{kind: resolve(getattr(self, kind), self, rows) for kind in ("sft", "dpo")})
+        sizes = {kind: rows for kind in ("sft", "dpo")}
+        for size, depth in reversed(list(zip(self.stage_sizes(rows), RECIPES[self.recipe].depths))): sizes |= dict.fromkeys(depth, size)
+        return self.replace(**{kind: resolve(getattr(self, kind), self, sizes[kind]) for kind in ("sft", "dpo")})
+
+    @property
+    def splits(self) -> bool:
+        "Does each stage have training examples of its own?"
+        return self.split is not None and len(RECIPES[self.recipe].stages) > 1
+
+    def stage_sizes(self, rows: int | None) -> list[int | None]:
+        "How many of the training examples each stage trains on."
+        number = len(RECIPES[self.recipe].stages)
+        if not self.splits or rows is None: return [rows] * number
+        first = min(max(round(self.split * rows), 1), rows - 1)
+        return [first] + [rows - first] * (number - 1)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -436,6 +455,7 @@ class Study(Settings):
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
     dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
+    split: float | None = None  # recipes of two stages: share of the training examples for the first stage, the others are for the second; default: both train on all
     lora: LoRA = LoRA()  # LoRA's settings
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
@@ -601,7 +621,7 @@ def from_yaml(
     return from_dict(kind, {} if values is None else values)
 
 # %% ../nbs/11_config.ipynb #34c084cb
-UNUSED = {"sft": ("beta", "label_smoothing", "rejected", "loss", "sft_weight"), "dpo": ()}  # fields that belong to the other kind
+UNUSED = {"sft": ("beta", "label_smoothing", "rejected", "wrong_label", "loss", "sft_weight"), "dpo": ()}  # fields that belong to the other kind
 
 def relevant(
     stage: Stage,  # a resolved stage
@@ -617,6 +637,7 @@ def relevant(
     if stage.kind == "dpo":  # what came later, or did not apply to DPO, counts where it is used
         for name in ("dropout", "sft_weight"):
             if not values[name]: values.pop(name)
+        if values["wrong_label"] == "chance": values.pop("wrong_label")
         if adapter and not adapter["dropout"]: adapter.pop("dropout")
     return dict(values, tuning=tuning, lora=adapter)
 

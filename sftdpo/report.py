@@ -108,7 +108,7 @@ def planned(
     "How many different runs a study asks for."
     def key(run):
         stages = [relevant(stage, run.tuning, run.lora) for stage in run.stages]
-        rest = {name: value for name, value in to_dict(run).items() if name not in ("sft", "dpo", "lora", *(recipe.last_rate for recipe in RECIPES.values()), *(() if stages else ("tuning", "seed")))}
+        rest = {name: value for name, value in to_dict(run).items() if name not in ("sft", "dpo", "lora", *(recipe.last_rate for recipe in RECIPES.values()), *(() if stages else ("tuning", "seed")), *(() if len(stages) > 1 else ("split",)))}
         return identity([rest, stages])
     return len({key(run) for run in study.runs()})
 
@@ -193,7 +193,7 @@ def environment_table(
 
 # %% ../nbs/22_report.ipynb #34742f6e
 ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"), "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
-WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto", engine="sftdpo", loss="sigmoid", label_smoothing=0.0)
+WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto", engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance")
 
 
 def describe_stage(

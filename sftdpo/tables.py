@@ -378,6 +378,8 @@ def metric_notes(
     found = [f"primary metric: {task_of(results).primary.title}, as one label has {100 * share:.0f} % of the training rows"] if share > UNBALANCED else []
     rare = [f"{label} {count}" for label, count in rarely_judged(examples).items()]
     if rare: found.append(f"labels with fewer than {RARE} judged rows, of which these results say little: {', '.join(rare)}")
+    values = StudyFolder(folder).values()
+    if values.get("split"): found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of their training examples first, then on the others")
     return found + [f"texts: {told}" for told in [decoding_of(folder, results)] if told]
 
 # %% ../nbs/20_tables.ipynb #86bfe178

@@ -42,7 +42,7 @@ def work_of_node(
     "How many examples a node trains on, over all epochs, and how many its runs judge, by cost group."
     judged = {cost_group(node.run, None): sum(one.judged_size for one in node.runs.values())}
     if not node.stage: return judged
-    return {cost_group(node.run, node.stage): node.inputs.train_size * node.stage.epochs} | judged
+    return {cost_group(node.run, node.stage): node.inputs.stage_size(node.key) * node.stage.epochs} | judged
 
 # %% ../../nbs/engine/07_timing.ipynb #7de36c0e
 class Timing:
@@ -231,7 +231,7 @@ def trial_cost(
     for run in cells.values():
         one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size} if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
-        parts = [timing.seconds(cost_group(one.run, stage), one.train_size * stage.epochs), timing.seconds(cost_group(one.run, None), one.judged_size)]
+        parts = [timing.seconds(cost_group(one.run, stage), one.stage_size(one.keys[-1]) * stage.epochs), timing.seconds(cost_group(one.run, None), one.judged_size)]
         total = None if total is None or None in parts else total + each * sum(parts)
     return count, total
 
@@ -294,8 +294,9 @@ def steps_in_words(
 ) -> str:        # empty where nothing is trained
     "How deep a stage trains."
     if not node.stage: return ""
-    rows, stage = node.inputs.train_size, node.stage
-    return f", {number_and_noun(stage.epochs, 'epoch')}, {number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}"
+    rows, stage = node.inputs.stage_size(node.key), node.stage
+    some = f", {number_and_noun(rows, 'example')}" if node.run.splits else ""
+    return f"{some}, {number_and_noun(stage.epochs, 'epoch')}, {number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}"
 
 # %% ../../nbs/engine/07_timing.ipynb #6193f310
 @dataclass(frozen=True)
