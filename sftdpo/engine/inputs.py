@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
-           'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once', 'check_named_files', 'Inputs']
+           'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once',
+           'check_named_files', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
@@ -83,6 +84,13 @@ def weight_bytes(
     "Bytes of the weights that a run trains, in single precision."
     with torch.device("meta"): model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(name)))  # shapes alone
     return 4 * parameter_counts(apply_tuning(model, tuning, lora, 0))["trainable"]
+
+
+def vocabulary_size(
+    name: str,  # what `load_backbone` takes
+) -> int:
+    "How many tokens a base model tells apart."
+    return AutoConfig.from_pretrained(backbone_folder(name), trust_remote_code=False).get_text_config().vocab_size
 
 # %% ../../nbs/engine/03_inputs.ipynb #5d467232
 def training_parts(
@@ -184,7 +192,7 @@ class Inputs:
     ):
         self.precision = precision or best_precision(device())
         self.loaded, self.readers, self.fingerprints = Once(load), Once(tokenizer_of), Once(backbone_fingerprint)
-        self.fitted, self.bytes, self.dropout = Once(self.fit), Once(weight_bytes), Once(has_dropout)
+        self.fitted, self.bytes, self.dropout, self.vocabulary = Once(self.fit), Once(weight_bytes), Once(has_dropout), Once(vocabulary_size)
         self.texts, self.also = Once(held_out_text), Once(self.further)
         self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
 

@@ -28,7 +28,7 @@ from torch import Tensor
 
 import sftdpo
 from ..batches import best_precision
-from ..config import Run, Stage, relevant, resolve, to_dict, to_yaml
+from ..config import Run, Stage, decoding, relevant, resolve, to_dict, to_yaml
 from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RunFolder, StageFolder, StudyFolder, read_record
@@ -120,7 +120,7 @@ def cost_group(
     "What makes two stages cost about the same per example: their times are estimated together."
     words = [run.backbone, run.task, run.data, device(), precision_of(run)]
     if stage: words += [stage.kind, run.tuning, stage.engine, f"rank {run.lora.rank}" if run.tuning == "lora" else "", stage.rejected if stage.kind == "dpo" else ""]
-    else: words += ["judge", str(run.sampling.samples), str(run.sampling.max_new_tokens)]
+    else: words += ["judge", str(run.sampling.samples), str(run.sampling.max_new_tokens), *(["validation"] if run.judge == "validation" else map("also {}".format, run.also_judge))]
     return " · ".join(word for word in words if word)
 
 # %% ../../nbs/engine/04_runs.ipynb #6ab91a1c
@@ -163,12 +163,13 @@ def finish_stage(
     write_text(folder.history, result.history.to_csv(index=False))
     if result.pairs is not None: write_text(folder.pairs, with_texts(result.pairs, held_out, tokenizer).to_csv(index=False))
     save_policy(model, tokenizer, folder.policy)
+    saved = time.perf_counter()
     if followed and run.judge == "test":
         beside = beside_of(inputs, vocabulary_of(model))
         write_bytes(folder.distributions, packed(distributions(model, beside.rows, beside.places), beside.key))
     folder.close(
         **result.summary() | dict(seconds=result.seconds + pairs_seconds), pairs_seconds=pairs_seconds,
-        rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model), seed=run.seed,
+        distribution_seconds=time.perf_counter() - saved, rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model), seed=run.seed,
         settings=relevant(stage, run.tuning, run.lora), cost_group=cost_group(run, stage), threads=torch.get_num_threads())
     folder.remove_checkpoints()
     return model
@@ -260,6 +261,7 @@ def model_card(
     head = dict(base_model=run.backbone, library_name="peft" if run.tuning == "lora" else "transformers", pipeline_tag="text-generation",
                 tags=["sftdpo", run.recipe, run.tuning, run.task])
     shown = "\n".join(f"| {name} | {value} |" for name, value in kept.items() if not name.startswith(("stage", "baseline")))
+    if told := decoding(run.task, run.sampling): shown += f"\n\nTexts: {told}"
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, {run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
             f"on {inputs.train_size:,} examples of the data `{data.name.replace('`', ' ')}`; judged on {len(inputs.judged):,} others.\n\n"
             f"| metric | value |\n|---|---|\n{shown}\n\n## Settings\n\n```yaml\n{to_yaml(run)}```\n\nThe licence is that of the backbone and of the data.\n")
@@ -374,17 +376,19 @@ def finish_run(
     run, data, model, known = inputs.run, inputs.data, model.to(device()), folder.run(base) if base else None
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
     keeps = bool(stages) and weights in ("best", "all")
+    started = time.perf_counter()
     metrics, examples = judge_run(inputs, model, tokenizer, baseline=not stages)
     before, expected = known if stages else None, b""
     further = judge_further(inputs, model, tokenizer, before)
     if run.judge == "test":
         beside, expected = judge_beside(folder, inputs, model, examples, before)
-        metrics |= beside | dict(evaluation_seconds=metrics["evaluation_seconds"] + beside["judging_extra_seconds"])
+        metrics |= beside
     if stages and known and known.finished: metrics |= changes(data.record, examples, pd.read_parquet(known.checked(known.examples)))
     metrics |= training_metrics(stages)
     if weights == "best" and stages:
         name = data.record.primary.name
         metrics[f"validation_{name}"] = judge_run(inputs.other(judge="validation"), model, tokenizer)[0][name]
+    metrics["evaluation_seconds"] = time.perf_counter() - started  # with all that is measured beside the task
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
         place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")
