@@ -10,7 +10,7 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
            'padded_left', 'drawn_tokens', 'generate_options', 'drawn_by_generate', 'sample_with_generate',
            'backbone_shapes', 'seen_pairs', 'adapter_size', 'forward_operations', 'least_work', 'seconds_of', 'pace',
            'product_paces', 'bandwidth', 'measure_machine', 'silence', 'serve', 'ask', 'stop_engines', 'begin_engine',
-           'take_turns', 'configurations', 'whole_batches', 'typical_rows', 'asked_of_engines', 'some_of',
+           'take_turns', 'configurations', 'whole_batches', 'typical_rows', 'tunings_of', 'asked_of_engines', 'some_of',
            'rows_to_train', 'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings', 'text_tokens',
            'work_of_turns', 'measure_configuration', 'bench', 'bound_seconds', 'rounds_of', 'ratio_of_totals', 'speeds',
            'print_speeds']
@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PrinterCallback, TrainerCallback
 
 from .batches import autocast, collate, score, to_device, width_of
-from .config import Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
+from .config import IN_TURNS, Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
 from .data import subset
 from .engine.inputs import Inputs, RunInputs, backbone_folder, device
 from .engine.runs import environment, stage_rows
@@ -90,6 +90,10 @@ class Job:
     sampling: Sampling = Sampling()  # used by "sample"
     seed: int = 0           # of the order, the adapter's start and the samples
     shuffled: bool = False  # training: after the first turn, in random order instead of by length
+    named: str = ""         # in the results, where an engine has several jobs; default: as the engine
+
+    @property
+    def name(self) -> str: return self.named or self.engine
 
     @property
     def in_order(self) -> list[Row]:
@@ -634,11 +638,11 @@ def begin_engine(
 ) -> dict:              # its record so far
     "Start an engine's process and wait until it is ready."
     began, context = time.perf_counter(), multiprocessing.get_context("spawn")
-    connections[job.engine], theirs = context.Pipe()
+    connections[job.name], theirs = context.Pipe()
     processes.append(context.Process(target=serve, args=(theirs, job), daemon=True))
     processes[-1].start()
     theirs.close()
-    first = ask(connections, job.engine)["peak_memory_gb"]
+    first = ask(connections, job.name)["peak_memory_gb"]
     return dict(start_up_seconds=time.perf_counter() - began, first_peak_memory_gb=first, turns=[])
 
 # %% ../nbs/23_bench.ipynb #2dde6671
@@ -651,7 +655,7 @@ def take_turns(
     connections, processes, found = {}, [], {}
     try:
         for job in jobs:
-            found[job.engine] = begin_engine(job, connections, processes)
+            found[job.name] = begin_engine(job, connections, processes)
         began = time.perf_counter()
         for round in range(rounds + 1):
             if round > 1 and time.perf_counter() - began > 60 * minutes: break
@@ -672,6 +676,10 @@ def configurations(
         for task, kind, tuning, size in product(*axes):
             found[f"train {task} {kind} {tuning} {size}"] = dict(
                 what="train", task=task, kind=kind, tuning=tuning, batch_size=size)
+    if "tunings" in benchmark.what:
+        for task, kind, size in product(benchmark.tasks, benchmark.kinds, benchmark.batch_sizes):
+            found[f"tunings {task} {kind} {size}"] = dict(
+                what="train", task=task, kind=kind, tuning=IN_TURNS, batch_size=size)
     if "score" in benchmark.what:
         size = max(benchmark.batch_sizes)
         found["score paraphrase"] = dict(what="score", task="paraphrase", batch_size=size)
@@ -699,6 +707,14 @@ def typical_rows(
     whole = whole_batches(rows, batch_size, seed)
     return [rows[i] for k in range(steps) for i in whole[k % len(whole)]]
 
+# %% ../nbs/23_bench.ipynb #04a59538
+def tunings_of(
+    configuration: dict,  # from `configurations`
+) -> tuple[str, ...]:
+    "Full, LoRA, or both in turns."
+    tuning = configuration.get("tuning", "full")
+    return ("full", "lora") if tuning == IN_TURNS else (tuning,)
+
 # %% ../nbs/23_bench.ipynb #042fa018
 def asked_of_engines(
     benchmark: Benchmark,  # its settings
@@ -708,7 +724,7 @@ def asked_of_engines(
     task, kind = configuration["task"], configuration.get("kind", "sft")
     run = Run(task=task, backbone=benchmark.backbone, seed=benchmark.seed, recipe=kind,
               data=benchmark.data if TASKS[task].columns else "embedded",
-              lora=benchmark.lora, tuning=configuration.get("tuning", "full"))
+              lora=benchmark.lora, tuning=tunings_of(configuration)[0])
     stage = Stage(kind, batch_size=configuration.get("batch_size", 8), epochs=1, evaluations=0,
                   learning_rate=benchmark.learning_rate, schedule="constant", warmup=0,
                   precision=benchmark.precision,
@@ -759,16 +775,19 @@ def jobs_of(
     benchmark: Benchmark,  # its settings
     configuration: dict,   # from `configurations`
 ) -> list[Job]:
-    "A job for each engine of a configuration."
+    "A job for each engine of a configuration, and for each tuning where these take turns."
     what, (run, stage) = configuration["what"], asked_of_engines(benchmark, configuration)
-    engines, inputs = [*benchmark.engines, "machine"], Inputs().of(run)
+    engines, inputs, tunings = [*benchmark.engines, "machine"], Inputs().of(run), tunings_of(configuration)
     if what == "train": rows = rows_to_train(benchmark, inputs, stage)
     elif what == "score": rows = rows_to_score(benchmark, inputs)
     else: rows, engines = prompts_to_continue(benchmark, inputs), ["sftdpo", *CALLS]
     per_turn = stage.batch_size * benchmark.steps if what == "train" else len(rows)
-    shared = benchmark.backbone, rows, per_turn, stage, run.tuning, run.lora, benchmark.sampling
-    return [Job(what, engine, *shared, benchmark.seed, shuffled=what == "train" and engine in SHUFFLES)
-            for engine in engines if engine in WORKERS[what]]
+    def job(engine, tuning):
+        named = f"{engine} {tuning}" if len(tunings) > 1 and engine != "machine" else ""
+        return Job(what, engine, benchmark.backbone, rows, per_turn, stage, tuning, run.lora, benchmark.sampling, benchmark.seed,
+                   shuffled=what == "train" and engine in SHUFFLES, named=named)
+    return [job(engine, tuning) for engine in engines if engine in WORKERS[what]
+            for tuning in (tunings if engine != "machine" else tunings[:1])]
 
 # %% ../nbs/23_bench.ipynb #1922bbd5
 # these say which configurations, not how one is measured
@@ -807,7 +826,7 @@ def measure_configuration(
     jobs, model = jobs_of(benchmark, configuration), backbone_shapes(benchmark.backbone)
     engines = take_turns(jobs, benchmark.rounds, benchmark.minutes)
     for job in jobs:
-        if job.engine != "machine": engines[job.engine] |= work_of_turns(job, model)
+        if job.engine != "machine": engines[job.name] |= work_of_turns(job, model)
     run, stage = asked_of_engines(benchmark, configuration)
     samples = benchmark.sampling.samples if configuration["what"] == "sample" else 1
     return configuration | dict(
@@ -895,7 +914,8 @@ def speeds(
     table["examples_per_second_low"] = groups.examples_per_second.min()
     table["examples_per_second_high"] = groups.examples_per_second.max()
     seconds = groups.seconds.apply(np.array)
-    ratios = [ratio_of_totals(some, seconds[name, "sftdpo"]) for (name, _), some in seconds.items()]
+    ours = {name: seconds[name].index.intersection(["sftdpo", "sftdpo full"])[0] for name in seconds.index.levels[0]}
+    ratios = [ratio_of_totals(some, seconds[name, ours[name]]) for (name, _), some in seconds.items()]
     table["times_ours"], table["times_ours_low"], table["times_ours_high"] = zip(*ratios)
     return table.assign(peak_memory_gb=groups.peak_memory_gb.max(),
                         start_up_seconds=groups.start_up_seconds.first(), rounds=groups.size())

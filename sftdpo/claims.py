@@ -13,8 +13,9 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'FEW_MORE
            'small_gains', 'builder', 'dpo_matches', 'stricter', 'some_cell_matches', 'existence', 'same_study',
            'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement', 'over_recipes',
            'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds', 'machine_alone',
-           'same_examples', 'judge_time', 'times_compared', 'lora_saves_no_time', 'dominance', 'interactions',
-           'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
+           'same_examples', 'judge_time', 'judge_times', 'times_compared', 'lora_saves_no_time', 'machine_of',
+           'bench_files', 'turns_of', 'bench_times', 'bench_ratios', 'judge_bench', 'with_bench', 'dominance',
+           'interactions', 'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
            'with_detectable', 'exploratory', 'with_primary', 'judge_results', 'with_wrong', 'verdict_table',
            'verdicts_of', 'conditions_of', 'search_of', 'searched_trials', 'read_conditions', 'judge_claims']
 
@@ -29,10 +30,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import Settings, check, from_yaml, to_yaml
+from .config import IN_TURNS, Settings, check, from_yaml, to_yaml
 from .engine.folder import StudyFolder
-from .engine.safe_files import write_text
-from .engine.store import CELL, read_environment, read_examples, read_results, read_settings, swept_values
+from .engine.safe_files import read_json, write_text
+from .engine.store import CELL, read_environment, read_examples, read_results, read_settings, swept_values, task_of
 from sftdpo.stats import (
     Estimate,
     at_level,
@@ -51,7 +52,7 @@ from sftdpo.stats import (
     verdict,
     widened,
 )
-from .tasks import RECIPES, TASKS, controls_of_recipe, task_named, trained_recipes
+from .tasks import RECIPES, TASKS, Task, controls_of_recipe, task_named, trained_recipes
 
 # %% ../nbs/14_claims.ipynb #1d69d8a8
 @dataclass(frozen=True)
@@ -295,11 +296,16 @@ class Evidence:
     def margin(self) -> float: return margin_of(self.margins, self.task)
 
     @property
+    def record(self) -> Task:
+        "The task's record, with the primary metric that suits the data."
+        return task_of(self.results, self.task)
+
+    @property
     def unit(self) -> str: return task_named(self.task).primary.unit
 
     def values(self, cell: tuple[str, str]) -> pd.DataFrame:
         "The cell's values, empty where it was not run."
-        if cell not in self.kept: self.kept[cell] = cell_values(self.examples, self.task, cell)
+        if cell not in self.kept: self.kept[cell] = cell_values(self.examples, self.task, cell, self.record.primary.column)
         return self.kept[cell]
 
     def runs(self, cell: tuple[str, str]) -> pd.DataFrame:
@@ -332,7 +338,9 @@ def baseline_values(
     "What is reached on the judged rows without the backbone."
     rows = evidence.results[(evidence.results["task"] == evidence.task) & evidence.results["metric"].str.startswith("baseline_")]
     found = {name.removeprefix("baseline_"): float(value) for name, value in rows.groupby("metric")["value"].mean().items()}
-    if task_named(evidence.task).primary.name == "chrf": return {name: value for name, value in found.items() if name in FLOORS}
+    primary = evidence.record.primary.name
+    if primary == "chrf": return {name: value for name, value in found.items() if name in FLOORS}
+    if primary == "macro_f1": return {name.removesuffix("_f1"): value for name, value in found.items() if name.endswith("_f1")}
     found = {name: value for name, value in found.items() if not name.endswith(("_low", "_high", "_f1"))}
     judged = evidence.examples[evidence.examples["task"] == evidence.task]
     if not found and "label" in judged: found = {"majority": float(judged.drop_duplicates("id")["label"].value_counts(normalize=True).max())}
@@ -525,16 +533,17 @@ def guarded(
 # %% ../nbs/14_claims.ipynb #4ac201e4
 def sound_tables(
     examples: pd.DataFrame,  # as `read_examples` gives them
+    results: pd.DataFrame,   # of the same runs
 ) -> tuple[pd.DataFrame, dict]:  # without cells whose values cannot be used; task: what was left out, and why
     "Examples without the cells that hold values such as nan; these are named."
     wrong, keep = {}, pd.Series(True, index=examples.index)
     bad = pd.Series(False, index=examples.index)
-    columns = {task: task_named(task).primary.column for task in examples["task"].unique()}
+    columns = {task: task_of(results, task).primary.column for task in examples["task"].unique()}
     for column in set(columns.values()) & set(examples):
         bad |= (examples["task"].map(columns) == column) & ~np.isfinite(examples[column].astype(float))
     cells = examples.loc[bad, ["task", "recipe", "tuning"]].drop_duplicates().itertuples(index=False)
     for task, recipe, tuning in cells:
-        values = cell_values(examples, task, (recipe, tuning))
+        values = cell_values(examples, task, (recipe, tuning), columns[task])
         try: values.empty or checked_table(values if "seed" in values else values.assign(seed="every"), f"the values of {name_of((recipe, tuning))}")
         except ValueError as error:
             wrong.setdefault(task, []).append(f"{name_of((recipe, tuning))} is left out: {error}")
@@ -702,7 +711,8 @@ def small_gains(
     return found
 
 # %% ../nbs/14_claims.ipynb #0993dbf3
-PARALLEL = {"flip": "pairs of the right and the flipped answer, which closely parallel the supervised objective"}
+PARALLEL = {"flip": "pairs of the right and the flipped answer, which closely parallel the supervised objective",
+            "flip (favourite)": "pairs of the right answer and the base model's likeliest wrong one, which closely parallel the supervised objective"}
 
 def builder(
     evidence: Evidence,
@@ -714,7 +724,7 @@ def builder(
     if not names: return Gate("pairs", None, "the pair builder is not known here"), ("The pair builder is not known here: read the study from its folder.",)
     other = [repr(name) for name in names if name not in PARALLEL]
     words = f"rejected completions are {' and '.join(other)}: such pairs do not closely parallel the supervised objective" if other else "pairs parallel the objective"
-    return Gate("pairs", not other, words, remedy=f"Run dpo with rejected = {' or '.join(PARALLEL)}, on a task that has it."), tuple(f"Condition: {PARALLEL[name]}." for name in names if name in PARALLEL)
+    return Gate("pairs", not other, words, remedy="Run dpo with rejected = flip, on a task that has it."), tuple(f"Condition: {PARALLEL[name]}." for name in names if name in PARALLEL)
 
 # %% ../nbs/14_claims.ipynb #f064720d
 def dpo_matches(
@@ -940,7 +950,7 @@ def machine_alone(
 ) -> Gate:
     "Did each run have the machine to itself?"
     def numbers(name): return pd.to_numeric(rows.drop_duplicates("run")[name], errors="coerce") if name in rows else pd.Series([math.nan])
-    workers, load, remedy = numbers("workers"), numbers("load"), "Run `sftdpo bench`, whose engines and tunings take turns, or the study again with one worker on a machine that does nothing else."
+    workers, load, remedy = numbers("workers"), numbers("load"), "Run `sftdpo bench --what tunings --out STUDY/speed.json`, in which full and LoRA take turns, or the study again with one worker, on a machine that does nothing else."
     if (workers > 1).any(): return Gate("load", False, f"up to {workers.max():.0f} workers shared the machine: their times say nothing about LoRA", remedy=remedy)
     if (load > 1.5).any(): return Gate("load", False, f"the machine was shared: up to {load.max():.1f} times as much work as the run's own was waiting", remedy=remedy)
     if load.isna().any(): return Gate("load", False, "how busy the machine was is not recorded: nothing shows that the runs had it to themselves", "undecided", remedy)
@@ -977,26 +987,38 @@ def judge_time(
     return one_seed_decides_nothing(dataclasses.replace(asked, verdict=said, effects=(("LoRA / full, steps and reference pass", effect), *others), why=f"{takes}: {how}.", decides=decides, notes=asked.notes + effect.notes))
 
 # %% ../nbs/14_claims.ipynb #c8355c46
+def judge_times(
+    effect: Estimate,    # LoRA's time over full fine-tuning's
+    others: tuple,       # further effects
+    task: str,           # which task
+    where: str,          # engine and hardware
+    notes: tuple,        # what a reader must know
+    gates: list[Gate],   # what must hold for the times to be compared
+    margins: Margins,    # set beforehand
+) -> list[Verdict]:
+    "C4's two parts: does LoRA not reduce the time, and does it reduce it by a share that is felt?"
+    share = f"{100 * (1 - 1 / margins.time):.0f} %"
+    parts = (("does not reduce", QUESTIONS["C4"], (1 / margins.same_time, 1.)), (f"reduces by {share}", f"Does LoRA reduce wall-clock time by {share} or more?", (1 / margins.time,) * 2))
+    frames = [Verdict("C4", question, task, "undecided", margin=margins.time, unit="times", where=where, notes=notes, part=part) for part, question, _ in parts]
+    return [after_gates(judge_time(frame, effect, others, bounds), gates) for frame, (*_, bounds) in zip(frames, parts)]
+
+# %% ../nbs/14_claims.ipynb #a9349b0c
 def times_compared(
     rows: pd.DataFrame,  # results of one task, engine and hardware
     where: str,          # engine and hardware
     margins: Margins,    # set beforehand
 ) -> list[Verdict]:
-    "C4 of one task, engine and hardware."
+    "C4 of one task, engine and hardware, from a study's own runs."
     task, steps, whole = rows["task"].iloc[0], times_of(rows, "steps"), times_of(rows, "whole")
     ratios = ratios_of(steps)
     if ratios.empty:
         there = {(recipe, tuning) for recipe, tuning in zip(steps["recipe"], steps["tuning"])}
         lacking = [f"{recipe} {tuning} with its time" for recipe in dict.fromkeys(rows["recipe"]) for tuning in ("full", "lora") if (recipe, tuning) not in there]
         return [not_asked("C4", task, lacking or "Full and LoRA have no seed in common: their times cannot be paired.", where)]
-    effect = ratio_over_seeds(ratios, margins.level)
     others = [("LoRA / full, whole time with held-out evaluations", ratio_over_seeds(ratios_of(whole), margins.level))] if len(ratios_of(whole)) else []
     others += [(f"LoRA / full, {recipe}", ratio_over_seeds(part, margins.level)) for recipe, part in ratios.groupby(level="recipe", sort=False)]
-    share = f"{100 * (1 - 1 / margins.time):.0f} %"
-    parts = (("does not reduce", QUESTIONS["C4"], (1 / margins.same_time, 1.)), (f"reduces by {share}", f"Does LoRA reduce wall-clock time by {share} or more?", (1 / margins.time,) * 2))
     known = () if "hardware" in rows and not (rows["hardware"] == "not recorded").any() else ("Hardware is not known here: read the study from its folder.",)
-    frames = [Verdict("C4", question, task, "undecided", margin=margins.time, unit="times", where=where, notes=known, part=part) for part, question, _ in parts]
-    return [after_gates(judge_time(frame, effect, tuple(others), bounds), [same_examples(rows), machine_alone(rows)]) for frame, (*_, bounds) in zip(frames, parts)]
+    return judge_times(ratio_over_seeds(ratios, margins.level), tuple(others), task, where, known, [same_examples(rows), machine_alone(rows)], margins)
 
 # %% ../nbs/14_claims.ipynb #5407d49f
 @claim("C4", "Does LoRA fail to reduce wall-clock time?")
@@ -1011,6 +1033,100 @@ def lora_saves_no_time(
         where = f"engine {engine}, {hardware}"
         found += guarded("C4", task, where, lambda: times_compared(rows, where, margins))
     return found or [not_asked("C4", "any", ["a full and a LoRA run with their times"])]
+
+# %% ../nbs/14_claims.ipynb #bebc5848
+def machine_of(
+    environment: dict,  # of a run or a benchmark
+) -> str:
+    "The hardware in words."
+    found = environment.get("gpu") or environment.get("processor") or "not recorded"
+    threads = environment.get("threads")
+    return found if environment.get("gpu") or not threads else f"{found}, {threads} thread{'s' if threads > 1 else ''}"
+
+# %% ../nbs/14_claims.ipynb #c5ac5389
+def bench_files(
+    folder: str | Path,  # of a study
+) -> list[Path]:
+    "Files of `sftdpo bench` in a study's folder, or beside it."
+    places = [Path(folder), Path(folder).absolute().parent]
+    return [path for place in places for path in (place / StudyFolder(place).speed.name, *sorted((place / "speed").glob("*.json"))) if path.is_file()]
+
+# %% ../nbs/14_claims.ipynb #2943953e
+def turns_of(
+    name: str,     # of a configuration
+    result: dict,  # of it, from `sftdpo bench`
+) -> list[dict]:   # a line per engine, tuning and round
+    "What each turn of a training configuration took, with its share of the reference pass."
+    environment, lines = result["environment"], []
+    for said, found in result["engines"].items():
+        engine, _, tuning = said.partition(" ")
+        share = found.get("reference_seconds", 0.0) * result["examples"] / result["rows"]
+        known = dict(run=name, task=result["task"], backbone=result["settings"]["backbone"], kind=result["kind"], batch_size=result["batch_size"], engine=engine,
+                     tuning=tuning or result["tuning"], hardware=machine_of(environment), workers=environment.get("workers"), load=environment.get("load"))
+        if engine != "machine": lines += [known | dict(round=i, time=turn["seconds"] + share) for i, turn in enumerate(found["turns"][1:], 1)]
+    return lines
+
+# %% ../nbs/14_claims.ipynb #bc384982
+def bench_times(
+    files: list[Path],  # of `sftdpo bench`
+) -> tuple[pd.DataFrame, list[str]]:  # a line per engine, tuning and round; what could not be read
+    "What training took in benchmarks; the column in_turns says whether full and LoRA took turns."
+    lines, wrong = [], []
+    for file in map(Path, files):
+        try:
+            for name, result in read_json(file).items():
+                if result["what"] == "train": lines += [line | dict(file=file.name, in_turns=result["tuning"] == IN_TURNS) for line in turns_of(name, result)]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError): wrong.append(f"{file.name} is no file of `sftdpo bench`, or is not whole, and is left out.")
+    return pd.DataFrame(lines, columns=None if lines else ["task", "backbone", "in_turns", "file"]), wrong
+
+# %% ../nbs/14_claims.ipynb #00093a0a
+def bench_ratios(
+    times: pd.DataFrame,  # from `bench_times`, of one task, engine, hardware and batch size
+) -> pd.Series:           # by kind and round
+    "LoRA over full, paired by round."
+    wide = times.pivot_table(index=["file", "kind", "round"], columns="tuning", values="time").reindex(columns=["full", "lora"]).dropna()
+    return wide["lora"] / wide["full"]
+
+# %% ../nbs/14_claims.ipynb #58124e41
+def judge_bench(
+    times: pd.DataFrame,  # from `bench_times`, of one task, engine, hardware and batch size
+    margins: Margins,     # set beforehand
+    others: tuple = (),   # further effects to show
+) -> list[Verdict]:
+    "C4 of one engine, from a benchmark in which full and LoRA took turns."
+    first, ratios = times.iloc[0], bench_ratios(times)
+    where = f"engine {first['engine']}, {first['hardware']}, batches of {first['batch_size']}, bench"
+    by_kind = np.exp(np.log(ratios).groupby(level=["kind", "round"]).mean()).unstack("kind").dropna()
+    if len(by_kind) < 2: return [not_asked("C4", first["task"], "Full and LoRA took turns in one round only: run `sftdpo bench` with --rounds 5 or more.", where)]
+    def over_rounds(some): return ratio(np.exp(np.log(some).mean(axis=1)), pd.Series(1., index=some.index), margins.level)
+    effects = tuple((f"LoRA / full, {kind}", over_rounds(by_kind[[kind]])) for kind in by_kind) + tuple(others)
+    notes = (f"Timed by sftdpo bench in {len(by_kind)} rounds, in which full and LoRA took turns on the same rows ({', '.join(dict.fromkeys(times['file']))}).",)
+    return [dataclasses.replace(one, decides=one.decides.replace("seeds", "rounds")) for one in judge_times(over_rounds(by_kind), effects, first["task"], where, notes, [machine_alone(times)], margins)]
+
+# %% ../nbs/14_claims.ipynb #9db73ec1
+def with_bench(
+    found: list[Verdict],   # of a study
+    results: pd.DataFrame,  # of the study
+    files: list[Path],      # of `sftdpo bench`
+    margins: Margins,       # set beforehand
+) -> list[Verdict]:
+    "The verdicts, with those on time drawn from benchmarks of the same task and backbone, where full and LoRA took turns."
+    times, wrong = bench_times(files)
+    times = times[times["backbone"].isin(set(results["backbone"]))]
+    found = [dataclasses.replace(one, notes=(*one.notes, *wrong)) if one.claim == "C4" else one for one in found]
+    for task in [task for task in dict.fromkeys(results["task"]) if (times["task"] == task).any()]:
+        some, place = times[times["task"] == task], next((i for i, one in enumerate(found) if one.claim == "C4" and one.task in (task, "any")), len(found))
+        own = [one for one in found if one.claim == "C4" and one.task == task]
+        if not some["in_turns"].any():
+            note = f"{', '.join(dict.fromkeys(some['file']))}: full and LoRA were timed one after the other, which decides nothing. With `sftdpo bench --what tunings` they take turns."
+            found = [dataclasses.replace(one, notes=(*one.notes, note)) if one in own else one for one in found]
+            continue
+        judged = []
+        for (engine, *_), part in some[some["in_turns"]].groupby(["engine", "hardware", "batch_size"], sort=False):
+            steps = next((one.effects[:1] for one in own if one.effects and one.where.startswith(f"engine {engine},")), ())
+            judged += guarded("C4", task, "bench", lambda: judge_bench(part, margins, tuple((f"{name} of the study's own runs", effect) for name, effect in steps)))
+        found = [one for one in found[:place] if one not in own] + judged + [one for one in found[place:] if one not in own and (one.claim, one.task) != ("C4", "any")]
+    return found
 
 # %% ../nbs/14_claims.ipynb #6edf03c6
 def dominance(
@@ -1111,6 +1227,9 @@ def caveats(
     if seeds < 5: notes.append(f"{seeds} seed{'' if seeds == 1 else 's'}{f' in {folds} folds' if folds > 1 else ''}: a look, not a claim; a claim takes 5 seeds or more.")
     if "choice_error" in rows and (rows["choice_error"] > 0).any() and (rows["choice_error"] < math.inf).any():
         notes.append("Intervals include the error of choosing rates, estimated from the search seeds of each cell's trials.")
+    if len(rows) and task in set(rows["task"]) and task_of(rows).primary.name == "macro_f1":
+        share = rows.loc[rows["metric"] == "majority_share", "value"].max()
+        notes.append(f"Decided by macro F1, in points: one label has {100 * share:.0f} % of the training rows, so accuracy rewards a constant answer.")
     if "picked" in rows and not rows["picked"].all(): notes.append("Learning rates are recommended or given ones, not picked per cell with equal trials: a cell may do worse than it could.")
     if "smollm2-135m" in set(rows["backbone"]):
         notes.append("Backbone smollm2-135m: instruction- and preference-tuned by its makers, quantized to 4 bits, so DPO alone does not start from a base model here; verdicts are provisional.")
@@ -1200,7 +1319,7 @@ def judge_results(
     results = results[results["split"] != "validation"]
     for name in claims or ():
         if name not in CLAIMS: raise ValueError(f"{name!r} is no claim: choose among {', '.join(CLAIMS)}, or register it with @claim.")
-    (examples, wrong), parts, found = sound_tables(mark_collapsed(examples)), parts_of(results, fields), []
+    (examples, wrong), parts, found = sound_tables(mark_collapsed(examples), results), parts_of(results, fields), []
     examples = examples.assign(id=pd.factorize(examples["id"])[0], **{name: examples[name].astype("category") for name in ("run", "task", "recipe", "tuning")})  # quicker to compare
     for name in claims or CLAIMS:
         judged = []
@@ -1260,13 +1379,16 @@ def conditions_of(
     recipe = RECIPES.get(settings.get("recipe"), RECIPES["base"])
     kinds = recipe.stages
     stages = [settings.get(kind) or {} for kind in kinds]
-    machine = environment.get("gpu") or environment.get("processor") or "not recorded"
-    if not environment.get("gpu") and environment.get("threads"): machine += f", {environment['threads']} thread{'s' if environment['threads'] > 1 else ''}"
+    machine = machine_of(environment)
     depth = [settings.get(kind) or {} for kinds_of_stage in recipe.depths for kind in kinds_of_stage]  # a control has the steps of what it controls
     sizes = [str(stage["batch_size"]) for stage in depth[:len(kinds)] if stage.get("batch_size")]
+    shares = [settings["split"]] + [1 - settings["split"]] * len(kinds) if settings.get("split") and len(kinds) > 1 else [1] * len(kinds)
+    epochs = sum(share * ((settings.get(kind) or {}).get("epochs") or 0) for share, of_stage in zip(shares, recipe.depths) for kind in of_stage)
+    rejected = (settings.get("dpo") or {}).get("rejected")
+    if rejected and (settings["dpo"].get("wrong_label") or "chance") != "chance": rejected += f" ({settings['dpo']['wrong_label']})"
     return dict(engine="+".join(dict.fromkeys(str(stage.get("engine", "sftdpo")) for stage in stages)) or "none", hardware=machine,
-                rejected=(settings.get("dpo") or {}).get("rejected") if "dpo" in kinds else None,
-                epochs=sum(stage.get("epochs") or 0 for stage in depth), batch_sizes=" and ".join(dict.fromkeys(sizes)), shuffle_labels=bool(settings.get("shuffle_labels")),
+                rejected=rejected if "dpo" in kinds else None,
+                epochs=epochs, batch_sizes=" and ".join(dict.fromkeys(sizes)), shuffle_labels=bool(settings.get("shuffle_labels")),
                 workers=environment.get("workers"), load=environment.get("load"))
 
 # %% ../nbs/14_claims.ipynb #8213498f
@@ -1311,10 +1433,13 @@ def judge_claims(
     margins: Margins | None = None,   # set beforehand; default: those in the folder, or the usual ones
     claims: list[str] | None = None,  # which of `CLAIMS`; default: all
     judged: str = "",                 # name of a further set that judges; default: the study's own rows
+    speed: list[str | Path] | None = None,  # files of `sftdpo bench` that decide on time; default: those in the folder or beside it
 ) -> list[Verdict]:
     "Ask the claims of a study's folder; on a further set all verdicts are exploratory."
     results = read_results(folder, judged)
     if results.empty: return []  # no run is finished
     results, swept = read_conditions(folder, results)
-    found = judge_results(results, read_examples(folder, judged=judged), read_margins(folder) if margins is None else margins, claims, swept)
+    margins = read_margins(folder) if margins is None else margins
+    found = judge_results(results, read_examples(folder, judged=judged), margins, claims, swept)
+    if claims is None or "C4" in claims: found = with_bench(found, results, bench_files(folder) if speed is None else list(map(Path, speed)), margins)
     return [exploratory(one, f"judged on the further set {judged}") for one in found] if judged else found

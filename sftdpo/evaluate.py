@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['finite_scores', 'predict', 'disjoint_accuracy', 'calibration_metrics', 'classification_metrics', 'first_lines',
            'ending', 'judged_sonnet', 'sonnet_metrics', 'completion_metrics', 'nats_per_token', 'judged_completion',
-           'score_pairs', 'preference_metrics', 'pair_reward_accuracy', 'Evaluation', 'decoding', 'evaluate',
-           'at_temperature', 'baselines', 'best_threshold', 'calibration_error', 'calibration_interval', 'characters',
-           'choose_tokens', 'chrf', 'chrf_at_length', 'chrf_corpus', 'chrf_matched', 'Continuation', 'continuations',
+           'score_pairs', 'preference_metrics', 'pair_reward_accuracy', 'Evaluation', 'evaluate', 'at_temperature',
+           'baselines', 'best_threshold', 'calibration_error', 'calibration_interval', 'characters', 'choose_tokens',
+           'chrf', 'chrf_at_length', 'chrf_corpus', 'chrf_matched', 'Continuation', 'continuations', 'decoding',
            'divergences', 'entropy', 'first_characters', 'fit_temperature', 'form', 'generate_ids', 'iambic',
            'kl_divergence', 'mean_interval', 'perfect_calibration_error', 'pronunciations', 'questions_of',
            'repeated_share', 'rhyme_share', 'rhymes', 'sample', 'scheme', 'Seen', 'seen', 'syllables', 'ten_syllables',
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from .batches import score
-from .config import Sampling
+from .config import Sampling, decoding
 from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows
 from sftdpo.measures.answers import (
     at_temperature,
@@ -68,7 +68,7 @@ from .tasks import TASKS, find_function
 
 # %% ../nbs/06_evaluate.ipynb #5b7e90aa
 _all_ = ["at_temperature", "baselines", "best_threshold", "calibration_error", "calibration_interval", "characters", "choose_tokens", "chrf",
-         "chrf_at_length", "chrf_corpus", "chrf_matched", "Continuation", "continuations", "divergences", "entropy",
+         "chrf_at_length", "chrf_corpus", "chrf_matched", "Continuation", "continuations", "decoding", "divergences", "entropy",
          "first_characters", "fit_temperature", "form", "generate_ids", "iambic", "kl_divergence", "mean_interval",
          "perfect_calibration_error", "pronunciations", "questions_of", "repeated_share", "rhyme_share", "rhymes", "sample", "scheme",
          "Seen", "seen", "syllables", "ten_syllables", "with_interval", "words"]
@@ -301,18 +301,6 @@ def _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precisio
                           **ending(tokenizer, one, example.completion, lines)})
     table = pd.DataFrame(table)
     return Evaluation(sonnet_metrics(table), table)
-
-# %% ../nbs/06_evaluate.ipynb #22615ca4
-def decoding(
-    task: str,           # what is judged
-    sampling: Sampling,  # how texts are drawn
-) -> str:                # empty where nothing is drawn
-    "How texts are drawn for judging: a sentence for every table."
-    if task not in ("sonnet", "completions"): return ""
-    drawn = "the likeliest tokens" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-    told = f"{sampling.samples} samples a prompt, {drawn}, at most {sampling.max_new_tokens} tokens"
-    if task == "completions": return f"{told}; a text ends where the policy ends it."
-    return f"{told}; the end of text is refused until line 14 has begun and the text is as long as the true one, and chrF compares as much."
 
 # %% ../nbs/06_evaluate.ipynb #2122ff57
 def evaluate(

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import Execution, Reading, Run, Stage, Study, seed_in_fold
+from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
 from .engine.runs import finish_stage, model_card, task_record
 from .engine.safe_files import remove, write_json, write_text, written_whole
-from .engine.store import CELL, gather, read_examples, write_planned_runs
+from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
 from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
 from .model import load_backbone, save_policy
@@ -33,7 +33,7 @@ from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .study import carry_out, claim_folder
 from .tables import baselines_of
-from .tasks import TASKS, format_interval, format_metric
+from .tasks import Metric, format_interval, format_metric
 
 # %% ../nbs/15_recommend.ipynb #12dd6b92
 def honest(
@@ -139,8 +139,8 @@ def ways_to_try(
 # %% ../nbs/15_recommend.ipynb #af2bf377
 class Trials:
     "Tries ways to train on each fold, until a deadline."
-    def __init__(self, folder: StudyFolder, inputs: Inputs, folds: int, deadline: float, say=print):
-        self.folder, self.inputs, self.folds, self.deadline, self.say = folder, inputs, folds, deadline, say
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int, deadline: float, say=print):
+        self.folder, self.inputs, self.metric, self.folds, self.deadline, self.say = folder, inputs, metric, folds, deadline, say
         self.runs, self.tables, self.left_out, self.times = {}, {}, [], known_times(folder)
 
     def in_folds(self, run: Run) -> list[Run]:
@@ -187,10 +187,10 @@ class Trials:
             self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
             return False
         self.times.read(self.folder)
-        column = TASKS[run.task].primary.column
+        column = self.metric.column
         table = read_examples(self.folder, names)
         self.tables[way], self.runs[way] = table.assign(way=way, value=table[column].astype(float))[["way", "fold", "seed", "id", "value"]], run
-        self.say(f"    {format_metric(self.score(run), TASKS[run.task].primary)}")
+        self.say(f"    {format_metric(self.score(run), self.metric)}")
         self.drop_weights()
         return True
 
@@ -226,11 +226,10 @@ def compared(
 
 def reached_without(
     folder: StudyFolder,  # in which the ways were tried
-    task: str,            # of the data
 ) -> dict[str, float]:    # title -> value on the scale of the primary metric
     "What the base model and the baselines reach, averaged over folds; the base model comes first."
     results = gather(folder)
-    base = results.loc[(results["recipe"] == "base") & (results["metric"] == TASKS[task].primary.name), "value"].mean()
+    base = results.loc[(results["recipe"] == "base") & (results["metric"] == task_of(results).primary.name), "value"].mean()
     return {"the base model": base} | baselines_of(results)
 
 # %% ../nbs/15_recommend.ipynb #67d16eaa
@@ -238,12 +237,11 @@ FAR = 0.03  # a share so far below the best baseline that no model is worth its 
 def reason_to_decline(
     expected: Estimate,           # from `honest`
     baselines: dict[str, float],  # from `reached_without`
-    task: str,                    # of the data
+    metric: Metric,               # the primary one
 ) -> str:                         # empty: there is no reason
     "Why nothing is recommended after training."
-    metric = TASKS[task].primary
     reached = f"{format_metric(expected.mean, metric)} [{format_interval(expected.low, expected.high, metric)}]"
-    trivial = {title: value for title, value in baselines.items() if title in ("the base model", "majority class", "commonest training label", "a coin")}
+    trivial = {title: value for title, value in baselines.items() if title.partition(",")[0] in ("the base model", "majority class", "commonest training label", "a coin")}
     title = max(trivial, key=trivial.get)
     if not expected.low > trivial[title]:
         return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: it is not shown that anything was learned. "
@@ -263,7 +261,7 @@ def sentences_on(
     table: pd.DataFrame,          # from `compared`
 ) -> list[str]:
     "The recommendation for a reader."
-    metric, way = TASKS[run.task].primary, way_of(run)
+    metric, way = trials.metric, way_of(run)
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
     def name(one): return f"{one.way} ({format_metric(one.difference, metric, signed=True, bare=True)} [{format_interval(one.low, one.high, metric, signed=True)}])"
     title = max(baselines, key=baselines.get)
@@ -277,6 +275,8 @@ def sentences_on(
     said.append(f"How sure: {same} of {len(picked)} folds would pick the same way from the other rows. "
                 + (f"Not clearly worse: {'; '.join(name(one) for one in close.head(4).itertuples())}{' and others' if len(close) > 4 else ''}. " if len(close) else "")
                 + (f"Clearly worse: {'; '.join(name(one) for one in worse.head(3).itertuples())}{' and others' if len(worse) > 3 else ''}." if len(worse) else ""))
+    if metric.name == "macro_f1": said.append("Decided by macro F1, the mean over labels of their F1: one label has most of the rows, so accuracy rewards a constant answer.")
+    if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
     tried = len(trials.tables)
     said.append(f"It rests on {counted(tried, 'way')} to train, one seed in each fold" + (f"; {len(trials.left_out)} more were left out (too little time, or they failed), such as {trials.left_out[0]}" if trials.left_out else "") + ".")
     said.append(hour_more(trials, table, run))
@@ -294,7 +294,7 @@ def hour_more(
     seeds = int(3600 / max(each, 1.))
     if seeds < 1: return "Another hour is too short to train the closest two with a second seed."
     half = (rival.high - rival.low) / 2
-    return (f"Another hour would train the closest two {'once' if seeds == 1 else f'{seeds} times'} more in each fold. The interval of their difference, now ±{format_metric(half, TASKS[run.task].primary, bare=True)}, "
+    return (f"Another hour would train the closest two {'once' if seeds == 1 else f'{seeds} times'} more in each fold. The interval of their difference, now ±{format_metric(half, trials.metric, bare=True)}, "
             f"would narrow as far as it comes from seeds, not from rows.")
 
 # %% ../nbs/15_recommend.ipynb #03b4d514
@@ -346,18 +346,18 @@ def recommend(
     study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data), reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"))
     claim_folder(home.path, study)
     start = Run(task=task, backbone=backbone, data=str(data), reading=reading, sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
-    trials = Trials(home, inputs, folds, deadline, say)
+    metric = loaded.record.primary
+    trials = Trials(home, inputs, metric, folds, deadline, say)
     for run in ways_to_try(start, round(len(pool_of(loaded)) * (1 - 1 / folds)), trials.score): trials.attempt(run)
     trials.drop_weights(keep=False)
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
         return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a smaller model.")
     values, picked = honest(trials.tried)
-    expected, baselines = interval(observations(values)), reached_without(home, task)
+    expected, baselines = interval(observations(values)), reached_without(home)
     best = max(trials.runs.values(), key=trials.score)
     table = compared(trials, way_of(best))
-    if why := reason_to_decline(expected, baselines, task): return Recommendation(declined=why, expected=expected, table=table)
-    metric = TASKS[task].primary
+    if why := reason_to_decline(expected, baselines, metric): return Recommendation(declined=why, expected=expected, table=table)
     card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high, "rows": len(pool_of(loaded))}
     say(f"training {way_of(best)} on all rows")
     model = train_on_all(trials, best, inputs, card)

@@ -44,6 +44,7 @@ from sftdpo.engine.store import (
     read_settings,
     read_texts,
     read_whole_table,
+    task_of,
     variants_of,
 )
 from sftdpo.plots import (
@@ -72,11 +73,12 @@ from sftdpo.tables import (
     cell_intervals,
     costs_of,
     format_time,
+    metric_notes,
     nothing_learned,
     with_cells,
     with_sources,
 )
-from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes, task_named
+from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes
 
 # %% ../nbs/22_report.ipynb #ec09be7c
 LONGEST = 3000  # characters of one piece of text on the page
@@ -106,7 +108,7 @@ def planned(
     "How many different runs a study asks for."
     def key(run):
         stages = [relevant(stage, run.tuning, run.lora) for stage in run.stages]
-        rest = {name: value for name, value in to_dict(run).items() if name not in ("sft", "dpo", "lora", *(recipe.last_rate for recipe in RECIPES.values()), *(() if stages else ("tuning", "seed")))}
+        rest = {name: value for name, value in to_dict(run).items() if name not in ("sft", "dpo", "lora", *(recipe.last_rate for recipe in RECIPES.values()), *(() if stages else ("tuning", "seed")), *(() if len(stages) > 1 else ("split",)))}
         return identity([rest, stages])
     return len({key(run) for run in study.runs()})
 
@@ -191,7 +193,7 @@ def environment_table(
 
 # %% ../nbs/22_report.ipynb #34742f6e
 ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"), "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
-WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto", engine="sftdpo", loss="sigmoid", label_smoothing=0.0)
+WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto", engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance")
 
 
 def describe_stage(
@@ -228,7 +230,7 @@ def cells_of(
     examples: pd.DataFrame,  # of the same
 ) -> pd.DataFrame:           # one line per cell
     "Each cell with its mean and interval, its change against the base model, and its costs."
-    primary = task_named(results["task"].iloc[0]).primary
+    primary = task_of(results).primary
     metric, column = primary.name, primary.column
     wide = results.pivot_table(index="cell", columns="metric", values="value", observed=True)
     table = cell_intervals(examples, column).set_index("cell") if column in examples else pd.DataFrame()
@@ -352,7 +354,7 @@ def more_figures(
         found.append(figure(rate_curves(trials), "What the search saw", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
     for name, (rows, examples) in further_results(folder, task).items():
         cells = cells_of(with_cells(rows, variants), with_cells(examples, variants))
-        found.append(figure(cell_comparison(cells, task_named(task).primary), f"Also judged on {name}", "A further set, on which nobody trained or chose. Exploratory."))
+        found.append(figure(cell_comparison(cells, task_of(rows).primary), f"Also judged on {name}", "A further set, on which nobody trained or chose. Exploratory."))
     return found
 
 # %% ../nbs/22_report.ipynb #d6bf7fd5
@@ -378,7 +380,7 @@ def task_part(
 ) -> dict:                   # what the page shows, and tables
     "Tables, figures and texts of one task."
     task = results["task"].iloc[0]
-    record = task_named(task)
+    record = task_of(results)
     metric = record.primary
     results, examples = with_cells(results, variants), with_cells(examples, variants)
     cells, beside, costs, drawn = cells_of(results, examples), baselines_of(results), costs_of(results, variants), curve_runs(results)
@@ -405,7 +407,7 @@ def task_part(
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
     return dict(task=task, about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric), best=best, beside=beside, opening=nothing_learned(results, examples),
                 metrics=metrics_of(results), **more_tables(folder, results, variants), settings=settings_table(folder, results), figures=figures, texts=texts, missing=int(cells["missing"].sum()),
-                notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
+                said=metric_notes(folder, results, examples), notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
 
 # %% ../nbs/22_report.ipynb #a4b848d3
 def caveats_of(
@@ -597,7 +599,7 @@ PAGE_VERDICTS = """
 PAGE_TASK = """
 {% for part in parts %}{% set outer = loop.index %}<section id="task-{{ outer }}">
 <h2>{{ part.task|data(60) }}</h2>
-<p class="soft above">{{ part.about|data(400) }}. Intervals are over seeds and examples; changes are paired with the base model.</p>
+<p class="soft above">{{ part.about|data(400) }}. Intervals are over seeds and examples; changes are paired with the base model.{% for one in part.said %}<br>{{ one[0]|upper }}{{ one[1:]|data(600) }}{% endfor %}</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Table of cells"><table>
 <thead><tr>{% for column in part.lines[0] %}<th scope="col"{% if not loop.first %} class="number"{% endif %}>{{ column|data(80) }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in part.lines[:most_lines] %}<tr{% if part.best is not none and line.cell == part.best.cell %} class="high"{% endif %}>{% for column, value in line.items() %}{% if loop.first %}<th scope="row">{{ value|data(120) }}</th>{% else %}<td class="number">{{ value|data(80) }}</td>{% endif %}{% endfor %}</tr>{% endfor %}</tbody>

@@ -1,6 +1,7 @@
 "The benchmark: every engine does the same mathematics, files go on, and the bound is what a hand counts."
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sftdpo.bench import (
     take_turns,
     typical_rows,
 )
+from sftdpo.claims import judge_claims
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, resolve
 from sftdpo.reading.rows import Row
 
@@ -218,3 +220,108 @@ def test_what_is_measured_says_what_it_was(monkeypatch):
             assert ours["tokens"][0] == trl["tokens"][0] and sum(ours["tokens"]) == sum(trl["tokens"]), "TRL's default shuffles what follows the warm-up"
         json.dumps(result)
         assert (speeds({name: result}).rounds == 2).all()
+
+
+# the time of LoRA and of full fine-tuning, as a benchmark has it
+
+def test_tunings_take_turns(backbone, monkeypatch):
+    settings = Benchmark(what=("tunings",), tasks=("paraphrase",), kinds=("dpo",), batch_sizes=(4,), engines=("sftdpo", "plain"), rounds=2, backbone=backbone)
+    (name, configuration), = configurations(settings).items()
+    assert name == "tunings paraphrase dpo 4"
+    jobs = bench_module.jobs_of(settings, configuration)
+    assert [job.name for job in jobs] == ["sftdpo full", "sftdpo lora", "plain full", "plain lora", "machine"]
+    assert [job.tuning for job in jobs] == ["full", "lora", "full", "lora", "full"] and len({id(job.rows) for job in jobs}) == 1
+    asked = []
+    ask = bench_module.ask
+    monkeypatch.setattr(bench_module, "ask", lambda connections, name, going=None: (asked.append(name) if going else None, ask(connections, name, going))[1])
+    result = measure_configuration(settings.replace(engines=("sftdpo",)), configuration)
+    assert asked == ["machine", "sftdpo lora", "sftdpo full", "sftdpo full", "sftdpo lora", "machine", "machine", "sftdpo lora", "sftdpo full"], "in each round the one after the other"
+    table = speeds({name: result}).loc[name]
+    assert list(table.index) == ["sftdpo full", "sftdpo lora"] and table.loc["sftdpo full", "times_ours"] == 1
+
+
+def benched(seconds, load=1.0, workers=1, tuning="full and lora", kind="sft", task="paraphrase", backbone="bard", size=8):
+    "A benchmark file's content: seconds of each round, by tuning, of the engine sftdpo."
+    engines = {f"sftdpo {one}" if tuning == "full and lora" else "sftdpo": answer(some) for one, some in seconds.items()}
+    return {f"{tuning} {task} {kind} {size}": dict(what="train", task=task, kind=kind, tuning=tuning, batch_size=size, examples=8, rows=32, engines=engines | dict(machine=answer([1.0] * 5)),
+                                                  settings=dict(backbone=backbone), environment=dict(processor="A processor", threads=2, workers=workers, load=load))}
+
+
+@pytest.fixture
+def study(repository, tmp_path):
+    "A copy of a stored study on question pairs, alone in a folder."
+    import shutil
+    return Path(shutil.copytree(repository / "nbs/study/results/smollm2-paraphrase", tmp_path / "studies" / "one"))
+
+
+def on_time(study, **how): return judge_claims(study, claims=["C4"], **how)
+
+
+def verdicts(found): return {one.part.partition(" by")[0]: one.verdict for one in found}
+
+
+def write(path, *contents):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({name: value for content in contents for name, value in content.items()}))
+    return path
+
+
+SMOL = dict(backbone="smollm2-135m")
+FASTER, SAME = dict(full=[10.0, 20.0, 10.0, 14.0], lora=[7.0, 14.1, 7.0, 9.9]), dict(full=[10.0, 20.0, 10.0, 14.0], lora=[10.05, 20.1, 10.0, 14.1])
+
+
+@pytest.mark.parametrize("place", ["speed.json", "speed/any.json", "../speed.json", "../speed/any.json"])
+def test_a_benchmark_beside_the_study_decides_on_time(study, place):
+    before = on_time(study)
+    write(study / place, benched(FASTER, **SMOL), benched(FASTER, kind="dpo", **SMOL))
+    found = on_time(study)
+    assert verdicts(found) == {"does not reduce": "refuted", "reduces": "supported"}
+    assert all("took turns" in one.notes[0] and "batches of 8, bench" in one.where for one in found)
+    names = dict(found[0].effects)
+    assert found[0].effects[0][1].mean == pytest.approx(names["LoRA / full, sft"].mean) and found[0].effects[0][1].seeds == 4
+    assert any("of the study's own runs" in name for name in names) or not before[0].effects
+
+
+def test_a_given_file_decides_in_place_of_those_beside_the_study(study, tmp_path):
+    write(study / "speed.json", benched(FASTER, **SMOL))
+    other = write(tmp_path / "elsewhere.json", benched(SAME, **SMOL))
+    assert verdicts(on_time(study, speed=[other])) == {"does not reduce": "supported", "reduces": "refuted"}
+
+
+@pytest.mark.parametrize("how", [dict(load=3.0), dict(workers=2)])
+def test_a_benchmark_that_shared_the_machine_decides_nothing(study, how):
+    write(study / "speed.json", benched(FASTER, **SMOL, **how))
+    found = on_time(study)
+    assert set(verdicts(found).values()) == {"not asked"} and all("shared" in one.why for one in found)
+
+
+def test_a_benchmark_without_a_record_of_load_decides_nothing(study):
+    write(study / "speed.json", benched(FASTER, load=None, **SMOL))
+    assert set(verdicts(on_time(study)).values()) == {"undecided"}
+
+
+@pytest.mark.parametrize("content", [benched(FASTER), benched(FASTER, task="sonnet", **SMOL)])
+def test_of_another_backbone_or_task_it_says_nothing(study, content):
+    before = on_time(study)
+    write(study / "speed.json", content)
+    assert on_time(study) == before
+
+
+def test_tunings_timed_one_after_the_other_decide_nothing(study):
+    before = on_time(study)
+    write(study / "speed.json", benched(dict(x=[10.0, 20.0]), tuning="full", **SMOL), benched(dict(x=[5.0, 10.0]), tuning="lora", **SMOL))
+    found = on_time(study)
+    assert verdicts(found) == verdicts(before) and all("--what tunings" in one.notes[-1] for one in found)
+
+
+def test_a_file_that_is_none_is_named(study):
+    before = on_time(study)
+    (study / "speed.json").write_text('{"tunings para')
+    found = on_time(study)
+    assert verdicts(found) == verdicts(before) and all("speed.json is no file of `sftdpo bench`" in one.notes[-1] for one in found)
+
+
+def test_one_round_is_not_enough(study):
+    write(study / "speed.json", benched(dict(full=[10.0], lora=[5.0]), **SMOL))
+    (found,) = on_time(study)
+    assert found.verdict == "not asked" and "--rounds 5" in found.why

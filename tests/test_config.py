@@ -101,52 +101,6 @@ def test_identity_ignores_what_cannot_matter():
     assert identity(relevant(dpo.replace(beta=0.3), "full", LoRA())) != identity(relevant(dpo, "full", LoRA()))
 
 
-GOLDEN = {  # keys of stages as they were before DPO had an SFT term and before dropout was 0 by default
-    "sft-dpo": (Run(recipe="sft-dpo"), ["ff514799e90d", "fc2f65d27972"]),
-    "sft-dpo lora": (Run(recipe="sft-dpo", tuning="lora"), ["50e9083f0dc6", "aa318d38d4b3"]),
-    "sonnets": (Run(task="sonnet", recipe="sft-dpo", seed=3), ["d6d0000d25eb", "182a49c94f83"]),
-    "sft-sft": (Run(recipe="sft-sft"), ["ff514799e90d", "24068c1ba107"]),
-    "sft-long lora": (Run(recipe="sft-long", tuning="lora"), ["91643a03698a"]),
-    "ipo": (Run(task="sonnet", recipe="dpo", dpo=Stage("dpo", beta=0.3, loss="ipo", learning_rate=1e-5, epochs=2, batch_size=4)), ["5319ded21653"]),
-    "smoothed lora": (Run(recipe="dpo", tuning="lora", lora=LoRA(rank=4), dpo=Stage("dpo", label_smoothing=0.1)), ["f76fe0f77d5b"]),
-    "dropout": (Run(sft=Stage("sft", dropout=0.1), dpo=Stage("dpo", dropout=0.1)), ["3a646809a72d"])}
-
-
-@pytest.fixture
-def keys_of():
-    "The stage keys of a run on data and a backbone of made-up fingerprints; the backbone with or without dropout of its own."
-    from types import SimpleNamespace
-
-    from sftdpo.engine.inputs import Inputs
-    data = SimpleNamespace(fingerprint="golden data", train=[None] * 100)
-    def found(run, own_dropout=False):
-        inputs = Inputs(precision="fp32")
-        inputs.dropout[run.backbone,] = own_dropout
-        return list(inputs.stage_keys(run, data, "golden backbone"))
-    return found
-
-
-@pytest.mark.parametrize("name", GOLDEN)
-def test_keys_of_stages_do_not_move(name, keys_of):
-    run, expected = GOLDEN[name]
-    assert keys_of(run) == expected
-
-
-def test_keys_move_where_the_meaning_of_dropout_changed(keys_of):
-    "A backbone with dropout kept it in SFT: 'as the backbone has it' is now 0, which had a key of its own."
-    assert keys_of(Run(), own_dropout=True) == ["7bef42f9b629"] != keys_of(Run())
-    dpo = Run(recipe="dpo")
-    assert keys_of(dpo, own_dropout=True) == keys_of(dpo), "DPO ran without dropout before"
-    assert keys_of(dpo.replace(**{"lora.dropout": 0.1, "tuning": "lora"})) != keys_of(dpo.replace(tuning="lora")), "an adapter's dropout now holds in DPO too"
-
-
-def test_the_weight_of_the_sft_term_is_part_of_a_dpo_stage_only(keys_of):
-    weighted = Run(recipe="sft-dpo", dpo=Stage("dpo", sft_weight=1))
-    first, second = keys_of(weighted)
-    assert first == GOLDEN["sft-dpo"][1][0] and second != GOLDEN["sft-dpo"][1][1]
-    assert keys_of(weighted.replace(**{"dpo.sft_weight": 0.5}))[1] != second
-
-
 def test_backbones_with_dropout_are_told_apart(tokenizer, tmp_path):
     from tiny import tiny_model
 

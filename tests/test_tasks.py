@@ -28,7 +28,6 @@ inputs = Inputs(precision="fp32")
 
 
 def run_name(run): return inputs.of(run).name
-def stage_keys(run): return inputs.of(run).keys
 
 
 OWN = '''
@@ -166,70 +165,6 @@ def test_a_record_that_cannot_work_is_refused(change, words):
 def test_a_recipe_that_cannot_work_is_refused(recipe, words):
     with pytest.raises(ValueError, match=re.escape(words)): register(recipe)
     assert "mine" not in RECIPES
-
-
-KEYS = {  # the end of a run's name and its stages' keys, as commit 72cf482 made them
-    "paraphrase base full": "5d1631e679",
-    "paraphrase sft full": "abf203e101 4a051c829474",
-    "paraphrase sft lora": "89baaad44c 3e30f1800eb6",
-    "paraphrase dpo full": "f7145f3c00 d726c701fda9",
-    "paraphrase dpo lora": "eee4dbc319 cc5c94967aa8",
-    "paraphrase sft-dpo full": "daeb9bc17d 4a051c829474 fb2d858c3c03",
-    "paraphrase sft-dpo lora": "a6057a2b31 3e30f1800eb6 1b7cc6a4df01",
-    "paraphrase sft-sft full": "a2a06f84ed 4a051c829474 d162302a3b80",
-    "paraphrase sft-sft lora": "a6bde915c3 3e30f1800eb6 104458e13ea3",
-    "paraphrase sft-long full": "3a138b684f f410fa535639",
-    "paraphrase sft-long lora": "2ec216aac7 eac6e8f7b93c",
-    "sonnet base full": "0398ef2e7d",
-    "sonnet sft full": "81cb86db8c 61805a2c115d",
-    "sonnet sft lora": "a3be18d7ad feed54aade2d",
-    "sonnet dpo full": "70fdf238b1 019b9d8f348c",
-    "sonnet dpo lora": "a298c0a77f a922d14bc4f1",
-    "sonnet sft-dpo full": "726ae64c6a 61805a2c115d 4d2ab45a0dda",
-    "sonnet sft-dpo lora": "1d8d01090d feed54aade2d 2864b026f830",
-    "sonnet sft-sft full": "5bed09f176 61805a2c115d 565b953ff33b",
-    "sonnet sft-sft lora": "634dd06456 feed54aade2d caf50dc37990",
-    "sonnet sft-long full": "46c3613c72 83ae0199b6a5",
-    "sonnet sft-long lora": "459ec60dcc ec10594f5de2",
-    "labels base full": "82d813985f",
-    "labels sft full": "eed8c6a392 204c053ba12c",
-    "labels dpo full": "ae0b635753 7f82411ebe61",
-    "labels sft-dpo full": "4a9a8b11de 204c053ba12c e4720bcc8da6",
-    "labels sft-sft full": "486ae1ae40 204c053ba12c beba4ca38cc5",
-    "labels sft-long full": "8f239061cd 124a199ffa6f",
-    "completions base full": "9ad986c44c",
-    "completions sft full": "8e5b9238c7 ebbd6446b2a3",
-    "completions dpo full": "319f82bbec 9511b4f327f5",
-    "completions sft-dpo full": "c3f23a70d2 ebbd6446b2a3 f9e86fa0f5a8",
-    "completions sft-sft full": "e283365015 ebbd6446b2a3 1d621d1f2355",
-    "completions sft-long full": "146a8dec9a 0f5e315a631d",
-    "preferences base full": "02cb70b15c",
-    "preferences sft full": "d89abad41a ec85ef870db8",
-    "preferences dpo full": "3a696b66c2 40abd954a246",
-    "preferences sft-dpo full": "db82318f6c ec85ef870db8 9085d7a9d3f3",
-    "preferences sft-sft full": "e5a319a1ef ec85ef870db8 8fb4d0fe6e71",
-    "preferences sft-long full": "3d3d451ae9 9e1a1ba674f3",
-    "second rate": "f700ccf4f4 21686b9e835b ce7cec04c435",
-    "long": "b1cc9b4af1 68d64cb79529",
-}
-
-
-def test_names_of_runs_and_keys_of_stages_stay(tmp_path):
-    "A changed key would orphan every stored stage."
-    (tmp_path / "labels.csv").write_text("text,label\n" + "".join(f"row {i} here,{'yes' if i % 3 else 'no'}\n" for i in range(60)))
-    (tmp_path / "completions.csv").write_text("prompt,completion\n" + "".join(f"say {i},it is {i * 7}\n" for i in range(60)))
-    (tmp_path / "preferences.csv").write_text("prompt,chosen,rejected\n" + "".join(f"say {i},it is {i * 7},it was {i}\n" for i in range(60)))
-    fp32 = dict(sft=Stage("sft", precision="fp32"), dpo=Stage("dpo", precision="fp32"))
-    deep = dict(second_sft_rate=1e-5, sft=Stage("sft", precision="fp32", epochs=3), dpo=Stage("dpo", precision="fp32", batch_size=4))
-    found = {}
-    for name in KEYS:
-        if name in ("second rate", "long"): run = Run(recipe="sft-sft" if name == "second rate" else "sft-long", train_size=30, **deep)
-        else:
-            task, recipe, tuning = name.split()
-            data = "embedded" if task in ("paraphrase", "sonnet") else str(tmp_path / f"{task}.csv")
-            run = Run(task=task, data=data, recipe=recipe, tuning=tuning, seed=1, train_size=30, **fp32)
-        found[name] = " ".join([run_name(run).rsplit("-", 1)[1], *stage_keys(run)])
-    assert found == KEYS
 
 
 @pytest.mark.parametrize("study, task", [("smollm2-paraphrase", "paraphrase"), ("bard-sonnet", "sonnet")])

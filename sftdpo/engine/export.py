@@ -88,9 +88,9 @@ def submit_sonnets(
     seed: int = 0,                             # of the samples
     reading: Reading = Reading(),              # the file's encoding
 ) -> Path:
-    "Continue the prompts of a file and write the course's submission file."
+    "Continue the prompts of a file to 14 lines each, as for judging, and write the course's submission file."
     given = [example.prompt for example in read_sonnets(prompts, whole=False, encoding=reading.encoding)]
-    found = sample(model, tokenizer, given, sampling, seed, max_lines=11)
+    found = sample(model, tokenizer, given, sampling, seed, max_lines=11, min_lines=11)
     return sonnet_submission([prompt + texts[0] for prompt, texts in zip(given, found)], path)
 
 # %% ../../nbs/engine/14_export.ipynb #ba7f5337

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
-           'training_examples', 'judged_examples', 'RunInputs', 'Once', 'check_named_files', 'Inputs']
+           'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once',
+           'check_named_files', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
@@ -84,14 +85,31 @@ def weight_bytes(
     with torch.device("meta"): model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(name)))  # shapes alone
     return 4 * parameter_counts(apply_tuning(model, tuning, lora, 0))["trainable"]
 
+
+def vocabulary_size(
+    name: str,  # what `load_backbone` takes
+) -> int:
+    "How many tokens a base model tells apart."
+    return AutoConfig.from_pretrained(backbone_folder(name), trust_remote_code=False).get_text_config().vocab_size
+
 # %% ../../nbs/engine/03_inputs.ipynb #5d467232
+def training_parts(
+    run: Run,        # any run
+    data: TaskData,  # its data
+) -> list[list[Example]]:  # one part, or one for the first stage and one for the others
+    "The run's training examples, with their labels shuffled where the run is that control."
+    examples = subset(data.train, run.train_size, run.seed)
+    sizes = run.stage_sizes(len(examples))
+    parts = [examples[:sizes[0]], examples[sizes[0]:]] if run.splits else [examples]
+    return [shuffle_labels(part, run.seed, data.verbalizers) for part in parts] if run.shuffle_labels else parts
+
+
 def training_examples(
     run: Run,        # any run
     data: TaskData,  # its data
 ) -> list[Example]:
-    "The run's training examples, with their labels shuffled where the run is that control."
-    examples = subset(data.train, run.train_size, run.seed)
-    return shuffle_labels(examples, run.seed, data.verbalizers) if run.shuffle_labels else examples
+    "All that a run trains on."
+    return [example for part in training_parts(run, data) for example in part]
 
 # %% ../../nbs/engine/03_inputs.ipynb #d7cf4175
 def judged_examples(
@@ -119,6 +137,15 @@ class RunInputs:
     def training(self) -> list[Example]:
         "What it is trained on."
         return training_examples(self.run, self.data)
+
+    def training_of(self, key: str) -> list[Example]:
+        "What the stage of this key is trained on."
+        parts = training_parts(self.run, self.data)
+        return parts[min(self.keys.index(key), len(parts) - 1)] if len(parts) > 1 else parts[0]
+
+    def stage_size(self, key: str) -> int:
+        "How many examples the stage of this key is trained on."
+        return self.run.stage_sizes(self.train_size)[self.keys.index(key)] if self.run.splits else self.train_size
 
     @property
     def judged(self) -> list[Example]:
@@ -165,7 +192,7 @@ class Inputs:
     ):
         self.precision = precision or best_precision(device())
         self.loaded, self.readers, self.fingerprints = Once(load), Once(tokenizer_of), Once(backbone_fingerprint)
-        self.fitted, self.bytes, self.dropout = Once(self.fit), Once(weight_bytes), Once(has_dropout)
+        self.fitted, self.bytes, self.dropout, self.vocabulary = Once(self.fit), Once(weight_bytes), Once(has_dropout), Once(vocabulary_size)
         self.texts, self.also = Once(held_out_text), Once(self.further)
         self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
 
@@ -198,8 +225,10 @@ class Inputs:
         "The keys of a run's stages, in order."
         shared = dict(seed=run.seed, data=data.fingerprint, train_size=run.train_size or len(data.train), shuffle_labels=run.shuffle_labels)
         if run.reading.too_long != "stop": shared["too_long"] = run.reading.too_long
-        keys, own_dropout = [fingerprint], self.dropout[run.backbone,]
-        for stage in run.stages: keys.append(self.keys[stage, run.tuning, run.lora, run.sampling, own_dropout, keys[-1], *shared.items()])
+        keys, own_dropout, first = [fingerprint], self.dropout[run.backbone,], run.stage_sizes(shared["train_size"])[:1]
+        for stage in run.stages:
+            part = {} if not run.splits else dict(after=first[0]) if len(keys) > 1 else dict(train_size=first[0])
+            keys.append(self.keys[stage, run.tuning, run.lora, run.sampling, own_dropout, keys[-1], *(shared | part).items()])
         return tuple(keys[1:])
 
     def name_of(self, run: Run, data: TaskData, fingerprint: str, keys: tuple[str, ...]) -> str:

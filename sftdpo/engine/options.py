@@ -182,7 +182,7 @@ GROUPS = {  # what the short help shows, in this order
     "training": ("sft.learning-rate", "sft.epochs", "sft.batch-size", "dpo.learning-rate", "dpo.epochs", "dpo.beta", "dpo.rejected", "lora.rank", "search.trials"),
     "texts that are drawn": ("sampling.samples", "sampling.max-new-tokens"),
     "files and processes": ("out", "settings", "weights", "workers", "retry-failed")}
-SELDOM = ("name", "folds", "fold", "judge", "dpo-sft-weight", "held-out-text", "also-judge", "second-sft-rate", "shuffle-labels", "cells", "sweep", "executor", "cpus-per-run", "gpus-per-run", "ray-address")  # only in the long help
+SELDOM = ("name", "folds", "fold", "judge", "dpo-sft-weight", "split", "held-out-text", "also-judge", "second-sft-rate", "shuffle-labels", "cells", "sweep", "executor", "cpus-per-run", "gpus-per-run", "ray-address")  # only in the long help
 
 # %% ../../nbs/engine/16_options.ipynb #420da943
 def options_by_group(

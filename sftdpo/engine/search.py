@@ -76,6 +76,7 @@ class CellTrials:
     "The trials of one cell on one task."
     def __init__(self, study: Study, task: str, recipe: str, tuning: str, before: dict):
         self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = study, task, recipe, tuning, before, {}, {}
+        self.metric = TASKS[task].primary.name  # until its data are read
         shared = {name: getattr(study, name) for name in declared(Run) if hasattr(study, name)}
         self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0], judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
         if study.search.train_size: self.run = self.run.replace(train_size=study.search.train_size)
@@ -99,7 +100,8 @@ class CellTrials:
     def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
         "Take over what a trial's runs reached; a run that failed counts as the worst."
         homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
-        found = [read_json(home.metrics).get(TASKS[self.task].primary.name) if home.finished else None for home in homes]
+        self.metric = inputs.of(self.run).data.record.primary.name
+        found = [read_json(home.metrics).get(self.metric) if home.finished else None for home in homes]
         self.each[trial] = [-math.inf if score is None else score for score in found]
         self.scores[trial] = sum(self.each[trial]) / len(found)
 
@@ -108,7 +110,7 @@ class CellTrials:
         best = best_of(self.scores)
         def each(trial): return " ".join(map(repr, self.each.get(trial, [self.scores[trial]])))
         return [dict(task=self.task, recipe=self.recipe, tuning=self.tuning, trial=i, **dict(zip(("learning_rate", "beta"), trial)), score=score, seed_scores=each(trial),
-                     metric=TASKS[self.task].primary.name, chosen=trial == best, at_edge=trial == best and bool(at_edge(self.scores))) for i, (trial, score) in enumerate(self.scores.items(), 1)]
+                     metric=self.metric, chosen=trial == best, at_edge=trial == best and bool(at_edge(self.scores))) for i, (trial, score) in enumerate(self.scores.items(), 1)]
 
 # %% ../../nbs/engine/10_search.ipynb #40258841
 def try_cells(
@@ -162,6 +164,6 @@ def search_rates(
             chosen |= {f"{cell.name} {setting}": value for setting, value in cell.settings(picked).items()}
             lines += cell.table()
             edge = "; at the edge of what was tried: give more trials, by search.trials or search.further" if at_edge(cell.scores) else ""
-            say(f"chosen for {cell.name}: " + ", ".join(f"{setting} {value:g}" for setting, value in cell.settings(picked).items()) + f" ({TASKS[cell.task].primary.name} {cell.scores[picked]:.4g} on the validation rows{edge})")
+            say(f"chosen for {cell.name}: " + ", ".join(f"{setting} {value:g}" for setting, value in cell.settings(picked).items()) + f" ({cell.metric} {cell.scores[picked]:.4g} on the validation rows{edge})")
     write_text(folder.search, pd.DataFrame(lines).to_csv(index=False))
     return with_searched_rates(study, folder)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'read_whole_table', 'planned_runs', 'write_planned_runs', 'rows_of',
-           'rows_judged_on', 'further_sets', 'gather', 'read_results', 'described', 'read_texts', 'read_examples',
-           'read_history', 'read_settings', 'read_environment', 'swept_values', 'variants_of', 'first_stage',
-           'with_searched_rates', 'read_pairs']
+           'rows_judged_on', 'further_sets', 'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1',
+           'read_examples', 'task_of', 'read_history', 'read_settings', 'read_environment', 'swept_values',
+           'variants_of', 'first_stage', 'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -18,7 +18,8 @@ import yaml
 from ..config import Study, named_paths
 from .folder import AGAIN, Damaged, StudyFolder
 from .safe_files import inside, read_json, refuse_links, remove_leftovers, write_text
-from ..tasks import RECIPES
+from ..measures.answers import macro_f1_parts
+from ..tasks import RECIPES, Task, task_named
 
 # %% ../../nbs/engine/05_store.ipynb #e5221fd2
 CELL = ["task", "recipe", "tuning", "seed", "fold"]
@@ -83,7 +84,7 @@ def rows_of(
     results["metric"] = pd.Series([metric for metrics in found for metric in metrics], dtype=str)  # text even where there are none
     values = pd.array([value for metrics in found for value in metrics.values()], dtype="Float64")
     results["value"] = values.to_numpy(float, na_value=float("nan"))
-    results.loc[results.metric.str.startswith(("stage", "parameters")), "split"] = "train"
+    results.loc[results.metric.str.startswith(("stage", "parameters", "majority_share")), "split"] = "train"
     return results
 
 # %% ../../nbs/engine/05_store.ipynb #726d0610
@@ -171,6 +172,14 @@ def read_texts(
     "Every line of the runs' predictions or texts, as they were written."
     return _together(folder, runs, lambda run, about: pd.read_parquet(run.checked(run.examples, about)))
 
+# %% ../../nbs/engine/05_store.ipynb #d53837a0
+def with_macro_f1(
+    table: pd.DataFrame,  # what one run reached on each example
+) -> pd.DataFrame:
+    "The table with a column for macro F1, where it has labels and predictions."
+    if not {"label", "prediction"} <= set(table): return table
+    return table.assign(macro_f1=macro_f1_parts(table["label"], table["prediction"]))
+
 # %% ../../nbs/engine/05_store.ipynb #e4947c2a
 def read_examples(
     folder: str | Path,             # of a study
@@ -182,9 +191,19 @@ def read_examples(
         home = run.further(judged) if judged else run
         if judged and not home.examples.exists(): return None
         table = pd.read_parquet(run.checked(home.examples, about))
-        numbers = table.select_dtypes(["number", "bool"]).drop(columns=["sample"], errors="ignore").astype(float)
+        numbers = with_macro_f1(table).select_dtypes(["number", "bool"]).drop(columns=["sample"], errors="ignore").astype(float)
         return numbers.groupby(table["id"].astype(str), sort=False).mean().reset_index()
     return _together(folder, runs, read)
+
+# %% ../../nbs/engine/05_store.ipynb #f7a9ef88
+def task_of(
+    results: pd.DataFrame,    # of one task, or of several
+    task: str | None = None,  # which one; default: the only one
+) -> Task:
+    "The record of the task, with the primary metric that suits the data."
+    rows = results if task is None else results[results["task"] == task]
+    shares = rows.loc[rows["metric"] == "majority_share", "value"] if len(rows) else []
+    return task_named(task or (rows["task"].iloc[0] if len(rows) else "")).judged(shares.max() if len(shares) else None)
 
 # %% ../../nbs/engine/05_store.ipynb #3e054f80
 def read_history(

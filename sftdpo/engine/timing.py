@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['UNREADABLE', 'read_times', 'work_of_node', 'Timing', 'time_step', 'time_judging', 'calibrate', 'known_times',
-           'measure', 'memory_bytes', 'peak_disk', 'free_disk', 'existing_parent', 'trial_cost', 'trials_in_words',
-           'time_in_words', 'seconds_left', 'left_in_words', 'number_and_noun', 'steps_in_words', 'Plan', 'plan']
+           'measure', 'memory_bytes', 'distribution_bytes', 'peak_disk', 'free_disk', 'existing_parent',
+           'judging_of_trial', 'trial_cost', 'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words',
+           'number_and_noun', 'steps_in_words', 'Plan', 'plan']
 
 # %% ../../nbs/engine/07_timing.ipynb #806230cb
 import contextlib
@@ -14,14 +15,17 @@ import shutil
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
 from ..config import Run, Stage, Study, from_yaml
+from .beside import beside_of, measured_beside
 from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, device
-from .runs import cost_group, judge_run, stage_rows, train
+from .runs import cost_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
 from .store import with_searched_rates
 from .tree import Node, history_of_node, stage_tree
+from ..measures.distance import distributions
 from ..model import apply_tuning, load_backbone
 from ..tasks import steps_of
 
@@ -42,7 +46,7 @@ def work_of_node(
     "How many examples a node trains on, over all epochs, and how many its runs judge, by cost group."
     judged = {cost_group(node.run, None): sum(one.judged_size for one in node.runs.values())}
     if not node.stage: return judged
-    return {cost_group(node.run, node.stage): node.inputs.train_size * node.stage.epochs} | judged
+    return {cost_group(node.run, node.stage): node.inputs.stage_size(node.key) * node.stage.epochs} | judged
 
 # %% ../../nbs/engine/07_timing.ipynb #7de36c0e
 class Timing:
@@ -65,7 +69,8 @@ class Timing:
     def stage_took(self, path: Path):
         "Take over what a stage's record says."
         record = read_record(path)
-        self.measure(record["cost_group"], record["seconds"], record["rows"] * record["epochs"])
+        seconds = record["seconds"] + record.get("distribution_seconds", 0.0)
+        self.measure(record["cost_group"], seconds, record["rows"] * record["epochs"])
 
     def run_took(self, run):
         "Take over what a finished run says."
@@ -117,11 +122,20 @@ def time_step(
 # %% ../../nbs/engine/07_timing.ipynb #edfd75e6
 def time_judging(
     inputs: RunInputs,  # of a run
-) -> float:
+) -> tuple[float, float]:  # for its task; for what is measured beside it
     "Seconds per example that is judged, from a few of them."
+    few = inputs.other(judge="test", test_size=min(len(inputs.data.test), 64 if inputs.data.verbalizers else 2))
     model, tokenizer = load_backbone(inputs.run.backbone)
-    few = inputs.other(test_size=min(len(inputs.judged), 64 if inputs.data.verbalizers else 2))
-    return judge_run(few, model.to(device()), tokenizer)[0]["evaluation_seconds"] / len(few.judged)
+    model, began, judged = model.to(device()), perf_counter(), inputs.judged_size
+    metrics, table = judge_run(few, model, tokenizer)
+    each = metrics["evaluation_seconds"] / len(few.judged)
+    baselines, began = perf_counter() - began - metrics["evaluation_seconds"], perf_counter()
+    some, all_of_it = (beside_of(one, vocabulary_of(model)) for one in (few, inputs.other(judge="test")))
+    measured_beside(some, few, model, table, precision_of(inputs.run))
+    distributions(model, some.rows, some.places)
+    beside = (perf_counter() - began) * all_of_it.extra / some.extra
+    further = sum(min(inputs.run.test_size or len(one.test), len(one.test)) for one in inputs.also.values())
+    return each + max(baselines, 0) / judged, (beside + each * further) / judged
 
 # %% ../../nbs/engine/07_timing.ipynb #b929de6b
 def calibrate(
@@ -135,8 +149,11 @@ def calibrate(
         for group, examples in work_of_node(node).items():
             if not examples or timing.seconds(group) is not None: continue
             say(f"measuring {group}")
-            training = node.stage and group == cost_group(node.run, node.stage)
-            timing.calibrated[group] = time_step(node.inputs, node.stage) if training else time_judging(node.inputs)
+            if node.stage and group == cost_group(node.run, node.stage): timing.calibrated[group] = time_step(node.inputs, node.stage)
+            else:
+                task, beside = time_judging(next(iter(node.runs.values())))
+                trial = cost_group(node.run.replace(judge="validation"), None)
+                timing.calibrated |= {trial: task} | ({} if group == trial else {group: task + beside})
             gc.collect()
     if keep and keep.parent.is_dir(): write_json(keep, timing.calibrated)
     return timing
@@ -152,6 +169,7 @@ def known_times(
     for home in homes:
         with contextlib.suppress(*UNREADABLE):
             if home.begun: timing.read(home)
+            if home.trials.begun: timing.read(home.trials)
     for path in [StudyFolder(beside).calibration, *(home.calibration for home in reversed(homes))]: timing.calibrated |= read_times(path)
     return timing
 
@@ -176,6 +194,15 @@ def memory_bytes(
     if not run.stages: return every
     return 4 * every if run.tuning == "full" else every + 4 * inputs.bytes[run.backbone, "lora", run.lora]
 
+# %% ../../nbs/engine/07_timing.ipynb #6514f6c4
+def distribution_bytes(
+    inputs: RunInputs,  # of a run
+    vocabulary: int,    # size of its model's
+) -> int:
+    "Bytes of what a model expects where distances are measured."
+    if inputs.run.judge != "test": return 0
+    return 4 * vocabulary * sum(map(len, beside_of(inputs, vocabulary).places))
+
 # %% ../../nbs/engine/07_timing.ipynb #2eb743d0
 def peak_disk(
     nodes: list[Node],      # in the order of work
@@ -183,13 +210,15 @@ def peak_disk(
     weights: str = "none",  # which models are kept: none, best, all
     workers: int = 1,       # stages at work at once
 ) -> int:                   # bytes
-    "The most that a study's weights and checkpoints take at once."
+    "The most that a study's weights, checkpoints and stored distributions take at once."
     def size(node): return inputs.bytes[node.run.backbone, node.run.tuning, node.run.lora if node.run.tuning == "lora" else None]
-    alive, kept, peak, open_children, cells = {}, 0, 0, {node.key: len(node.children) for node in nodes}, set()
+    bases = {base.key: base for node in nodes for base in [(node.ancestors or [node])[0]]}
+    stored = {key: distribution_bytes(base.inputs, inputs.vocabulary[base.run.backbone,]) for key, base in bases.items()}
+    alive, kept, peak, open_children, cells = {}, sum(stored.values()), 0, {node.key: len(node.children) for node in nodes}, set()
     for node in nodes:
         if not node.stage: continue
         peak = max(peak, sum(alive.values()) + kept + workers * (1 + 2 * 3) * size(node))
-        alive[node.key] = size(node)
+        alive[node.key] = size(node) + (stored[node.ancestors[0].key] if node.children else 0)
         cell = (node.run.task, node.depth, node.stage.kind, node.run.tuning)
         if node.runs and weights == "all": kept += size(node) * len(node.runs)
         if node.runs and weights == "best" and cell not in cells: kept += size(node)
@@ -217,6 +246,16 @@ def existing_parent(
     while not folder.exists(): folder = folder.parent
     return folder
 
+# %% ../../nbs/engine/07_timing.ipynb #c9b0f4d0
+def judging_of_trial(
+    timing: Timing,     # seconds per example
+    inputs: RunInputs,  # of a trial
+) -> float | None:
+    "What judging a trial takes; at most what judging a run takes, if no trial was judged or measured."
+    groups = [cost_group(inputs.run.replace(judge=judge), None) for judge in ("validation", "test")]
+    found = (timing.seconds(group, inputs.judged_size) for group in groups)
+    return next((seconds for seconds in found if seconds is not None), None)
+
 # %% ../../nbs/engine/07_timing.ipynb #60f86873
 def trial_cost(
     study: Study,    # perhaps with trials
@@ -231,7 +270,7 @@ def trial_cost(
     for run in cells.values():
         one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size} if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
-        parts = [timing.seconds(cost_group(one.run, stage), one.train_size * stage.epochs), timing.seconds(cost_group(one.run, None), one.judged_size)]
+        parts = [timing.seconds(cost_group(one.run, stage), one.stage_size(one.keys[-1]) * stage.epochs), judging_of_trial(timing, one)]
         total = None if total is None or None in parts else total + each * sum(parts)
     return count, total
 
@@ -294,8 +333,9 @@ def steps_in_words(
 ) -> str:        # empty where nothing is trained
     "How deep a stage trains."
     if not node.stage: return ""
-    rows, stage = node.inputs.train_size, node.stage
-    return f", {number_and_noun(stage.epochs, 'epoch')}, {number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}"
+    rows, stage = node.inputs.stage_size(node.key), node.stage
+    some = f", {number_and_noun(rows, 'example')}" if node.run.splits else ""
+    return f"{some}, {number_and_noun(stage.epochs, 'epoch')}, {number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}"
 
 # %% ../../nbs/engine/07_timing.ipynb #6193f310
 @dataclass(frozen=True)
@@ -354,7 +394,7 @@ class Plan:
         once, apart = self.shared
         if apart: lines.append(f"training: {time_in_words(once)} in all; sharing saves {time_in_words(apart - once)} of {time_in_words(apart)}")
         lines.append(f"time left: {time_in_words(self.left)}" + (f" with {self.workers} workers" if self.workers > 1 else ""))
-        return "\n".join(lines + [f"disk at the peak: {self.disk / 1e6:,.0f} MB for weights and checkpoints; free there: {self.free / 1e6:,.0f} MB"
+        return "\n".join(lines + [f"disk at the peak: {self.disk / 1e6:,.0f} MB for weights, checkpoints and distributions; free there: {self.free / 1e6:,.0f} MB"
                                   + (" - NOT ENOUGH" if self.disk > self.free else "")])
 
 # %% ../../nbs/engine/07_timing.ipynb #5d38c287

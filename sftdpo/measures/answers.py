@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mean_interval', 'with_interval', 'chrf', 'chrf_corpus', 'chrf_matched', 'characters', 'first_characters',
-           'chrf_at_length', 'repeated_share', 'entropy', 'calibration_error', 'perfect_calibration_error',
-           'calibration_interval', 'at_temperature', 'fit_temperature']
+           'chrf_at_length', 'macro_f1_parts', 'repeated_share', 'entropy', 'calibration_error',
+           'perfect_calibration_error', 'calibration_interval', 'at_temperature', 'fit_temperature']
 
 # %% ../../nbs/measures/01_answers.ipynb #51bfa4eb
 import numpy as np
@@ -84,6 +84,19 @@ def chrf_at_length(
 ) -> float:     # 0 to 100
     "chrF of the beginning of a text that is as long as the true one; a shorter text is judged whole, and loses by it."
     return chrf(first_characters(text, characters(true)), true)
+
+# %% ../../nbs/measures/01_answers.ipynb #e9001743
+def macro_f1_parts(
+    labels,       # right ones, one per example
+    predictions,  # given ones
+) -> np.ndarray:  # [examples]
+    "One value per example, whose mean is macro F1 and whose spread is what macro F1's interval needs."
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    known = np.union1d(labels, predictions)
+    right, given = (some[:, None] == known for some in (labels, predictions))
+    counts = right.sum(0) + given.sum(0)
+    f1 = 2 * (right & given).sum(0) / counts
+    return f1.mean() + len(labels) * ((2 * (right & given) - f1 * (right + given.astype(int))) / counts).mean(1)
 
 # %% ../../nbs/measures/01_answers.ipynb #21c1637d
 def repeated_share(

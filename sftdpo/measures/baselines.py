@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ..data import Example, TaskData, questions_of, subset
-from .answers import chrf, chrf_at_length, chrf_corpus, with_interval
+from .answers import chrf, chrf_at_length, chrf_corpus, macro_f1_parts, with_interval
 from .verse import form, seen
 from ..reading.questions import word_overlap
 from ..tasks import TASKS, find_function
@@ -108,11 +108,14 @@ def tfidf_baseline(
 # %% ../../nbs/measures/04_baselines.ipynb #a23867b8
 def _label_baselines(data, examples, training, seed):
     "Accuracy of the baselines for labels; overlap only where prompts hold two questions, answered no and yes."
-    labels = np.array([example.label for example in examples])
-    found = with_interval("majority", majority_baseline(training, examples))
+    labels, commonest = np.array([example.label for example in examples]), Counter(example.label for example in training).most_common(1)[0][0]
+    said = {"majority": np.full(len(labels), commonest)}
     if len(data.verbalizers) == 2 and all(questions_of(example.prompt) for example in (*training, *examples)):
-        found |= with_interval("overlap", overlap_baseline(training, examples))
-    return found | with_interval("tfidf", tfidf_baseline(training, data.validation, examples, seed) == labels)
+        said["overlap"] = np.where(overlap_baseline(training, examples), labels, 1 - labels)
+    said["tfidf"] = tfidf_baseline(training, data.validation, examples, seed)
+    found = {key: value for name, given in said.items() for key, value in with_interval(name, given == labels).items()}
+    if data.record.primary.name != "macro_f1": return found
+    return found | {f"{name}_f1": float(macro_f1_parts(labels, given).mean()) for name, given in said.items()}
 
 # %% ../../nbs/measures/04_baselines.ipynb #8530f4d9
 def _text_baselines(training, examples, seed, draws=200, closeness=chrf):

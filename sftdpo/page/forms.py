@@ -260,7 +260,7 @@ class Entry:
 # %% ../../nbs/page/01_forms.ipynb #ccabd806
 FOLDS = {"": "What is compared", "learning_rates": "Learning rates", "sft": "SFT stages", "dpo": "DPO stages", "lora": "LoRA", "sampling": "How texts are drawn",
          "reading": "How files are read", "search": "Search for learning rates", "rest": "Controls, kept models, single cells, sweeps"}
-LAST = ("second_sft_rate", "dpo_sft_weight", "held_out_text", "also_judge", "shuffle_labels", "weights", "cells", "sweep")  # of a study: seldom needed
+LAST = ("second_sft_rate", "dpo_sft_weight", "split", "held_out_text", "also_judge", "shuffle_labels", "weights", "cells", "sweep")  # of a study: seldom needed
 
 
 def fold_of(

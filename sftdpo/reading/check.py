@@ -24,7 +24,6 @@ from sftdpo.data import (
     encoding_of,
     fit_task,
     gathered,
-    label_metric,
     load_task,
     prompt_key,
     rare_labels,
@@ -320,7 +319,7 @@ def check_data(
     for split, some in report.balance.items():
         if never := [label for label, n in some.items() if not n]: report.notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
     if data.verbalizers and all(e.label is not None for e in (*data.train, *data.test)):
-        if label_metric(data.train) == "macro_f1": report.notes.append("one label has more than 75 % of the training rows: macro F1 is primary, not accuracy")
+        if data.record.primary.name == "macro_f1": report.notes.append(f"one label has {data.majority_share:.0%} of the training rows: macro F1 is the primary metric, not accuracy")
         if rare := rare_labels(data.test, data.verbalizers):
             named_ones = [f"{shown(answer)} {n}" for answer, n in rare.items()]
             report.notes.append(f"too few judged rows to say much of a label: {', '.join(_some(named_ones, 20, 'labels'))}")
