@@ -33,7 +33,15 @@ import pandas as pd
 from .config import IN_TURNS, Settings, check, from_yaml, to_yaml
 from .engine.folder import StudyFolder
 from .engine.safe_files import read_json, write_text
-from .engine.store import CELL, read_environment, read_examples, read_results, read_settings, swept_values, task_of
+from sftdpo.engine.store import (
+    CELL,
+    read_environment,
+    read_examples,
+    read_results,
+    read_settings,
+    swept_values,
+    task_of,
+)
 from sftdpo.stats import (
     Estimate,
     at_level,

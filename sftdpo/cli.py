@@ -32,6 +32,7 @@ from sftdpo.config import (
     Stage,
     Study,
     WorkFailed,
+    decoding,
     from_yaml,
 )
 from .data import DataError, load_task
@@ -208,6 +209,7 @@ class Train:
         from sftdpo.study import train_run
         found = train_run(self.run, self.out, inputs=Inputs(read.load))
         for name, value in found.items(): print(f"{name:>32} {'–' if value is None else format(value, ',.4f')}")
+        if told := decoding(self.run.task, self.run.sampling): print(f"texts: {told}")
         print(f"The model is in {self.out / 'model'}.\n")
         if TASKS[self.run.task].columns: print(f"next: sftdpo predict {shlex.quote(str(self.out))} FILE   answers rows that have no answer yet")
         print(f"{'next' if not TASKS[self.run.task].columns else '  or'}: sftdpo report {shlex.quote(str(self.out))}   settings, curves and predictions in one HTML file")
@@ -240,6 +242,7 @@ class Evaluate:
         from sftdpo.study import evaluate_saved
         found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading, test_size=self.test_size, seed=self.seed, sampling=self.sampling), say=print)
         for name, value in found.metrics.items(): print(f"{name:>24} {value:.4f}")
+        if told := decoding(task, self.sampling): print(f"texts: {told}")
         if self.out: print(f"written: {write_predictions(found.examples, self.out)}")
         if TASKS[task].columns and known: print(f"\nnext: sftdpo predict {shlex.quote(self.model)} FILE   answers rows that have no answer yet")
 
@@ -304,7 +307,7 @@ class Submit:
     task: Literal["paraphrase", "sonnet"] = "paraphrase"  # which of the two
     reading: Reading = Reading()  # how the file is read
     seed: int = 0  # of the samples
-    sampling: Sampling = Sampling(samples=1)  # how sonnets are continued
+    sampling: Sampling = Sampling(samples=1)  # how sonnets are continued; none ends before its fourteenth line has begun
 
     def __call__(self):
         check_saved_model(self.model)

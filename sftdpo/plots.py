@@ -29,8 +29,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .engine.plain_text import visible
+from .engine.store import task_of
 from .tables import cell_intervals, costs_of, format_time, with_cells
-from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named, task_named
+from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named
 
 # %% ../nbs/21_plots.ipynb #133359f2
 def short(
@@ -538,7 +539,7 @@ def against_forgetting(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> Picture:
     "The task's score against what was forgotten, a point per run."
-    return metric_against(results, "forgetting", task_named(results["task"].iloc[0] if len(results) else "").primary, variants)
+    return metric_against(results, "forgetting", task_of(results).primary, variants)
 
 # %% ../nbs/21_plots.ipynb #3384f28d
 def against_examples(

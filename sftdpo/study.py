@@ -42,7 +42,7 @@ from .model import context_length, load_backbone, load_policy, lora_targets
 from .reading.check import advice, check_data, command_of, write_check
 from .reading.files import UnusableRows, write_problems
 from .reading.saved import reading_of, rows_to_answer, rows_to_judge, saved_task
-from .tasks import TASKS, trained_recipes
+from .tasks import RECIPES, TASKS, trained_recipes
 
 # %% ../nbs/12_study.ipynb #db857542
 MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")  # data and backbone are compared with their files
@@ -160,6 +160,12 @@ def check_runs(
         for size, split, used in ((run.train_size, "train", run.stages), (run.test_size, run.judge, run.judge == "test")):
             there = len(data.splits[split])
             check(not used or size is None or size <= there, f"{split}_size", size, f"{data.name} has {there:,} examples there: ask for at most {there:,}, or leave it out for all")
+    for run in (run for run in runs if run.splits):
+        rows = inputs.of(run).train_size
+        check(rows > 1, "split", run.split, f"there is {rows} training example: give more, or leave it out")
+    for run in {(*run.source, run.backbone): run for run in runs if run.dpo.wrong_label == "favourite" and "dpo" in RECIPES[run.recipe].stages}.values():
+        labels = len(inputs.of(run).data.verbalizers)
+        check(labels > 2, "dpo.wrong_label", "favourite", f"{inputs.of(run).data.name} has {labels} labels, and so one wrong label for each row: leave it out")
     for name, targets in {(run.backbone, run.lora.targets) for run in runs if run.tuning == "lora" and run.lora.targets}:
         lora_targets(load_backbone(name)[0], targets)
 

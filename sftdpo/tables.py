@@ -7,8 +7,8 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'WHAT_TO_CHANGE', 'place_of', 'with_cells'
            'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_columns', 'cost_columns',
            'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of', 'format_baselines',
-           'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'print_wrapped', 'print_further',
-           'print_tables', 'next_steps']
+           'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged', 'decoding_of', 'metric_notes',
+           'print_wrapped', 'print_further', 'print_tables', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import re
@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .config import Sampling, SettingsError, decoding, from_dict
+from .data import RARE
 from .engine.folder import StudyFolder
-from .engine.store import further_sets, read_examples, read_results, variants_of
+from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
 from .stats import Estimate, difference, interval, observations
-from .tasks import RECIPES, Metric, format_interval, format_metric, task_named
+from .tasks import RECIPES, UNBALANCED, Metric, format_interval, format_metric
 
 # %% ../nbs/20_tables.ipynb #d7e85166
 def place_of(
@@ -136,7 +138,7 @@ def costs_of(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
-    metric = task_named(results["task"].iloc[0] if len(results) else "").primary.name
+    metric = task_of(results).primary.name
     wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "fold"], columns="metric", values="value", sort=False).reset_index()
     times = [name for name in wide if re.fullmatch(r"stage\d+_[^_]+_seconds", name)]
     def column(name): return wide[name] if name in wide else pd.Series(np.nan, index=wide.index)
@@ -265,7 +267,7 @@ def cells_table(
     results = with_cells(results, variants)
     examples = examples[examples["run"].isin(results["run"])] if examples is not None else pd.DataFrame()
     if len(examples): examples = with_cells(with_sources(examples, results), variants)
-    record = task_named(task)
+    record = task_of(results)
     columns = {heading: texts for metric in metrics or record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
     table = pd.DataFrame(columns | ({} if metrics else cost_columns(results)), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
     return table.loc[:, (table != "").any()]
@@ -322,7 +324,7 @@ def baselines_of(
     comparable: bool = True,  # only those on the primary metric's scale?
 ) -> dict[str, float]:      # title: value
     "What is reached without any model, averaged over splits."
-    task = task_named(results["task"].iloc[0])
+    task = task_of(results)
     means = results[results["metric"].str.startswith("baseline_")].groupby("metric")["value"].mean()
     some = task.comparable_baselines() if comparable else task.beside
     return {one.title: means[f"baseline_{one.name}"] for one in some if f"baseline_{one.name}" in means}
@@ -332,7 +334,7 @@ def format_baselines(
     results: pd.DataFrame,  # of one task
 ) -> str:                   # empty where there are none
     "Each baseline with its value, in one line."
-    task, found = task_named(results["task"].iloc[0]), baselines_of(results, comparable=False)
+    task, found = task_of(results), baselines_of(results, comparable=False)
     texts = [f"{one.title} {format_metric(found[one.title], task.metric(one.of))}" for one in task.beside if one.title in found]
     return ", ".join(dict.fromkeys(texts))  # two names of earlier versions share a title
 
@@ -341,7 +343,7 @@ def best_baseline(
     results: pd.DataFrame,  # of one task
 ) -> tuple[str, float] | None:  # its title and its value; None where there is no baseline
     "The baseline that reaches most on the primary metric."
-    sign = -1 if task_named(results["task"].iloc[0]).primary.better == "lower" else 1
+    sign = -1 if task_of(results).primary.better == "lower" else 1
     return max(baselines_of(results).items(), key=lambda found: sign * found[1], default=None)
 
 # %% ../nbs/20_tables.ipynb #5f60b6b6
@@ -351,7 +353,7 @@ def beats(
     baseline: float,         # on the primary metric's scale
 ) -> bool:
     "Does a trained cell reach more than a baseline, by the whole of its interval where it has one?"
-    metric = task_named(results["task"].iloc[0]).primary
+    metric = task_of(results).primary
     sign, trained = -1 if metric.better == "lower" else 1, results[results["recipe"] != "base"]
     found = cell_intervals(examples, metric.column) if metric.column and len(examples) else pd.DataFrame(columns=CELL_COLUMNS)
     found = found[found["recipe"] != "base"]
@@ -371,7 +373,7 @@ def nothing_learned(
     "What a table opens with where no cell beats the best baseline, and what to change."
     best = best_baseline(results)
     if not best or not (results["recipe"] != "base").any() or beats(results, examples, best[1]): return ""
-    value = format_metric(best[1], task_named(results["task"].iloc[0]).primary)
+    value = format_metric(best[1], task_of(results).primary)
     return f"No cell beats the best baseline, {best[0]} at {value}. {WHAT_TO_CHANGE}"
 
 # %% ../nbs/20_tables.ipynb #bca3d3b3
@@ -380,11 +382,51 @@ def with_baseline(
     results: pd.DataFrame,  # of the same task
 ) -> pd.DataFrame:          # one row more, where there is a baseline
     "The table with the best baseline as its first row."
-    metric, best = task_named(results["task"].iloc[0]).primary, best_baseline(results)
+    metric, best = task_of(results).primary, best_baseline(results)
     if not best or metric.heading not in table: return table
     value = format_metric(best[1], metric, bare=True)
     row = pd.DataFrame({metric.heading: [value]}, index=["best baseline"])
     return pd.concat([row, table]).reindex(columns=table.columns).fillna("").rename_axis("cell")
+
+# %% ../nbs/20_tables.ipynb #91a31ff7
+def rarely_judged(
+    examples: pd.DataFrame,  # from `read_examples`, of one task
+) -> dict[str, int]:         # label: judged rows, of a fold where there are folds
+    "The labels of which fewer than `RARE` rows are judged."
+    names = [name.removeprefix("probability_") for name in examples if name.startswith("probability_")]
+    if not names or "label" not in examples: return {}
+    rows = examples.dropna(subset="label").drop_duplicates(["fold", "id"])
+    counts = pd.crosstab(rows["fold"], rows["label"]).reindex(columns=range(len(names)), fill_value=0).min()
+    return {name: int(counts[i]) for i, name in enumerate(names) if counts[i] < RARE}
+
+# %% ../nbs/20_tables.ipynb #fd2f3b2e
+def decoding_of(
+    folder: Path,           # of a study
+    results: pd.DataFrame,  # of one task
+) -> str:                   # empty where nothing is drawn
+    "How a study's texts were drawn for judging."
+    values, task = StudyFolder(folder).values(), results["task"].iloc[0]
+    try: told = decoding(task, from_dict(Sampling, values.get("sampling") or {}))
+    except SettingsError: return ""  # of another version
+    if told and task == "sonnet" and not (results["metric"] == "full_length").any():  # results of earlier versions
+        told = told.partition(";")[0] + "; a text ended where the policy ended it, so that longer texts have a higher chrF."
+    swept = [f"{name} {', '.join(map(str, some))}" for name, some in (values.get("sweep") or {}).items() if name.startswith("sampling.")]
+    return f"{told} Swept: {'; '.join(swept)}." if told and swept else told
+
+# %% ../nbs/20_tables.ipynb #d0c6d879
+def metric_notes(
+    folder: Path,            # of a study
+    results: pd.DataFrame,   # of one task
+    examples: pd.DataFrame,  # of the same
+) -> list[str]:
+    "Sentences without which a table's numbers are misread."
+    share = results.loc[results["metric"] == "majority_share", "value"].max()
+    found = [f"primary metric: {task_of(results).primary.title}, as one label has {100 * share:.0f} % of the training rows"] if share > UNBALANCED else []
+    rare = [f"{label} {count}" for label, count in rarely_judged(examples).items()]
+    if rare: found.append(f"labels with fewer than {RARE} judged rows, of which these results say little: {', '.join(rare)}")
+    values = StudyFolder(folder).values()
+    if values.get("split"): found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of their training examples first, then on the others")
+    return found + [f"texts: {told}" for told in [decoding_of(folder, results)] if told]
 
 # %% ../nbs/20_tables.ipynb #86bfe178
 def print_wrapped(
@@ -406,7 +448,7 @@ def print_further(
     if results.empty: return
     count, known = (results.loc[results["metric"] == metric, "value"].max() for metric in ("examples", "examples_in_training"))
     print(f"\nalso judged on {name}: {count:,.0f} examples" + (f", {known:,.0f} of them in the training rows" if known else ""))
-    table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)), task_named(task).metrics)
+    table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)), task_of(results).metrics)
     print(table.to_string())
 
 # %% ../nbs/20_tables.ipynb #4305aef4
@@ -427,8 +469,9 @@ def print_tables(
         if note := nothing_learned(part, with_cells(examples, variants)): print_wrapped(note)
         print(fitted_table(with_baseline(cells_table(results, task, examples, variants), part)))
         if beside := format_baselines(part): print_wrapped(f"without training: {beside}")
-        lower = [metric.title for metric in task_named(task).metrics if metric.better == "lower" and (part.metric == metric.name).any()]
+        lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower" and (part.metric == metric.name).any()]
         if lower: print(f"lower is better: {', '.join(lower)}")
+        for note in metric_notes(folder, part, examples): print_wrapped(note)
         if first.backbone in CAVEATS: print_wrapped(f"note: {CAVEATS[first.backbone]}")
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")

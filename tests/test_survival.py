@@ -9,13 +9,13 @@ import subprocess
 import time
 from collections import Counter
 
+import keep_results
 import pandas as pd
 import pytest
 import torch
 from little import compare, little_inputs, plan, small, stage_tree, steady
 from tiny import tiny_model
 
-import keep_results
 import sftdpo.study as study_module
 from sftdpo.config import Execution, Search, Stage, Study, to_yaml
 from sftdpo.engine.folder import StudyFolder, read_record, write_record

@@ -15,7 +15,6 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-from IPython.display import clear_output
 from markupsafe import Markup
 
 from ..config import Study, from_yaml
@@ -141,6 +140,5 @@ class Explorer(widgets.VBox):
 
     def show(self):
         "Draw what is chosen."
-        with self.seen:
-            clear_output(wait=True)
-            self.draw(self.view)
+        self.seen.clear_output(wait=True)
+        with self.seen: self.draw(self.view)
