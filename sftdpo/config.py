@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'IN_TURNS', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check', 'check_choice',
            'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral', 'Stage',
-           'named_paths', 'Run', 'base', 'resolve', 'LearningRates', 'Search', 'seed_in_fold', 'Study', 'Execution',
-           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'named_paths', 'Run', 'base', 'resolve', 'LearningRates', 'Search', 'seed_in_fold', 'check_names',
+           'check_cells', 'check_search', 'check_seeds', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
+           'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -436,6 +437,46 @@ def seed_in_fold(
     "The seed of a run in a fold; no two folds share a seed."
     return seed + 1000 * max(fold - 1, 0)
 
+# %% ../nbs/11_config.ipynb #07426040
+def check_names(study: "Study"):
+    "A name that may be part of a file's name, and lists that are not empty and name nothing twice."
+    check(bool(study.name) and not set(study.name) & set('/\\:*?"<>|\0') and study.name.strip(". ") == study.name, "study.name", study.name,
+          "use letters, digits, blanks and dashes: it becomes part of file names")
+    for name in ("tasks", "recipes", "tunings", "seeds"):
+        values = getattr(study, name)
+        check(len(values) > 0 and len(set(values)) == len(values), f"study.{name}", values, "name at least one, and none twice")
+    check(study.data in ("embedded", "hub") or len(study.tasks) == 1, "study.data", study.data,
+          f"one path serves one task; compare {' and '.join(study.tasks)} in a study each")
+
+# %% ../nbs/11_config.ipynb #f683719f
+def check_cells(study: "Study"):
+    "Swept settings have values, and settings of single cells name cells of the study."
+    for name, values in study.sweep.items():
+        check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values, "give a list of values")
+    recipes = {name: 0 for recipe in study.recipes for name in (recipe, *RECIPES[recipe].stages)}
+    for name in study.cells:
+        for word in name.split()[:-1]: check_choice(f"a word of study.cells[{name!r}]", word, [*study.tasks, *recipes, *study.tunings])
+
+# %% ../nbs/11_config.ipynb #7254b707
+def check_search(study: "Study"):
+    "Rates are searched for one setting, or at one stated size of several."
+    trials, swept = study.search.trials, set(study.sweep)
+    check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
+          "rates are picked for one setting, and would be unfair to the other values of a sweep: "
+          "sweep without trials, or compare each value in a study of its own")
+    check(not (trials and swept and not study.search.train_size), "study.search.train_size", None,
+          "the study has several sizes: say at which of them the rates are searched; the others take them over")
+
+# %% ../nbs/11_config.ipynb #abc0fd5a
+def check_seeds(study: "Study"):
+    "No two folds share a seed, and seeds that choose rates report nothing."
+    check(not study.folds or max(study.seeds) < 1000, "study.seeds", max(study.seeds),
+          "with folds, use seeds below 1000: each fold has a thousand of its own")
+    if not study.search.trials: return
+    reporting = {seed_in_fold(seed, fold) for seed in study.seeds for fold in study.every_fold}
+    both = reporting & {seed_in_fold(seed, study.every_fold[0]) for seed in study.search.seeds}
+    check(not both, "study.search.seeds", study.search.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
+
 # %% ../nbs/11_config.ipynb #14cdd262
 @dataclass(frozen=True)
 class Study(Settings):
@@ -468,26 +509,7 @@ class Study(Settings):
     sweep: dict[str, str | list] = field(default_factory=dict, hash=False)  # further settings to vary, each with its values, such as dpo.beta 0.05,0.1
 
     def validate(self):
-        check(bool(self.name) and not set(self.name) & set('/\\:*?"<>|\0') and self.name.strip(". ") == self.name, "study.name", self.name,
-              "use letters, digits, blanks and dashes: it becomes part of file names")
-        for name in ("tasks", "recipes", "tunings", "seeds"):
-            values = getattr(self, name)
-            check(len(values) > 0 and len(set(values)) == len(values), f"study.{name}", values, "name at least one, and none twice")
-        check(self.data in ("embedded", "hub") or len(self.tasks) == 1, "study.data", self.data,
-              f"one path serves one task; compare {' and '.join(self.tasks)} in a study each")
-        for name, values in self.sweep.items():
-            check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values, "give a list of values")
-        for name in self.cells:
-            *words, _ = name.split()
-            for word in words: check_choice(f"a word of study.cells[{name!r}]", word, [*self.tasks, *{name: 0 for recipe in self.recipes for name in (recipe, *RECIPES[recipe].stages)}, *self.tunings])
-        check(not (self.search.trials and set(self.sweep) - {"train_size"}), "study.search.trials", self.search.trials,
-              "rates are picked for one setting, and would be unfair to the other values of a sweep: sweep without trials, or compare each value in a study of its own")
-        check(not (self.search.trials and self.sweep and not self.search.train_size), "study.search.train_size", None,
-              "the study has several sizes: say at which of them the rates are searched; the others take them over")
-        check(not self.folds or max(self.seeds) < 1000, "study.seeds", max(self.seeds), "with folds, use seeds below 1000: each fold has a thousand of its own")
-        reporting = {seed_in_fold(seed, fold) for seed in self.seeds for fold in self.every_fold}
-        both = reporting & {seed_in_fold(seed, self.every_fold[0]) for seed in self.search.seeds} if self.search.trials else set()
-        check(not both, "study.search.seeds", self.search.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
+        for one in (check_names, check_cells, check_search, check_seeds): one(self)
         self.runs(self.seeds[:1])  # raises what a run would
 
     @property
