@@ -363,6 +363,7 @@ class Bench:
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
         print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the same command with more --rounds narrows the ranges")
+        if "tunings" in self.benchmark.what: print("in a study's folder, as speed.json, it decides on time (C4): sftdpo report reads it there")
 
 # %% ../nbs/25_cli.ipynb #459d4096
 def read_study_settings(
