@@ -34,7 +34,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PrinterCallback, TrainerCallback
 
 from .batches import autocast, collate, score, to_device, width_of
-from .config import IN_TURNS, Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
+from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
 from .data import subset
 from .engine.inputs import Inputs, RunInputs, backbone_folder, device
 from .engine.runs import environment, stage_rows
@@ -836,7 +836,7 @@ def measure_configuration(
 # %% ../nbs/23_bench.ipynb #db10d2ef
 def bench(
     benchmark: Benchmark = Benchmark(),  # what is compared
-    out: Path = Path("runs/speed.json"),  # the results; what is in there is not measured again
+    out: Path = Path("runs") / SPEED,  # the results; what is in there is not measured again
     say=lambda text: None,  # called with the name of each configuration that begins
 ) -> dict[str, dict]:       # the file's contents: configurations by name
     "Measure all configurations and keep the results in a file, written after each of them."

@@ -109,3 +109,16 @@ def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick,
     assert len(trained) == len(set(trained)) == 9, "three folds of sft, of dpo, and of DPO after SFT"
     kept = [home.name for home in (tmp_path / "out" / "stages").iterdir() if (home / "policy").exists()]
     assert not kept
+
+
+def test_macro_f1_decides_where_one_label_has_most_of_the_rows(tmp_path, backbone, quick):
+    "A label of one row in six; what is tried, what is expected and what it is held against are in macro F1."
+    rows = "".join(f"{'yes' if i % 6 else 'no'} {i},{'good' if i % 6 else 'poor'}\n" for i in range(180))
+    (tmp_path / "rare.csv").write_text("text,label\n" + rows)
+    said = []
+    found = recommend(str(tmp_path / "rare.csv"), tmp_path / "out", minutes=0.4, backbone=backbone, say=said.append)
+    tried = found.table["mean"].max()
+    words = str(found) + " ".join(said)
+    assert "macro F1 is the primary metric" in words and not 0.8 < tried < 0.84, "accuracy of a constant answer is 5 of 6"
+    if found.declined: assert "macro F1" in found.declined or "the base model" in found.declined
+    else: assert "macro F1 [" in words and "Decided by macro F1" in words

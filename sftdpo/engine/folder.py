@@ -240,7 +240,7 @@ class StudyPlaces(Place):
     "The places in a study's folder."
     settings, planned, search, results = file_in("study.yaml"), file_in("planned_runs.csv"), file_in("search.csv"), file_in("results.csv")
     begun_with, calibration, margins = file_in("begun_with.json"), file_in("calibration.json"), file_in("margins.yaml")
-    report, model, speed = file_in("report.html"), file_in("model"), file_in("speed.json")
+    report, model = file_in("report.html"), file_in("model")
     runs, stages, locks, failures, data = map(file_in, ("runs", "stages", "locks", "failures", "data"))
 
     @property

@@ -275,7 +275,7 @@ def keep_best(
     "Of the runs of one cell, keep the model of the one that did best on the validation rows."
     with folder.held("weights", wait=-1):
         cell = map(RunFolder, folder.runs.glob(f"{run.task}-{run.recipe}-{run.tuning}-*"))
-        reached = {one: read_json(one.metrics)[metric] for one in cell if one.policy.exists()}
+        reached = {one: read_json(one.metrics).get(metric, float("-inf")) for one in cell if one.policy.exists()}
         for one in sorted(reached, key=lambda one: (-reached[one], one.path.name))[1:]: remove(one.policy)
 
 # %% ../../nbs/engine/04_runs.ipynb #23fbfba1
