@@ -19,7 +19,7 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'FEW_MORE
            'with_detectable', 'exploratory', 'with_primary', 'judge_results', 'with_wrong', 'verdict_table',
            'verdicts_of', 'conditions_of', 'search_of', 'searched_trials', 'read_conditions', 'judge_claims']
 
-# %% ../nbs/14_claims.ipynb #5ffd400d
+# %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .config import IN_TURNS, Settings, check, from_yaml, to_yaml
+from .config import IN_TURNS, SPEED, Settings, check, from_yaml, to_yaml
 from .engine.folder import StudyFolder
 from .engine.safe_files import read_json, write_text
 from sftdpo.engine.store import (
@@ -958,7 +958,7 @@ def machine_alone(
 ) -> Gate:
     "Did each run have the machine to itself?"
     def numbers(name): return pd.to_numeric(rows.drop_duplicates("run")[name], errors="coerce") if name in rows else pd.Series([math.nan])
-    workers, load, remedy = numbers("workers"), numbers("load"), "Run `sftdpo bench --what tunings --out STUDY/speed.json`, in which full and LoRA take turns, or the study again with one worker, on a machine that does nothing else."
+    workers, load, remedy = numbers("workers"), numbers("load"), f"Run `sftdpo bench --what tunings --out STUDY/{SPEED}`, in which full and LoRA take turns, or the study again with one worker, on a machine that does nothing else."
     if (workers > 1).any(): return Gate("load", False, f"up to {workers.max():.0f} workers shared the machine: their times say nothing about LoRA", remedy=remedy)
     if (load > 1.5).any(): return Gate("load", False, f"the machine was shared: up to {load.max():.1f} times as much work as the run's own was waiting", remedy=remedy)
     if load.isna().any(): return Gate("load", False, "how busy the machine was is not recorded: nothing shows that the runs had it to themselves", "undecided", remedy)
@@ -1057,7 +1057,7 @@ def bench_files(
 ) -> list[Path]:
     "Files of `sftdpo bench` in a study's folder, or beside it."
     places = [Path(folder), Path(folder).absolute().parent]
-    return [path for place in places for path in (place / StudyFolder(place).speed.name, *sorted((place / "speed").glob("*.json"))) if path.is_file()]
+    return [path for place in places for path in (place / SPEED, *sorted((place / "speed").glob("*.json"))) if path.is_file()]
 
 # %% ../nbs/14_claims.ipynb #2943953e
 def turns_of(

@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 import tyro
 
 from sftdpo.config import (
+    SPEED,
     Benchmark,
     Execution,
     Reading,
@@ -354,7 +355,7 @@ class Fetch:
 class Bench:
     "Time our engine, TRL and a plain loop side by side; if it stops, the same command continues."
     benchmark: Annotated[Benchmark, tyro.conf.arg(name="")]  # what is compared
-    out: Path = Path("runs/speed.json")  # the file with all times
+    out: Path = Path("runs") / SPEED  # the file with all times
 
     def __call__(self):
         check_model_name(self.benchmark.backbone)
@@ -362,6 +363,7 @@ class Bench:
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
         print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the same command with more --rounds narrows the ranges")
+        if "tunings" in self.benchmark.what: print(f"in a study's folder, as {SPEED}, it decides on time (C4): sftdpo report reads it there")
 
 # %% ../nbs/25_cli.ipynb #459d4096
 def read_study_settings(

@@ -1,0 +1,34 @@
+"A few runs of a stored study, trained again."
+import json
+
+import keep_results
+import pandas as pd
+from little import compare, little_inputs, small
+
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.reproduce import few_runs, reproduce
+
+
+def test_what_is_kept_can_be_checked(backbone, tmp_path):
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft", "dpo"), seeds=(0, 1))
+    compare(study, tmp_path / "study", progress=False)
+    keep_results.keep(tmp_path / "study", tmp_path / "kept")
+    names = few_runs(tmp_path / "kept")
+    assert [name.rsplit("-", 1)[0] for name in names] == ["paraphrase-sft-full-seed0", "paraphrase-sft-lora-seed0"]
+    found = reproduce(tmp_path / "kept", tmp_path / "again", progress=False, inputs=little_inputs())
+    assert list(found["run"]) == names and found["same_name"].all() and found["reproduced"].all()
+    assert (found["stored"] == found["found"]).all(), "on the same machine the numbers are equal"
+    assert len(StudyFolder(tmp_path / "again").finished_runs()) == 3, "two runs and the base model"
+
+
+def test_a_result_that_is_not_found_again_is_told(backbone, tmp_path):
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",))
+    compare(study, tmp_path / "study", progress=False)
+    folder = StudyFolder(tmp_path / "study")
+    name, = few_runs(folder.path)
+    home, about = folder.run(name), json.loads(folder.run(name).record.read_text())
+    examples = pd.read_parquet(home.examples)
+    examples.assign(correct=True).to_parquet(home.examples)  # a study that says too much
+    home.close(**{key: value for key, value in about.items() if key not in ("files", "digest")})
+    found = reproduce(folder.path, tmp_path / "again", progress=False, inputs=little_inputs())
+    assert not found["reproduced"].any() and found["stored"][0] == 1
