@@ -438,6 +438,7 @@ def halve(
     "Free as much memory as possible, warn, and return how many rows to try next."
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
     smaller = (size + 1) // 2
     said = f"Out of memory {where}, with {size} rows in memory at once; going on with {smaller}."
     warnings.warn(said, stacklevel=3)
@@ -493,7 +494,7 @@ def score(
         while batches:
             numbers, fits = batches[0], True
             batch = to_device(collate([rows[i] for i in numbers]), device)
-            try: found[numbers] = scorer(**batch).double().cpu().numpy()
+            try: found[numbers] = scorer(**batch).cpu().double().numpy()
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error): raise
                 if len(numbers) == 1: raise MemoryError(too_long_alone(rows[numbers[0]])) from error

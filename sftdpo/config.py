@@ -187,7 +187,9 @@ class Reading(Settings):
     columns: tuple[str, ...] = ()  # names of the columns, if a CSV file has no header; default: its first line
     delimiter: str = ""  # what separates columns; default: detected
     encoding: str = "utf-8"  # of text files
-    conversations: Literal["stop", "write"] = "stop"  # cells with a conversation: stop, or write it as text with "User:" and "Assistant:"
+    conversations: Literal["template", "write", "stop"] = "template"  # cells with a conversation: read it through the backbone's chat template, write it as text with "User:" and "Assistant:", or stop
+    special_tokens: Literal["plain", "interpret"] = "plain"  # special tokens that stand in prompts, such as <|im_start|>: plain characters, or interpreted
+    split: str = ""  # what the completion follows in rows of one text, such as '### Assistant:' or \n; its last place counts
     scores: tuple[str, ...] = ()  # two columns with the scores of chosen and rejected; in each row the text with the higher score is chosen
     beginning: Literal["keep", "cut"] = "keep"  # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their common beginning is the prompt
     similar_labels: Literal["keep", "merge"] = "keep"  # labels that differ only in case and white space: keep them apart, or merge them
@@ -552,8 +554,10 @@ class Execution(Settings):
     gpus_per_run: float | None = None  # Ray: GPUs per run, also parts of one; default: one where there are GPUs
     ray_address: str | None = None  # Ray: an existing cluster, such as auto or ray://host:10001; default: one is started here
     retry_failed: bool = False  # retry runs that failed before
+    report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()  # trackers that show the curves of every stage; their packages must be installed
 
     def validate(self):
+        check(not (self.report_to and self.executor == "ray"), "execution.report_to", " ".join(self.report_to), "it works with the local executor only; leave it out, or use --executor local")
         check(self.workers >= 1, "execution.workers", self.workers, "use a whole number from 1 up")
         check(self.cpus_per_run is None or self.cpus_per_run >= 1, "execution.cpus_per_run", self.cpus_per_run, "use a whole number from 1 up")
         check(self.gpus_per_run is None or self.gpus_per_run >= 0, "execution.gpus_per_run", self.gpus_per_run, "use 0 or a positive number")

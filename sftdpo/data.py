@@ -7,8 +7,9 @@ __all__ = ['verbalizers', 'MOST_LABELS', 'LEAST_HELD', 'VALIDATING', 'RARE', 'cl
            'gathered', 'encoding_of', 'read_question_pairs', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks',
            'deal', 'fold_split', 'in_folds', 'word_runs', 'shared_runs', 'questions_of', 'shared_questions',
            'majority_share', 'rare_labels', 'wrong_labels', 'load_judged', 'load_prompts', 'load_task',
-           'with_short_answers', 'fit_task', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs',
-           'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows', 'without_rejected']
+           'with_chat_template', 'with_special_tokens_read', 'with_short_answers', 'fit_task', 'DataError', 'Example',
+           'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize',
+           'verbalizer_rows', 'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import difflib
@@ -23,8 +24,17 @@ from importlib.resources import files
 from itertools import count
 from pathlib import Path
 
-# %% ../nbs/01_data.ipynb #ceec125b
+# %% ../nbs/01_data.ipynb #963f4061
 from .config import Reading
+from sftdpo.reading.chat import (
+    Conversation,
+    Interpreted,
+    chat_answer,
+    chat_prompt,
+    check_template,
+    framer,
+    special_tokens,
+)
 from sftdpo.reading.examples import (
     DataError,
     Example,
@@ -61,8 +71,8 @@ from sftdpo.reading.rows import (
     tokenize,
     verbalizer_rows,
 )
-from .reading.shapes import Shape, find_shape, left_out, prepared, template_pieces
-from .tasks import TASKS, Task, find_function
+from .reading.shapes import Shape, find_shape, left_out, prepared, several_answers, template_pieces
+from .tasks import Task, TASKS, find_function
 
 # %% ../nbs/01_data.ipynb #34a77c5e
 _all_ = ["DataError", "Example", "Row", "UnusableRows", "keep", "make_pairs", "preference_dataset", "shuffle_labels", "subset", "tokenize", "verbalizer_rows", "without_rejected"]
@@ -128,7 +138,9 @@ class TaskData:
         "SHA-256 of all that a model can see of the data: 64 hexadecimal digits."
         digest = hashlib.sha256(json.dumps([self.task, self.verbalizers, self.end_of_text]).encode())
         for name, examples in self.splits.items():
-            for e in examples: digest.update(json.dumps([name, e.id, e.prompt, e.completion, e.rejected, e.label]).encode())
+            for e in examples:
+                digest.update(json.dumps([name, e.id, e.prompt, e.completion, e.rejected, e.label]).encode())
+                if isinstance(e.prompt, Interpreted): digest.update(json.dumps([e.prompt.letters, e.prompt.whole]).encode())
         return digest.hexdigest()
 
     def describe(self) -> dict: # plain values, ready for JSON
@@ -387,17 +399,27 @@ def nearly_equal(
     return found
 
 # %% ../nbs/01_data.ipynb #83875e88
+def _interpreted(examples: list[Example], reading: Reading) -> list[Example]:
+    "The examples, with special tokens in their prompts interpreted where the settings say so."
+    if reading.special_tokens == "plain": return examples
+    return [e if isinstance(e.prompt, Conversation) else replace(e, prompt=Interpreted(e.prompt)) for e in examples]
+
 def _own_examples(table: Table, shape: Shape, answers: dict[str, str], merged: dict[str, str] | None = None) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
     prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
     numbers, lines = {key: i for i, key in enumerate(answers)}, []
     alone = len(prompts) == 1
+    if not alone and any(isinstance(value, Conversation) for column in prompts for value in table.values(column)[:20]):
+        raise DataError(f"--reading.prompt {shape.template!r} puts a conversation into a template, and the backbone's chat template makes a prompt of it already: leave --reading.prompt out, or write conversations out as text (--reading.conversations write).")
     (before, _), *rest = shape.pieces or (("", None),)
     after = rest[0][0] if len(rest) == 1 else ""
     def make(line, *values):
         given = dict(zip(parts, values[len(prompts):]))
-        if alone and len(rest) == 1: prompt = f"{before}{_text(values[0], 'prompt')}{after}"
+        if alone and isinstance(values[0], Conversation):
+            _text(values[0], "prompt")
+            prompt = values[0]
+        elif alone and len(rest) == 1: prompt = f"{before}{_text(values[0], 'prompt')}{after}"
         else: prompt = "".join(text + (_text(values[prompts.index(column)], f"column {column!r}", blank=True) if column is not None else "") for text, column in shape.pieces)
         if not prompt.strip(): raise ValueError("the prompt is empty")
         label = rejected = None
@@ -654,6 +676,7 @@ def _from_tables(task, data, reading, name=None) -> TaskData:
         if "test" in tables: notes.append(f"{Path(tables['validation'].file).name} judges, and {Path(tables['test'].file).name} is not used: question pairs' test sets have no labels (if this one has, --reading.test {tables['test'].file})")
         tables["test"] = tables.pop("validation")
     tables |= {role: read_table(path, **how) for role, path in (("test", reading.test), ("validation", reading.validation)) if path}
+    raw = tables["train"]
     tables = {role: prepared(tables[role], reading) for role in ("train", "validation", "test") if role in tables}
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     shapes = {}
@@ -673,10 +696,12 @@ def _from_tables(task, data, reading, name=None) -> TaskData:
         if not reading.verbalizers: counts = {label: counts[label] for label in answers}
         if len(counts) <= MOST_LABELS: notes += [f"the label {label!r} stands in {counted(counts[label], 'row')}: did you mean {other!r}, which stands in {counts[other]:,}?{' (--reading.similar-labels merge makes them one)' if _alike_label(label) == _alike_label(other) else ''}" for label, other in nearly_equal(counts)]
     found = {role: (table, *_examples_of(table, shapes[role], answers, merged)) for role, table in tables.items()}
+    found = {role: (table, _interpreted(examples, reading), problems) for role, (table, examples, problems) in found.items()}
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()}, published=TASKS[task].published and "test" in found)
     intake = Intake(files=[dict(role=role, file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples)) for role, (table, examples, problems) in found.items()],
                     shape=shape, labels=tuple(answers), problems=[p for _, _, problems in found.values() for p in problems], notes=notes)
+    if reading.conversations != "stop" and (several := several_answers(raw)): notes.append(several)
     if name is None: name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
     where = Path(str(data)).name if isinstance(data, (str, Path)) else "an object in Python"
     source = f"{TASKS[task].title} of {where}: "
@@ -723,6 +748,7 @@ def load_judged(
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     files = [dict(role="test", file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples))]
     intake = Intake(files, shape, tuple(answers), problems, notes=left_out(table, shape) + _other_prompt(reading, columns or {}, shape))
+    examples = _interpreted(examples, reading)
     words = verbalizers if task == "paraphrase" else tuple(dict.fromkeys(answers.values()))
     end = task in ("completions", "preferences") and reading.end_of_text
     return TaskData(task, Path(path).stem, [], [], examples, words, end, f"All rows of {Path(path).name}.", intake)
@@ -749,7 +775,7 @@ def load_prompts(
     shape = find_shape(table.columns, task, plain, f"{table.file}, {table.unit} 1", table.hint(), _answer_parts)
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), plain.unusable)
-    examples = [replace(e, completion=words[0] if words else "", label=None, rejected=None) for e in examples]
+    examples = [replace(e, completion=words[0] if words else "", label=None, rejected=None) for e in _interpreted(examples, plain)]
     files = [dict(role="test", file=table.file, format=table.format, rows=len(examples) + len(problems), usable=len(examples))]
     return TaskData(task, Path(path).stem, [], [], examples, words, end, f"All rows of {Path(path).name}.", Intake(files, shape, tuple(answers or ()), problems, notes=_other_prompt(plain, columns or {}, shape)))
 
@@ -820,6 +846,57 @@ def load_task(
         if not examples: raise DataError(f"{data if isinstance(data, (str, Path)) else 'data'}: no examples are left for {split}: more rows are needed.")
     return loaded
 
+# %% ../nbs/01_data.ipynb #dd0522ee
+def _in_template(e: Example, tokenizer, frame) -> Example:
+    "An example as the chat template writes it; a `ValueError` where it cannot."
+    if not isinstance(e.prompt, Conversation): return e
+    def answer(text): return chat_answer(e.prompt.turns, text, tokenizer, frame) if text and e.label is None else text
+    return replace(e, prompt=chat_prompt(e.prompt.turns, tokenizer, frame), completion=answer(e.completion), rejected=answer(e.rejected))
+
+def _refused(data: TaskData, e: Example, reason: str) -> Problem:
+    "A conversation that the chat template cannot write; rows with names of their own are named."
+    place, file = re.fullmatch(r"(line|row)-(\d+)", e.id), data.intake.files[0]["file"] if data.intake.files else data.name
+    if place: return Problem(file, int(place[2]), reason, e.prompt[:200], place[1])
+    return Problem(file, 0, f"{e.id!r}: {reason}", e.prompt[:200], "row")
+
+def with_chat_template(
+    data: TaskData,          # as loaded
+    tokenizer,               # of the backbone
+    unusable: str = "stop",  # conversations that the template refuses: "stop" or "drop"
+) -> TaskData:               # the same object where there are no conversations
+    "The task with its conversations as the backbone's chat template writes them."
+    count = sum(isinstance(e.prompt, Conversation) for some in data.splits.values() for e in some)
+    if not count: return data
+    check_template(tokenizer)
+    frame, splits, refused = framer(tokenizer), {split: [] for split in data.splits}, []
+    for split, e in ((split, e) for split, some in data.splits.items() for e in some):
+        try: splits[split].append(_in_template(e, tokenizer, frame))
+        except ValueError as error: refused.append(_refused(data, e, str(error)))
+    refused.sort(key=lambda p: (p.file, p.line))
+    said = f"{counted(len(refused), 'conversation')} of {count:,} cannot be used with the chat template of {tokenizer.name_or_path or 'this backbone'}"
+    if refused and (unusable == "stop" or not all(splits[split] or not data.splits[split] for split in splits)):
+        raise UnusableRows(f"{data.name}: {said}: {'; '.join(f'{p.place}: {p.reason}' for p in refused[:3])}{' and others' * (len(refused) > 3)}. "
+                           "Correct or delete them, leave them out (--reading.unusable drop), or write all conversations out as text (--reading.conversations write).", refused)
+    notes = [*data.intake.notes, "conversations are read through the backbone's chat template"]
+    return replace(data, **splits, intake=replace(data.intake, notes=notes, problems=[*data.intake.problems, *refused]))
+
+# %% ../nbs/01_data.ipynb #e06c9161
+def _without_end(text: str, specials) -> str:
+    "A completion without the special token that ends it."
+    return next((text.rstrip().removesuffix(token) for token in specials if text.rstrip().endswith(token)), text)
+
+def with_special_tokens_read(
+    data: TaskData,          # as loaded
+    tokenizer,               # of the backbone
+    unusable: str = "stop",  # conversations that the template refuses: "stop" or "drop"
+) -> TaskData:               # the same object where there are none
+    "The task with conversations and special tokens as the backbone's tokenizer has them."
+    if any(isinstance(e.prompt, Interpreted) and e.label is None for some in data.splits.values() for e in some):
+        specials = special_tokens(tokenizer)
+        def ended(e): return replace(e, completion=_without_end(e.completion, specials), rejected=e.rejected and _without_end(e.rejected, specials))
+        data = replace(data, **{split: [ended(e) if e.label is None else e for e in some] for split, some in data.splits.items()})
+    return with_chat_template(data, tokenizer, unusable)
+
 # %% ../nbs/01_data.ipynb #0df75ce4
 def with_short_answers(
     data: TaskData,  # as loaded
@@ -844,9 +921,10 @@ def fit_task(
     tokenizer,               # of the backbone
     max_length: int,         # tokens that the backbone reads
     too_long: str = "stop",  # "stop": an error names what does not fit; "drop"; "truncate": cut the prompts' beginnings
+    unusable: str = "stop",  # conversations that the chat template refuses: "stop" or "drop"
 ) -> TaskData:               # the same object where everything fits
     "The task as this backbone can read it."
-    data = with_short_answers(data, tokenizer)
+    data = with_short_answers(with_special_tokens_read(data, tokenizer, unusable), tokenizer)
     if data.verbalizers: check_verbalizers(data.verbalizers, tokenizer)
     if data.end_of_text: check_end(tokenizer)
     for examples in data.splits.values(): check_joints(examples, tokenizer)

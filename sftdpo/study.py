@@ -8,13 +8,12 @@ __all__ = ['MAY_GROW', 'NEUTRAL', 'TOGETHER', 'flat', 'check_study_folder', 'che
            'failed_runs', 'note_planned_runs', 'study_of', 'train_run', 'load_any', 'judged_data', 'with_labels',
            'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
 
-# %% ../nbs/12_study.ipynb #00d382b4
+# %% ../nbs/12_study.ipynb #6dccd5e0
 from dataclasses import fields, replace
 from pathlib import Path
 from shutil import copytree
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from .config import Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, check, to_dict
 from .data import DataError, Example, TaskData, fit_task
@@ -34,6 +33,7 @@ from sftdpo.engine.safe_files import (
 from .engine.search import search_rates
 from .engine.store import CELL, gather, write_planned_runs
 from .engine.timing import free_disk, peak_disk
+from .engine.trackers import check_trackers, tracked
 from .engine.tree import Node, check_finished, stage_tree
 from .engine.work import give_up_weights, share_work, stops_like_an_interrupt, work
 from .evaluate import Evaluation, evaluate, predict
@@ -43,10 +43,12 @@ from .reading.check import advice, check_data, command_of, write_check
 from .reading.files import UnusableRows, write_problems
 from .reading.saved import reading_of, rows_to_answer, rows_to_judge, saved_task
 from .tasks import RECIPES, TASKS, trained_recipes
+from .trainer import progress_bar
 
 # %% ../nbs/12_study.ipynb #db857542
 MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")  # data and backbone are compared with their files
-NEUTRAL = [f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage) if field.metadata.get("neutral")]
+# how conversations are read shows in the data's fingerprint
+NEUTRAL = ["reading.conversations"] + [f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage) if field.metadata.get("neutral")]
 
 # %% ../nbs/12_study.ipynb #eecdc8c1
 def flat(
@@ -249,7 +251,8 @@ def compare(
 ) -> pd.DataFrame:          # the results, one line per run and metric
     "Train and judge every run of a study that is not yet in the folder."
     folder, inputs, say = StudyFolder(folder), inputs or Inputs(), print if progress else lambda *words: None
-    with stops_like_an_interrupt(), full_disk_named(folder.path):
+    check_trackers(execution.report_to)
+    with stops_like_an_interrupt(), full_disk_named(folder.path), tracked(execution.report_to, study.name, folder.path):
         first = study.runs(study.seeds[:1])
         check_named_files(study)
         claim_folder(folder, study)
@@ -305,12 +308,13 @@ def train_run(
     folder: str | Path,      # results, with the model in its `model` folder
     progress: bool = True,   # draw bars?
     inputs: Inputs | None = None,  # what the run reads; default: read now
+    report_to: tuple[str, ...] = (),  # trackers that show its curves
 ) -> dict[str, float]:       # metrics
     "Train and judge one run and keep its model."
     if not run.stages: raise ValueError(f"The recipe {run.recipe!r} trains nothing; give {', '.join(trained_recipes())}.")
     check(run.judge == "test", "run.judge", run.judge, "a model that is kept is judged on the test rows; leave it out")
     folder, inputs, study = StudyFolder(folder), inputs or Inputs(), study_of(run)
-    compare(study, folder, progress, Execution(retry_failed=True), inputs)
+    compare(study, folder, progress, Execution(retry_failed=True, report_to=report_to), inputs)
     home = folder.run(inputs.of(run).name)
     if not home.finished:
         reason = next(iter(failed_runs(folder, stage_tree(study, inputs)).values()))
@@ -346,7 +350,7 @@ def judged_data(
     try: whole = inputs.judged_by(read, *reader) if known else None
     except DataError: whole = None
     if whole and whole.fingerprint == known["fingerprint"]: return whole
-    return fit_task(rows, *reader, read.reading.too_long)
+    return fit_task(rows, *reader, read.reading.too_long, read.reading.unusable)
 
 # %% ../nbs/12_study.ipynb #3d5a21a9
 def with_labels(
@@ -413,12 +417,13 @@ def answer_rows(
     seed: int = 0,            # of the samples
     too_long: str = "stop",   # rows longer than the model reads: stop, drop or truncate
     progress: bool = True,    # draw a bar?
+    unusable: str = "stop",   # conversations that the chat template refuses: stop or drop
 ) -> pd.DataFrame:            # one line per row, or per sample
     "A saved model's answers to rows that have been read."
     model, tokenizer = load_any(name)
-    data = fit_task(data, tokenizer, context_length(model.config), too_long)
+    data = fit_task(data, tokenizer, context_length(model.config), too_long, unusable)
     size, found = TOGETHER["labels" if data.verbalizers else "text"], []
-    with tqdm(total=len(data.test), unit="row", disable=not progress, leave=False) as bar:
+    with progress_bar(total=len(data.test), unit="row", progress=progress) as bar:
         for start in range(0, len(data.test), size):
             some = data.test[start:start + size]
             found.append(label_answers(model, tokenizer, data, some) if data.verbalizers else text_answers(model, tokenizer, data, some, sampling, seed + start))
@@ -438,5 +443,5 @@ def predict_saved(
     "A saved model's answers to all rows of a file."
     known = saved_task(name)
     if not (task := task or known.get("task")): raise DataError(f"{name} does not say what it was trained for: name the task, one of {', '.join(TASKS)}.")
-    data = rows_to_answer(known, task, str(file), reading)
-    return answer_rows(name, data, sampling, seed, reading_of(known, reading).too_long, progress)
+    data, reading = rows_to_answer(known, task, str(file), reading), reading_of(known, reading)
+    return answer_rows(name, data, sampling, seed, reading.too_long, progress, reading.unusable)

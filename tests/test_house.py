@@ -142,3 +142,18 @@ def test_tiny_models(tiny):
     model.train()
     ids = torch.tensor([tokenizer.encode(line)])
     assert torch.equal(model(ids).logits, model(ids).logits), "dropout is on"
+
+
+def test_a_release_builds_installs_and_tries_the_package(repository):
+    import yaml
+    flow = yaml.safe_load((repository / ".github/workflows/release.yaml").read_text())
+    steps = {step.get("name", step.get("uses")): step for step in flow["jobs"]["build"]["steps"]}
+    said = "\n".join(step.get("run", "") for step in steps.values())
+    assert re.search(r"python -m build$", said, re.MULTILINE) and "install" in said and "dist/*.whl" in said
+    assert f"\nversion = {sftdpo.__version__}\n" in (repository / "settings.ini").read_text() and 'grep -qx "version = ${GITHUB_REF_NAME#v}" settings.ini' in said
+    commands = re.findall(r"new/bin/sftdpo (.+)", steps["Smoke test"]["run"])
+    from sftdpo.cli import parse
+    for command in commands:
+        if "--help" not in command: parse(command.split())
+    assert [command.split()[0] for command in commands] == ["--help", "data", "train", "predict"]
+    assert flow["jobs"]["publish"]["needs"] == "build" and flow["jobs"]["publish"]["permissions"] == {"id-token": "write"}

@@ -167,3 +167,11 @@ def test_quarto_objects_to_no_page(nbs):
         after += [f"{name}: {said}" for said in objections.objections(one)]
     assert not after
     assert any("two places" in said for said in before), "no heading is called like a class any more: look whether this test still sees any"
+
+
+def test_language_models_get_a_list_of_all_pages(nbs):
+    text = docs.llms_text(nbs, get_config())
+    links = re.findall(r"^- \[(.+?)\]\((https://[^)]+)\): (.+)$", text, re.MULTILINE)
+    assert text.startswith("# sftdpo\n\n> SFT, DPO") and len(links) == len(docs.notebooks(nbs))
+    assert all(re.fullmatch(r"[^\d]*|.*/(?!\d+_)[\w.-]+\.html", url) for _, url, _ in links)
+    assert "sftdpo/loss.html)" in text and "\n## Machinery: reading\n" in text

@@ -120,6 +120,11 @@ SHAPES = dict(
          "The tea 3 was fine.\nIt was day 3.\n", "not_entailment", None),
     cola=("cola.tsv", "".join(f"gj04\t{i % 2}\t{'*' * (i % 2)}\tThe tea was fine on day {i}.\n" for i in range(40)), "a file without a header", "The tea was fine on day 3.\n", "1", None),
     spam=("spam.csv", b"v1,v2,,,\n" + "".join(f"{'ham' if i % 2 else 'spam'},Win £{i},,,\n" for i in range(40)).encode("latin-1"), "texts with labels", "Win £3\n", "ham", None),
+    squad=("squad.jsonl", rows_of(lambda i: dict(id=str(i), title="T", context=f"Text {i}.", question=USER.format(i), answers=dict(text=[f"Life {i}"], answer_start=[3]))), "questions on a passage",
+           f"Text 3.\n{USER.format(3)}\n", "Life 3", None),
+    translation=("translation.jsonl", rows_of(lambda i: dict(translation=dict(en=f"The tea {i}.", de=f"Der Tee {i}."))), "translations", "The tea 3.\n", "Der Tee 3.", None),
+    marked=("marked.jsonl", rows_of(lambda i: dict(text=f"### Human: {USER.format(i)}### Assistant: {GOOD.format(i)}")), "texts alone", f"### Human: {USER.format(3)}### Assistant:", " " + GOOD.format(3), None),
+    alone=("alone.jsonl", rows_of(lambda i: dict(text=f"The tea was fine on day {i}.\nThe salt was poor on day {i}.\n")), "texts alone", "The tea was fine on day 3.\n", "The salt was poor on day 3.", None),
     sheet=("sheet.csv", "sep=;\nText;Kategorie\n" + "".join(f"Tag {i};{'gut' if i % 2 else 'schlecht'}\n" for i in range(40)), "texts with labels", "Tag 3\n", "gut", None))
 
 
@@ -135,9 +140,33 @@ def test_usual_shapes_are_named_and_the_command_reads_them(shape, tmp_path, caps
     assert f"this looks like {called}: " in said and "--reading.leaked drop" in said
     study = parse(shlex.split(re.search(r"run it +sftdpo (compare .*)", said)[1])).study
     words = study.reading.verbalizers
+    other = parse(shlex.split(re.search(r"or first +sftdpo (recommend .*)", said)[1]))
+    assert (other.data, other.task, other.reading) == (study.data, study.tasks[0], study.reading)
     task = load_task(study.tasks[0], study.data, study.reading)
     found = next(e for e in examples(task) if e.prompt == prompt)
     assert (found.completion, found.rejected) == (words.get(completion, completion), rejected)
+
+
+@pytest.mark.parametrize("data", [{"text": {str(i): f"tea {i}" for i in range(40)}, "label": {str(i): "ab"[i % 2] for i in range(40)}},
+                                  {"columns": ["text", "label"], "index": list(range(40)), "data": [[f"tea {i}", "ab"[i % 2]] for i in range(40)]},
+                                  {"text": [f"tea {i}" for i in range(40)], "label": ["ab"[i % 2] for i in range(40)]}])
+def test_json_by_columns_is_read_and_named(data, tmp_path, capsys):
+    from sftdpo.cli import main, parse
+    path = write(tmp_path, "columns.json", json.dumps(data))
+    main(["data", "check", str(path)])
+    said = capsys.readouterr().out
+    assert "columns.json (JSON by columns, train): 40 rows, 40 usable" in said
+    study = parse(shlex.split(re.search(r"run it +sftdpo (compare .*)", said)[1])).study
+    assert {e.prompt for e in examples(load_task(study.tasks[0], study.data, study.reading))} == {f"tea {i}\n" for i in range(40)}
+
+
+def test_json_that_holds_splits_says_how_to_part_it(tmp_path):
+    rows = [dict(text=f"tea {i}", label="ab"[i % 2]) for i in range(20)]
+    path = write(tmp_path, "splits.json", json.dumps(dict(train=rows, test=rows)))
+    with pytest.raises(DataError, match="holds the splits 'train', 'test': save each as a file of its own, such as train.json and test.json"): load_task("labels", path)
+    (tmp_path / "parts").mkdir()
+    for name in ("train", "test"): write(tmp_path / "parts", f"{name}.json", json.dumps(rows))
+    assert len(load_task("labels", tmp_path / "parts").test) == 20
 
 
 def test_the_command_repeats_the_backbone(tmp_path, backbone, capsys):
@@ -228,7 +257,7 @@ REMEDIES = [
     ("labels", "bad.csv", "text,label\n" + "".join(f"tea {i},{'ab'[i % 2]}\n" for i in range(30)) + "tea,\n", {}),
     ("labels", "delimiter.csv", "text;label\n" + "".join(f"tea {i};{'ab'[i % 2]}\n" for i in range(30)), dict(delimiter=",")),
     ("labels", "other.csv", "prompt,chosen,rejected\n" + "".join(f"p{i},c{i},r{i}\n" for i in range(30)), {}),
-    ("completions", "talk.jsonl", SHAPES["prompts"][1], {}),
+    ("completions", "talk.jsonl", SHAPES["prompts"][1], dict(conversations="stop")),
     ("labels", "many.csv", "text,label\n" + "".join(f"tea {i},word {i}\n" for i in range(300)), {}),
 ]
 

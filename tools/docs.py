@@ -166,6 +166,21 @@ def smalldocs(
     with_mathml(project / get_config().doc_path.name)
 
 
+def llms_text(
+    nbs,  # folder of the notebooks
+    config,  # nbdev's settings
+):  # Markdown
+    "The site as a list for language models (llmstxt.org): each page with its title and what it is about, chapter by chapter."
+    home, lines = f"{config.doc_host}{config.doc_baseurl}", [f"# {config.title}", "", f"> {config.description}"]
+    for chapter in sidebar(notebooks(nbs))["website"]["sidebar"]["contents"]:
+        lines += ["", f"## {chapter['section']}", ""]
+        for name in chapter["contents"]:
+            first = nbformat.read(nbs / name, 4).cells[0].source.splitlines()
+            about = next((line.removeprefix("> ") for line in first if line.startswith("> ")), "")
+            lines.append(f"- [{first[0].removeprefix('# ')}]({home}/{without_numbers(name).removesuffix('.ipynb')}.html): {about}")
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     os.environ["PYTHONWARNINGS"] = "error:Found cells containing imports"  # nbdev would run their other lines as well
     config = get_config()
@@ -178,4 +193,5 @@ if __name__ == "__main__":
     at_home(project / config.doc_path.name)
     shutil.rmtree(config.doc_path, ignore_errors=True)
     shutil.move(project / config.doc_path.name, config.doc_path)
+    (config.doc_path / "llms.txt").write_text(llms_text(config.nbs_path, config), encoding="utf-8")
     print(f"The site is in {config.doc_path.name}/index.html")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COURSE_TOKENS', 'write_predictions', 'paraphrase_submission', 'submit_paraphrases', 'sonnet_submission',
-           'submit_sonnets', 'write_pairs']
+           'submit_sonnets', 'write_pairs', 'push_to_hub']
 
 # %% ../../nbs/engine/14_export.ipynb #afd3d392
 import csv
@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 # %% ../../nbs/engine/14_export.ipynb #cbb3a78c
 from ..config import Reading, Sampling
 from ..data import TaskData, read_question_pairs, read_sonnets, verbalizers
+from .names import model_folder
 from .safe_files import full_disk_named, write_bytes, write_text
 from ..evaluate import predict, sample
 from ..reading.examples import DataError, Example, preference_dataset
@@ -110,3 +113,22 @@ def write_pairs(
             writers[path.suffix](file)
             write_bytes(path, file.getvalue())
     return path
+
+# %% ../../nbs/engine/14_export.ipynb #b7aa2c70
+def push_to_hub(
+    name: str,             # a folder that `train` made
+    repository: str,       # OWNER/NAME on the Hub
+    private: bool = True,  # can only you see it?
+) -> str:                  # its address
+    "Upload a saved model with its card to the Hub."
+    folder = model_folder(name)
+    if folder is None or not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists(): raise FileNotFoundError(f"{name} holds no saved model: give a folder that `sftdpo train` or `sftdpo recommend` made.")
+    if not (folder / "README.md").is_file(): raise FileNotFoundError(f"{folder} holds no model card, README.md: write one there, and push again.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository): raise ValueError(f"{repository!r} is no repository of the Hub: write OWNER/NAME.")
+    if constants.HF_HUB_OFFLINE: raise ConnectionError("HF_HUB_OFFLINE=1 forbids the network: unset it, and push again.")
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Model trained with sftdpo")
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error: raise ValueError(f"The Hub did not take {repository}: {' '.join(str(error).split())[:300]}. Log in with `hf auth login`, with a token that may write.") from error
+    return str(address)

@@ -35,8 +35,9 @@ from ..reading.files import expanded
 
 # %% ../../nbs/engine/03_inputs.ipynb #fc04b0f9
 def device() -> str:
-    "Where models are trained."
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    "Where models are trained: on an NVIDIA GPU, on Apple's (in fp32), or on the processor."
+    if torch.cuda.is_available(): return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 # %% ../../nbs/engine/03_inputs.ipynb #12ea0830
 def backbone_folder(
@@ -197,7 +198,7 @@ class Inputs:
         self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
 
     def fit(self, backbone, *source) -> TaskData:
-        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long)
+        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long, source[2].unusable)
 
     def further(self, name, path, backbone, *source) -> TaskData:
         "A further set that judges, with the answers of the data that are trained on."
@@ -205,7 +206,7 @@ class Inputs:
         answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
         check(task != "sonnet", "also_judge", f"{name}={path}", "a file of sonnets is no set for it; leave it out")
         found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
-        return fit_task(found, *self.readers[backbone,], reading.too_long)
+        return fit_task(found, *self.readers[backbone,], reading.too_long, reading.unusable)
 
     def all_further(self, run: Run) -> dict[str, TaskData]:
         "The further sets that judge a run, by name; none judge the trials of a search."
@@ -256,4 +257,4 @@ class Inputs:
 
     def judged_by(self, run: Run, tokenizer, length: int) -> TaskData:
         "The run's data as another model's tokenizer reads them."
-        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long)
+        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long, run.reading.unusable)

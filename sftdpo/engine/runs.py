@@ -8,7 +8,7 @@ __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 
            'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'known_distributions',
            'judge_beside', 'judge_further', 'finish_run']
 
-# %% ../../nbs/engine/04_runs.ipynb #88213904
+# %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
 import platform
 import shutil
@@ -35,10 +35,12 @@ from .folder import RunFolder, StageFolder, StudyFolder, read_record
 from .inputs import RunInputs, device
 from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import with_macro_f1
+from .trackers import stage_tracked
 from ..evaluate import baselines, evaluate, predict, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
-from ..tasks import TASKS, Task, find_function
+from ..reading.chat import Interpreted
+from ..tasks import Task, TASKS, find_function
 from ..trainer import StageResult, train_stage
 
 # %% ../../nbs/engine/04_runs.ipynb #31ab0094
@@ -99,10 +101,11 @@ def train(
     key: str = "",       # of the stage, for its checkpoints
 ) -> StageResult:
     "The stage on the engine that it names."
-    if stage.engine == "trl":
-        from sftdpo.engine.trl_engine import train_stage_with_trl  # late: TRL takes seconds to import
-        return train_stage_with_trl(model, tokenizer, rows, stage, run.seed, held_out, progress, label)
-    return train_stage(model, rows, stage, run.seed, held_out, folder, progress, label, keep_checkpoint=True, key=key)
+    with stage_tracked(run, stage):
+        if stage.engine == "trl":
+            from sftdpo.engine.trl_engine import train_stage_with_trl  # late: TRL takes seconds to import
+            return train_stage_with_trl(model, tokenizer, rows, stage, run.seed, held_out, progress, label)
+        return train_stage(model, rows, stage, run.seed, held_out, folder, progress, label, keep_checkpoint=True, key=key)
 
 # %% ../../nbs/engine/04_runs.ipynb #e77d4939
 def precision_of(
@@ -206,7 +209,7 @@ def environment(
         software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
         workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
         load=os.getloadavg()[0] / torch.get_num_threads() if hasattr(os, "getloadavg") else None,  # work waiting for the processor, in shares of this run's own
-        gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        gpu=torch.cuda.get_device_name() if device() == "cuda" else "Apple (mps)" if device() == "mps" else None,
         backbone=dict(name=run.backbone, fingerprint=inputs.fingerprint),
         data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"))
@@ -311,8 +314,9 @@ def task_record(
     run, data = inputs.run, inputs.data
     labels, shape = data.intake.labels or data.verbalizers, data.intake.shape
     columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
+    chat = any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)  # prompts that a chat template wrote
     return dict(task=run.task, data=run.data, reading=to_dict(run.reading), columns=columns,
-                answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint)
+                answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint, **dict(chat=True) if chat else {})
 
 # %% ../../nbs/engine/04_runs.ipynb #07b9b20c
 def known_distributions(

@@ -80,6 +80,7 @@ def give_back_memory():
     "Free what a node left behind, and hand it to the system where the C library can: batches of changing shapes leave gaps."
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
     with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
 
 # %% ../../nbs/engine/08_work.ipynb #7c268831

@@ -65,7 +65,7 @@ def row_divergences(
     for model in (policy, base): model.eval()
     for row in rows:
         found = divergences(completion_logits(policy, row, precision), completion_logits(base, row, precision), chunk)
-        table.append((row.id, len(found), *found.double().mean(0).tolist()))
+        table.append((row.id, len(found), *found.cpu().double().mean(0).tolist()))
     for model, before in zip((policy, base), training): model.train(before)
     return pd.DataFrame(table, columns=["id", "positions", "policy_to_base", "base_to_policy"])
 
@@ -104,7 +104,7 @@ def distances(
 ) -> pd.DataFrame:            # indexed by id; there: KL(policy || other), back: KL(other || policy), nats
     "Both divergences of each row, averaged over its places."
     ids = [row.id for row, some in zip(rows, places) for _ in some]
-    found = pd.DataFrame(divergences(here, there).double().numpy(), columns=["there", "back"])
+    found = pd.DataFrame(divergences(here, there).cpu().double().numpy(), columns=["there", "back"])
     return found.groupby(pd.Index(ids, name="id"), sort=False).mean()
 
 # %% ../../nbs/measures/05_distance.ipynb #4bd1e2fc

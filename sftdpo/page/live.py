@@ -96,7 +96,7 @@ def execution_words(
     for name, value in to_dict(execution).items():
         if value == usual[name]: continue
         option = name.replace("_", "-")
-        words += [f"--{option}"] if value is True else [f"--{option}", str(value)]
+        words += [f"--{option}"] if value is True else [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
     return words
 
 

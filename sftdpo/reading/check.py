@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines',
-           'reading_options', 'command_of', 'DataReport', 'size_sections', 'doubt_sections', 'report_sections',
-           'report_text', 'report_markdown', 'short_report', 'pair_notes', 'training_line', 'check_data',
-           'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested', 'advice', 'better_encoding',
-           'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'check_file', 'write_check']
+           'reading_options', 'command_of', 'recommend_command', 'DataReport', 'size_sections', 'doubt_sections',
+           'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes',
+           'training_line', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded',
+           'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report',
+           'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-# %% ../../nbs/reading/05_check.ipynb #39e42201
+# %% ../../nbs/reading/05_check.ipynb #95ae6daa
 from ..config import Reading
 from sftdpo.data import (
     TaskData,
@@ -31,9 +32,11 @@ from sftdpo.data import (
     shared_runs,
     text_key,
     with_short_answers,
+    with_special_tokens_read,
 )
 from ..engine.folder import DataFolder
 from ..engine.safe_files import write_json, write_text
+from .chat import Interpreted, special_tokens, with_special_tokens
 from .examples import DataError, Example, chance, counted, gc_paused
 from sftdpo.reading.files import (
     Problem,
@@ -141,6 +144,18 @@ def command_of(
     given = [] if backbone == "bard" else ["--backbone", backbone]
     return shlex.join(["sftdpo", "compare", "--tasks", task, "--data", path, *given, *reading_options(reading), "--out", f"runs/{Path(path.split(':')[-1]).stem or 'mine'}"])
 
+# %% ../../nbs/reading/05_check.ipynb #20e77090
+def recommend_command(
+    task: str,                     # what the data is for
+    data,                          # path, or "embedded" and the like
+    reading: Reading = Reading(),  # as the data was read
+    backbone: str = "bard",        # as given
+) -> str:                          # empty where there is no file of one's own
+    "The command that recommends how to train on this file."
+    if not (isinstance(data, (str, Path)) and TASKS[task].columns) or TASKS[task].published or str(data).startswith(("embedded", "hub")): return ""
+    given = [] if backbone == "bard" else ["--backbone", backbone]
+    return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given, *reading_options(reading)])
+
 # %% ../../nbs/reading/05_check.ipynb #cba87962
 @dataclass
 class DataReport:
@@ -167,8 +182,10 @@ class DataReport:
     suggestion: dict[str, str] = field(default_factory=dict)  # answer -> word of one token, where some have more
     left_out: dict[str, int] = field(default_factory=dict)    # why -> examples that the settings left out or cut
     stops: list[str] = field(default_factory=list)            # what stops a run with these settings, and the remedy
+    written_out: bool = False                                 # conversations are written out as text, as the backbone has no chat template
     notes: list[str] = field(default_factory=list)            # what else a reader should know
     command: str = ""                                         # runs it
+    recommend: str = ""                                       # finds out how to train on it; empty where that is not for it
 
     @property
     def rows(self) -> int: return sum(f["rows"] for f in self.files) or sum(self.sizes.values())
@@ -225,7 +242,7 @@ def doubt_sections(
         *zip(("six words", "questions"), leak_lines(report)),
         ("pairs", [f"{counted(report.equal_pairs, 'pair')} whose chosen completion equals the rejected one"] if report.equal_pairs else []),
         ("answers", _some([f"{answer!r}: {counted(n, 'token')}" for answer, n in report.verbalizers.items() if n != 1], 10, "answers")),
-        ("note", report.notes), ("stops a run", report.stops), ("run it", [report.command] if report.command else [])]
+        ("note", report.notes), ("stops a run", report.stops), ("run it", [report.command] if report.command else []), ("or first", [report.recommend] if report.recommend else [])]
 
 # %% ../../nbs/reading/05_check.ipynb #4298dd3b
 def report_sections(
@@ -249,7 +266,7 @@ def report_markdown(
     report: DataReport,  # of any data
 ) -> str:
     "A report for a notebook: a table, in which no character of the data is taken for markup."
-    def cell(heading, line): return f"`{line}`" if heading == "run it" and "`" not in line and "|" not in line else plain_markdown(line)
+    def cell(heading, line): return f"`{line}`" if heading in ("run it", "or first") and "`" not in line and "|" not in line else plain_markdown(line)
     rows = [f"| {heading if i == 0 else ''} | {cell(heading, line)} |" for heading, lines in report_sections(report) for i, line in enumerate(lines)]
     return "\n".join([f"**{plain_markdown(report.data)}**: {report.task}\n", "| | |", "|---|---|", *rows])
 
@@ -283,6 +300,21 @@ def pair_notes(
     return notes
 
 # %% ../../nbs/reading/05_check.ipynb #9ab3c1d3
+def special_token_notes(
+    examples: Sequence[Example],  # of all splits
+    tokenizer,                    # of the backbone
+) -> list[str]:
+    "What is said of special tokens that stand in the texts and are read as plain characters."
+    def first(texts, places): return next(token for token in special_tokens(tokenizer) if token in texts[places[0]])
+    prompts, answers = [e.prompt for e in examples], [f"{e.completion} {e.rejected or ''}" for e in examples]
+    notes, found, ends = [], with_special_tokens(prompts, tokenizer), with_special_tokens(answers, tokenizer)
+    interpreted = any(isinstance(prompt, Interpreted) for prompt in prompts)
+    if found: notes.append(f"{counted(len(found), 'prompt')} hold{'s' * (len(found) == 1)} special tokens of this backbone, such as {first(prompts, found)!r}, and they are read as plain characters: --reading.special-tokens interpret interprets them")
+    if ends: notes.append(f"the completions of {counted(len(ends), 'example')} hold special tokens, such as {first(answers, ends)!r}, as plain characters" + ("" if interpreted else ": --reading.special-tokens interpret takes them off the ends"))
+    typed = sum(bool(getattr(prompt, "letters", ())) for prompt in prompts)
+    if typed: notes.append(f"in {counted(typed, 'conversation')} somebody wrote special tokens: they stay plain characters")
+    return notes
+
 def training_line(
     task: str,  # whose record recommends epochs and batch size
     rows: int,  # that train
@@ -330,6 +362,7 @@ def check_data(
         report.lengths = {"chosen" if part == "completion" and texts["rejected"] else part: length_quantiles(some, tokenizer, part != "prompt") for part, some in texts.items() if some and not (part == "completion" and data.verbalizers)}
         if len(everything) > SAMPLED: report.notes.append(f"lengths are those of {SAMPLED:,} examples drawn by chance")
         report.verbalizers = dict(zip(data.verbalizers, token_counts(data.verbalizers, tokenizer, True)))
+        report.notes += special_token_notes(everything, tokenizer)
         try: check_joints(everything, tokenizer)
         except DataError as error: report.stops.append(str(error))
         if changed := read_otherwise(everything, tokenizer): report.notes.append(f"the backbone's tokenizer itself changes the text of {counted(len(changed), 'example')} (first: {', '.join(changed[:3])}): it has another form for some letters, or none")
@@ -339,7 +372,7 @@ def check_data(
             if found := longer_than(examples, tokenizer, data.end_of_text, max_length):
                 report.too_long[split] = dict(count=len(found), over=max(prompt + answer for _, prompt, answer in found) - max_length, ids=[examples[i].id for i, *_ in found[:3]])
     if TASKS[data.task].answers != "labels" and TASKS[data.task].columns:
-        glued = sum(not (e.prompt[-1:].isspace() or e.completion[:1].isspace()) for e in everything)
+        glued = sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace() or e.completion[:1].isspace()) for e in everything)
         between = (shape.template if shape else "{prompt}") + "\\n"
         if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, without white space: --reading.prompt {shlex.quote(between)} puts a line end between them")
     return report
@@ -488,6 +521,7 @@ def mended(
     "The reading with the settings that let a run go on."
     if report.problems: reading = replace(reading, unusable="drop")
     if report.too_long: reading = replace(reading, too_long="drop")
+    if report.written_out: reading = replace(reading, conversations="write")
     if report.suggestion: reading = replace(reading, verbalizers={label: report.suggestion[answer] for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers)})
     return reading
 
@@ -526,10 +560,15 @@ def check_file(
         if better := better_encoding(task, data, reading, report.problems): report.command = command_of(task, data, better, backbone)
         elif suggest and (found := suggested(tables, reading)):
             other = suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
-            report = replace(report, notes=other.notes[:1], command=other.command)
+            report = replace(report, notes=other.notes[:1], command=other.command, recommend=other.recommend)
         return report
-    if tokenizer is not None: loaded = with_short_answers(loaded, tokenizer)
+    if tokenizer is not None:
+        try: loaded = with_short_answers(with_special_tokens_read(loaded, tokenizer, "drop"), tokenizer)
+        except DataError as error:
+            plainly = ("conversations", task, replace(reading, conversations="write"))
+            return replace(suggested_report(error, plainly, data, reading, tokenizer, max_length, backbone), written_out=True)
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
+    report.recommend = recommend_command(task, data, reading, backbone)
     better = better_encoding(task, data, reading, report.problems)
     if report.too_long and reading.too_long != "stop":
         try: fit_task(loaded, tokenizer, max_length, reading.too_long)
@@ -537,7 +576,8 @@ def check_file(
     report.stops += stops_of(report, loaded, reading, better)
     if report.stops:
         remedied = mended(reading, report, loaded)
-        report.command = command_of(task, data, replace(remedied, encoding=better.encoding, unusable=better.unusable) if better else remedied, backbone)
+        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
+        report.command, report.recommend = (command(task, data, remedied, backbone) for command in (command_of, recommend_command))
     return report
 
 # %% ../../nbs/reading/05_check.ipynb #849b7c3d

@@ -11,6 +11,7 @@ __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'Unusab
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
 import csv
+import io
 import json
 import math
 import re
@@ -21,6 +22,7 @@ from itertools import accumulate
 from pathlib import Path
 
 # %% ../../nbs/reading/01_files.ipynb #b1a64da0
+from ..engine.safe_files import write_bytes, write_text
 from .examples import DataError, counted
 
 # %% ../../nbs/reading/01_files.ipynb #e8282e02
@@ -108,10 +110,11 @@ def write_problems(
     "List the rows that cannot be used in a file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "line", "reason", "row"])
-        writer.writerows([p.file, p.line, p.reason, p.row] for p in problems)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["file", "line", "reason", "row"])
+    writer.writerows([p.file, p.line, p.reason, p.row] for p in problems)
+    write_text(path, table.getvalue())
     return path
 
 # %% ../../nbs/reading/01_files.ipynb #21a9b67f
@@ -419,6 +422,18 @@ def read_json_lines(
     return Table(file, "JSON lines", _columns_of(rows, file), at, problems)
 
 # %% ../../nbs/reading/01_files.ipynb #6237c974
+def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
+    "Columns and row numbers of JSON that pandas or `datasets` wrote by columns; None: it is of another form."
+    if not isinstance(found, dict) or not found: return None
+    if isinstance(names := found.get("columns"), list) and isinstance(rows := found.get("data"), list) and all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        found = {as_name(name): [row[i] for row in rows] for i, name in enumerate(names)}
+    values = list(found.values())
+    if all(isinstance(value, dict) for value in values) and len({tuple(value) for value in values}) == 1: found = {name: list(value.values()) for name, value in found.items()}
+    elif not all(isinstance(value, list) for value in values) or len({len(value) for value in values}) > 1: return None
+    if any(isinstance(item, dict) for value in found.values() for item in value) and (len(found) == 1 or "train" in found): return None  # rows
+    names, rows = _check_names(found, file), len(next(iter(found.values())))
+    return (dict(zip(names, found.values())), list(range(1, rows + 1))) if rows else None
+
 def read_json_rows(
     text: str,  # an array of objects, or an object that holds one
     file: str,  # for messages
@@ -426,7 +441,9 @@ def read_json_rows(
     "The rows of a JSON file."
     try: found = _loads(text)
     except ValueError as e: raise DataError(f"{file}: {e}: write an array of objects, or one object a line in a file named .jsonl.") from None
+    if columns := _json_columns(found, file): return Table(file, "JSON by columns", *columns, unit="row")
     if isinstance(found, dict) and len(lists := [v for v in found.values() if isinstance(v, list)]) == 1: found = lists[0] # {"data": [...]}
+    if isinstance(found, dict) and isinstance(found.get("train"), list): raise DataError(f"{file} holds the splits {', '.join(map(repr, found))}: save each as a file of its own, such as train.json and test.json, and give their folder.")
     if not isinstance(found, list): raise DataError(f"{file} holds a {type(found).__name__}: write an array of objects, or one object a line in a file named .jsonl.")
     if not found: raise DataError(f"{file} holds no rows: is it the right file?")
     return table_of_rows(found, file, "JSON")
@@ -654,7 +671,9 @@ def keep(
         try: found = pa.table({name: c if not isinstance(c, list) else pa.array(c) for name, c in table.columns.items()})
         except (pa.ArrowException, UnicodeError, TypeError, OverflowError) as e:
             raise DataError(f"The {role} table cannot be written as Parquet ({str(e).splitlines()[0]}): give each column one type, and text without lone surrogates.") from None
-        parquet.write_table(found, folder/f"{role}.parquet")
+        packed = pa.BufferOutputStream()
+        parquet.write_table(found, packed)
+        write_bytes(folder/f"{role}.parquet", packed.getvalue())
     return folder
 
 # %% ../../nbs/reading/01_files.ipynb #81826639

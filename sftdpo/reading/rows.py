@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from tokenizers import normalizers, pre_tokenizers
 
 # %% ../../nbs/reading/04_rows.ipynb #6714d8e7
+from .chat import Interpreted
 from .examples import DataError, Example, gc_paused
 
 # %% ../../nbs/reading/04_rows.ipynb #5b59b202
@@ -45,13 +46,13 @@ def _continuing_part(part, empty):
 
 # %% ../../nbs/reading/04_rows.ipynb #017dc2b0
 @contextmanager
-def _letters_only(tokenizer, continuing=False):
-    "A fast tokenizer's own backend, reading special tokens as letters, and a continuation without a blank before it."
+def _backend_for(tokenizer, continuing=False, interpreted=False):
+    "A fast tokenizer's own backend, reading special tokens as letters unless they are interpreted, and a continuation without a blank before it."
     backend = tokenizer.backend_tokenizer
     special, cut, fill, parts = backend.encode_special_tokens, backend.truncation, backend.padding, (backend.normalizer, backend.pre_tokenizer)
     going_on = [_continuing_part(part, kind.Sequence([])) for part, kind in zip(parts, (normalizers, pre_tokenizers))] if continuing else parts
     try:
-        backend.encode_special_tokens = True
+        backend.encode_special_tokens = not interpreted
         backend.no_truncation(); backend.no_padding()
         for name, old, new in zip(("normalizer", "pre_tokenizer"), parts, going_on):
             if new is not old: setattr(backend, name, new)
@@ -64,21 +65,33 @@ def _letters_only(tokenizer, continuing=False):
             if new is not old: setattr(backend, name, old)
 
 # %% ../../nbs/reading/04_rows.ipynb #7cc4ebe4
-def _encode_slowly(texts, tokenizer, continuing):
+def _encode_slowly(texts, tokenizer, continuing, interpreted=False):
     "Ids of some texts, from a tokenizer without a backend of its own."
-    def ids(some): return tokenizer(some, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False)["input_ids"]
+    def ids(some): return tokenizer(some, add_special_tokens=False, split_special_tokens=not interpreted, return_attention_mask=False, verbose=False)["input_ids"]
     if not continuing or _decode([sum(ids(["a", "b"]), [])], tokenizer) == ["ab"]: return ids(list(texts))
     line, = ids(["\n"])
     return [after[len(line):] if after[:len(line)] == line else alone for after, alone in zip(ids(["\n" + text for text in texts]), ids(list(texts)))]
 
-def _encode(texts, tokenizer, continuing=False) -> list[list[int]]:
-    "Ids of some texts, special tokens not interpreted; the fast tokenizers are asked without the offsets that nobody needs."
-    if not getattr(tokenizer, "is_fast", False): return _encode_slowly(texts, tokenizer, continuing)
-    with _letters_only(tokenizer, continuing) as backend: return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+def _encode_alike(texts, tokenizer, continuing=False, interpreted=False) -> list[list[int]]:
+    "Ids of some texts; the fast tokenizers are asked without the offsets that nobody needs."
+    if not getattr(tokenizer, "is_fast", False): return _encode_slowly(texts, tokenizer, continuing, interpreted)
+    with _backend_for(tokenizer, continuing, interpreted) as backend: return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 def _decode(ids, tokenizer, special=True) -> list[str]:
     "Texts of some ids, every blank as it is."
     return tokenizer.batch_decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+
+# %% ../../nbs/reading/04_rows.ipynb #55c99e98
+def _encode_interpreted(text: Interpreted, tokenizer, continuing=False) -> list[int]:
+    "Ids of a text in which special tokens are interpreted."
+    ids = []
+    for piece, interpreted in text.pieces(): ids += _encode_alike([piece], tokenizer, continuing or bool(ids), interpreted)[0]
+    return ids
+
+def _encode(texts, tokenizer, continuing=False) -> list[list[int]]:
+    "Ids of some texts; special tokens are interpreted in those that say so."
+    plain = iter(_encode_alike([text for text in texts if not isinstance(text, Interpreted)], tokenizer, continuing))
+    return [_encode_interpreted(text, tokenizer, continuing) if isinstance(text, Interpreted) else next(plain) for text in texts]
 
 # %% ../../nbs/reading/04_rows.ipynb #fa187091
 def _token_ids(texts: Sequence[str], tokenizer, continuing=False) -> list[list[int]]:
@@ -89,7 +102,7 @@ def _token_ids(texts: Sequence[str], tokenizer, continuing=False) -> list[list[i
         ids.update(zip(batch, ([same.setdefault(i, i) for i in some] for some in _encode(batch, tokenizer, continuing)))) # one number object per token of the vocabulary, not per place
     end = tokenizer.eos_token_id # asked once: the tokenizer looks it up each time
     for text, some in ids.items():
-        if end in some:
+        if end in some and (continuing or not isinstance(text, Interpreted)):
             raise DataError(f"The text {text[:60]!r} becomes the end-of-text token {tokenizer.eos_token!r} within: take these characters out of it.")
     return [ids[text] for text in texts]
 
@@ -104,12 +117,16 @@ def opening(
     return [begin] if begin is not None and ids[:1] == [begin] else []
 
 def prompt_ids(
-    prompts: Sequence[str],  # special tokens in them are not interpreted
+    prompts: Sequence[str],  # special tokens are interpreted in those that say so
     tokenizer,               # of the backbone
 ) -> list[list[int]]:        # one list per prompt
     "Ids of each prompt as a model reads it."
     start, found = opening(tokenizer), _token_ids(prompts, tokenizer)
-    return [start + ids for ids in found] if start else found
+    return [ids if _opens(prompt, ids, start) else start + ids for prompt, ids in zip(prompts, found)] if start else found
+
+def _opens(prompt, ids, start) -> bool:
+    "Does a prompt begin as a text does by itself? A chat template says how."
+    return isinstance(prompt, Interpreted) and (prompt.whole or ids[:1] == start)
 
 # %% ../../nbs/reading/04_rows.ipynb #42ad9210
 def joins_exactly(
@@ -126,13 +143,23 @@ def joins_exactly(
     return plain and steps == _without_blank(steps) and after["type"] == "ByteLevel" and all(backend.token_to_id(letter) is not None for letter in alphabet)
 
 # %% ../../nbs/reading/04_rows.ipynb #93d21217
+def _exact(texts, tokenizer) -> bool:
+    "Do the ids of these texts decode to them in any case? Where special tokens are interpreted, each text is looked at."
+    return joins_exactly(tokenizer) and not any(isinstance(text, Interpreted) for text in texts)
+
+def _together(prompt, end) -> str:
+    "Prompt and completion as one text, in which special tokens are what they are in both."
+    if not isinstance(prompt, Interpreted): return prompt + end
+    typed = [] if isinstance(end, Interpreted) else [(len(prompt), len(prompt) + len(end))]
+    return Interpreted(prompt + end, [*prompt.letters, *typed], prompt.whole)
+
 def changed_texts(
     texts: Sequence[str],     # prompt and completion as one text
     ids: Sequence[list[int]], # of both, joined, without special tokens
     tokenizer,                # of the backbone
 ) -> tuple[dict[int, str], dict[int, str]]: # place: what it says instead; where the joint is to blame, and where the tokenizer changes the text anyway
     "The texts that ids do not decode to."
-    if joins_exactly(tokenizer): return {}, {}
+    if _exact(texts, tokenizer): return {}, {}
     said = {i: found for i, (text, found) in enumerate(zip(texts, _decode(list(ids), tokenizer))) if found != text}
     whole = _decode(_encode([texts[i] for i in said], tokenizer), tokenizer) if said else []
     alone = {i for i, found in zip(said, whole) if found == said[i]}
@@ -141,7 +168,7 @@ def changed_texts(
 # %% ../../nbs/reading/04_rows.ipynb #4f29cff1
 def _check_joints(names, prompts, ends, ids, tokenizer):
     "Raise where the ids of a prompt and of what follows it say another text than both."
-    wrong, _ = changed_texts([*map("".join, zip(prompts, ends))], ids, tokenizer)
+    wrong, _ = changed_texts([*map(_together, prompts, ends)], ids, tokenizer)
     if not wrong: return
     first, where = min(wrong), ", ".join(repr(names[i]) for i in sorted(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
     before, after = prompts[first][-20:], ends[first][:20]
@@ -151,7 +178,7 @@ def _check_joints(names, prompts, ends, ids, tokenizer):
 
 def _joined(examples, tokenizer):
     "Names, prompts, completions and the ids of both joined, first of the completions, then of the rejected ones."
-    for name in () if joins_exactly(tokenizer) else ("completion", "rejected"):
+    for name in () if _exact([e.prompt for e in examples], tokenizer) else ("completion", "rejected"):
         some = [e for e in examples if getattr(e, name)]
         prompts, ends = [e.prompt for e in some], [getattr(e, name) for e in some]
         yield [e.id for e in some], prompts, ends, [a + b for a, b in zip(_token_ids(prompts, tokenizer), _token_ids(ends, tokenizer, True))]
@@ -168,7 +195,7 @@ def read_otherwise(
     tokenizer,                   # of the backbone
 ) -> list[str]: # their ids
     "The examples whose text the tokenizer itself changes, such as an accent's form or a letter that it does not know."
-    found = [names[i] for names, prompts, ends, ids in _joined(examples, tokenizer) for i in changed_texts([*map("".join, zip(prompts, ends))], ids, tokenizer)[1]]
+    found = [names[i] for names, prompts, ends, ids in _joined(examples, tokenizer) for i in changed_texts([*map(_together, prompts, ends)], ids, tokenizer)[1]]
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/reading/04_rows.ipynb #82ab0298
@@ -222,8 +249,8 @@ def tokenize(
     ids = [_token_ids(some, tokenizer, True) for some in texts]
     prompts = [e.prompt for e in examples]
     starts = prompt_ids(prompts, tokenizer)
-    for some, found in zip(texts, ids) if not joins_exactly(tokenizer) else ():
-        _check_joints([e.id for e in examples], prompts, some, [a[len(opening(tokenizer)):] + b for a, b in zip(starts, found)], tokenizer)
+    for some, found in zip(texts, ids) if not _exact(prompts, tokenizer) else ():
+        _check_joints([e.id for e in examples], prompts, some, [a + b for a, b in zip(_token_ids(prompts, tokenizer), found)], tokenizer)
     end = [tokenizer.eos_token_id] if end_of_text else []
     rows = [Row(e.id, prompt, [c + end if c else [] for c in completions])
             for e, prompt, completions in zip(examples, starts, zip(*ids))]
@@ -258,7 +285,7 @@ def longer_than(
     bound = lambda e: start + _byte_bound(e.prompt) + max(_byte_bound(e.completion), _byte_bound(e.rejected or "")) + 1
     maybe = [i for i, e in enumerate(examples) if bound(e) > max_length]
     prompts, *answers = (token_counts([getattr(examples[i], name) or "" for i in maybe], tokenizer, name != "prompt") for name in ("prompt", "completion", "rejected"))
-    found = ((i, start + prompt, max(pair) + end_of_text) for i, prompt, *pair in zip(maybe, prompts, *answers))
+    found = ((i, start * (not getattr(examples[i].prompt, 'whole', False)) + prompt, max(pair) + end_of_text) for i, prompt, *pair in zip(maybe, prompts, *answers))
     return [(i, prompt, answer) for i, prompt, answer in found if prompt + answer > max_length]
 
 # %% ../../nbs/reading/04_rows.ipynb #2b31899f
@@ -266,7 +293,7 @@ def _cut(prompt, room, tokenizer) -> str:
     "The end of a prompt that is at most so many tokens."
     while (count := token_counts([prompt], tokenizer)[0]) > room:
         if getattr(tokenizer, "is_fast", False):
-            with _letters_only(tokenizer) as backend: start = backend.encode(prompt, add_special_tokens=False).offsets[count - room][0]
+            with _backend_for(tokenizer) as backend: start = backend.encode(prompt, add_special_tokens=False).offsets[count - room][0]
         else: start = 0
         prompt = prompt[max(1, start):] # at least one character: a cut inside a word may cost a token
     return prompt
@@ -289,6 +316,7 @@ def fit(
         out = {i for i, *_ in found}
         return [e for i, e in enumerate(examples) if i not in out]
     if too_long == "truncate":
+        if any(isinstance(examples[i].prompt, Interpreted) for i, *_ in found): raise DataError(f"{head} Cutting a prompt's beginning would break its conversation: leave them out (--reading.too-long drop), or take a backbone that reads more.")
         rooms = {i: max_length - answer - len(opening(tokenizer)) for i, _, answer in found}
         if hopeless := [examples[i].id for i, room in rooms.items() if room < 1]:
             raise DataError(f"{head} In {len(hopeless):,} of them the completion alone is too long, the first is {hopeless[0]!r}: leave them out (--reading.too-long drop).")
@@ -350,9 +378,10 @@ def verbalizer_rows(
 ) -> list[Row]:                   # one per example; completions: one single token per verbalizer, in order
     "Rows that score every verbalizer after each prompt."
     answers = check_verbalizers(verbalizers, tokenizer)
-    texts, start = [e.prompt for e in examples], len(opening(tokenizer))
-    prompts = prompt_ids(texts, tokenizer)
-    for place, (word, ids) in enumerate(zip(verbalizers, answers) if not joins_exactly(tokenizer) else ()):
+    texts = [e.prompt for e in examples]
+    prompts, exact = prompt_ids(texts, tokenizer), _exact(texts, tokenizer)
+    alone = () if exact else _token_ids(texts, tokenizer)
+    for place, (word, ids) in enumerate(zip(verbalizers, answers) if not exact else ()):
         some = slice(None if place == 0 else 1) # the first answer after every prompt, the others after one
-        _check_joints([e.id for e in examples[some]], texts[some], [word] * len(texts[some]), [prompt[start:] + ids for prompt in prompts[some]], tokenizer)
+        _check_joints([e.id for e in examples[some]], texts[some], [word] * len(texts[some]), [prompt + ids for prompt in alone[some]], tokenizer)
     return _check_rows([Row(e.id, prompt, [[*ids] for ids in answers]) for e, prompt in zip(examples, prompts)], max_length)
