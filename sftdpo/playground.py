@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['COLOURS', 'BAR', 'LARGEST_SETTINGS', 'STYLE', 'RECOMMENDATION', 'BUILT_IN', 'MINE', 'ABOUT', 'state_in_words',
            'progress_html', 'time_left', 'save_settings', 'load_settings', 'begun_settings', 'folder_of',
-           'error_sentence', 'message', 'button', 'part', 'SettingsFile', 'Course', 'read_results', 'nothing_yet',
-           'Results', 'Recommending', 'is_recommendation', 'found_at_work', 'measure_apart', 'source_of', 'preset_row',
-           'PageForm', 'PageRun', 'PageChanges', 'PageLooks', 'reading_values', 'PageTraining', 'PageOpening',
-           'PageEstimates', 'PageCourse', 'PageFollowing', 'Playground']
+           'error_sentence', 'message', 'estimate_html', 'button', 'part', 'SettingsFile', 'Course', 'read_results',
+           'nothing_yet', 'Results', 'Recommending', 'is_recommendation', 'found_at_work', 'measure_apart', 'source_of',
+           'preset_row', 'PageForm', 'PageRun', 'on_data_of', 'PageChanges', 'PageLooks', 'reading_values',
+           'PageTraining', 'PageOpening', 'PageEstimates', 'PageCourse', 'PageFollowing', 'Playground']
 
 # %% ../nbs/24_playground.ipynb #4766e526
 import asyncio
@@ -174,6 +174,14 @@ def message(
     "A line of text for the page."
     return Markup('<div role="status" class="sftdpo-message" style="{}">{}</div>').format(WRONG if wrong else "", data(text, 1000)) if text else Markup("")
 
+# %% ../nbs/24_playground.ipynb #9f38bffb
+def estimate_html(
+    text: str,  # of a `Plan`, in one line
+) -> Markup:
+    "An estimate: runs and time first, memory and disk small below."
+    runs, time, *rest = [*text.split(" · "), ""]
+    return message(f"{runs} · {time}" if time else runs) + (beside(visible(" · ".join(rest).strip(" ·"))) if any(rest) else "")
+
 # %% ../nbs/24_playground.ipynb #738140af
 def button(
     text: str,     # on it
@@ -207,6 +215,8 @@ STYLE = """<style>
 .sftdpo-playground h4{margin:6px 0}
 .sftdpo-playground .widget-html-content,.sftdpo-playground .widget-html-content p{line-height:1.4;white-space:normal;overflow-wrap:anywhere}
 .sftdpo-playground .sftdpo-field{margin:0 0 5px}
+.sftdpo-playground .sftdpo-table th,.sftdpo-playground .sftdpo-table td{overflow-wrap:normal}
+.sftdpo-playground .sftdpo-table th{font-weight:600}
 .sftdpo-playground .sftdpo-help{font-size:12px;line-height:1.35;padding-left:2px}
 .sftdpo-playground .sftdpo-field .sftdpo-help{padding-left:126px}
 .sftdpo-playground .sftdpo-name{width:118px;text-align:right;padding-right:8px}
@@ -215,11 +225,16 @@ STYLE = """<style>
 .sftdpo-playground .sftdpo-card{border:1px solid var(--sftdpo-line);border-radius:8px;padding:4px 10px 6px}
 .sftdpo-playground .sftdpo-card.sftdpo-chosen{border-color:var(--jp-brand-color1,#1976d2);background:var(--sftdpo-soft)}
 .sftdpo-playground .sftdpo-card .widget-checkbox label{font-weight:600}
+.sftdpo-playground .sftdpo-card .widget-html{margin-top:-4px}
+.sftdpo-playground .jupyter-widget-Collapse-header,.sftdpo-playground .jupyter-widget-Collapse-contents{background:transparent;border-width:0 0 1px}
+.sftdpo-playground .jupyter-widget-Collapse-header{padding:5px 2px;font-weight:400}
+.sftdpo-playground .jupyter-widget-Collapse-contents{padding:6px 2px}
+.sftdpo-playground .jupyter-widget-Collapse{margin:0}
 .sftdpo-playground .sftdpo-line{font-size:12px;line-height:1.35;opacity:.8}
 .sftdpo-playground .sftdpo-compare .sftdpo-name{width:auto;text-align:left;padding:4px 0 2px}
 .sftdpo-playground .sftdpo-compare .sftdpo-field .sftdpo-help{padding-left:2px}
 .sftdpo-playground .sftdpo-preset{flex-flow:row nowrap;gap:8px;align-items:baseline;margin:0 0 4px}
-.sftdpo-playground .sftdpo-preset button{flex:0 0 118px}
+.sftdpo-playground .sftdpo-preset button{flex:0 0 128px}
 .sftdpo-playground .sftdpo-progress{border-collapse:collapse;line-height:1.5}
 .sftdpo-playground .sftdpo-bar>div{width:170px;height:10px;background:rgba(128,128,128,.25);border-radius:5px}
 .sftdpo-playground .sftdpo-bar>div>div{height:100%;border-radius:5px}
@@ -288,7 +303,7 @@ class Course:
     def clear(self):
         "Forget what was shown."
         self.table, self.drawn = None, None
-        self.progress.value = self.log.value = self.curves.value = ""
+        self.progress.value, self.log.value, self.curves.value = beside("Nothing works here yet. Press Run."), "", ""
 
     def show(self, table: pd.DataFrame, left: str = ""):
         "Show how far each stage is."
@@ -431,12 +446,12 @@ class PageForm:
         self.who_fold = widgets.Accordion([self.who.widget], selected_index=None)
         self.yaml = SettingsFile(lambda: self.form.settings, self.take, self.say)
         self.seldom = widgets.VBox([self.form.accordion, self.who_fold, self.yaml.widget])
-        return [part("Begin with", *self.presets()), part("Data", *self.data_part()), part("Compare", self.form.sections["compare"]),
-                part("How much", self.form.sections["size"]), part("Results", *self.place_part(folder)), part("Advanced", self.seldom, self.form.note)]
+        return [part("Data", *self.data_part()), part("Presets", *self.presets()), part("Compare", self.form.sections["compare"]),
+                part("How much", self.form.sections["size"]), part("Where results go", *self.place_part(folder)), part("Advanced settings", self.seldom, self.form.note)]
 
     def presets(self) -> list:
         "A row for each preset."
-        return [preset_row(name, purpose, partial(self.take, study, f"Filled in: {name}.")) for name, (purpose, study) in PRESETS.items()]
+        return [preset_row(name, purpose, partial(self.preset, name)) for name, (purpose, _) in PRESETS.items()]
 
     def data_part(self) -> list:
         "Built-in data, or a file of one's own."
@@ -473,6 +488,14 @@ class PageRun:
 
     def say(self, text: str, wrong: bool = False): self.told.value = message(text, wrong)
 
+# %% ../nbs/24_playground.ipynb #afc2fcd9
+def on_data_of(
+    now: Study,    # whose file is in use
+    study: Study,  # a preset
+) -> Study:
+    "A preset on the data of another study, with all its rows."
+    return study.replace(data=now.data, tasks=now.tasks, reading=now.reading, train_size=None, test_size=None)
+
 # %% ../nbs/24_playground.ipynb #fedb2ca6
 class PageChanges:
     "What happens when a field changes."
@@ -486,6 +509,12 @@ class PageChanges:
         "Fill the form."
         self.form.set(study)
         self.say(why)
+
+    def preset(self, name: str):
+        "Fill in a preset; a file that is in use stays, with all its rows."
+        study, now = PRESETS[name][1], self.form.settings
+        if now and source_of(now) == MINE: study = on_data_of(now, study)
+        self.take(study, f"Filled in: {name}.")
 
     def changed(self):
         "The settings are others: check what can be checked at once, and the rest beside the page."
@@ -647,7 +676,7 @@ class PageEstimates:
         if self.process is not None: return
         self.unknown = found.unknown
         self.finished = (self.home, self.form.settings) if found.nothing else None
-        self.noted.value = message(found.brief())
+        self.noted.value = estimate_html(found.brief())
         self.dress()
 
     def refuse(self, error: Exception):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RENAMED', 'PRESETS', 'WRONG', 'SOFT', 'NAME', 'FULL', 'CARDS', 'OPEN', 'FOLDS', 'LAST', 'OPTION', 'field_paths',
            'bare', 'choices_of', 'parse_list', 'parse_mapping', 'parse_text', 'show_value', 'field_of', 'example_of',
-           'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'boxes_control',
+           'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'boxes_control', 'hint_of',
            'placeholder_of', 'control_of', 'Entry', 'section_of', 'Form', 'where_of', 'in_page_words']
 
 # %% ../../nbs/page/01_forms.ipynb #ea927353
@@ -234,8 +234,7 @@ def card_line(
     choice: str,  # one that it offers
 ) -> str:         # empty where the field has no cards
     "What a choice does, in one line."
-    if path not in CARDS: return ""
-    return CARDS[path].get(choice) or RECIPES[choice].description
+    return CARDS.get(path, {}).get(choice, "")
 
 # %% ../../nbs/page/01_forms.ipynb #33895e2b
 def card(
@@ -256,11 +255,20 @@ def boxes_control(
 ) -> tuple[widgets.Widget, list]:
     "Boxes to tick, as cards where there is something to say of each."
     auto = widgets.Layout(width="auto", margin="0 12px 0 0")
-    boxes = [widgets.Checkbox(description=one, indent=False, layout=auto) for one in lines]
-    inner = widgets.Box([card(box, line) if line else box for box, line in zip(boxes, lines.values())])
-    inner.add_class("sftdpo-cards" if any(lines.values()) else "sftdpo-boxes")
+    boxes = [widgets.Checkbox(description=one, indent=False, layout=auto, tooltip=hint_of(one)) for one in lines]
+    cards = widgets.Box([card(box, lines[box.description]) for box in boxes if lines[box.description]])
+    plain = widgets.Box([box for box in boxes if not lines[box.description]])
+    cards.add_class("sftdpo-cards")
+    plain.add_class("sftdpo-boxes")
     title = widgets.HTML(Markup('<div class="sftdpo-name">{}</div>').format(label))
-    return (widgets.VBox if any(lines.values()) else widgets.HBox)([title, inner]), boxes
+    return (widgets.VBox([title, cards, plain]) if cards.children else widgets.HBox([title, plain])), boxes
+
+
+def hint_of(
+    choice: str,  # a recipe, or anything else
+) -> str:
+    "What a recipe is."
+    return RECIPES[choice].description if choice in RECIPES else ""
 
 # %% ../../nbs/page/01_forms.ipynb #e2f4a412
 def placeholder_of(
