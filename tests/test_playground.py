@@ -475,7 +475,7 @@ def test_there_is_one_estimate_at_a_time(tmp_path):
     page.ended()
     assert "left" not in page.course.progress.value and "sft full" in page.course.progress.value and "Stopped" in page.told.value
     page.note(estimated(1, 1, 60.0, (), 1, 1))
-    assert "time left: 1 min" in page.noted.value
+    assert "time left: 60 s" in page.noted.value
 
 
 def test_notes_on_several_verdicts_stand_once(repository):
