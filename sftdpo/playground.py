@@ -8,7 +8,7 @@ __all__ = ['COLOURS', 'BAR', 'LARGEST_SETTINGS', 'STYLE', 'RECOMMENDATION', 'BUI
            'error_sentence', 'message', 'estimate_html', 'button', 'part', 'SettingsFile', 'Course', 'read_results',
            'nothing_yet', 'Results', 'Recommending', 'is_recommendation', 'found_at_work', 'measure_apart', 'source_of',
            'preset_row', 'PageForm', 'PageRun', 'on_data_of', 'PageChanges', 'PageLooks', 'reading_values',
-           'PageTraining', 'PageOpening', 'PageEstimates', 'PageCourse', 'PageFollowing', 'Playground']
+           'PageTraining', 'PageOpening', 'PageEstimates', 'PageCourse', 'outputs_in', 'PageFollowing', 'Playground']
 
 # %% ../nbs/24_playground.ipynb #4766e526
 import asyncio
@@ -734,6 +734,14 @@ class PageCourse:
         self.later(partial(self.read, self.shown or self.home), self.show)
 
 # %% ../nbs/24_playground.ipynb #239f806d
+def outputs_in(
+    widget: widgets.Widget,  # a page
+) -> list[widgets.Widget]:
+    "What a page says: its texts, buttons and tabs, and none of the fields that a person fills in."
+    inner = [one for child in getattr(widget, "children", ()) for one in outputs_in(child)]
+    return inner + [widget] * isinstance(widget, (widgets.HTML, widgets.Button))
+
+
 class PageFollowing:
     "Work beside the page, and a look at the process every second."
     def ended(self):
@@ -757,6 +765,12 @@ class PageFollowing:
         try: found = await asyncio.get_running_loop().run_in_executor(None if apart else self.pool, read)
         except Exception as error: show, found = fail or (lambda error: self.say(error_sentence(error), wrong=True)), error
         if not wait or version == self.version: show(found)  # what was found of older settings is of no use
+
+    async def say_again(self, after=(3, 7, 20)):  # seconds
+        "Send what the page says once more: Voilà loses what changes between the notebook's end and the browser's start."
+        for seconds in after:
+            await asyncio.sleep(seconds)
+            for one in outputs_in(self.widget): one.send_state()
 
     def follow(self):
         "Look at the process until it ends, then show the results."
@@ -793,5 +807,6 @@ class Playground(PageForm, PageRun, PageChanges, PageLooks, PageTraining, PageOp
         self.widget.add_class("sftdpo-playground")
         self.form.set(study or PRESETS["quick look"][1])
         if self.home and (StudyFolder(self.home).begun or working(self.home) is not None): self.open()
+        with contextlib.suppress(RuntimeError): asyncio.get_running_loop().create_task(self.say_again())
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)

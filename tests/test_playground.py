@@ -492,6 +492,14 @@ def test_predictions_open_on_something():
         assert view.show.value == show and "<td" in view.table.value and "0 of" not in view.table.value
 
 
+def test_what_changes_before_the_browser_has_the_page_is_sent_again(tmp_path, monkeypatch):
+    page, sent = Playground(tmp_path / "study", small()), []
+    monkeypatch.setattr("ipywidgets.Widget.send_state", lambda one, key=None: sent.append(one))
+    asyncio.run(page.say_again((0,)))
+    assert {page.noted, page.told, page.run_button, page.results.views["Cells"]} <= set(sent)
+    assert not {entry.control for entry in page.form.entries.values()} & set(sent)  # nobody is interrupted
+
+
 # a file of one's own
 
 ROWS = [f"{word} {i},{label}" for i in range(30) for word, label in (("late parcel", "shipping"), ("wrong bill", "money"))]
@@ -519,8 +527,11 @@ def test_a_file_is_seen_mended_and_used(head, rows, used, tmp_path):
     own = own_file(tmp_path, use=lambda *what: taken.append(what))
     own.arrive(dict(name="tickets.csv", content=memoryview(file)))
     assert "late parcel 0" in own.preview.value and list(own.fields) == ["prompt", "label"]
-    for _ in range(2):
-        if own.use_button.disabled: own.mend_button.click()
+    assert own.task.value == "labels" and ("guessed from the rows" in own.findings.value) == (head == "body,kind")
+    assert (own.mend_button.layout.display is None) == ("no label," in rows)
+    if own.use_button.disabled:
+        assert own.mend_button.description == "Leave out the rows that cannot be used"
+        own.mend_button.click()
     assert not own.use_button.disabled and [field.control.value for field in own.fields.values()] == head.split(",")
     own.use_button.click()
     assert taken == [(str(tmp_path / "uploads/tickets.csv"), "labels", used)]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'CHANGES', 'TASK_LINES', 'plain_name', 'keep_upload', 'preview_html', 'reading_of_command', 'plain_column',
-           'change_in_words', 'changes_in_words', 'Look', 'only_columns', 'look_at', 'parts_of', 'part_lines',
+           'change_in_words', 'changes_in_words', 'Look', 'named_columns', 'look_at', 'parts_of', 'part_lines',
            'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'OwnFile',
            'findings_html']
 
@@ -136,13 +136,11 @@ class Look:
     def usable(self) -> bool: return self.report is not None and not self.report.stops
 
 
-def only_columns(
-    before: Reading,  # as asked for
-    after: Reading,   # that would read the file
-) -> bool:
-    "Does a reading differ in nothing but the columns that it names?"
-    names = [name for name in Reading.__dataclass_fields__ if getattr(before, name) != getattr(after, name)]
-    return bool(names) and set(names) <= {"prompt", "completion", "label", "chosen", "rejected"}
+def named_columns(
+    reading: Reading,  # that would read a file
+) -> dict[str, str]:   # part: column
+    "The columns that a reading names."
+    return {part: column for part in ("prompt", "completion", "label", "chosen", "rejected") if (column := getattr(reading, part))}
 
 
 def look_at(
@@ -157,8 +155,8 @@ def look_at(
     try: report = check_file(task, path, reading, *reader, backbone=backbone)
     except DataError as error: return Look(table, None, task, reading, str(error))
     other = reading_of_command(report.command) if report.stops and report.command else None
-    if other and only_columns(reading, other[1]) and reading == Reading():
-        return replace(look_at(path, *other, reader, backbone), guessed=True)
+    if other and reading == Reading() and (named := named_columns(other[1])):
+        return replace(look_at(path, other[0], reading.replace(**named), reader, backbone), guessed=True)
     return Look(table, report, report.task, reading, remedy=other if other != (report.task, reading) else None)
 
 # %% ../../nbs/page/04_own_file.ipynb #192a0487
@@ -229,10 +227,10 @@ TASK_LINES = {"labels": "texts, each with one of a few answers", "completions": 
               "preferences": "prompts, each with a better and a worse text", "paraphrase": "pairs of questions: do they mean the same?"}
 
 
-def task_options() -> list[tuple[str, str | None]]:
+def task_options() -> list[tuple[str, str]]:
     "What a file can be for."
     named = [(f"{name}: {TASK_LINES.get(name, TASKS[name].title)}", name) for name in TASKS if TASKS[name].columns]
-    return [("recognise it", None), *named]
+    return [("recognise it", ""), *named]
 
 # %% ../../nbs/page/04_own_file.ipynb #32761f97
 @dataclass
@@ -290,14 +288,14 @@ class OwnFile(OwnFileLayout):
     def pick(self, name: str):
         "Look at another file, from the start."
         self.name, self.reading = name, Reading()
-        self.quiet, self.task.value, self.quiet = True, None, False
+        self.set_task("")
         self.path.value = name
         self.look()
 
     def renew(self):
         "Look again, with the task and the columns that were chosen."
         if self.quiet or not self.name: return
-        same = self.seen and self.task.value in (None, self.seen.task)
+        same = self.seen and self.task.value == self.seen.task
         chosen = {part: field.control.value for part, field in self.fields.items() if field.control.value != field.found} if same else {}
         self.reading = self.reading.replace(**chosen) if same else Reading()
         self.look()
@@ -305,7 +303,7 @@ class OwnFile(OwnFileLayout):
     def reader(self) -> tuple: return self.doors.readers[self.doors.backbone(),]  # tokenizer and length
 
     def looking(self) -> partial:
-        name, task, reading, backbone = self.name, self.task.value, self.reading, self.doors.backbone()
+        name, task, reading, backbone = self.name, self.task.value or None, self.reading, self.doors.backbone()
         return partial(lambda: look_at(name, task, reading, self.reader(), backbone))
 
     def look(self):
@@ -316,8 +314,12 @@ class OwnFile(OwnFileLayout):
     def mend(self):
         "Read the file as the remedy says."
         task, self.reading = self.seen.remedy
-        self.quiet, self.task.value, self.quiet = True, task, False
+        self.set_task(task)
         self.look()
+
+    def set_task(self, task: str):
+        "Show a task without looking again."
+        self.quiet, self.task.value, self.quiet = True, task, False
 
     def refuse(self, error: Exception):
         "Say why there is nothing to show."
@@ -330,7 +332,8 @@ class OwnFile(OwnFileLayout):
         for one in (self.rows, self.then): one.layout.display = None if look else "none"
         self.mend_button.layout.display = None if look and look.remedy else "none"
         if not look: return
-        self.preview.value, task = preview_html(look.table), self.task.value or look.task
+        self.preview.value, task, self.reading = preview_html(look.table), self.task.value or look.task, look.reading
+        self.set_task(task or "")
         self.fields = {part: PartField(part, look, self.renew) for part in (parts_of(task) if task else ())}
         self.parts.children = [field.widget for field in self.fields.values()]
         self.findings.value = findings_html(look)
@@ -347,5 +350,5 @@ def findings_html(
     lines = Markup("").join(item.format(data(line)) for line in (other_lines(look) if look.report else []))
     said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
     how = "guessed from the rows, please confirm" if look.guessed else "recognised"
-    kind = Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable else ""
+    kind = Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed else ""
     return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
