@@ -273,7 +273,7 @@ class OwnFile(OwnFileLayout):
         self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = doors, "", Reading(), None, {}, False
         self.widget = self.make()
         self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
-        self.path.observe(lambda change: change.new.strip() and self.pick(change.new.strip()), "value")
+        self.path.observe(lambda change: change.new.strip() not in ("", self.name) and self.pick(change.new.strip()), "value")
         self.task.observe(lambda change: self.renew(), "value")
         self.mend_button.on_click(lambda _: self.mend())
         self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
