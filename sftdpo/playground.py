@@ -217,6 +217,9 @@ STYLE = """<style>
 .sftdpo-playground .sftdpo-field{margin:0 0 5px}
 .sftdpo-playground .sftdpo-table th,.sftdpo-playground .sftdpo-table td{overflow-wrap:normal}
 .sftdpo-playground .sftdpo-table th{font-weight:600}
+.sftdpo-playground .sftdpo-table td:first-child{white-space:nowrap}
+.sftdpo-playground .widget-html,.sftdpo-playground .widget-html-content{min-width:0}
+.sftdpo-playground .widget-html-content{max-width:100%}
 .sftdpo-playground .sftdpo-help{font-size:12px;line-height:1.35;padding-left:2px}
 .sftdpo-playground .sftdpo-field .sftdpo-help{padding-left:126px}
 .sftdpo-playground .sftdpo-name{width:118px;text-align:right;padding-right:8px}
