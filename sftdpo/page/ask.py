@@ -7,7 +7,6 @@ __all__ = ['SAMPLING', 'NO_MODELS', 'kept_models', 'prompt_parts', 'example_prom
 
 # %% ../../nbs/page/05_ask.ipynb #4e3bd00a
 import csv
-import json
 import re
 import tempfile
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from ..config import Sampling
 from ..engine.folder import StudyFolder
 from .forms import FULL, NAME, beside
 from .views import html_table
-from ..reading.saved import reading_of, saved_task
+from ..reading.saved import saved_task
 from ..reading.shapes import template_pieces
 from ..report import data
 from ..tasks import TASKS
