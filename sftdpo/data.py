@@ -72,7 +72,7 @@ from sftdpo.reading.rows import (
     verbalizer_rows,
 )
 from .reading.shapes import Shape, find_shape, left_out, prepared, several_answers, template_pieces
-from .tasks import Task, TASKS, find_function
+from .tasks import TASKS, Task, find_function
 
 # %% ../nbs/01_data.ipynb #34a77c5e
 _all_ = ["DataError", "Example", "Row", "UnusableRows", "keep", "make_pairs", "preference_dataset", "shuffle_labels", "subset", "tokenize", "verbalizer_rows", "without_rejected"]

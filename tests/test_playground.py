@@ -3,6 +3,7 @@
 The pictures that the browser tests take go to the folder that SFTDPO_SHOTS names, or to pytest's own."""
 import asyncio
 import contextlib
+import html
 import http.client
 import importlib.util
 import os
@@ -22,14 +23,16 @@ import nbformat
 import pandas as pd
 import pytest
 
-from sftdpo.config import Execution, LoRA, SettingsError, Stage, Study, declared, to_yaml
+from sftdpo.claims import judge_claims
+from sftdpo.config import Execution, LoRA, Reading, SettingsError, Stage, Study, declared, to_yaml
 from sftdpo.engine.folder import State, StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.runs import cost_group
 from sftdpo.engine.safe_files import held
 from sftdpo.engine.timing import Plan, Timing, known_times
 from sftdpo.engine.tree import stage_lines, stage_tree
-from sftdpo.page.forms import PRESETS, Form, field_paths
+from sftdpo.page.ask import answer_html, kept_models, one_row
+from sftdpo.page.forms import PRESETS, Form, field_paths, in_page_words
 from sftdpo.page.live import (
     COMMAND,
     AtWork,
@@ -42,10 +45,21 @@ from sftdpo.page.live import (
     stop_study,
     working,
 )
-from sftdpo.page.views import answers_of, cells_html, html_table, python_call, read_parts, texts_html
-from sftdpo.playground import Playground, folder_of, measure_apart
+from sftdpo.page.own_file import Doors, OwnFile, keep_upload
+from sftdpo.page.views import (
+    Predictions,
+    answers_of,
+    cells_html,
+    html_table,
+    python_call,
+    read_parts,
+    texts_html,
+    verdicts_html,
+)
+from sftdpo.playground import Playground, Recommending, folder_of, measure_apart
 from sftdpo.tasks import metric_named
 
+PATIENCE = 200  # seconds until something that must come is given up: never what a test is decided by
 HOSTILE = "<img src=x onerror=alert(1)>\u202e"
 
 
@@ -273,19 +287,19 @@ def test_a_folder_that_cannot_be_used_is_told_below_its_name(tmp_path):
 def test_results_before_any_run(tmp_path):
     page = Playground(tmp_path / "study", small())
     page.show(page.read(page.home))
-    assert "No run is finished yet" in page.views["Cells"].value
+    assert "No run is finished yet" in page.results.views["Cells"].value
 
 
 def test_paths_on_the_page_are_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = Playground("runs/mine", small())
-    assert f"sftdpo compare --settings {tmp_path}/runs/mine.page.yaml --out {tmp_path}/runs/mine" in page.views["Command"].value and "cd " not in page.views["Command"].value
-    page.save()
+    assert f"sftdpo compare --settings {tmp_path}/runs/mine.page.yaml --out {tmp_path}/runs/mine" in page.results.views["Command"].value and "cd " not in page.results.views["Command"].value
+    page.yaml.save()
     assert str(tmp_path / "study.yaml") in page.told.value
-    page.load()
+    page.yaml.load()
     assert str(tmp_path / "study.yaml") in page.told.value
     page.form.entries["data"].control.value = "nowhere.csv"
-    assert f"cd {tmp_path}\nsftdpo compare" in page.views["Command"].value and "os.chdir(" in page.views["Command"].value
+    assert f"cd {tmp_path}\nsftdpo compare" in page.results.views["Command"].value and "os.chdir(" in page.results.views["Command"].value
     try: page.look()
     except ValueError as error: page.refuse(error)
     assert f"nowhere.csv was looked for in {tmp_path}" in page.form.entries["data"].problem
@@ -293,18 +307,18 @@ def test_paths_on_the_page_are_whole(tmp_path, monkeypatch):
 
 def test_save_asks_before_it_replaces_and_keeps_rights(tmp_path):
     page, path = Playground(tmp_path / "study", small()), tmp_path / "mine.yaml"
-    page.file.value = str(path)
+    page.yaml.path.value = str(path)
     path.write_text("a diary")
     path.chmod(0o600)
-    page.save()
-    assert path.read_text() == "a diary" and "is there already. Press Replace" in page.told.value and page.save_button.description == "Replace"
-    page.file.value = str(tmp_path / "other.yaml")  # another name: it asks anew
-    page.file.value = str(path)
-    page.save()
+    page.yaml.save()
+    assert path.read_text() == "a diary" and "is there already. Press Replace" in page.told.value and page.yaml.save_button.description == "Replace"
+    page.yaml.path.value = str(tmp_path / "other.yaml")  # another name: it asks anew
+    page.yaml.path.value = str(path)
+    page.yaml.save()
     assert path.read_text() == "a diary"
-    page.save()
-    assert path.read_text() == to_yaml(small()) and path.stat().st_mode & 0o777 == 0o600 and "Saved" in page.told.value and page.save_button.description == "Save"
-    page.save()
+    page.yaml.save()
+    assert path.read_text() == to_yaml(small()) and path.stat().st_mode & 0o777 == 0o600 and "Saved" in page.told.value and page.yaml.save_button.description == "Save"
+    page.yaml.save()
     assert "Press Replace" in page.told.value
 
 
@@ -312,9 +326,9 @@ def test_what_is_saved_in_place_of_a_link_leaves_its_target(tmp_path):
     page, diary, link = Playground(tmp_path / "study", small()), tmp_path / "diary", tmp_path / "mine.yaml"
     diary.write_text("mine")
     link.symlink_to(diary)
-    page.file.value = str(link)
-    page.save()
-    page.save()
+    page.yaml.path.value = str(link)
+    page.yaml.save()
+    page.yaml.save()
     assert diary.read_text() == "mine" and not link.is_symlink() and link.read_text() == to_yaml(small())
 
 
@@ -323,8 +337,8 @@ def test_load_does_not_repeat_what_is_in_a_file(text, tmp_path, capsys):
     from sftdpo.cli import main
     page, path = Playground(tmp_path / "study", small()), tmp_path / "private"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    page.file.value = str(path)
-    page.load()
+    page.yaml.path.value = str(path)
+    page.yaml.load()
     assert "hunter2" not in page.told.value and f"{path} cannot be loaded: " in page.told.value and page.form.settings == small()
     assert ("its field train_size cannot be used" in page.told.value) == (text == "train_size: hunter2")
     if not isinstance(text, bytes):  # the remedy
@@ -409,12 +423,240 @@ def test_results_are_read_from_any_study(repository):
         assert len(by_name) == len(cells) and by_name["base"] == pytest.approx(cells["base"], abs=0.005)
 
 
+# one study at a time, and one estimate
+
+RESULTS = "nbs/study/results/smollm2-paraphrase"
+
+
+def test_another_folder_shows_nothing_of_the_study_before(repository, tmp_path):
+    page = Playground(tmp_path / "study", small())
+    page.folder.value = str(repository / RESULTS)
+    page.open()
+    found = page.read(page.home)
+    page.show(found)
+    assert "sft full" in page.results.views["Cells"].value and RESULTS in page.results.of.value
+    page.folder.value = str(tmp_path / "empty")
+    page.open()
+    assert "sft full" not in page.results.views["Cells"].value and "holds no study yet" in page.told.value and len(page.results.predictions.children) == 1
+    page.show(found)  # read before, arrives late
+    assert "sft full" not in page.results.views["Cells"].value and str(tmp_path / "empty") in page.results.of.value
+
+
+def begun_page(folder, process):
+    "A page whose study is begun, with a process."
+    folder.mkdir()
+    StudyFolder(folder).write_study(small())
+    page = Playground(folder)
+    page.watch(AtWork(folder, process))
+    return page
+
+
+def test_a_finished_study_never_says_resume(tmp_path):
+    page = begun_page(tmp_path / "study", Process(0))
+    assert page.run_button.description == "Resume" and not page.stop_button.disabled
+    page.done = True
+    page.ended()
+    assert "Finished." in page.told.value and page.run_button.description == "Finished" and page.run_button.disabled
+    page.form.entries["seeds"].control.value = "0 1"  # there is more to do
+    assert page.run_button.description == "Resume" and not page.run_button.disabled
+    page.form.entries["seeds"].control.value = "0"
+    page.changed()
+    assert page.run_button.description == "Finished"
+
+
+def test_there_is_one_estimate_at_a_time(tmp_path):
+    page = begun_page(tmp_path / "study", Process())
+    page.note(estimated(1, 1, 60.0, (), 1, 1))  # asked for before the process began
+    page.tick(page.read_course())
+    assert page.noted.value == "" and "time left" in page.course.progress.value
+    page.form.entries["seeds"].control.value = "0 1"
+    assert "counts from the next run" in page.noted.value
+    page.process.begun.code = -signal.SIGTERM
+    page.ended()
+    assert "left" not in page.course.progress.value and "sft full" in page.course.progress.value and "Stopped" in page.told.value
+    page.note(estimated(1, 1, 60.0, (), 1, 1))
+    assert "time left: 60 s" in page.noted.value
+
+
+def test_notes_on_several_verdicts_stand_once(repository):
+    verdicts = judge_claims(repository / RESULTS)
+    shown, notes = verdicts_html(verdicts), [note for one in verdicts for note in one.notes]
+    assert len(notes) > len(set(notes))  # some are said of several
+    for note in set(notes): assert shown.count(html.escape(note, quote=False).replace("'", "&#39;").replace('"', "&#34;")) == 1, note
+
+
+def test_predictions_open_on_something():
+    def answers(name, values): return pd.DataFrame(dict(id=["a", "b"], prompt="p", true="t", run=name, name=name, answer=name, value=values))
+    for runs, show in (([("one", (1.0, 0.0)), ("two", (1.0, 0.0)), ("three", (0.0, 0.0))], "they differ"), ([("one", (1.0, 0.0)), ("two", (1.0, 0.0))], "all"), ([("one", (1.0, 0.0))], "all")):
+        view = Predictions(pd.concat([answers(*one) for one in runs]))
+        assert view.show.value == show and "<td" in view.table.value and "0 of" not in view.table.value
+
+
+def test_what_changes_before_the_browser_has_the_page_is_sent_again(tmp_path, monkeypatch):
+    page, sent = Playground(tmp_path / "study", small()), []
+    monkeypatch.setattr("ipywidgets.Widget.send_state", lambda one, key=None: sent.append(one))
+    asyncio.run(page.say_again((0,)))
+    assert {page.noted, page.told, page.run_button, page.results.views["Cells"]} <= set(sent)
+    assert not {entry.control for entry in page.form.entries.values()} & set(sent)  # nobody is interrupted
+
+
+# a file of one's own
+
+ROWS = [f"{word} {i},{label}" for i in range(30) for word, label in (("late parcel", "shipping"), ("wrong bill", "money"))]
+
+
+def own_file(folder, **doors):
+    "The part of the page for files, which looks at once."
+    doors = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers={("bard",): ()}) | doors
+    return OwnFile(Doors(**doors))
+
+
+def look_now(read, show, fail):
+    try: found = read()
+    except Exception as error: return fail(error)
+    show(found)
+
+
+@pytest.mark.parametrize("head, rows, used", [
+    ("text,label", ROWS, Reading()),
+    ("text,label", [*ROWS, "no label,"], Reading(unusable="drop")),
+    ("body,kind", ROWS, Reading(prompt="{body}\\n", label="kind")),
+    ("body,kind", [*ROWS, "no label,"], Reading(prompt="{body}\\n", label="kind", unusable="drop"))])
+def test_a_file_is_seen_mended_and_used(head, rows, used, tmp_path):
+    taken, file = [], "\n".join([head, *rows]).encode()
+    own = own_file(tmp_path, use=lambda *what: taken.append(what))
+    own.arrive(dict(name="tickets.csv", content=memoryview(file)))
+    assert "late parcel 0" in own.preview.value and list(own.fields) == ["prompt", "label"]
+    assert own.task.value == "labels" and ("guessed from the rows" in own.findings.value) == (head == "body,kind")
+    assert (own.mend_button.layout.display is None) == ("no label," in rows)
+    if own.use_button.disabled:
+        assert own.mend_button.description == "Leave out the rows that cannot be used"
+        own.mend_button.click()
+    assert not own.use_button.disabled and [field.control.value for field in own.fields.values()] == head.split(",")
+    own.use_button.click()
+    assert taken == [(str(tmp_path / "uploads/tickets.csv"), "labels", used)]
+
+
+def test_what_is_found_stands_beside_the_column_in_the_page_s_words(tmp_path):
+    own = own_file(tmp_path)
+    (tmp_path / "holes.csv").write_text("\n".join(["text,label,note", *(f"{row},x" for row in ROWS), "no label,,x", ",money,x"]))
+    own.pick(str(tmp_path / "holes.csv"))
+    label, prompt = own.fields["label"].note.value, own.fields["prompt"].note.value
+    assert "1 row: the label is empty" in label and "1 row: the prompt is empty" in prompt and "line 62" in label
+    assert own.mend_button.description == "Leave out the rows that cannot be used" and "cannot be used" in own.findings.value
+    assert "--" not in label + prompt + own.findings.value
+
+
+def test_a_file_that_is_no_table_is_refused_in_a_sentence(tmp_path):
+    own = own_file(tmp_path)
+    for name, content, said in (("a.csv", b"", "is empty"), ("a.exe", b"MZ", "is none of .csv"), ("a.csv", b"%PDF-1.4", "is not a table but a PDF"), (HOSTILE + ".csv", b"\x00\x01", "")):
+        own.arrive(dict(name=name, content=memoryview(content)))
+        assert said in own.findings.value and "sftdpo-problem" in own.findings.value and own.then.layout.display == "none" and "<img" not in own.findings.value
+    own.pick(str(tmp_path / "nowhere.csv"))
+    assert "there is no such file" in own.findings.value
+
+
+def test_a_file_that_arrives_replaces_nothing(tmp_path):
+    folder, diary = tmp_path / "uploads", tmp_path / "diary.csv"
+    folder.mkdir()
+    diary.write_text("mine")
+    (folder / "diary.csv").symlink_to(diary)
+    (folder / "a.csv").write_text("theirs")
+    for name, content, at in (("a.csv", b"new", "a-2.csv"), ("a.csv", b"theirs", "a.csv"), ("../diary.csv", b"new", "diary-2.csv"), (str(diary), b"x", "diary-3.csv"), ("..\\..\\b.csv", b"b", "b.csv"), (".csv.csv", b"c", "csv.csv")):
+        path = keep_upload(name, content, folder)
+        assert path == folder / at and path.read_bytes() == content, name
+    assert diary.read_text() == "mine" and (folder / "a.csv").read_text() == "theirs"
+
+
+def test_a_file_is_used_with_all_its_rows_and_presets_leave_it(tmp_path):
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,team", *ROWS]))
+    page = Playground(tmp_path / "study", small())
+    page.use_file(str(tmp_path / "tickets.csv"), "labels", Reading(label="team"))
+    used = page.form.settings
+    assert (used.data, used.tasks, used.reading.label, used.train_size, used.test_size) == (str(tmp_path / "tickets.csv"), ("labels",), "team", None, None)
+    assert page.source.value == "my own file" and "tickets.csv" in page.about.value
+    page.preset("six cells")
+    assert page.form.settings == PRESETS["six cells"][1].replace(data=used.data, tasks=("labels",), reading=used.reading, train_size=None, test_size=None)
+    assert len(page.look().nodes) > 6
+    page.source.value = "sonnets"
+    assert (page.form.settings.data, page.form.settings.tasks, page.form.settings.reading) == ("embedded", ("sonnet",), Reading())
+
+
+@pytest.mark.parametrize("text", ["leave them out: --reading.unusable drop", "--tasks labels --reading.label team reads it", "too long (--reading.too-long drop) or cut (--reading.too-long truncate)",
+                                  "use more (--sft.epochs 3), or --no-reading.end-of-text", "choose others with --reading.verbalizers"])
+def test_messages_for_the_shell_name_fields_on_the_page(text):
+    assert "--" not in in_page_words(text) and "“" in in_page_words(text)
+
+
+# a recommendation
+
+def test_a_recommendation_is_the_command_s(tmp_path, monkeypatch):
+    from sftdpo.cli import parse
+    begun = []
+    monkeypatch.setattr("sftdpo.playground.begin_command", lambda folder, words: begun.append((folder, words)) or Process())
+    page = Playground(tmp_path / "study", small())
+    page.recommend(str(tmp_path / "my tickets.csv"), "labels", Reading(prompt="{text}\\n", label="team", unusable="drop"), 5)
+    (folder, words), = begun
+    command = parse(words)
+    assert (command.data, command.minutes, command.task, command.out, command.reading) == (str(tmp_path / "my tickets.csv"), 5, "labels", folder, Reading(prompt="{text}\\n", label="team", unusable="drop"))
+    assert folder == tmp_path / "recommend-my tickets" and isinstance(page.process, Recommending) and page.run_button.disabled
+    page.recommend("other.csv", "labels", Reading(), 5)
+    assert len(begun) == 1 and "stop it first" in page.told.value
+    log_file(folder).write_text("tickets: labels, 300 rows\nsft full, learning rate 0.001, 5 epochs · 20 s of 5 min\n    95.0 %\n")
+    page.tick(page.read_course())
+    assert "95.0 %" in page.course.log.value and page.results.recommendation.value == ""
+    folder.mkdir()
+    (folder / "recommendation.txt").write_text(f"Train sft full.\nExpect 95.0 % {HOSTILE}.\n")
+    page.tick(page.read_course())
+    assert "Train sft full." in page.results.recommendation.value and "<img" not in page.results.recommendation.value
+    page.process.begun.code = 0
+    page.ended()
+    assert "Finished." in page.told.value and page.process is None
+
+
+def test_a_recommendation_does_not_take_a_folder_of_somebody_else(tmp_path):
+    (tmp_path / "recommend-a").mkdir()
+    (tmp_path / "recommend-a/diary").write_text("mine")
+    page = Playground(tmp_path / "study", small())
+    page.recommend("a.csv", "labels", Reading(), 5)
+    assert page.process is None and "holds files that are no study" in page.told.value and not log_file(tmp_path / "recommend-a").exists()
+
+
+def test_a_file_that_is_too_small_is_told_so(tmp_path):
+    "The real process."
+    (tmp_path / "few.csv").write_text("\n".join(["text,label", *ROWS[:12]]))
+    page = Playground(tmp_path / "study", small())
+    page.recommend(str(tmp_path / "few.csv"), "labels", Reading(), 1)
+    assert page.process.begun.wait(PATIENCE) == 0, log_file(page.process.folder).read_text()
+    page.tick(page.read_course())
+    page.ended()
+    assert "No recommendation. few has 12 rows" in page.results.recommendation.value and "Finished." in page.told.value
+
+
+# a model is asked
+
+def test_without_a_kept_model_the_page_says_how_to_keep_one(tmp_path):
+    page = Playground(tmp_path / "study", small())
+    page.show(page.read(page.home))
+    ask = page.results.ask
+    assert ask.some.layout.display == "none" and "<b>weights</b> to <b>best</b>" in ask.none.value and kept_models(tmp_path) == {}
+    assert page.form.entries["weights"].control.options[1] == ("best", "best")
+
+
+def test_a_prompt_is_text_on_its_way_and_back(tmp_path):
+    known = dict(reading=dict(encoding="latin-1", delimiter=";", columns=["a", "text"]))
+    text = 'two "lines";\nå '
+    path = one_row(known, {"text": text}, tmp_path)
+    from sftdpo.reading.files import read_table
+    assert read_table(path, ";", "latin-1", ("a", "text")).values("text") == [text]
+    assert "<img" not in answer_html(pd.DataFrame([dict(answer=HOSTILE)])) + answer_html(pd.DataFrame([{"answer": HOSTILE, f"probability_{HOSTILE}": 1.0}]))
+
+
 # in a browser
 
 chromium, driver = shutil.which("chromium") or shutil.which("chromium-browser"), shutil.which("chromedriver")
 lacking = [name for name, there in (("Chromium: apt-get install chromium chromium-driver", chromium and driver), *((f"{name}: pip install {name}", importlib.util.find_spec(name)) for name in ("selenium", "jupyterlab", "voila"))) if not there]
 in_a_browser = pytest.mark.skipif(bool(lacking), reason=f"needs {'; '.join(lacking)}")
-PATIENCE = 200  # seconds until something that must come is given up: never what a test is decided by
 
 
 @pytest.fixture(scope="module")
@@ -608,7 +850,9 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.fill("name", "in a browser")
     page.fill("train size", "200")
     page.fill("test size", "32")
-    for label in ("dpo", "sft-dpo", "lora"): page.tick(label)
+    page.tick("lora")  # its card, on and off again
+    page.wait(lambda: page.text("3 runs, 2 stages to train"), "an estimate of more runs")
+    page.tick("lora")
     page.fold("SFT stages")
     for label, text in (("batch size", "4"), ("epochs", "2"), ("evaluations", "1"), ("checkpoint steps", "5")): page.fill(label, text)
     page.wait(lambda: not page.all("//*[contains(@class,'sftdpo-problem')]"), "a form without mistakes")
@@ -642,6 +886,10 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.tab("Predictions")
     page.wait(lambda: page.text("of 32 examples"), "predictions")
     page.shoot("predictions")
+    page.tab("Try")
+    page.press("Answer")
+    page.wait(lambda: page.text("probability"), "an answer of the kept model")
+    page.shoot("answer")
     page.tab("Command")
     page.wait(lambda: page.text(f"sftdpo compare --settings {folder}.page.yaml --out {folder}"), "the command")
     errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
@@ -650,14 +898,47 @@ def test_in_a_browser(server, browser, tmp_path, name):
     assert history["step"].max() == 100 and history["loss"].notna().sum() == 100
 
 
+def boxes(browser):
+    "Left, top, right and bottom of the page's two columns."
+    return browser.execute_script("return [...document.querySelector('.sftdpo-columns').children].map(one => { const box = one.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom] })")
+
+
+def overflowing(browser, width):
+    "What reaches beyond the page, but for what scrolls in a box of its own."
+    return browser.execute_script("""return [...document.querySelectorAll('.sftdpo-playground *')].filter(one => one.getBoundingClientRect().right > arguments[0] + 1
+        && !one.closest('.sftdpo-table, .lm-TabBar, svg')).map(one => one.className + ': ' + one.textContent.slice(0, 40))""", width)
+
+
+def contrast(browser, selector):
+    "The contrast of an element's text with the page, its opacity included (WCAG 2)."
+    colour, behind, opacity = browser.execute_script("""const one = document.querySelector(arguments[0]); return [getComputedStyle(one).color, getComputedStyle(document.body).backgroundColor, +getComputedStyle(one).opacity]""", selector)
+    front, back = ([float(word) for word in re.findall(r"[\d.]+", text)[:3]] for text in (colour, behind))
+    front = [opacity * one + (1 - opacity) * other for one, other in zip(front, back)]
+    def light(colour): return sum(share * (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4) for share, one in zip((0.2126, 0.7152, 0.0722), (value / 255 for value in colour)))
+    low, high = sorted((light(front), light(back)))
+    return (high + 0.05) / (low + 0.05)
+
+
 @in_a_browser
-def test_the_link_works_in_a_browser_and_save_asks(alone, browser, tmp_path):
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_link_works_in_a_browser_and_save_asks(alone, browser, tmp_path, theme):
     port, token, *_ = alone
-    page, saved = Page(browser, tmp_path, "alone"), tmp_path / "mine.yaml"
-    browser.get(f"http://localhost:{port}/?token={token}")
+    shots = Path(os.environ.get("SFTDPO_SHOTS", tmp_path))
+    shots.mkdir(parents=True, exist_ok=True)
+    page, saved = Page(browser, shots, f"alone-{theme}"), tmp_path / "mine.yaml"
+    browser.get(f"http://localhost:{port}/?token={token}&theme={theme}")
     page.button("Run")
+    (left, _, middle, _), (right, *_) = boxes(browser)
+    assert 0 <= left and middle <= right and overflowing(browser, 1280) == []  # the form beside what comes of it
     page.fill("train size", "many")
     page.wait(lambda: "give a whole number" in page.one("//*[contains(@class,'sftdpo-problem')]").text, "a mistake that is named")
+    for selector in (".sftdpo-help span", ".sftdpo-problem", ".sftdpo-line", ".sftdpo-playground h3"): assert contrast(browser, selector) >= 4.5, selector
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=900, deviceScaleFactor=1, mobile=True))
+    page.wait(lambda: boxes(browser)[1][1] >= boxes(browser)[0][3], "one column on a phone")
+    assert overflowing(browser, 390) == []
+    page.shoot("phone")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    if theme == "dark": return
     page.fill("train size", "200")
     saved.write_text("a diary")
     page.fill("YAML file", str(saved))
@@ -667,3 +948,13 @@ def test_the_link_works_in_a_browser_and_save_asks(alone, browser, tmp_path):
     page.press("Replace")
     page.wait(lambda: page.text(f"Saved: {saved}"), "the end of it")
     assert "train_size: 200" in saved.read_text() and page.button("Save")
+    tickets = tmp_path / "tickets.csv"
+    tickets.write_text("\n".join(["text,label", *ROWS, "nobody,"]))
+    page.press("my own file")
+    page.fill("or its path", f"{tickets}\n")
+    page.wait(lambda: page.text("cannot be used"), "what stops the file")
+    page.shoot("file")
+    page.press("Leave out the rows that cannot be used")
+    page.press("Use this file")
+    page.wait(lambda: page.text(f"In use: {tickets} (labels)."), "a file in use")
+    page.wait(lambda: page.text("2 runs, 1 stage to train"), "an estimate")

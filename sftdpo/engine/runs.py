@@ -40,7 +40,7 @@ from ..evaluate import baselines, evaluate, predict, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
 from ..reading.chat import Interpreted
-from ..tasks import Task, TASKS, find_function
+from ..tasks import TASKS, Task, find_function
 from ..trainer import StageResult, train_stage
 
 # %% ../../nbs/engine/04_runs.ipynb #31ab0094

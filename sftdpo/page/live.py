@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMAND', 'estimate', 'progress_of', 'live_history', 'settings_file', 'log_file', 'page_lock', 'execution_words',
-           'command_words', 'begin_study', 'working', 'stop_study', 'format_last', 'AtWork', 'how_it_ended']
+           'command_words', 'begin_command', 'refuse_busy', 'begin_study', 'working', 'stop_study', 'format_last',
+           'AtWork', 'how_it_ended', 'recommend_words', 'recommendation_in']
 
 # %% ../../nbs/page/02_live.ipynb #d78cb6b1
 import os
@@ -17,13 +18,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..config import Execution, Study, to_dict, to_yaml
+from ..config import Execution, Reading, Study, to_dict, to_yaml
 from ..engine.folder import StudyFolder
 from ..engine.inputs import Inputs
 from ..engine.safe_files import holder, write_text
 from ..engine.store import with_searched_rates
 from ..engine.timing import Plan, plan
 from ..engine.tree import Node, history_of_node, stage_lines
+from ..reading.check import reading_options
 from ..study import check_runs, check_study_folder
 
 # %% ../../nbs/page/02_live.ipynb #2f4c381d
@@ -108,20 +110,36 @@ def command_words(
     return ["sftdpo", "compare", "--settings", str(settings_file(folder)), "--out", str(folder), *execution_words(execution)]
 
 # %% ../../nbs/page/02_live.ipynb #ec7fde3c
+def begin_command(
+    folder: Path,      # that the command writes
+    words: list[str],  # the command, without `sftdpo`
+) -> subprocess.Popen:
+    "Start a command in another process, which holds the folder's lock and writes a log beside it."
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_text(log_file(folder), "")  # a new file, also where there was a link
+    with open(log_file(folder), "a", encoding="utf-8") as log:
+        return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *words], stdin=subprocess.DEVNULL, stdout=log,
+                                stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+
+
+def refuse_busy(
+    folder: Path,  # that somebody would work on
+):
+    "Raise if a process is at work there."
+    if working(folder) is not None: raise FileExistsError(f"In {folder} a process is at work; press Open to follow it.")
+
+
 def begin_study(
     study: Study,  # to train
     folder: Path,  # of the study, new or begun
     execution: Execution = Execution(),  # who trains
 ) -> subprocess.Popen:
     "Start a study, or let it go on, in another process."
-    if working(folder) is not None: raise FileExistsError(f"In {folder} a process is at work; press Open to follow it.")
+    refuse_busy(folder)
     check_study_folder(folder, study)
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings_file(folder), to_yaml(study))
-    write_text(log_file(folder), "")  # a new file, also where there was a link
-    with open(log_file(folder), "a", encoding="utf-8") as log:
-        return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *command_words(folder, execution)[1:]], stdin=subprocess.DEVNULL, stdout=log,
-                                stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    return begin_command(folder, command_words(folder, execution)[1:])
 
 # %% ../../nbs/page/02_live.ipynb #443ada9d
 def working(
@@ -190,3 +208,25 @@ def how_it_ended(
         return f"{len(failures)} stage{'s' if len(failures) > 1 else ''} failed; Resume tries again. {first.stage}: {first.reason}", True
     if code < 0 or "stopped" in last: return "Stopped. Resume goes on from the last checkpoint.", False
     return f"It ended before all was done; Resume goes on from the last checkpoint. {last}", True
+
+# %% ../../nbs/page/02_live.ipynb #3a390a5d
+def recommend_words(
+    task: str,          # of the file
+    data: str,          # its path
+    reading: Reading,   # how it is read
+    backbone: str,      # to start from
+    minutes: float,     # that it may take
+    folder: Path,       # for the trials and the model
+) -> list[str]:
+    "The command that recommends how to train on a file."
+    return ["sftdpo", "recommend", data, "--task", task, "--minutes", f"{minutes:g}", "--backbone", backbone, *reading_options(reading), "--out", str(folder)]
+
+
+def recommendation_in(
+    folder: Path,  # of the trials
+) -> str:          # empty while there is none
+    "What was recommended, or why nothing was."
+    path = folder / "recommendation.txt"
+    declined = re.search(r"^No recommendation\..*", format_last(folder, 400), re.MULTILINE)
+    if declined: return declined[0]
+    return path.read_text(encoding="utf-8") if path.is_file() and not path.is_symlink() else ""
