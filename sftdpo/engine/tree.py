@@ -57,7 +57,7 @@ def stage_tree(
     "The nodes of a study."
     nodes, named = {}, set()
     for one in map(inputs.of, runs.runs() if isinstance(runs, Study) else runs):
-        if one.name in named: continue  # a swept field that a run does not use makes no other run
+        if one.name in named: continue  # equal runs: they differ in a swept field that they do not use
         base = inputs.of(one.run.base)
         parent = nodes.setdefault(base.name, Node(base.name, None, base, None, 0, {base.name: base}))
         for depth, (key, stage) in enumerate(zip(one.keys, one.run.stages), 1):
@@ -86,7 +86,7 @@ def history_of_node(
     folder: StudyFolder,  # of the study
     node: Node,           # with a stage
 ) -> pd.DataFrame:
-    "The history of a node's stage that counts: all of it while it is running or finished, otherwise up to the last checkpoint."
+    "The valid history of a node's stage: up to the last checkpoint if it was stopped, otherwise all."
     stage = folder.stage(node.key)
     lines = stage_lines(stage)
     if not len(lines) or stage.record.exists() or folder.worker_at(node): return lines
@@ -124,14 +124,14 @@ def check_stage_weights(
     folder: StudyFolder,  # of the study
     node: Node,           # with a trained stage, whose weights will be used
     say: Callable = print,  # told what is damaged
-    wait: bool = True,    # take the node's lock before anything is removed; not where this process holds it
+    wait: bool = True,    # take the node's lock before anything is removed? False if this process holds it
 ) -> bool:
     "Are a stage's weights as they were written? If they are not, the stage is to be trained again."
     stage = folder.stage(node.key)
     if not stage.trained: return False
     if stage.damage(weights=True) is None: return True
     with folder.held(node.key, wait=-1) if wait else nullcontext():
-        found = stage.record.exists() and stage.damage(weights=True)  # another process may have made it again meanwhile
+        found = stage.record.exists() and stage.damage(weights=True)  # another process may have trained it again meanwhile
         if found:
             say(f"note: {found} The stage is trained again.")
             stage.forget()
