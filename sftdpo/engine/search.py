@@ -57,7 +57,7 @@ def next_trial(
     scores: dict[tuple, float],  # of a cell's trials so far
     factor: float,               # between neighbours of the grid
 ) -> tuple[float, float | None]:
-    "Where the next trial pays: beyond the edge if the best lies there, otherwise between the best and its neighbours."
+    "The most useful next trial: beyond the edge if the best lies there, otherwise beside the best."
     rate, beta = best_of(scores)
     if edge := at_edge(scores): return rounded(rate * factor**edge), beta
     def between(low, high): return rounded(math.sqrt(low * high))
@@ -97,7 +97,7 @@ class CellTrials:
         return [self.run.replace(**self.settings(trial), seed=seed) for seed in self.study.search.seeds]
 
     def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
-        "Take over what a trial's runs reached; a run that failed counts as the worst."
+        "Take over the scores of a trial's runs; a run that failed counts as the worst."
         homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
         found = [read_json(home.metrics).get(TASKS[self.task].primary.name) if home.finished else None for home in homes]
         self.each[trial] = [-math.inf if score is None else score for score in found]
