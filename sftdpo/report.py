@@ -424,7 +424,7 @@ def caveats_of(
     seeds = trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained) else 0
     look = "a look, not a claim" if seeds >= 3 else "too few even for a look"
     if 0 < seeds < 5: found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}. A claim needs five or more.")
-    if len(trained) and not chosen: found.append("Learning rates are those of the settings, not each cell's best: a difference between cells may come from the rates alone.")
+    if len(trained) and not chosen: found.append("Learning rates are those of the settings, not each cell's best: a difference between cells may be one between rates.")
     found += [f"{part['task']}: {part['missing']:,} values could not be judged and are left out of the intervals." for part in parts if part["missing"]]
     if len(trained): found.append("Times are those of the hardware named below; where several runs shared it, they slowed one another.")
     return found
@@ -438,7 +438,7 @@ def shared_texts(
     for home in map(DataFolder, sorted(StudyFolder(folder).data.glob("*"))):
         if not home.report.exists(): continue
         about = read_record(home.report)
-        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} in both {splits}: a model may be judged on texts that it was trained on." for splits, count in about.get("shared", {}).items() if count]
+        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} of {splits}: a model may be judged on texts that it was trained on." for splits, count in about.get("shared", {}).items() if count]
         if lost := len(about.get("problems", [])): found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be used ({home.unusable.relative_to(folder)}).")
     return found
 
