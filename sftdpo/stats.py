@@ -418,7 +418,7 @@ def choice_error(
     noise = (rest**2).sum() / freedom / seeds
     near = means[means >= means.max() - 3 * math.sqrt(2 * noise)]
     if len(near) < 2 or noise == 0: return 0., float(freedom)
-    share = max(1 - noise / near.var(ddof=1), 0.)  # of the spread between trials that is no noise
+    share = max(1 - noise / near.var(ddof=1), 0.)  # of the spread between trials that is not noise
     centre = near.mean() + share * (near - near.mean())
     true = centre + math.sqrt(share * noise) * np.random.default_rng(0).standard_normal((draws, len(near)))
     return float(np.sqrt(((true.max(1) - true[:, near.argmax()])**2).mean())), float(freedom)
