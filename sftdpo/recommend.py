@@ -234,7 +234,7 @@ def reached_without(
     return {"the base model": base} | baselines_of(results)
 
 # %% ../nbs/15_recommend.ipynb #67d16eaa
-FAR = 0.03  # a share so far below the best baseline that no model is worth its trouble
+FAR = 0.03  # a share so far below the best baseline that no model is worth training
 def reason_to_decline(
     expected: Estimate,           # from `honest`
     baselines: dict[str, float],  # from `reached_without`
