@@ -315,7 +315,7 @@ DPO_COLUMNS = ("reward_margin", "chosen_log_probability", "rejected_log_probabil
 def watched_in(
     history: pd.DataFrame,  # of DPO stages
 ) -> tuple[tuple[str, ...], str]:  # columns; the words for the rows they are of
-    "The columns to draw: of held-out pairs if these were evaluated often enough, otherwise of training pairs."
+    "The columns to draw: of held-out pairs if evaluated often enough, otherwise of training pairs."
     held_out = tuple(f"held_out_{name}" for name in DPO_COLUMNS)
     for columns, rows, least in ((held_out, "held-out pairs", 3), (DPO_COLUMNS, "training pairs, smoothed", 1)):
         if all(name in history and history.loc[history[name].notna(), "step"].nunique() >= least for name in columns): return columns, rows
@@ -608,7 +608,7 @@ def displacement(
 ) -> Picture:
     "The change of each pair's chosen log-probability, sorted, a line per cell."
     table, words = displaced_pairs(pairs, variants), []
-    if table.empty: return nothing("No DPO stage has recorded how the likelihoods of its pairs changed.")
+    if table.empty: return nothing("No DPO stage has recorded the changes of its pairs.")
     names = list(table["cell"].cat.categories[table["cell"].cat.categories.isin(table["cell"])])
     looks = looks_of(names[:MOST_LINES])
     with style():
