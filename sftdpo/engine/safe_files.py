@@ -319,7 +319,7 @@ def say_waiting(
 def held(
     path: Path,         # of the lock's file
     wait: float = 0.0,  # seconds to wait for it; below 0: as long as it takes
-    say=say_waiting,    # told who holds it, after half a second
+    say=say_waiting,    # reports who holds it, after half a second
 ):
     "Give True while this process alone holds the lock, or False if another holds it."
     path.parent.mkdir(parents=True, exist_ok=True)
