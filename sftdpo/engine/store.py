@@ -55,7 +55,7 @@ def planned_runs(
 def write_planned_runs(
     folder: str | Path,   # of the study
     lines: pd.DataFrame,  # as `planned_runs` gives them
-    say=print,            # told of a list that cannot be read
+    say=print,            # reports a list that cannot be read
 ):
     "Add the runs that are planned now, before those that were planned earlier."
     folder, lines = StudyFolder(folder), lines.astype(str).drop_duplicates()
