@@ -127,7 +127,7 @@ def time_judging(
 def calibrate(
     nodes: list[Node],  # of the study
     timing: Timing,     # what is known; what is missing is added
-    say=print,          # told what is being measured
+    say=print,          # reports what is being measured
     keep: Path | None = None,  # where the times are kept
 ) -> Timing:
     "Measure each cost group that has no time yet: four steps of training, or a few examples judged."
@@ -363,7 +363,7 @@ def plan(
     folder: str | Path,      # where its results are or will be
     measure: bool = True,    # calibrate what has no time yet? Otherwise only finished stages count
     workers: int = 1,        # processes at once
-    say=print,               # told what is being measured
+    say=print,               # reports what is being measured
     inputs: Inputs | None = None,  # of the study; default: read now
 ) -> Plan:
     "A study's stage tree with its state, time and disk; nothing is trained, only calibration is written."
