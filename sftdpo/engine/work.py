@@ -40,7 +40,7 @@ def finish_node(
     node: Node,             # whose lock is held
     weights: str = "none",  # models to keep: none, best, all; parents: those of stages that others start from, for a search
     progress: bool = True,  # draw bars?
-    say=print,              # told what is damaged
+    say=print,              # reports what is damaged
 ) -> bool:                  # was its stage trained now?
     "Train the stage if its policy is not there, and judge the runs that end with it."
     folder.sweep(node)
@@ -88,8 +88,8 @@ def attempt(
     node: Node,             # whose lock is held
     weights: str = "none",  # models to keep
     progress: bool = True,  # draw bars?
-    say=print,              # told of failures
-    timing: Timing | None = None,  # told what the node took
+    say=print,              # reports failures
+    timing: Timing | None = None,  # records what the node took
 ) -> bool:
     "Finish a node, or write down why it failed."
     try:
@@ -150,7 +150,7 @@ def work(
     nodes: list[Node],      # in the order of work
     weights: str = "none",  # models to keep
     progress: bool = True,  # draw bars?
-    say=print,              # told what begins, and what fails
+    say=print,              # reports what begins, and what fails
     workers: int = 1,       # processes at work, to estimate the time left
     gather_order: list[str] | None = None,  # names of runs, to write results on the way
 ):
@@ -216,7 +216,7 @@ def share_work(
     nodes: list[Node],      # to finish
     weights: str,           # models to keep
     workers: int,           # processes
-    say=print,              # told when a worker is lost
+    say=print,              # reports lost workers
 ):
     "Let several processes work on a folder until all is done."
     cores, gpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), torch.cuda.device_count()
