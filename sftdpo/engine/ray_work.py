@@ -53,7 +53,7 @@ def work_on_ray(
     nodes: list[Node],     # in the order of work
     weights: str,          # models to keep
     execution: Execution,  # cores and GPUs per run, the cluster's address
-    say=print,             # told what begins, and what fails
+    say=print,             # reports what begins, and what fails
 ):
     "Give every node to Ray as soon as it is ready, until all is done."
     if importlib.util.find_spec("ray") is None:
