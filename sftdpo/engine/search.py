@@ -116,7 +116,7 @@ def try_cells(
     folder: StudyFolder,      # for the runs of the trials
     inputs: Inputs,           # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in that folder
-    say=print,                # told what begins
+    say=print,                # reports what begins
 ):
     "Spend the trials of several cells."
     search = cells[0].study.search
@@ -146,9 +146,9 @@ def search_rates(
     folder: StudyFolder,  # for the table and the runs of the trials
     inputs: Inputs,       # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in the folder
-    say=print,     # told what begins, and what was chosen
+    say=print,     # reports what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
-    "Pick each cell's learning rate, for DPO with its beta; what the study says of single cells stays."
+    "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
     chosen, lines = {}, []
     recipes = [recipe for recipe in study.recipes if RECIPES[recipe].stages]
     for recipe in recipes: recipes += [before for before in [RECIPES[recipe].after] if before and before not in recipes]
