@@ -260,7 +260,7 @@ def check_words(
         flag = word.partition("=")[0].replace("_", "-")
         option = known.get(flag)
         if not option or not option.applies:
-            if option: raise SettingsError(f"{flag} does not apply to {flag[2:5].upper()}: {'nothing else can stand there' if flag.endswith('.kind') else f'it is --dpo.{flag[6:]}'}.")
+            if option: raise SettingsError(f"{flag} does not apply to {flag[2:5].upper()}: {'it cannot be changed' if flag.endswith('.kind') else f'it is --dpo.{flag[6:]}'}.")
             usable = [name for name, one in known.items() if one.applies]
             raise SettingsError(f"{word}: `sftdpo {command}` has no such option{nearest(flag, usable) or f': sftdpo {command} --help-all lists them.'}")
         values = values_after(words, at, option)
