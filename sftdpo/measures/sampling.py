@@ -76,7 +76,7 @@ def choose_tokens(
 def lines_after(
     text: str,            # of one token
     complete: int = 0,    # lines that were complete before it; blank ones do not count
-    begun: bool = False,  # whether a word stands in the line that it continues
+    begun: bool = False,  # whether the line that it continues has a word
 ) -> tuple[int, bool]:    # the same after it
     "How many lines are complete once a token has been added."
     *ended, rest = text.split("\n")
