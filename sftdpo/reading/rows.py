@@ -72,7 +72,7 @@ def _encode_slowly(texts, tokenizer, continuing):
     return [after[len(line):] if after[:len(line)] == line else alone for after, alone in zip(ids(["\n" + text for text in texts]), ids(list(texts)))]
 
 def _encode(texts, tokenizer, continuing=False) -> list[list[int]]:
-    "Ids of some texts, special tokens not interpreted; the fast tokenizers are asked without the offsets that nobody needs."
+    "Ids of some texts, special tokens not interpreted; fast tokenizers skip the offsets."
     if not getattr(tokenizer, "is_fast", False): return _encode_slowly(texts, tokenizer, continuing)
     with _letters_only(tokenizer, continuing) as backend: return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -140,7 +140,7 @@ def changed_texts(
 
 # %% ../../nbs/reading/04_rows.ipynb #4f29cff1
 def _check_joints(names, prompts, ends, ids, tokenizer):
-    "Raise where the ids of a prompt and of what follows it say another text than both."
+    "Raise if the joined ids of a prompt and of what follows it decode to another text."
     wrong, _ = changed_texts([*map("".join, zip(prompts, ends))], ids, tokenizer)
     if not wrong: return
     first, where = min(wrong), ", ".join(repr(names[i]) for i in sorted(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
@@ -160,7 +160,7 @@ def check_joints(
     examples: Sequence[Example], # with or without completions
     tokenizer,                   # of the backbone
 ):
-    "Raise where a prompt and its completion cannot be tokenized apart without another text."
+    "Raise if tokenizing prompt and completion separately changes the text."
     for parts in _joined(examples, tokenizer): _check_joints(*parts, tokenizer)
 
 def read_otherwise(
