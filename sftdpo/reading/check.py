@@ -76,7 +76,7 @@ def length_quantiles(
 def duplicates(
     examples: Sequence[Example],  # of one split
 ) -> dict[str, int]:              # exact, contradicting
-    "Examples that repeat another, and prompts that stand with several labels."
+    "Examples that repeat another, and prompts that occur with several labels."
     seen, labels = Counter(hash((e.prompt, e.completion, e.rejected)) for e in examples), {}
     for e in examples:
         if e.label is not None: labels.setdefault(hash(text_key(e)), set()).add(e.label)
@@ -84,7 +84,7 @@ def duplicates(
 
 def shared(
     splits: dict[str, Sequence[Example]],  # train, validation, test
-) -> dict[str, int]:                       # how many examples of the first split stand in the second
+) -> dict[str, int]:                       # how many examples of the first split occur in the second
     "Texts that occur in two splits."
     keys = {name: [hash(text_key(e)) for e in examples] for name, examples in splits.items()}
     sets = {name: set(some) for name, some in keys.items()}
@@ -161,7 +161,7 @@ class DataReport:
     too_long: dict[str, dict] = field(default_factory=dict)   # split -> count, tokens over, ids of the first
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> exact, contradicting
     shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
-    copied: dict[str, list[str]] = field(default_factory=dict)  # judged text -> runs of six words that stand in a training text
+    copied: dict[str, list[str]] = field(default_factory=dict)  # judged text -> runs of six words that occur in a training text
     questions: dict[str, float] = field(default_factory=dict)  # pairs that share a question with training: number, share, and how many are duplicates
     equal_pairs: int = 0                                      # pairs whose chosen completion equals the rejected one
     verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
