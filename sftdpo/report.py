@@ -349,7 +349,7 @@ def more_figures(
     if len(pairs): found.append(figure(displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
                                        "mean of the seeds. The pairs themselves are in the tables beside this report."))
     if len(trials := trials_of_task(folder, task)):
-        found.append(figure(rate_curves(trials), "What the search saw", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
+        found.append(figure(rate_curves(trials), "The trials of the search", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
     for name, (rows, examples) in further_results(folder, task).items():
         cells = cells_of(with_cells(rows, variants), with_cells(examples, variants))
         found.append(figure(cell_comparison(cells, task_named(task).primary), f"Also judged on {name}", "A further set, on which nobody trained or chose. Exploratory."))
