@@ -157,7 +157,7 @@ def check_named_files(
 
 # %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
 class Inputs:
-    "What runs read; a collection reads each data set, tokenizer and base model once."
+    "What runs read: each data set, tokenizer and base model is read once, and kept."
     def __init__(
         self,
         load: Callable = load_task,     # gives the data of a task: task, data, way of reading, folds, fold
