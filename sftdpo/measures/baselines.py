@@ -69,7 +69,7 @@ def classifier_features(
     training: list[Example],     # to learn words and their weights from
     parts: list[list[Example]],  # to turn into numbers
 ) -> list:                       # a sparse matrix for each part
-    "TF-IDF of words and word pairs; of question pairs, of what the two share or not, plus overlap."
+    "TF-IDF of words and word pairs; for question pairs, of words shared and not, with the overlap."
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import StandardScaler
