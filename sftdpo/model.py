@@ -350,7 +350,7 @@ def inspect_backbone(
     "Check a backbone before anything is loaded; whatever would not work is an error of one line"
     where, revision = locate(name)
     if name in BACKBONES and (altered := altered_files(name)):
-        raise ValueError(f"{altered[0]} is not before training (its SHA-256 is another): " + ("install the package again" if name == "bard" else f"run `sftdpo fetch {name}`, which fetches it again"))
+        raise ValueError(f"{altered[0]} has been altered (its SHA-256 is another): " + ("install the package again" if name == "bard" else f"run `sftdpo fetch {name}`, which fetches it again"))
     if not (local := Path(where).is_absolute()) and not in_hub_cache(where, revision): fetch_hub(where, revision)
     folder = Path(where) if local else check_model_folder(Path(try_to_load_from_cache(where, "config.json", revision=revision or "main")).parent)
     check_finite_weights(weight_files(folder))

@@ -52,7 +52,7 @@ SIZE = 6.4  # inches: the width of a figure
 # %% ../nbs/21_plots.ipynb #417d15c9
 class Picture(Figure):
     "A matplotlib figure with an alternative text."
-    alternative = ""  # what a reader needs who does not see it
+    alternative = ""  # what a reader who cannot see it needs
 
     def __init__(
         self,
@@ -316,7 +316,7 @@ DPO_COLUMNS = ("reward_margin", "chosen_log_probability", "rejected_log_probabil
 def watched_in(
     history: pd.DataFrame,  # of DPO stages
 ) -> tuple[tuple[str, ...], str]:  # columns; the words for the rows they are of
-    "The columns to draw: of held-out pairs if these were looked at often enough, otherwise of training pairs."
+    "The columns to draw: of held-out pairs if evaluated often enough, otherwise of training pairs."
     held_out = tuple(f"held_out_{name}" for name in DPO_COLUMNS)
     for columns, rows, least in ((held_out, "held-out pairs", 3), (DPO_COLUMNS, "training pairs, smoothed", 1)):
         if all(name in history and history.loc[history[name].notna(), "step"].nunique() >= least for name in columns): return columns, rows
@@ -437,7 +437,7 @@ def against(
     "The primary metric against a cost: small marks are runs, large ones cells."
     metric = metric_named(metric)
     costs = costs[(costs["recipe"] != "base") & np.isfinite(costs[[column, "value"]].astype(float)).all(axis=1) & (costs[column] > 0)]
-    if costs.empty: return nothing(f"No run tells its {title}: there is nothing to draw.")
+    if costs.empty: return nothing(f"No run has recorded its {title}: there is nothing to draw.")
     factor, tunings = metric.factor, looks_of(dict.fromkeys(costs["tuning"]))
     markers = dict(zip(dict.fromkeys(costs.sort_values("cell")["recipe"]), MARKERS * 9))
     # recipes that cost the same would hide one another: each is drawn a little beside the next
@@ -609,7 +609,7 @@ def displacement(
 ) -> Picture:
     "The change of each pair's chosen log-probability, sorted, a line per cell."
     table, words = displaced_pairs(pairs, variants), []
-    if table.empty: return nothing("No DPO stage told what became of its pairs.")
+    if table.empty: return nothing("No DPO stage has recorded the changes of its pairs.")
     names = list(table["cell"].cat.categories[table["cell"].cat.categories.isin(table["cell"])])
     looks = looks_of(names[:MOST_LINES])
     with style():

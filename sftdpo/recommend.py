@@ -156,7 +156,7 @@ class Trials:
         return sum(parts) + last * self.folds / (self.folds - 1)
 
     def drop_weights(self, keep: bool = True):
-        "Delete the weights of stages, but for those of the best SFT of each tuning: DPO may start from them."
+        "Delete stages' weights, except those of each tuning's best SFT: DPO may start from them."
         best = {}
         for run in self.runs.values():
             if keep and run.recipe == "sft": best[run.tuning] = max(best.get(run.tuning, run), run, key=self.score)
@@ -233,7 +233,7 @@ def reached_without(
     return {"the base model": base} | baselines_of(results)
 
 # %% ../nbs/15_recommend.ipynb #67d16eaa
-FAR = 0.03  # a share so far below the best baseline that no model is worth its trouble
+FAR = 0.03  # a share so far below the best baseline that no model is worth training
 def reason_to_decline(
     expected: Estimate,           # from `honest`
     baselines: dict[str, float],  # from `reached_without`
@@ -245,7 +245,7 @@ def reason_to_decline(
     title = max(trivial, key=trivial.get)
     if not expected.low > trivial[title]:
         return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: it is not shown that anything was learned. "
-                "Collect more rows, look whether the labels follow from the texts, or give more minutes.")
+                "Collect more rows, check whether the labels follow from the texts, or give more minutes.")
     title = max(baselines, key=baselines.get)
     if expected.high < baselines[title] and (expected.mean + FAR < baselines[title] or not metric.share):
         return f"{title} reaches {format_metric(baselines[title], metric)}, and training {reached}: use {title} on these rows, or give more minutes or more rows."

@@ -98,7 +98,7 @@ def data(
     value,                 # from data, a model, a file name, settings
     longest: int = LONGEST,  # characters
 ) -> Markup:
-    "The value as text for the page, isolated from what stands around it."
+    "The value as text for the page, isolated from its surroundings."
     return Markup("<bdi>{}</bdi>").format(cut(value, longest))
 
 # %% ../nbs/22_report.ipynb #95634e6e
@@ -126,7 +126,7 @@ def has_all(
     results: pd.DataFrame | None,   # its table, if it can be read
     names: set[str],                # of finished runs
 ) -> bool:
-    "Has the table every metric of these runs?"
+    "Does the table have every metric of these runs?"
     if results is None or not names <= set(results["run"]): return False
     lines, metrics = results["run"].value_counts(), [folder.run(name).metrics for name in names]
     return all(lines[path.parent.name] == len(read_json(path)) for path in metrics if path.exists())
@@ -148,7 +148,7 @@ def up_to_date(
 def failures_of(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # stage, reason, whole
-    "Stages that failed: what, why, and all that was written down."
+    "Stages that failed, with the reason and the whole message."
     lines = []
     for path in StudyFolder(folder).failed():
         whole = path.read_text(encoding="utf-8", errors="replace")
@@ -160,11 +160,11 @@ def failures_of(
 def writable(
     value,  # text, or anything else
 ):
-    "The value; in text, what UTF-8 cannot hold is written as its number."
+    "The value; characters of a text that UTF-8 cannot hold are written as their numbers."
     return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
 
 # %% ../nbs/22_report.ipynb #508fd64e
-ONCE = ("written", "seconds", "sizes")  # what differs from run to run, or is told elsewhere
+ONCE = ("written", "seconds", "sizes")  # what differs from run to run, or is shown elsewhere
 
 
 def joined_names(
@@ -202,8 +202,8 @@ def describe_stage(
 ) -> str:
     "A stage's settings in one line."
     names = ALWAYS[kind] + tuple(name for name, usual in WHERE_UNUSUAL.items() if stage.get(name, usual) != usual)
-    describe_estimate = [f"{name.replace('_', ' ')} {format(stage[name], 'g') if isinstance(stage[name], float) else stage[name]}" for name in names if stage.get(name) is not None]
-    return f"{kind.upper()}: {', '.join(describe_estimate)}"
+    phrases = [f"{name.replace('_', ' ')} {format(stage[name], 'g') if isinstance(stage[name], float) else stage[name]}" for name in names if stage.get(name) is not None]
+    return f"{kind.upper()}: {', '.join(phrases)}"
 
 
 def settings_table(
@@ -306,7 +306,7 @@ def figure(
     title: str,    # what it shows, in a few words
     caption: str,  # how to read it
 ) -> dict:
-    "A figure for the page: an image of its own, that can neither run nor ask for anything."
+    "A figure for the page: an embedded image, which can neither run nor load anything."
     drawn = picture.svg()
     width, height = (round(float(value) * 4 / 3) for value in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn).groups())
     uri = "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
@@ -328,7 +328,7 @@ def further_results(
     folder: Path,  # of a study
     task: str,     # which task
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:  # name: results, examples
-    "What a task's runs reached on each further set."
+    "The results of a task's runs on each further set."
     found = {}
     for name in further_sets(folder):
         results = read_results(folder, judged=name)
@@ -348,10 +348,10 @@ def more_figures(
         found.append(figure(against_forgetting(results, variants), "What it forgot", "Forgetting: loss on text that no task trains on, after training minus before; "
                             "to the right, more is forgotten. One mark a run."))
     pairs = read_pairs(folder, list(results["run"].unique()))
-    if len(pairs): found.append(figure(displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by what their chosen completion has won or lost; "
+    if len(pairs): found.append(figure(displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
                                        "mean of the seeds. The pairs themselves are in the tables beside this report."))
     if len(trials := trials_of_task(folder, task)):
-        found.append(figure(rate_curves(trials), "What the search saw", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
+        found.append(figure(rate_curves(trials), "The trials of the search", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
     for name, (rows, examples) in further_results(folder, task).items():
         cells = cells_of(with_cells(rows, variants), with_cells(examples, variants))
         found.append(figure(cell_comparison(cells, task_of(rows).primary), f"Also judged on {name}", "A further set, on which nobody trained or chose. Exploratory."))
@@ -424,8 +424,8 @@ def caveats_of(
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
     repeated, word = ("fold", "fold") if trained["fold"].nunique() > 1 else ("seed", "seed")
     seeds = trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained) else 0
-    look = "a look" if seeds >= 3 else "less than a look"
-    if 0 < seeds < 5: found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}, not a claim. Five or more carry a claim.")
+    look = "a look, not a claim" if seeds >= 3 else "too few even for a look"
+    if 0 < seeds < 5: found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}. A claim needs five or more.")
     if len(trained) and not chosen: found.append("Learning rates are those of the settings, not each cell's best: a difference between cells may be one between rates.")
     found += [f"{part['task']}: {part['missing']:,} values could not be judged and are left out of the intervals." for part in parts if part["missing"]]
     if len(trained): found.append("Times are those of the hardware named below; where several runs shared it, they slowed one another.")
@@ -435,20 +435,20 @@ def caveats_of(
 def shared_texts(
     folder: Path,  # of a study
 ) -> list[str]:
-    "What the report on load says of texts that stand in two splits, and of rows that were left out."
+    "What was found when data was loaded: texts in two splits, and rows that were left out."
     found = []
     for home in map(DataFolder, sorted(StudyFolder(folder).data.glob("*"))):
         if not home.report.exists(): continue
         about = read_record(home.report)
-        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} of {splits}: what was learnt there may be judged there." for splits, count in about.get("shared", {}).items() if count]
+        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} of {splits}: a model may be judged on texts that it was trained on." for splits, count in about.get("shared", {}).items() if count]
         if lost := len(about.get("problems", [])): found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be used ({home.unusable.relative_to(folder)}).")
     return found
 
 # %% ../nbs/22_report.ipynb #ff65876e
 NOTE = """These are the tables of the report beside this folder, each as CSV (UTF-8, with a header) and as Parquet.
 
-Texts are whole and exactly before training from data and models, in Parquet and in CSV (there, what UTF-8
-cannot hold is written as \\udXXX). A spreadsheet may take a text that begins with = + - or @ for a formula
+Texts are whole and exactly as they came from data and models, in Parquet and in CSV (there, characters that
+UTF-8 cannot hold are written as \\udXXX). A spreadsheet may take a text that begins with = + - or @ for a formula
 and run it: import the CSV files with every column set to "text", or open the Parquet files.
 """
 
@@ -650,11 +650,11 @@ PAGE_SETTINGS = """
 <thead><tr>{% for column in rates.columns %}<th scope="col">{{ column|replace("_", " ")|data(80) }}</th>{% endfor %}</tr></thead>
 <tbody>{% for line in rates.head(most_lines).itertuples(index=False) %}<tr>{% for value in line %}<td>{{ value|data(120) }}</td>{% endfor %}</tr>{% endfor %}</tbody></table></div>{% endif %}
 <h3>Environment</h3>
-{% if environment|length %}<p class="soft above">What the runs were made with; several lines of a name where they differ.</p>
+{% if environment|length %}<p class="soft above">What the runs were made with; a name has several lines if runs differ.</p>
 <div class="scroll" tabindex="0" role="region" aria-label="Environment of the runs"><table class="wide">
 <thead><tr><th scope="col">what</th><th scope="col">value</th><th scope="col" class="number">runs</th></tr></thead>
 <tbody>{% for one in environment.head(120).itertuples(index=False) %}<tr><th scope="row">{{ one.what|data(80) }}</th><td>{{ one.value|data(400) }}</td><td class="number">{{ one.runs }}</td></tr>{% endfor %}</tbody></table></div>
-{% else %}<p>No finished run tells its environment.</p>{% endif %}
+{% else %}<p>No finished run has recorded its environment.</p>{% endif %}
 </section>
 """
 
@@ -665,7 +665,7 @@ PAGE_END = """
 <p>Save the settings below as <code>study.yaml</code>. With the same data, versions, processor and number of threads, the numbers come out the same.</p>
 <pre tabindex="0">{{ command|cut(2000) }}</pre>
 <details><summary>study.yaml</summary><pre tabindex="0">{{ settings|cut(20000) }}</pre></details>
-<p class="soft">The tables of this report lie in <code>{{ tables|data(200) }}</code> beside it, as CSV and Parquet. They hold texts exactly before training: a spreadsheet may take a text that begins with = + - or @ for a formula, so import CSV columns as text.</p>
+<p class="soft">The tables of this report are in <code>{{ tables|data(200) }}</code> beside it, as CSV and Parquet. They hold texts exactly as they came: a spreadsheet may take a text that begins with = + - or @ for a formula, so import CSV columns as text.</p>
 </section>
 </main>
 </body>

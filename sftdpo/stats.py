@@ -45,7 +45,7 @@ def checked_table(
 # %% ../nbs/13_stats.ipynb #ddd529db
 @dataclass(frozen=True)
 class Sums:
-    "What the intervals need to know of a table: counts, sums of squares, and what these are expected to be."
+    "What the intervals need of a table: counts, sums of squares, and the expectations of these."
     mean: float            # of all values
     counts: np.ndarray     # [seeds, examples] 1 where the seed was judged on the example
     squares: np.ndarray    # [3] sums of squares: between seeds, between examples, total
@@ -75,7 +75,7 @@ def sums_of(
 def variance_of_mean(
     sums: Sums,  # of a table
 ) -> tuple[float, np.ndarray, np.ndarray]:  # variance; the three components, nan where unknown; what each sum of squares contributes to the variance
-    "Moment estimate of the variance of the mean, not yet kept from being negative."
+    "Moment estimate of the variance of the mean, which may still be negative."
     known = np.array([sums.counts.shape[0] > 1, sums.counts.shape[1] > 1, True])
     if known[:2].all(): inverse = np.linalg.pinv(sums.expected, rcond=1e-10)
     else:  # one seed or one example: all spread between the values is one component, with the variance of the mean divided by their number
@@ -262,7 +262,7 @@ def fold_components(
 def interval(
     values: pd.DataFrame,       # seed, id, value; one cell
     level: float = 0.95,        # share of such intervals that hold the true mean
-    share: bool | None = None,  # are values right or wrong? none given: yes, if all are 0 or 1
+    share: bool | None = None,  # are values right or wrong? default: yes, if all are 0 or 1
 ) -> Estimate:
     "Mean over seeds and examples with its interval, from the crossed random-effects model."
     table = checked_table(values)
@@ -312,7 +312,7 @@ def estimate_of(
         half = distributions.t.ppf((1 + level) / 2, freedom) * error
         low, high, p_value = mean - half, mean + half, float(2 * distributions.t.sf(abs(mean) / error, freedom))
     shown = {name: None if np.isnan(value) else max(0., float(value)) for name, value in zip(("seed", "example", "residual", "fold"), components)}
-    if folds == 1 and shown["residual"] is not None and (seeds == 1 or examples == 1):  # all spread is the known factor's, or nobody's
+    if folds == 1 and shown["residual"] is not None and (seeds == 1 or examples == 1):  # all spread comes from the one factor that varies
         known = "example" if examples > 1 else "seed" if seeds > 1 else None
         if known: shown[known], shown["residual"] = shown["residual"], None
         else: shown["residual"] = None
@@ -418,7 +418,7 @@ def choice_error(
     noise = (rest**2).sum() / freedom / seeds
     near = means[means >= means.max() - 3 * math.sqrt(2 * noise)]
     if len(near) < 2 or noise == 0: return 0., float(freedom)
-    share = max(1 - noise / near.var(ddof=1), 0.)  # of the spread between trials that is no noise
+    share = max(1 - noise / near.var(ddof=1), 0.)  # of the spread between trials that is not noise
     centre = near.mean() + share * (near - near.mean())
     true = centre + math.sqrt(share * noise) * np.random.default_rng(0).standard_normal((draws, len(near)))
     return float(np.sqrt(((true.max(1) - true[:, near.argmax()])**2).mean())), float(freedom)

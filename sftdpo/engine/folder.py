@@ -48,7 +48,7 @@ def digests(
     folder: Path,  # with files, also in folders inside it
     but=(),        # names that are left out
 ) -> dict[str, str]:
-    "SHA-256 of every file in a folder, by its path from there."
+    "SHA-256 of every file in a folder, by its path inside the folder."
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in but)
     return {str(path.relative_to(folder)): digest_of(path) for path in files}
 
@@ -57,7 +57,7 @@ def first_damaged(
     folder: Path,             # with files
     known: dict[str, str],    # from `digests`
 ) -> Damaged | None:
-    "The first file that is not there, or is not as it was."
+    "The first file that is missing or has changed."
     for name, digest in known.items():
         path = folder / name
         if not path.is_file(): return Damaged(path, "it is not there")
@@ -76,9 +76,9 @@ def write_record(
 # %% ../../nbs/engine/03_folder.ipynb #58e5f870
 def read_record(
     path: Path,           # of a JSON file
-    remedy: str = AGAIN,  # for one that cannot be believed
+    remedy: str = AGAIN,  # for one that is damaged
 ) -> dict:
-    "What a record holds; one without a digest is believed as it is."
+    "What a record holds; one without a digest is accepted as it is."
     try: values = read_json(path)
     except ValueError: raise Damaged(path, "it is not whole JSON" if path.stat().st_size else "it is empty", remedy) from None
     if not isinstance(values, dict): raise Damaged(path, "it holds no record", remedy)
@@ -118,8 +118,8 @@ def step_of(
 class StageFolder(Place):
     "What a stage keeps."
     record, history, policy = file_in("stage.json"), file_in("history.csv"), file_in("policy")
-    pairs = file_in("pairs.csv")  # of a DPO stage: what becomes of each held-out pair
-    distributions = file_in("policy/distributions.safetensors")  # what its policy expects, for the stages that start from it
+    pairs = file_in("pairs.csv")  # of a DPO stage: how the likelihoods of held-out pairs changed
+    distributions = file_in("policy/distributions.safetensors")  # predicted by its policy, for the stages that start from it
     checkpoints, progress = file_in("checkpoints"), file_in("progress.jsonl")
     reference, held_out_reference = file_in("reference.npz"), file_in("held_out_reference.npz")
 
@@ -139,18 +139,18 @@ class StageFolder(Place):
         write_record(self.record, dict(values, files={self.history.name: digest_of(self.history)}, policy=files))
 
     def damage(self, weights: bool = False) -> Damaged | None:
-        "What of the record and the history, and of the policy where it is asked for, is not as it was written."
+        "The first damaged file: the record, the history or, if asked for, one of the policy's."
         try: about = read_record(self.record)
         except Damaged as error: return error
         found = first_damaged(self.path, about.get("files", {}))
         return found or (first_damaged(self.policy, about.get("policy", {})) if weights else None)
 
     def forget(self):
-        "Remove what a finished stage has left, so that it is trained again."
+        "Remove the results of a finished stage, so that it is trained again."
         for path in (self.record, self.history, self.policy): remove(path)
 
     def remove_checkpoints(self):
-        "Remove what a stage goes on from: to be called when what came out of it is safe."
+        "Remove what a stopped stage needs to go on; call this once its results are safe."
         for path in (self.checkpoints, self.progress, self.reference, self.held_out_reference): remove(path)
 
 # %% ../../nbs/engine/03_folder.ipynb #504f37d3
@@ -164,10 +164,10 @@ class RunFolder(Place):
     record, settings, environment = file_in(RECORD), file_in("settings.yaml"), file_in("environment.json")
     metrics, examples, history, policy = file_in("metrics.json"), file_in("examples.parquet"), file_in("history.csv"), file_in("policy")
 
-    distributions = file_in("distributions.safetensors")  # of a base model: what it expects where distances are measured
+    distributions = file_in("distributions.safetensors")  # of a base model: its predictions where distances are measured
     def pairs(self, stage: int) -> Path: return self.path / f"pairs{stage}.csv"  # of its first, second, … stage
 
-    def further(self, name: str) -> "RunFolder": return RunFolder(inside(self.path / "further", name))  # what it reached on a further set
+    def further(self, name: str) -> "RunFolder": return RunFolder(inside(self.path / "further", name))  # its results on a further set
 
     @property
     def further_sets(self) -> list[str]:
@@ -189,14 +189,14 @@ class RunFolder(Place):
         return read_record(self.record)
 
     def checked(self, path: Path, about: dict | None = None) -> Path:
-        "The path of one of the run's files, once the file is seen to be as it was written; `about` is the run's record."
+        "The path of one of the run's files, after checking its digest; `about` is the run's record."
         name = str(path.relative_to(self.path))
         known = (about or (self.about() if self.record.exists() else {})).get("files", {})
         if name in known and (found := first_damaged(self.path, {name: known[name]})): raise found
         return path
 
     def damage(self) -> Damaged | None:
-        "What is not as it was written; weights are checked where they are used."
+        "The first damaged file; weights are checked where they are used."
         try: known = self.about().get("files", {})
         except Damaged as error: return error
         return first_damaged(self.path, {name: digest for name, digest in known.items() if not name.startswith(self.policy.name)})
@@ -208,7 +208,7 @@ STATES = ("waiting", "running", "stopped", "trained", "done", "failed")
 class State:
     "Where a node stands."
     name: str             # one of `STATES`
-    who: str = ""         # running: who works at it
+    who: str = ""         # running: who is working on it
     step: int = 0         # stopped: of the last checkpoint
     why: str = ""         # failed: what was written down
     closed: bool = False  # finished or failed, with all below
@@ -274,12 +274,12 @@ class StudyFolder(StudyPlaces):
         write_text(self.settings, to_yaml(study).join(WHOLE))
 
     def finished_runs(self) -> list[str]:
-        "Names of the runs that are finished, in the order of the alphabet."
+        "Names of the finished runs, in alphabetical order."
         if not self.runs.is_dir(): return []
         return sorted(entry.name for entry in os.scandir(self.runs) if not entry.name.startswith(".") and os.path.exists(f"{entry.path}/{RECORD}"))
 
     def failed(self) -> list[Path]:
-        "What was written down of failures, in the study and in its trials."
+        "The files that describe failures, in the study and in its trials."
         return sorted(path for home in (self, self.trials) for path in home.failures.glob("*.txt"))
 
     def sweep(self, node):
@@ -304,12 +304,12 @@ class StudyFolder(StudyPlaces):
         return bool(self.failure_of(node)) or (self.judged(node) and all(self.closed(child) for child in node.children))
 
     def ready(self, node) -> bool:
-        "Does the node need work, for its runs or for stages below, and is what it starts from there?"
+        "Does the node need work, for its runs or for stages below, and does its starting point exist?"
         if node.parent and not self.weights(node.parent): return False
         return not self.judged(node) or (not self.weights(node) and any(not self.closed(child) for child in node.children))
 
     def worker_at(self, node) -> str:
-        "Who works at a node; empty if nobody does."
+        "Who is working on a node; empty if nobody is."
         path = self.lock(node.key)
         return os.path.exists(f"{path}.by") and holder(path) or ""
 

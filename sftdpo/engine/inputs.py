@@ -63,7 +63,7 @@ def backbone_fingerprint(
 def tokenizer_of(
     name: str,  # what `load_backbone` takes
 ) -> tuple:     # tokenizer, tokens it reads
-    "A base model's tokenizer and the length of what it reads; what cannot work with it is said here, before data is read."
+    "A base model's tokenizer and context length; an unusable model is refused here, before data is read."
     found = inspect_backbone(name)
     return found.tokenizer, context_length(found.config)
 
@@ -131,7 +131,7 @@ class RunInputs:
     length: int            # tokens that the base model reads
     fingerprint: str       # of the base model
     keys: tuple[str, ...]  # of its stages, in order
-    name: str              # that only an equal run has
+    name: str              # shared by equal runs only
     also: dict[str, TaskData] = field(default_factory=dict)  # further sets that judge it
 
     @property
@@ -167,7 +167,7 @@ class RunInputs:
 
 # %% ../../nbs/engine/03_inputs.ipynb #1b6e5912
 class Once(dict):
-    "A dictionary that makes what it is asked for, the first time."
+    "A dictionary that makes a missing value when it is first asked for, and keeps it."
     def __init__(self, make: Callable): self.make = make
 
     def __missing__(self, key):
@@ -178,14 +178,14 @@ class Once(dict):
 def check_named_files(
     asked: Run | Study,  # names a text, and sets that judge
 ):
-    "Raise unless the files that are named beside the data are there."
+    "Raise unless the files that a study names besides its data exist."
     if asked.held_out_text != "embedded": held_out_text(asked.held_out_text, asked.backbone)
     for name, path in named_paths(asked.also_judge).items():
         check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
 
 # %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
 class Inputs:
-    "What runs read: each data set, tokenizer and base model once, for whoever holds the collection."
+    "What runs read: each data set, tokenizer and base model is read once, and kept."
     def __init__(
         self,
         load: Callable = load_task,     # gives the data of a task: task, data, way of reading, folds, fold
@@ -201,10 +201,10 @@ class Inputs:
         return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long, source[2].unusable)
 
     def further(self, name, path, backbone, *source) -> TaskData:
-        "A further set that judges, with the answers of the data that are trained on."
+        "A further set that judges, with the same answers as the training data."
         trained, (task, _, reading, *_) = self.loaded[source], source
         answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
-        check(task != "sonnet", "also_judge", f"{name}={path}", "a file of sonnets is no set for it; leave it out")
+        check(task != "sonnet", "also_judge", f"{name}={path}", "the sonnet task takes no further sets; leave it out")
         found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
         return fit_task(found, *self.readers[backbone,], reading.too_long, reading.unusable)
 
@@ -233,7 +233,7 @@ class Inputs:
         return tuple(keys[1:])
 
     def name_of(self, run: Run, data: TaskData, fingerprint: str, keys: tuple[str, ...]) -> str:
-        "A readable name that only an equal run has: its stages, and what and how it is judged."
+        "A readable name, shared by equal runs only: equal stages, judged alike on the same rows."
         judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
         if run.judge != "test": judged["judge"] = run.judge
         elif run.held_out_text != "embedded": judged["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])

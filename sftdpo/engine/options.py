@@ -77,7 +77,7 @@ class Option:
 def options_of(
     kind: type,        # a command, or settings inside it
     default=None,      # an instance with the defaults, if it has others than its class
-    before: str = "",  # what stands before the names of its options
+    before: str = "",  # prefix of its options' names
 ) -> list[Option]:
     "Every option of a command, in the order of its fields."
     found, types_of, other = [], typing.get_type_hints(kind, include_extras=True), {"sft.": "DPO:", "dpo.": "SFT:"}.get(before, " ")
@@ -98,7 +98,7 @@ def options_of(
 def recommended_values(
     name: str,  # of an option: sft.learning-rate, dpo.epochs, learning-rates.sft-full
 ) -> tuple[str, ...]:  # fields of `Recommended`; empty where the default does not depend on the task
-    "Where the defaults of an option stand."
+    "The fields that hold the defaults of an option."
     before, _, last = name.rpartition(".")
     if before == "learning-rates": return (last.replace("-", "_"),)
     if before not in ("sft", "dpo"): return ()
@@ -125,7 +125,7 @@ def recommended_text(
 def default_text(
     option: Option,  # of a command
 ) -> str:            # empty where the comment says it, or where there is none
-    "What an option is when it is not typed."
+    "An option's value if it is not typed."
     value = option.default
     if value is MISSING or value is None or value == "" or value == () or value == {} or "default:" in option.help: return ""
     if isinstance(value, bool): return f"default: {'yes' if value else 'no'}"
@@ -143,14 +143,14 @@ def option_text(
 
 # %% ../../nbs/engine/16_options.ipynb #7ae1d398
 def shows_choices(option: Option) -> bool:
-    "Are its choices short enough to stand beside its name?"
+    "Are its choices short enough to be shown beside its name?"
     return 0 < len("|".join(map(str, option.choices))) <= 24
 
 # %% ../../nbs/engine/16_options.ipynb #6f2f4aeb
 def value_text(
     option: Option,  # of a command
 ) -> str:
-    "What stands for its value in the help."
+    "The placeholder for its value in the help."
     kind = option.values
     if kind is bool: return ""
     if typing.get_origin(kind) is dict or kind is dict: return "KEY VALUE ..."
@@ -172,7 +172,7 @@ def option_lines(
 
 # %% ../../nbs/engine/16_options.ipynb #9cc6089e
 def argument_name(option: Option) -> str:
-    "What stands for an argument that is typed without a name."
+    "The placeholder for an argument that is typed without a name."
     return str(option.choices[0]) if len(option.choices) == 1 else option.name.upper()
 
 # %% ../../nbs/engine/16_options.ipynb #5ea48c8c
@@ -251,7 +251,7 @@ def check_words(
     words: list[str],       # typed after it
     options: list[Option],  # of the command
 ):
-    "Raise a `SettingsError` that names the word and what may be meant."
+    "Raise a `SettingsError` that names a wrong word and what was probably meant."
     known = {flag: option for option in options if not option.positional for flag in option.flags}
     free, at = [], 0
     while at < len(words):
@@ -260,7 +260,7 @@ def check_words(
         flag = word.partition("=")[0].replace("_", "-")
         option = known.get(flag)
         if not option or not option.applies:
-            if option: raise SettingsError(f"{flag} does not apply to {flag[2:5].upper()}: {'nothing else can stand there' if flag.endswith('.kind') else f'it is --dpo.{flag[6:]}'}.")
+            if option: raise SettingsError(f"{flag} does not apply to {flag[2:5].upper()}: {'it cannot be changed' if flag.endswith('.kind') else f'it is --dpo.{flag[6:]}'}.")
             usable = [name for name, one in known.items() if one.applies]
             raise SettingsError(f"{word}: `sftdpo {command}` has no such option{nearest(flag, usable) or f': sftdpo {command} --help-all lists them.'}")
         values = values_after(words, at, option)
@@ -268,7 +268,7 @@ def check_words(
         for value in values if typing.get_origin(option.values) is not dict else (): check_value(option, flag, value)
         if typing.get_origin(option.values) is dict and float in typing.get_args(option.values):
             for value in values[1::2]: check_value(dataclasses.replace(option, kind=float), f"{flag} {values[0]!r}", value)
-        if typing.get_origin(option.values) is dict and len(values) % 2: raise SettingsError(f"{flag} takes pairs, and {shlex.join(values)} is an odd number of words.")
+        if typing.get_origin(option.values) is dict and len(values) % 2: raise SettingsError(f"{flag} takes pairs of KEY and VALUE, but {shlex.join(values)} is an odd number of words.")
         at += 1 + len(values) * ("=" not in word)
     check_arguments(command, free, options)
 
@@ -278,7 +278,7 @@ def check_arguments(
     words: list[str],       # typed without a name
     options: list[Option],  # of the command
 ):
-    "Raise unless each argument is there, and none too many."
+    "Raise unless the arguments are complete and there are no more."
     wanted = [option for option in options if option.positional]
     needed = [argument_name(option) for option in wanted if option.default is MISSING]
     usage = f"sftdpo {command} {' '.join(map(argument_name, wanted))}".rstrip()

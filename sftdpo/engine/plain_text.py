@@ -51,7 +51,7 @@ class CleanStream:
 # %% ../../nbs/engine/01_plain_text.ipynb #f13ae3b4
 @contextmanager
 def clean_output():
-    "Within it, all that is printed shows its control characters; progress bars still move."
+    "In this context, printed text shows its control characters; progress bars still move."
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = CleanStream(sys.stdout), CleanStream(sys.stderr, bars=True)
     try: yield

@@ -20,7 +20,7 @@ from .work import attempt, give_up_weights
 def as_here(
     run: Run,  # any run
 ) -> Run:
-    "The run with the precision that this machine takes for it."
+    "The run with the precision that this machine chooses for it."
     return run.replace(**{f"{kind}.precision": best_precision(device()) for kind in ("sft", "dpo") if getattr(run, kind).precision == "auto"})
 
 # %% ../../nbs/engine/09_ray_work.ipynb #83e35b81
@@ -53,7 +53,7 @@ def work_on_ray(
     nodes: list[Node],     # in the order of work
     weights: str,          # models to keep
     execution: Execution,  # cores and GPUs per run, the cluster's address
-    say=print,             # told what begins, and what fails
+    say=print,             # reports what begins, and what fails
 ):
     "Give every node to Ray as soon as it is ready, until all is done."
     if importlib.util.find_spec("ray") is None:
@@ -75,7 +75,7 @@ def work_on_ray(
                 elif node.key not in begun and folder.ready(node):
                     begun.add(node.key)
                     say(f"[{len(begun)}/{len(nodes)}] {node.label}")
-                    holder = node.children[0] if node.children else node  # whose run tells that another stage starts from this one
+                    holder = node.children[0] if node.children else node  # its run shows that another stage starts from this one
                     running[task.remote(str(folder.path.absolute()), to_dict(as_here(holder.run)), node.key, [to_dict(as_here(one.run)) for one in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
             if not running: break
             for result in ray.wait(list(running), num_returns=1)[0]:

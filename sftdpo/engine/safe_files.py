@@ -47,7 +47,7 @@ def means_full_disk(
 def full_disk_named(
     path: str | Path,  # what is written in the block
 ):
-    "Turn what libraries say of a full disk into one `OSError` that names the path and what to do."
+    "Turn any library's error about a full disk into one `OSError` with the path and the remedy."
     try: yield
     except Exception as error:
         if not means_full_disk(error) or getattr(error, "strerror", None) == FULL_DISK: raise
@@ -81,8 +81,8 @@ def inside(
 ) -> Path:
     "The path of a name in a folder; a name that would lead elsewhere is refused."
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise ValueError(f"{name!r} is no name of anything in {folder}: somebody has changed the table or record "
-                         "that it stands in. Get the study's folder again.")
+        raise ValueError(f"{name!r} cannot be the name of anything in {folder}: the table or record that holds it "
+                         "has been changed. Get the study's folder again.")
     return Path(folder) / name
 
 # %% ../../nbs/engine/02_safe_files.ipynb #63f55175
@@ -95,7 +95,7 @@ PART = re.compile(rf"\.(?P<name>.+)\.{WRITER}-[^.]*\.(part|old)", re.DOTALL)
 def part_prefix(
     name: str,  # of the file or folder to be written
 ) -> str:
-    "How the name of a part begins."
+    "The beginning of a part's name."
     return f".{name}.{MACHINE}-{os.getpid()}-{WORD}-"
 
 # %% ../../nbs/engine/02_safe_files.ipynb #cfa94074
@@ -120,7 +120,7 @@ def keep_rights(
     handle: int,  # of the new file
     path: Path,   # of the file that it will replace, there or not
 ):
-    "Give a new file the rights of the file it replaces; without one, all may read it."
+    "Give a new file the permissions of the file it replaces; if there is none, all may read it."
     before = os.lstat(path) if os.path.lexists(path) else None
     there = before is not None and stat.S_ISREG(before.st_mode)
     os.fchmod(handle, stat.S_IMODE(before.st_mode) if there else 0o644)
@@ -132,7 +132,7 @@ def write_bytes(
     path: str | Path,  # where to
     content: bytes,    # what
 ):
-    "Write a file, whole or not at all, also when two processes write it at once."
+    "Write a file, whole or not at all, even when two processes write it at once."
     path = Path(path)
     with full_disk_named(path):
         handle, part = tempfile.mkstemp(prefix=part_prefix(path.name), suffix=".part", dir=path.parent)
@@ -149,7 +149,7 @@ def write_bytes(
 # %% ../../nbs/engine/02_safe_files.ipynb #2d51c77f
 def write_text(
     path: str | Path,  # where to
-    text: str,         # what; what UTF-8 cannot hold is written as its code
+    text: str,         # what; characters that UTF-8 cannot hold are written as codes
 ):
     "Write a text file, whole or not at all."
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
@@ -157,7 +157,7 @@ def write_text(
 # %% ../../nbs/engine/02_safe_files.ipynb #b9599d6a
 def write_json(
     path: str | Path,  # where to
-    values,            # plain values; what JSON has no word for (nan) becomes null
+    values,            # plain values; nan and infinity, which JSON lacks, become null
 ):
     "Write JSON, whole or not at all."
     def plain(value):
@@ -186,7 +186,7 @@ def remove(
 def written_whole(
     folder: str | Path,  # the folder to write; one written by this package is replaced
 ):
-    "Give a folder to write into, and put it in its place when the block ends without an error."
+    "Give a part to write into, and move it into place when the block ends without an error."
     folder = Path(folder).expanduser().absolute()
     if folder.exists() and not (folder / "sftdpo.json").exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds files that sftdpo did not write: "
@@ -220,7 +220,7 @@ def put_in_place(
 def is_alive(
     process: int,  # a number on this machine
 ) -> bool:
-    "Does a process run here?"
+    "Is a process running on this machine?"
     try: os.kill(process, 0)
     except ProcessLookupError: return False
     except OSError: pass  # somebody else's
@@ -233,7 +233,7 @@ DAY = 24 * 60 * 60  # seconds
 def is_leftover(
     path: Path,  # whose name ends in .part or .old
 ) -> bool:
-    "Has the writer of a part ended? Of another machine's, we know it after a day."
+    "Has the writer of a part ended? If it ran on another machine, we assume so after a day."
     found = PART.fullmatch(path.name)
     if not found: return True
     if found["machine"] != MACHINE: return time.time() - path.lstat().st_mtime > DAY
@@ -304,14 +304,14 @@ def take_lock(
     else:
         if isinstance(lock, FileLock): return True
         lock.release()  # `filelock` went over to a lock that a killed process would leave behind
-    raise OSError(errno.ENOLCK, "this file system has no locks, which keep two processes from the same work; "
+    raise OSError(errno.ENOLCK, "this file system has no locks, so two processes could do the same work; "
                   "give a folder on another disk", os.path.dirname(lock.lock_file))
 
 # %% ../../nbs/engine/02_safe_files.ipynb #640c877b
 def say_waiting(
     text: str,  # who is waited for
 ):
-    "Say it on the error stream, which is read although a table goes elsewhere."
+    "Print it on the error stream, so that it is seen even when the output goes to a file."
     print(text, file=sys.stderr, flush=True)
 
 # %% ../../nbs/engine/02_safe_files.ipynb #4d5aa319
@@ -319,7 +319,7 @@ def say_waiting(
 def held(
     path: Path,         # of the lock's file
     wait: float = 0.0,  # seconds to wait for it; below 0: as long as it takes
-    say=say_waiting,    # told who holds it, after half a second
+    say=say_waiting,    # reports who holds it, after half a second
 ):
     "Give True while this process alone holds the lock, or False if another holds it."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -341,7 +341,7 @@ def held(
 def holder(
     path: Path,  # of a lock's file
 ) -> str | None:
-    "Who holds a lock, or None if nobody does; then the note of a holder that was killed is removed."
+    "Who holds a lock, or None if nobody does; a note left by a killed holder is then removed."
     if not path.exists(): return None
     lock = FileLock(path, thread_local=False)
     if not take_lock(lock, 0): return signed(path)

@@ -57,7 +57,7 @@ def next_trial(
     scores: dict[tuple, float],  # of a cell's trials so far
     factor: float,               # between neighbours of the grid
 ) -> tuple[float, float | None]:
-    "Where the next trial pays: beyond the edge if the best lies there, otherwise between the best and its neighbours."
+    "The most useful next trial: beyond the edge if the best lies there, otherwise beside the best."
     rate, beta = best_of(scores)
     if edge := at_edge(scores): return rounded(rate * factor**edge), beta
     def between(low, high): return rounded(math.sqrt(low * high))
@@ -98,7 +98,7 @@ class CellTrials:
         return [self.run.replace(**self.settings(trial), seed=seed) for seed in self.study.search.seeds]
 
     def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
-        "Take over what a trial's runs reached; a run that failed counts as the worst."
+        "Take over the scores of a trial's runs; a run that failed counts as the worst."
         homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
         self.metric = inputs.of(self.run).data.record.primary.name
         found = [read_json(home.metrics).get(self.metric) if home.finished else None for home in homes]
@@ -118,7 +118,7 @@ def try_cells(
     folder: StudyFolder,      # for the runs of the trials
     inputs: Inputs,           # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in that folder
-    say=print,                # told what begins
+    say=print,                # reports what begins
 ):
     "Spend the trials of several cells."
     search = cells[0].study.search
@@ -148,9 +148,9 @@ def search_rates(
     folder: StudyFolder,  # for the table and the runs of the trials
     inputs: Inputs,       # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in the folder
-    say=print,     # told what begins, and what was chosen
+    say=print,     # reports what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
-    "Pick each cell's learning rate, for DPO with its beta; what the study says of single cells stays."
+    "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
     chosen, lines = {}, []
     recipes = [recipe for recipe in study.recipes if RECIPES[recipe].stages]
     for recipe in recipes: recipes += [before for before in [RECIPES[recipe].after] if before and before not in recipes]

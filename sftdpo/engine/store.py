@@ -29,7 +29,7 @@ COLUMNS = ["study", "run", "task", "backbone", "data", "train_size", "recipe", "
 def read_whole_table(
     path: Path,           # of a CSV file that this package wrote
     columns,              # that it has
-    remedy: str = AGAIN,  # for one that cannot be believed
+    remedy: str = AGAIN,  # for one that is damaged
     **how,                # for `pandas.read_csv`
 ) -> pd.DataFrame:
     "A table, if it is whole."
@@ -44,8 +44,8 @@ def read_whole_table(
 # %% ../../nbs/engine/05_store.ipynb #6684ec5b
 def planned_runs(
     folder: str | Path,  # of the study
-) -> pd.DataFrame | None:  # run, the columns of `CELL`, and what is swept, all as text; None where nothing is written down
-    "The runs that the study asks for."
+) -> pd.DataFrame | None:  # run, the columns of `CELL`, and what is swept, all as text; None if there is no list
+    "The runs that the study has planned."
     path, remedy = StudyFolder(folder).planned, f"{AGAIN}; without the file every finished run is in the table"
     if not path.exists(): return None
     planned = read_whole_table(path, ["run", *CELL], remedy, dtype=str, keep_default_na=False)
@@ -56,13 +56,13 @@ def planned_runs(
 def write_planned_runs(
     folder: str | Path,   # of the study
     lines: pd.DataFrame,  # as `planned_runs` gives them
-    say=print,            # told of a list that cannot be read
+    say=print,            # reports a list that cannot be read
 ):
-    "Put what is asked for now before what was asked for earlier."
+    "Add the runs that are planned now, before those that were planned earlier."
     folder, lines = StudyFolder(folder), lines.astype(str).drop_duplicates()
     with folder.held("asked", wait=-1):
         try: before = planned_runs(folder)
-        except Damaged as error: before = say(f"note: {error} What was asked for earlier, and is not asked for now, leaves the table.")
+        except Damaged as error: before = say(f"note: {error} Runs that were planned earlier, but not now, leave the table.")
         if before is not None and set(before) == set(lines):
             lines = pd.concat([lines, before]).drop_duplicates([name for name in lines if name != "run"])
         write_text(folder.planned, lines.to_csv(index=False))
@@ -88,7 +88,7 @@ def rows_of(
     return results
 
 # %% ../../nbs/engine/05_store.ipynb #726d0610
-MAIN = ("test", "validation", "train")  # values of `split`; another one is the name of a further set
+MAIN = ("test", "validation", "train")  # values of `split`; any other one is the name of a further set
 
 def rows_judged_on(
     results: pd.DataFrame,  # of all sets
@@ -110,9 +110,9 @@ def further_sets(
 # %% ../../nbs/engine/05_store.ipynb #2937e732
 def gather(
     folder: str | Path,     # of the study
-    order: list[str] = (),  # names of runs in the order of the table, where nothing is said of what the study asks for
+    order: list[str] = (),  # names of runs in the order of the table, if there is no list of planned runs
 ) -> pd.DataFrame:          # one line per run and metric
-    "Make the table of results from the folders of the finished runs that the study asks for."
+    "Make the table of results from the folders of the finished runs that are planned."
     folder = StudyFolder(folder)
     with folder.held("results", wait=-1):
         remove_leftovers(folder.path)
@@ -138,7 +138,7 @@ def read_results(
     results = read_whole_table(path, ["run", "metric", "value"], remedy, keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
     for name in results["run"].unique(): inside(path.with_name("runs"), name)
     try: return rows_judged_on(results.astype({name: str for name in kinds} | {"value": float}), judged)
-    except ValueError: raise Damaged(path, "a value is no number", remedy) from None
+    except ValueError: raise Damaged(path, "a value is not a number", remedy) from None
 
 # %% ../../nbs/engine/05_store.ipynb #3a8c41fb
 IDENTITY = ["run", *CELL]
@@ -210,7 +210,7 @@ def read_history(
     folder: str | Path,             # of a study
     runs: list[str] | None = None,  # names of runs; None: all that are finished
 ) -> pd.DataFrame:
-    "The steps of the runs' stages, and their looks at held-out rows."
+    "The steps of the runs' stages, and their evaluations on held-out rows."
     return _together(folder, runs, lambda run, about: pd.read_csv(run.checked(run.history, about)) if run.history.exists() else None)
 
 # %% ../../nbs/engine/05_store.ipynb #60637597
@@ -236,7 +236,7 @@ def read_environment(
 def swept_values(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # indexed by run, a column of text per swept setting; empty where a run does not use it
-    "What a sweep gave each run."
+    "The swept values of each run."
     lines = planned_runs(folder)
     if lines is None: return pd.DataFrame()
     swept, by_run = [name for name in lines if name not in IDENTITY], lines.groupby("run", sort=False)
@@ -246,7 +246,7 @@ def swept_values(
 def variants_of(
     folder: Path,     # of a study
 ) -> dict[str, str]:  # run: dpo.beta 0.05
-    "What a sweep sets each run apart with."
+    "The swept settings that tell each run from the others of its cell."
     values = swept_values(folder)
     return {run: ", ".join(f"{name} {value}" for name, value in line.dropna().items()) for run, line in values.iterrows()} if len(values.columns) else {}
 
@@ -257,16 +257,16 @@ def first_stage(
     recipe: str,   # of several stages
     tuning: str,   # full or lora
 ) -> dict:
-    "What the first stage of a recipe takes over: that which was picked for the recipe of its kind alone."
+    "Settings of a recipe's first stage: those chosen for the recipe that has this stage alone."
     before = f"{task} {RECIPES[recipe].after} {tuning} "
     return {setting.removeprefix(before): value for setting, value in chosen.items() if setting.startswith(before)}
 
 # %% ../../nbs/engine/05_store.ipynb #42500c28
 def with_searched_rates(
     study: Study,         # as it was asked for
-    folder: str | Path,   # where rates may have been chosen
+    folder: str | Path,   # which may hold a search
 ) -> Study:
-    "The study with the chosen values among its `cells`; what it says of single cells itself stays, and without trials it stays as it is."
+    "The study with the chosen values in its `cells`; values that it sets itself for single cells stay."
     path, chosen = StudyFolder(folder).search, {}
     if not study.search.trials or not path.exists(): return study
     trials = read_whole_table(path, ["task", "recipe", "tuning", "chosen"], dtype=dict.fromkeys(("learning_rate", "beta"), str))  # as they were written, to the last digit
@@ -283,7 +283,7 @@ def read_pairs(
     folder: str | Path,             # of a study
     runs: list[str] | None = None,  # names of runs; None: all that are finished
 ) -> pd.DataFrame:  # stage, id, similarity, chosen_change, rejected_change, prompt, chosen, rejected
-    "What became of every held-out pair of the runs' DPO stages."
+    "How the likelihoods of held-out pairs changed in the runs' DPO stages."
     def read(run, about):
         files = [(stage, run.pairs(stage)) for stage in range(1, 9) if run.pairs(stage).exists()]
         tables = [pd.read_csv(run.checked(path, about)).assign(stage=stage) for stage, path in files]

@@ -84,7 +84,7 @@ class Timing:
         self.measure(run.about()["cost_group"], metrics["evaluation_seconds"], metrics["examples"])
 
     def read(self, folder: StudyFolder):
-        "Take over what the finished stages and runs of a folder say; what cannot be read says nothing."
+        "Take over the times of a folder's finished stages and runs; unreadable ones are skipped."
         for home in folder.stages.glob("*"):
             with contextlib.suppress(*UNREADABLE): self.stage_took(StageFolder(home).record)
         for name in folder.finished_runs():
@@ -92,7 +92,7 @@ class Timing:
         return self
 
     def note(self, folder: StudyFolder, node: Node, trained: bool):
-        "Take over what a node took that was just finished, its stage included where it was trained now."
+        "Take over the times of a node that has just finished, with its stage's if it was trained now."
         if node.stage and trained: self.stage_took(folder.stage(node.key).record)
         for name in node.runs: self.run_took(folder.run(name))
 
@@ -147,7 +147,7 @@ def time_judging(
 def calibrate(
     nodes: list[Node],  # of the study
     timing: Timing,     # what is known; what is missing is added
-    say=print,          # told what is being measured
+    say=print,          # reports what is being measured
     keep: Path | None = None,  # where the times are kept
 ) -> Timing:
     "Measure each cost group that has no time yet: four steps of training, or a few examples judged."
@@ -274,7 +274,7 @@ def peak_disk(
         if node.runs and weights == "best" and cell not in cells: kept += size(node)
         cells.add(cell)
         for one in [node, *reversed(node.ancestors)]:
-            if one.key not in open_children: break  # finished before, and not made again
+            if one.key not in open_children: break  # it was finished before and is not made again
             if one is not node: open_children[one.key] -= 1
             if one.stage and not open_children[one.key]: alive.pop(one.key, None)
             else: break
@@ -312,7 +312,7 @@ def trial_cost(
     timing: Timing,  # seconds per example
     inputs: Inputs,  # of the study
 ) -> tuple[int, float | None]:  # trials, seconds
-    "How many trials choose the learning rates, and what they take, as far as it can be told."
+    "How many trials choose the learning rates, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
     cells = {(run.task, run.recipe, run.tuning): run for run in study.runs(study.seeds[:1]) if run.stages}
@@ -352,7 +352,7 @@ def seconds_left(
     timing: Timing,       # what is known
     workers: int = 1,     # processes at once
 ) -> tuple[float, bool]:  # seconds; is that all of it?
-    "What is left, as far as it can be told."
+    "The time that is left, as far as it is known."
     parts = [timing.left(folder, node, folder.state(node)) for node in nodes]
     return sum(part for part in parts if part is not None) / workers, None not in parts
 
@@ -381,7 +381,7 @@ def number_and_noun(
 def steps_in_words(
     node: Node,  # of a study
 ) -> str:        # empty where nothing is trained
-    "How deep a stage trains."
+    "How many epochs and steps a stage trains for."
     if not node.stage: return ""
     rows, stage = node.inputs.stage_size(node.key), node.stage
     some = f", {number_and_noun(rows, 'example')}" if node.run.splits else ""
@@ -465,12 +465,12 @@ class Plan:
 def plan(
     study: Study,            # what to compare
     folder: str | Path,      # where its results are or will be
-    measure: bool = True,    # calibrate what has no time yet; otherwise only finished stages tell
+    measure: bool = True,    # calibrate what has no time yet? Otherwise only finished stages count
     workers: int = 1,        # processes at once
-    say=print,               # told what is being measured
+    say=print,               # reports what is being measured
     inputs: Inputs | None = None,  # of the study; default: read now
 ) -> Plan:
-    "The stage tree of a study with its state, its time and its disk; nothing is trained, nothing written but the calibration."
+    "A study's stage tree with its state, time and disk; nothing is trained, only calibration is written."
     folder, inputs = StudyFolder(folder), inputs or Inputs()
     refuse_links(folder.path)
     study = with_searched_rates(study, folder)

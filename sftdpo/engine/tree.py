@@ -57,7 +57,7 @@ def stage_tree(
     "The nodes of a study."
     nodes, named = {}, set()
     for one in map(inputs.of, runs.runs() if isinstance(runs, Study) else runs):
-        if one.name in named: continue  # a swept field that a run does not use makes no other run
+        if one.name in named: continue  # runs that differ only in an unused swept field
         base = inputs.of(one.run.base)
         parent = nodes.setdefault(base.name, Node(base.name, None, base, None, 0, {base.name: base}))
         for depth, (key, stage) in enumerate(zip(one.keys, one.run.stages), 1):
@@ -86,7 +86,7 @@ def history_of_node(
     folder: StudyFolder,  # of the study
     node: Node,           # with a stage
 ) -> pd.DataFrame:
-    "The history of a node's stage that counts: all of it while it is running or finished, otherwise up to the last checkpoint."
+    "The valid history of a node's stage: up to the last checkpoint if stopped, otherwise all."
     stage = folder.stage(node.key)
     lines = stage_lines(stage)
     if not len(lines) or stage.record.exists() or folder.worker_at(node): return lines
@@ -96,7 +96,7 @@ def history_of_node(
 def check_node(
     folder: StudyFolder,  # of the study
     node: Node,           # whose lock is held
-    say: Callable,        # told what is damaged
+    say: Callable,        # reports what is damaged
 ):
     "Remove a node's records that are not as they were written."
     for run in map(folder.run, node.runs):
@@ -112,7 +112,7 @@ def check_node(
 def check_finished(
     folder: StudyFolder,  # of the study
     nodes: list[Node],    # in the order of work
-    say: Callable = print,  # told what is damaged
+    say: Callable = print,  # reports what is damaged
 ):
     "Find, name and remove what was damaged since it was written."
     for node in nodes:
@@ -123,15 +123,15 @@ def check_finished(
 def check_stage_weights(
     folder: StudyFolder,  # of the study
     node: Node,           # with a trained stage, whose weights will be used
-    say: Callable = print,  # told what is damaged
-    wait: bool = True,    # take the node's lock before anything is removed; not where this process holds it
+    say: Callable = print,  # reports what is damaged
+    wait: bool = True,    # take the node's lock before removing? False if this process holds it
 ) -> bool:
     "Are a stage's weights as they were written? If they are not, the stage is to be trained again."
     stage = folder.stage(node.key)
     if not stage.trained: return False
     if stage.damage(weights=True) is None: return True
     with folder.held(node.key, wait=-1) if wait else nullcontext():
-        found = stage.record.exists() and stage.damage(weights=True)  # another process may have made it again meanwhile
+        found = stage.record.exists() and stage.damage(weights=True)  # another process may have made it again
         if found:
             say(f"note: {found} The stage is trained again.")
             stage.forget()

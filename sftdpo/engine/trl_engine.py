@@ -85,13 +85,13 @@ def trl_loss(
     return options | (dict(label_smoothing=label_smoothing) if label_smoothing else {})
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #e841a4ca
-# computing activations again in the backward pass; renamed in transformers 5
+# recomputing activations in the backward pass; renamed in transformers 5
 RECOMPUTE = next(name for name in ("activation_checkpointing", "gradient_checkpointing")
                  if name in {field.name for field in fields(SFTConfig)})
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #8bb3b2a9
 def trl_arguments(
-    model,           # says where it is
+    model,           # tells the device
     rows: list[Row], # what is trained on
     stage: Stage,    # resolved settings
     seed: int,       # of the run
@@ -147,7 +147,7 @@ def train_stage_with_trl(
     rows: list[Row],             # one completion each for SFT; chosen and rejected for DPO
     stage: Stage,                # resolved settings
     seed: int = 0,               # of order and dropout
-    held_out: list[Row] = (),    # rows to look at on the way
+    held_out: list[Row] = (),    # rows to evaluate on the way
     progress: bool = True,       # draw a progress bar?
     label: str = "",             # what the bar is called
 ) -> StageResult:
@@ -157,7 +157,7 @@ def train_stage_with_trl(
     prepare_dropout(model, stage)
     reset_peak_memory()
     reference, held_out_reference = None, None
-    if stage.kind == "dpo":  # each reference as its policy is computed
+    if stage.kind == "dpo":  # the reference is computed as the policy is
         reference = score(Scorer(model, stage.precision, exact=False), rows)
         held_out_reference = score(Scorer(model, stage.precision), held_out)
     reference_seconds = time.perf_counter() - started

@@ -69,7 +69,7 @@ def classifier_features(
     training: list[Example],     # to learn words and their weights from
     parts: list[list[Example]],  # to turn into numbers
 ) -> list:                       # a sparse matrix for each part
-    "TF-IDF of words and pairs of words; of question pairs, what the two share and do not, with the overlap features."
+    "TF-IDF of words and word pairs; for question pairs, of words shared and not, with the overlap."
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.preprocessing import StandardScaler
@@ -157,7 +157,7 @@ def baselines(
     seed: int = 0,  # of the random training texts
     training: list[Example] | None = None,  # what the policy is trained on; default: all of the task's training rows
 ) -> dict[str, float]:  # labels: majority, overlap, tfidf; texts: chrf_floor, chrf_best_training, chrf_ceiling, for sonnets more; preferences: coin, longer, shorter
-    "What is reached without a model: it stands beside every policy's numbers."
+    "What is reached without a model, to be shown beside every policy's numbers."
     training = data.train if training is None else training
     found = TASKS[data.task].baselines
     return find_function(found)(data, examples, training, seed) if found else {}

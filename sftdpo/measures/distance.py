@@ -24,7 +24,7 @@ def kl_divergence(
     p: Tensor,  # [..., vocabulary] log-probabilities
     q: Tensor,  # [..., vocabulary] log-probabilities of the other model
 ) -> Tensor:    # [...] nats
-    "KL(p || q), exact; a token that p holds to be impossible adds nothing."
+    "KL(p || q), exact; a token with probability 0 under p adds nothing."
     terms = p.exp() * (p - q)
     return terms.where(p > -torch.inf, 0).sum(-1)
 
@@ -55,7 +55,7 @@ def completion_logits(
 # %% ../../nbs/measures/05_distance.ipynb #5d6e6ac8
 def row_divergences(
     policy,           # a model
-    base,             # the model that it is held against, with the same vocabulary
+    base,             # the model to compare it with, with the same vocabulary
     rows: list[Row],  # the judged prompts, each with a stored continuation or with its verbalizers
     precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
     chunk: int = 64,  # positions at once
@@ -98,7 +98,7 @@ def distributions(
 # %% ../../nbs/measures/05_distance.ipynb #6a88ab72
 def distances(
     here: Tensor,             # [places, vocabulary] log-probabilities of the policy
-    there: Tensor,            # the same of the model that it is held against
+    there: Tensor,            # the same of the model it is compared with
     rows: list[Row],          # of which they are
     places: list[list[int]],  # how many each row has
 ) -> pd.DataFrame:            # indexed by id; there: KL(policy || other), back: KL(other || policy), nats
@@ -112,7 +112,7 @@ def positions_key(
     rows: list[Row],          # prompts, each with one completion
     places: list[list[int]],  # of each row
 ) -> str:
-    "What tells these positions from others."
+    "A key that identifies these positions."
     return identity([[row.prompt, row.completions[0], some] for row, some in zip(rows, places)])
 
 
@@ -128,7 +128,7 @@ def unpacked(
     path: Path,  # of a file with what `packed` gives
     key: str,    # of the positions that are asked for
 ) -> Tensor | None:
-    "The distributions in a file; None where it is not there, or is about other positions."
+    "The distributions in a file; None if it is missing, or is about other positions."
     if not path.is_file(): return None
     with safe_open(path, "pt") as file:
         same = (file.metadata() or {}).get("positions") == key

@@ -37,7 +37,7 @@ def pronunciations(
 def syllables(
     word: str,  # lower-cased
 ) -> tuple[int, ...]:  # the possible numbers
-    "Numbers of syllables a word may have, the likelier in verse first; an unknown word's groups of vowels are counted."
+    "Possible numbers of syllables, the likelier in verse first; in unknown words, vowel groups count."
     possible = []
     for phones in pronunciations(word):
         count = sum(phone[-1].isdigit() for phone in phones)
@@ -61,7 +61,7 @@ def ten_syllables(
 def iambic(
     line: str,  # a line of verse
 ) -> tuple[int, int]:  # main stresses on even places, all main stresses judged
-    "Where the main stresses of the line's longer words fall; words of one syllable and unknown words are free."
+    "Where main stresses of longer words fall; words of one syllable and unknown ones do not count."
     place = agree = judged = 0
     for word in words(line):
         stresses = [phone[-1] for phone in (pronunciations(word) or [[]])[0] if phone[-1].isdigit()]

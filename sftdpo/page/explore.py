@@ -68,7 +68,7 @@ class View:
 
     @cached_property
     def variants(self) -> dict[str, str]:
-        "What a sweep sets each run apart with."
+        "The swept settings that tell each run from the others of its cell."
         return variants_of(self.folder)
 
 # %% ../../nbs/page/04_explore.ipynb #c8c12a84

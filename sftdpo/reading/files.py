@@ -251,7 +251,7 @@ def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[st
         else:
             stop = line.find(delimiter, at)
             stop = len(line) if stop < 0 else stop
-            if (strict or i > start) and '"' in line[at:stop]: # who quotes line ends quotes quotes
+            if (strict or i > start) and '"' in line[at:stop]: # a writer that quotes line ends also quotes quotes
                 return None, i + 1, f"a quote opens in field {len(fields)} and does not close"
             fields.append(line[at:stop])
             at = stop
@@ -334,7 +334,7 @@ def _check_count(names: list, file: str) -> list:
     return names
 
 def _check_names(names, file) -> list[str]:
-    "Column names without blanks around them; two of the same name, or one that is no text, are an error."
+    "Column names without blanks around them; a name used twice, or one that is not text, is an error."
     names = _check_count([name.strip() for name in names], file)
     if twice := [name for name in names if name and names.count(name) > 1]: raise DataError(f"{file}, line 1: the column {twice[0]!r} stands twice: rename one of them, or name all columns (--reading.columns) if the first line is a row.")
     for name in names:
@@ -481,8 +481,6 @@ def table_of_arrow(
 ) -> Table:
     "An Arrow table as ours."
     return Table(file, format, dict(zip(_check_names(list(found.column_names), file), found.columns)), list(range(1, found.num_rows + 1)), unit="row")
-
-
 
 # %% ../../nbs/reading/01_files.ipynb #7b41a482
 def _unpacked(column) -> int:

@@ -171,14 +171,14 @@ def _syllable(rng):
     return rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(["", "", "n", "r", "l", "s"])
 
 def _made_up(rng):
-    "A name of two or three syllables that is no topic."
+    "A name of two or three syllables that is not a topic."
     name = "".join([_syllable(rng) for _ in range(rng.choice((2, 2, 3)))])
     if any(name in words.lower().split("|") for words in _topics.values()): return _made_up(rng)
     return name.capitalize() if rng.random() < 0.5 else name
 
 # %% ../../nbs/reading/06_questions.ipynb #75efe832
 def _one_list(rng, pool):
-    "Up to nine questions of one kind; the last one came before."
+    "Up to nine questions of one kind; the last one repeats an earlier one."
     kind = rng.choice(list(_actions))
     names = {kind: [_made_up(rng) for _ in range(3)]} if rng.random() < 0.5 else pool
     drawn = [_draw_topic(rng, kind, names) for _ in range(rng.choice((1, 2, 2, 3)))]
@@ -195,7 +195,7 @@ def _one_list(rng, pool):
 def unlabelled_lists(
     size: int,         # how many lists
     seed: int = 0,     # another seed, other lists
-) -> list[list[str]]:  # each list ends with its first question that came before
+) -> list[list[str]]:  # each list ends with its first repeated question
     "Lists of questions on train topics and made-up names, for pretraining."
     rng, pool = random.Random(f"unlabelled {seed}"), topics("train")
     return [_one_list(rng, pool) for _ in range(size)]

@@ -37,7 +37,7 @@ def reading_of(
     known: dict,     # from `saved_task`
     given: Reading,  # the options that win
 ) -> Reading:
-    "How the rows that judge are read: as in training, but for the options that are given."
+    "How the rows that judge are read: as in training, except for the options that are given."
     learned = {name: value for name, value in known.get("reading", {}).items() if name not in ("test", "validation")}
     options = {name: value for name, value in to_dict(given).items() if value != to_dict(Reading())[name]}
     return from_dict(Reading, learned | options)
@@ -105,7 +105,7 @@ def rows_to_answer(
     file: str,       # its path
     given: Reading = Reading(),  # options that win
 ) -> TaskData:
-    "All rows of a file; answers that it holds are not looked at."
+    "All rows of a file; answers in it are ignored."
     if known.get("task") != task: known = {}
     answers = known_answers(known, given)
     if TASKS[task].answers == "labels" and not TASKS[task].verbalizers and not answers:
