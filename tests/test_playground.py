@@ -847,6 +847,7 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.wait(lambda: "train_size = 'many' cannot be used: give a whole number" in page.one("//*[contains(@class,'sftdpo-problem')]").text, "a mistake that is named")
     page.wait(lambda: not page.button("Run").is_enabled(), "a Run that cannot be pressed")
     page.shoot("mistake")
+    page.fold("Name, data and folds")
     page.fill("name", "in a browser")
     page.fill("train size", "200")
     page.fill("test size", "32")
