@@ -1,10 +1,13 @@
 "A few runs of a stored study, trained again."
 import json
+from pathlib import Path
 
 import keep_results
 import pandas as pd
+import pytest
 from little import compare, little_inputs, small
 
+from sftdpo.cli import main
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.reproduce import few_runs, reproduce
 
@@ -32,3 +35,14 @@ def test_a_result_that_is_not_found_again_is_told(backbone, tmp_path):
     home.close(**{key: value for key, value in about.items() if key not in ("files", "digest")})
     found = reproduce(folder.path, tmp_path / "again", progress=False, inputs=little_inputs())
     assert not found["reproduced"].any() and found["stored"][0] == 1
+
+
+def test_the_command_names_a_run_that_is_not_there_and_ends_with_1_where_a_result_differs(monkeypatch, tmp_path, capsys):
+    kept = Path(__file__).resolve().parent.parent / "nbs" / "study" / "results" / "smollm2-paraphrase"
+    with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--runs", "paraphrase-sft-full"])
+    assert end.value.code == 2 and "did you mean 'paraphrase-sft-full-seed0" in capsys.readouterr().err
+    line = dict(run="paraphrase-sft-full-seed0", metric="accuracy", stored=.75, found=.7, difference=-.05, low=-.07, high=-.03, same_name=False, reproduced=False)
+    monkeypatch.setattr("sftdpo.reproduce.reproduce", lambda folder, out, names: pd.DataFrame([line]))
+    with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--out", str(tmp_path / "again")])
+    told = capsys.readouterr().out
+    assert end.value.code == 1 and "stored 75.0 %, found 70.0 %, difference -5.00 points [-7.00, -3.00]: NOT reproduced" in told and "note:" in told
