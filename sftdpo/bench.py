@@ -10,10 +10,10 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
            'padded_left', 'drawn_tokens', 'generate_options', 'drawn_by_generate', 'sample_with_generate',
            'backbone_shapes', 'seen_pairs', 'adapter_size', 'forward_operations', 'least_work', 'seconds_of', 'pace',
            'product_paces', 'bandwidth', 'measure_machine', 'silence', 'serve', 'ask', 'stop_engines', 'begin_engine',
-           'take_turns', 'configurations', 'whole_batches', 'typical_rows', 'tunings_of', 'asked_of_engines', 'some_of',
-           'rows_to_train', 'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings', 'text_tokens',
-           'work_of_turns', 'measure_configuration', 'bench', 'bound_seconds', 'rounds_of', 'ratio_of_totals', 'speeds',
-           'print_speeds']
+           'take_turns', 'configurations', 'whole_batches', 'typical_rows', 'tunings_timed', 'asked_of_engines',
+           'some_of', 'rows_to_train', 'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings',
+           'text_tokens', 'work_of_turns', 'measure_configuration', 'bench', 'bound_seconds', 'rounds_of',
+           'ratio_of_totals', 'speeds', 'print_speeds']
 
 # %% ../nbs/23_bench.ipynb #6c793027
 import contextlib
@@ -708,7 +708,7 @@ def typical_rows(
     return [rows[i] for k in range(steps) for i in whole[k % len(whole)]]
 
 # %% ../nbs/23_bench.ipynb #04a59538
-def tunings_of(
+def tunings_timed(
     configuration: dict,  # from `configurations`
 ) -> tuple[str, ...]:
     "Full, LoRA, or both in turns."
@@ -724,7 +724,7 @@ def asked_of_engines(
     task, kind = configuration["task"], configuration.get("kind", "sft")
     run = Run(task=task, backbone=benchmark.backbone, seed=benchmark.seed, recipe=kind,
               data=benchmark.data if TASKS[task].columns else "embedded",
-              lora=benchmark.lora, tuning=tunings_of(configuration)[0])
+              lora=benchmark.lora, tuning=tunings_timed(configuration)[0])
     stage = Stage(kind, batch_size=configuration.get("batch_size", 8), epochs=1, evaluations=0,
                   learning_rate=benchmark.learning_rate, schedule="constant", warmup=0,
                   precision=benchmark.precision,
@@ -777,7 +777,7 @@ def jobs_of(
 ) -> list[Job]:
     "A job for each engine of a configuration, and for each tuning where these take turns."
     what, (run, stage) = configuration["what"], asked_of_engines(benchmark, configuration)
-    engines, inputs, tunings = [*benchmark.engines, "machine"], Inputs().of(run), tunings_of(configuration)
+    engines, inputs, tunings = [*benchmark.engines, "machine"], Inputs().of(run), tunings_timed(configuration)
     if what == "train": rows = rows_to_train(benchmark, inputs, stage)
     elif what == "score": rows = rows_to_score(benchmark, inputs)
     else: rows, engines = prompts_to_continue(benchmark, inputs), ["sftdpo", *CALLS]

@@ -14,7 +14,7 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'FEW_MORE
            'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement', 'over_recipes',
            'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds', 'machine_alone',
            'same_examples', 'judge_time', 'judge_times', 'times_compared', 'lora_saves_no_time', 'machine_of',
-           'bench_files', 'turns_of', 'bench_times', 'bench_ratios', 'judge_bench', 'with_bench', 'dominance',
+           'bench_files', 'turns_in_file', 'bench_times', 'bench_ratios', 'judge_bench', 'with_bench', 'dominance',
            'interactions', 'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
            'with_detectable', 'exploratory', 'with_primary', 'judge_results', 'with_wrong', 'verdict_table',
            'verdicts_of', 'conditions_of', 'search_of', 'searched_trials', 'read_conditions', 'judge_claims']
@@ -1060,7 +1060,7 @@ def bench_files(
     return [path for place in places for path in (place / SPEED, *sorted((place / "speed").glob("*.json"))) if path.is_file()]
 
 # %% ../nbs/14_claims.ipynb #2943953e
-def turns_of(
+def turns_in_file(
     name: str,     # of a configuration
     result: dict,  # of it, from `sftdpo bench`
 ) -> list[dict]:   # a line per engine, tuning and round
@@ -1083,7 +1083,7 @@ def bench_times(
     for file in map(Path, files):
         try:
             for name, result in read_json(file).items():
-                if result["what"] == "train": lines += [line | dict(file=file.name, in_turns=result["tuning"] == IN_TURNS) for line in turns_of(name, result)]
+                if result["what"] == "train": lines += [line | dict(file=file.name, in_turns=result["tuning"] == IN_TURNS) for line in turns_in_file(name, result)]
         except (OSError, ValueError, KeyError, AttributeError, TypeError): wrong.append(f"{file.name} is no file of `sftdpo bench`, or is not whole, and is left out.")
     return pd.DataFrame(lines, columns=None if lines else ["task", "backbone", "in_turns", "file"]), wrong
 

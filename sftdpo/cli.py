@@ -167,9 +167,9 @@ class Reproduce:
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
         known = StudyFolder(self.folder).finished_runs()
         for name in self.runs: check_choice("runs", name, known)
-        from sftdpo.reproduce import in_words, reproduce
+        from sftdpo.reproduce import reproduce, reproduced_in_words
         found = reproduce(self.folder, self.out, list(self.runs) or None)
-        print(*map(in_words, found.itertuples()), sep="\n")
+        print(*map(reproduced_in_words, found.itertuples()), sep="\n")
         if not found["reproduced"].all(): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #370c29b4

@@ -770,7 +770,10 @@ def load_prompts(
         examples = read_sonnets(path, whole=False, encoding=reading.encoding)
         return TaskData(task, Path(path).stem, [], [], [replace(e, completion="") for e in examples], words, end, f"All prompts of {Path(path).name}.")
     plain = replace(reading, scores=(), beginning="keep")
-    table = prepared(read_table(path, plain.delimiter, plain.encoding, plain.columns), plain)
+    table = read_table(path, plain.delimiter, plain.encoding, plain.columns)
+    missing = {part for part in _answer_parts if (name := getattr(plain, part)) and name.partition(".")[0] not in table.columns}
+    plain = replace(plain, **dict.fromkeys(missing, ""))  # answers may be there, as in training, or not
+    table = prepared(table, plain)
     plain = _with_columns(plain, columns or {}, table)
     shape = find_shape(table.columns, task, plain, f"{table.file}, {table.unit} 1", table.hint(), _answer_parts)
     examples, problems = _examples_of(table, shape, {})

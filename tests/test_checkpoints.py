@@ -117,7 +117,7 @@ def test_what_lies_beside_checkpoints_is_removed(written):
 
 def test_a_checkpoint_of_another_stage_is_said_and_removed(written):
     place = written(2, key="theirs")
-    with pytest.warns(UserWarning, match="checkpoint-2 belongs to other weights"): assert last_checkpoint(place.parent, "ours") == (None, {})
+    with pytest.warns(UserWarning, match="checkpoint-2 was written for other weights"): assert last_checkpoint(place.parent, "ours") == (None, {})
     assert not place.exists()
 
 

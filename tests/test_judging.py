@@ -215,7 +215,7 @@ def test_predict_writes_what_follows_a_prompt(backbone, tmp_path, capsys):
     words = ["predict", tmp_path / "out", tmp_path / "new.csv", "--sampling.max-new-tokens", "12", "--sampling.samples", "2"]
     for name, more in (("one", []), ("two", []), ("other", ["--seed", "7"])):
         code, told = asked(capsys, *words, *more, "--out", tmp_path / f"{name}.parquet")
-        assert code == 0 and "2 rows answered, 4 texts" in told
+        assert code == 0 and "2 rows answered, 4 texts" in told, told
     one, two, other = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two", "other"))
     pd.testing.assert_frame_equal(one, two)
     assert list(one["id"]) == ["a", "a", "b", "b"] and list(one["sample"]) == [0, 1, 0, 1] and not one.equals(other) and one["answer"].str.len().min() > 0

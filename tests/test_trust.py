@@ -184,7 +184,7 @@ def test_runs_that_all_fail_are_a_sentence(study, tmp_path, monkeypatch, capsys)
     for picture in (learning_curves(stages_of(history)), against_time(costs_of(with_cells(results)), "accuracy")): assert picture.svg()
     page = Playground(tmp_path / "study")
     page.show(page.read(page.home))
-    assert "No run is finished yet" in page.views["Cells"].value and "the loss is no number" in page.views["Cells"].value
+    assert "No run is finished yet" in page.results.views["Cells"].value and "the loss is no number" in page.results.views["Cells"].value
 
 
 # locks

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'CHANGES', 'TASK_LINES', 'plain_name', 'keep_upload', 'preview_html', 'reading_of_command', 'plain_column',
-           'change_in_words', 'changes_in_words', 'Look', 'named_columns', 'look_at', 'parts_of', 'part_lines',
+           'change_in_words', 'changes_in_words', 'Look', 'named_columns', 'look_at', 'columns_to_name', 'part_lines',
            'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'OwnFile',
            'findings_html']
 
@@ -160,7 +160,7 @@ def look_at(
     return Look(table, report, report.task, reading, remedy=other if other != (report.task, reading) else None)
 
 # %% ../../nbs/page/04_own_file.ipynb #192a0487
-def parts_of(
+def columns_to_name(
     task: str,  # that the file is for
 ) -> list[str]:
     "The parts of a row whose columns can be named."
@@ -334,7 +334,7 @@ class OwnFile(OwnFileLayout):
         if not look: return
         self.preview.value, task, self.reading = preview_html(look.table), self.task.value or look.task, look.reading
         self.set_task(task or "")
-        self.fields = {part: PartField(part, look, self.renew) for part in (parts_of(task) if task else ())}
+        self.fields = {part: PartField(part, look, self.renew) for part in (columns_to_name(task) if task else ())}
         self.parts.children = [field.widget for field in self.fields.values()]
         self.findings.value = findings_html(look)
         if look.remedy: self.mend_button.description = f"{'; '.join(changes_in_words(look.reading, look.remedy[1])) or 'read it as ' + look.remedy[0]}".capitalize()
