@@ -440,7 +440,9 @@ def seed_in_fold(
     return seed + 1000 * max(fold - 1, 0)
 
 # %% ../nbs/11_config.ipynb #07426040
-def check_names(study: "Study"):
+def check_names(
+    study,  # a `Study`
+):
     "A name that may be part of a file's name, and lists that are not empty and name nothing twice."
     check(bool(study.name) and not set(study.name) & set('/\\:*?"<>|\0') and study.name.strip(". ") == study.name, "study.name", study.name,
           "use letters, digits, blanks and dashes: it becomes part of file names")
@@ -451,7 +453,9 @@ def check_names(study: "Study"):
           f"one path serves one task; compare {' and '.join(study.tasks)} in a study each")
 
 # %% ../nbs/11_config.ipynb #f683719f
-def check_cells(study: "Study"):
+def check_cells(
+    study,  # a `Study`
+):
     "Swept settings have values, and settings of single cells name cells of the study."
     for name, values in study.sweep.items():
         check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values, "give a list of values")
@@ -460,7 +464,9 @@ def check_cells(study: "Study"):
         for word in name.split()[:-1]: check_choice(f"a word of study.cells[{name!r}]", word, [*study.tasks, *recipes, *study.tunings])
 
 # %% ../nbs/11_config.ipynb #7254b707
-def check_search(study: "Study"):
+def check_search(
+    study,  # a `Study`
+):
     "Rates are searched for one setting, or at one stated size of several."
     trials, swept = study.search.trials, set(study.sweep)
     check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
@@ -470,7 +476,9 @@ def check_search(study: "Study"):
           "the study has several sizes: say at which of them the rates are searched; the others take them over")
 
 # %% ../nbs/11_config.ipynb #abc0fd5a
-def check_seeds(study: "Study"):
+def check_seeds(
+    study,  # a `Study`
+):
     "No two folds share a seed, and seeds that choose rates report nothing."
     check(not study.folds or max(study.seeds) < 1000, "study.seeds", max(study.seeds),
           "with folds, use seeds below 1000: each fold has a thousand of its own")
