@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check',
            'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral',
-           'Stage', 'named_paths', 'Run', 'base', 'resolve', 'LearningRates', 'Search', 'seed_in_fold', 'check_names',
-           'check_cells', 'check_search', 'check_seeds', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
-           'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'Stage', 'named_paths', 'check_values', 'check_suits_task', 'Run', 'base', 'resolve', 'LearningRates',
+           'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'Study', 'Execution',
+           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -283,6 +283,38 @@ def named_paths(
         found[name] = path
     return found
 
+# %% ../nbs/11_config.ipynb #5ea7dd4b
+def check_values(
+    run,  # a `Run`
+):
+    "Numbers are in their range, and what is named is given."
+    check(run.sft.kind == "sft", "run.sft.kind", run.sft.kind, "write 'sft'")
+    check(run.dpo.kind == "dpo", "run.dpo.kind", run.dpo.kind, "write 'dpo'")
+    check(run.sft.dropout == run.dpo.dropout, "sft.dropout", run.sft.dropout, f"dpo.dropout is {run.dpo.dropout}; give both the same, or the stages differ in dropout too")
+    check(0 <= run.seed < 2**32, "run.seed", run.seed, "use a whole number from 0 to 4294967295")
+    for name in ("train_size", "test_size"):
+        value = getattr(run, name)
+        check(value is None or value >= 1, f"run.{name}", value, "use a whole number from 1 up, or leave it out for all")
+    check(run.second_sft_rate is None or run.second_sft_rate > 0, "run.second_sft_rate", run.second_sft_rate, "use a number above 0, such as 5e-5")
+    check(run.folds == 0 or run.folds > 1, "run.folds", run.folds, "use a whole number from 2 up, or leave it out for one split")
+    check(run.fold in (range(1, run.folds + 1) if run.folds else (0,)), "run.fold", run.fold, f"use a whole number from 1 to {run.folds}" if run.folds else "give run.folds too, or leave it out")
+    check(run.split is None or 0 < run.split < 1, "run.split", run.split, "use a share between 0 and 1, such as 0.5")
+    check(run.dpo_sft_weight > 0, "run.dpo_sft_weight", run.dpo_sft_weight, "use a number above 0, such as 1")
+    check(bool(run.held_out_text), "run.held_out_text", run.held_out_text, "give the path of a text file, or write embedded")
+    named_paths(run.also_judge)
+
+# %% ../nbs/11_config.ipynb #a373d1e1
+def check_suits_task(
+    run,  # a `Run`
+):
+    "The settings suit the task."
+    task = TASKS[run.task]
+    check(run.dpo.rejected in (None, *task.rejected), "run.dpo.rejected", run.dpo.rejected, f"the task {run.task} makes rejected completions by {', '.join(task.rejected)}")
+    favourite, several = run.dpo.wrong_label == "favourite", task.answers == "labels" and len(task.verbalizers) != 2
+    check(not favourite or several and run.dpo.rejected in (None, "flip"), "run.dpo.wrong_label", "favourite", "it needs three labels or more, and rejected completions made by flip; leave it out")
+    check(not run.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True, f"the task {run.task} has no labels; leave it out")
+    check(bool(task.sources) or run.data not in ("embedded", "hub"), "run.data", run.data, f"the task {run.task} needs data of your own: give the path of a file or folder")
+
 # %% ../nbs/11_config.ipynb #88bd417a
 @dataclass(frozen=True)
 class Run(Settings):
@@ -311,26 +343,8 @@ class Run(Settings):
     shuffle_labels: bool = False  # control: permute the training answers, so that there is nothing to learn
 
     def validate(self):
-        check(self.sft.kind == "sft", "run.sft.kind", self.sft.kind, "write 'sft'")
-        check(self.dpo.kind == "dpo", "run.dpo.kind", self.dpo.kind, "write 'dpo'")
-        check(self.sft.dropout == self.dpo.dropout, "sft.dropout", self.sft.dropout, f"dpo.dropout is {self.dpo.dropout}; give both the same, or the stages differ in dropout too")
-        check(0 <= self.seed < 2**32, "run.seed", self.seed, "use a whole number from 0 to 4294967295")
-        for name in ("train_size", "test_size"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, f"run.{name}", value, "use a whole number from 1 up, or leave it out for all")
-        check(self.second_sft_rate is None or self.second_sft_rate > 0, "run.second_sft_rate", self.second_sft_rate, "use a number above 0, such as 5e-5")
-        check(self.folds == 0 or self.folds > 1, "run.folds", self.folds, "use a whole number from 2 up, or leave it out for one split")
-        check(self.fold in (range(1, self.folds + 1) if self.folds else (0,)), "run.fold", self.fold, f"use a whole number from 1 to {self.folds}" if self.folds else "give run.folds too, or leave it out")
-        check(self.split is None or 0 < self.split < 1, "run.split", self.split, "use a share between 0 and 1, such as 0.5")
-        check(self.dpo_sft_weight > 0, "run.dpo_sft_weight", self.dpo_sft_weight, "use a number above 0, such as 1")
-        check(bool(self.held_out_text), "run.held_out_text", self.held_out_text, "give the path of a text file, or write embedded")
-        named_paths(self.also_judge)
-        task = TASKS[self.task]
-        check(self.dpo.rejected in (None, *task.rejected), "run.dpo.rejected", self.dpo.rejected, f"the task {self.task} makes rejected completions by {', '.join(task.rejected)}")
-        favourite, several = self.dpo.wrong_label == "favourite", task.answers == "labels" and len(task.verbalizers) != 2
-        check(not favourite or several and self.dpo.rejected in (None, "flip"), "run.dpo.wrong_label", "favourite", "it needs three labels or more, and rejected completions made by flip; leave it out")
-        check(not self.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True, f"the task {self.task} has no labels; leave it out")
-        check(bool(task.sources) or self.data not in ("embedded", "hub"), "run.data", self.data, f"the task {self.task} needs data of your own: give the path of a file or folder")
+        check_values(self)
+        check_suits_task(self)
 
     @property
     def cell(self) -> str:

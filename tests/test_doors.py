@@ -172,6 +172,7 @@ def test_a_plan_says_what_to_lower_where_memory_does_not_suffice(backbone, tmp_p
     from little import plan, small
 
     from sftdpo.engine import timing
+    from sftdpo.engine.timing import memory_in_words
     study = small(backbone, tasks=("paraphrase",), recipes=("sft", "dpo"))
     monkeypatch.setattr(timing, "free_memory", lambda: 64_000_000_000)
     found = plan(study, tmp_path / "out", measure=False)
@@ -186,4 +187,4 @@ def test_a_plan_says_what_to_lower_where_memory_does_not_suffice(backbone, tmp_p
     assert timing.activation_bytes(longer[0], stage.replace(micro_batch_size=1)) * stage.batch_size == timing.activation_bytes(longer[0], stage)
     assert timing.activation_bytes(longer[0], stage.replace(gradient_checkpointing=True)) < timing.activation_bytes(longer[0], stage)
     monkeypatch.setattr(timing, "free_memory", lambda: None)
-    assert "free:" not in plan(study, tmp_path / "out", measure=False).memory_in_words()
+    assert "free:" not in memory_in_words(plan(study, tmp_path / "out", measure=False))

@@ -318,7 +318,7 @@ def _groups(table: Table) -> dict[str, int]:
         counts[name] = len({v for v in values if v})
     return {name: n for name, n in counts.items() if name and 2 <= n <= max(2, len(table) / 3)}
 
-# %% ../../nbs/reading/02_shapes.ipynb #f19f32c8
+# %% ../../nbs/reading/02_shapes.ipynb #341fa4a0
 def _scored_pairs(table: Table, reading: Reading) -> Iterator[Reading]:
     "Readings of two answers, such as answer_A and answer_B, with their scores."
     stems = {}
@@ -333,6 +333,7 @@ def _scored_pairs(table: Table, reading: Reading) -> Iterator[Reading]:
         prompt = reading.prompt or _usual("prompt", rest, "") or max(rest, key=rest.get)
         yield replace(reading, prompt=prompt, chosen=answers[0], rejected=answers[1], scores=tuple(scored[0]))
 
+# %% ../../nbs/reading/02_shapes.ipynb #9293d519
 def _without_header(table: Table) -> Table:
     "The table whose first line is a row, with names for its columns."
     first = list(table.columns)
@@ -344,6 +345,7 @@ def _without_header(table: Table) -> Table:
     names = {text: "text", label: "label"}
     return replace(whole, columns={names.get(name, name): values for name, values in rows.items()})
 
+# %% ../../nbs/reading/02_shapes.ipynb #cef137cd
 def _nested(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading, Table]]:
     "Readings of questions on a passage, and of translations, whose texts lie within a column."
     for name in table.columns:
@@ -356,6 +358,7 @@ def _nested(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading,
         if len(keys) == 2 and all(isinstance(text, str) for text in cells[0].values()):
             yield "translations", "completions", replace(reading, prompt=f"{{{name}.{keys[0]}}}\\n", completion=f"{name}.{keys[1]}"), table
 
+# %% ../../nbs/reading/02_shapes.ipynb #8bab5ded
 def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading, Table]]:
     "Readings of one text a row: its end is the completion, after a speaker's mark, a line end, a sentence or a word."
     texts = _texts(table)
@@ -367,6 +370,7 @@ def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Read
     for sign, typed in ((usual, usual), ("\n", "\\n"), (". ", ". "), (" ", " ")):
         if sign and sum(sign in value.strip() for value in values) > len(values) / 2: yield "texts alone", "completions", replace(reading, prompt=reading.prompt or name, split=typed), table
 
+# %% ../../nbs/reading/02_shapes.ipynb #537015ae
 def usual_shapes(
     table: Table,      # some rows of the training data
     reading: Reading,  # as given
