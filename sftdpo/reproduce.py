@@ -27,8 +27,7 @@ def few_runs(
 ) -> list[str]:          # names of runs
     "One recipe's run for each tuning, at the lowest seed."
     runs = read_results(folder).drop_duplicates("run").query("recipe != 'base'")
-    named = f"train_size = {runs['train_size'].max()}" if runs["train_size"].nunique() == 1 else read_margins(folder).primary
-    sizes = runs[("train_size = " + runs["train_size"].astype(str)) == named]
+    sizes = runs[("train_size = " + runs["train_size"].astype(str)) == read_margins(folder).primary]
     runs = (sizes if len(sizes) else runs).sort_values(["fold", "seed", "train_size"], kind="stable")
     return list(runs[runs["recipe"] == runs["recipe"].iloc[0]].drop_duplicates("tuning")["run"])
 
@@ -58,10 +57,11 @@ def reproduce(
     inputs: Inputs | None = None,  # what the runs read; default: read now
 ) -> pd.DataFrame:       # a line per run: stored, found, difference, low, high, reproduced
     "Train runs of a stored study again, and compare."
-    names, inputs, place, say = names or few_runs(folder), inputs or Inputs(), StudyFolder(out), print if progress else lambda *words: None
-    runs = {name: stored_run(folder, name) for name in names}
+    inputs, place, say = inputs or Inputs(), StudyFolder(out), print if progress else lambda *words: None
+    runs = {name: stored_run(folder, name) for name in names or few_runs(folder)}
     nodes = stage_tree(list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
-    carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say, [name for node in nodes for name in node.runs])
+    order = [name for node in nodes for name in node.runs]
+    carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say, order)
     return pd.DataFrame([compare_run(folder, name, place, inputs.of(run).name) for name, run in runs.items()])
 
 # %% ../nbs/16_reproduce.ipynb #35c437b2
