@@ -9,8 +9,8 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'cell_comparison',
            'round_ticks', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
            'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
-           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_curves', 'score_at', 'one_rate_for_all',
-           'reliability', 'calibration_gap', 'calibration', 'side_by_side']
+           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at',
+           'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -661,6 +661,19 @@ def chosen_in_words(
     worst = format_metric(finite["score"].min(), metric)
     return f"{best['recipe']} {best['tuning']} {best['learning_rate']:.3g} of {len(trials)} trials{edge}: {format_metric(best['score'], metric)}, the worst trial {worst}"
 
+# %% ../nbs/21_plots.ipynb #739cfa1c
+def rate_axis(
+    axis,                    # to prepare
+    rates: Iterable[float],  # all that are drawn, in this panel and beside it
+):
+    "A logarithmic axis of learning rates: the same in all panels, with a few round numbers."
+    low, high = min(rates) / 1.3, max(rates) * 1.3
+    candidates = [digit * 10.0 ** power for power in range(-8, 1) for digit in (1, 3)]
+    ticks = round_ticks(rates, candidates)
+    axis.set(xscale="log", xlim=(low, high))
+    axis.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
+    axis.minorticks_off()
+
 # %% ../nbs/21_plots.ipynb #0c37253d
 def rate_curves(
     search: pd.DataFrame,  # as `search.csv` has it, of one task
@@ -677,7 +690,7 @@ def rate_curves(
             for tuning, cell in trials[trials["recipe"] == recipe].groupby("tuning"):
                 for _, part in cell.groupby("beta", dropna=False): draw_trials(axis, part, looks[tuning], metric.factor)
                 words.append(chosen_in_words(cell, metric))
-            axis.set_xscale("log")
+            rate_axis(axis, trials["learning_rate"])
         name_axes(axes, 2, "learning rate", axis_title(metric))
         legend(picture, looks)
     picture.alternative = f"{axis_title(metric)} of each trial against its learning rate. Chosen: {listed(words)}."

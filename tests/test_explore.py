@@ -23,6 +23,7 @@ def test_a_choice_redraws_and_the_button_trains(study, backbone, tmp_path, monke
     assert len(drawn) == 1 and drawn[0].results["run"].nunique() == 9
     explorer.sizes.value, explorer.tunings.value = [8], ["lora"]
     assert len(drawn) == 3 and set(drawn[-1].results["train_size"]) == {0, 8}
+    assert set(drawn[0].variants.values()) == {"", "train_size 8", "train_size 16"} and drawn[-1].variants == {}
     assert set(drawn[-1].examples["tuning"]) == {"-", "lora"} and set(drawn[-1].pairs["recipe"]) == {"dpo"}
     assert set(drawn[-1].history["run"]) == set(drawn[-1].runs) - {name for name in drawn[-1].runs if "-base-" in name}
     monkeypatch.setattr(explore, "begin_study", lambda study, folder: begun.append((study, folder)))

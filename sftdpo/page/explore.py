@@ -68,8 +68,9 @@ class View:
 
     @cached_property
     def variants(self) -> dict[str, str]:
-        "The swept settings that tell each run from the others of its cell."
-        return variants_of(self.folder)
+        "The swept settings that tell each run from the others of its cell; empty if the view has one value of each."
+        found = {run: name for run, name in variants_of(self.folder).items() if run in self.runs}
+        return found if len(set(found.values()) - {""}) > 1 else {}
 
 # %% ../../nbs/page/06_explore.ipynb #c8c12a84
 def view_of(

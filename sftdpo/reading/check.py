@@ -109,8 +109,7 @@ def leak_lines(
 ) -> tuple[list[str], list[str]]:  # on copied words, on shared questions
     "What a report says of small leaks, text by text."
     def text_line(id, runs): return f"{id}: {counted(len(runs), 'run')} of six words from training texts, such as {runs[0]!r}"
-    copied = [text_line(*item) for item in list(report.copied.items())[:20]]
-    if len(report.copied) > 20: copied.append(f"and {counted(len(report.copied) - 20, 'judged text')} more (all of them in data.json)")
+    copied = _some([text_line(*item) for item in report.copied.items()], 5, "judged texts (a study lists all in data.json)")
     found, lines = report.questions, []
     if found.get("pairs"):
         rest = "" if found["duplicates_elsewhere"] is None else f", {found['duplicates_elsewhere']:.0%} of the others"
