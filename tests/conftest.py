@@ -1,4 +1,5 @@
 """What every test can ask for: tiny models, the shared data, and one thread."""
+import functools
 import gc
 import os
 from pathlib import Path
@@ -11,12 +12,16 @@ os.environ.setdefault("MPLBACKEND", "agg")
 import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
+from tyro import _docstrings
 
 root = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config):
+    "One thread; no waiting for the disk, whose loss of power no test sees; tyro reads the source of a class of settings once, not in each call."
     torch.set_num_threads(1)
+    os.fsync = lambda handle: None
+    if known := getattr(_docstrings, "_ClassTokenization", None): known.make = staticmethod(functools.cache(known.make))
 
 
 def pytest_collection_modifyitems(config, items):
@@ -57,6 +62,13 @@ def libraries_stay():
 def seeded():
     "Every test starts from the same random state, whatever ran before it."
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    "Pictures are made, but not drawn: drawing takes half of a report's time."
+    from sftdpo.plots import Picture
+    monkeypatch.setattr(Picture, "svg", lambda picture: '<svg viewBox="0 0 10 10"></svg>')
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ def stage_tree(runs, inputs=None):
 def small(backbone, **changes):
     "A study of six cells on both tasks."
     stage = dict(epochs=1, batch_size=8, learning_rate=1e-3, precision="fp32")
-    return Study("a small study", **dict(dict(tasks=("paraphrase", "sonnet"), backbone=backbone, train_size=16, sampling=Sampling(samples=2, max_new_tokens=20),
+    return Study("a small study", **dict(dict(tasks=("paraphrase", "sonnet"), backbone=backbone, train_size=16, sampling=Sampling(samples=2, max_new_tokens=8),
                  sft=Stage("sft", **stage), dpo=Stage("dpo", **stage)), **changes))
 
 

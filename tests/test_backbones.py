@@ -161,6 +161,7 @@ def learnt(request, tmp_path_factory):
     for _ in range(120):
         loss = sum(torch.nn.functional.cross_entropy(policy(input_ids=torch.tensor([row.prompt + row.completions[0]])).logits[0, len(row.prompt) - 1:-1], torch.tensor(row.completions[0])) for row in rows)
         loss.backward(); optimizer.step(); optimizer.zero_grad()
+        if loss < 0.1: break
     policy.eval()
     if request.param == "merged": policy = m.merge_lora(policy)
     folder = m.save_policy(policy, tokenizer, home / "policy")

@@ -16,7 +16,7 @@ from sftdpo.report import write_report
 from sftdpo.tables import decoding_of, print_tables
 from sftdpo.tasks import TASKS
 
-SAID = "2 samples a prompt, temperature 0.8, top-p 0.95, at most 20 tokens; the end of text is refused until line 14 has begun"
+SAID = "2 samples a prompt, temperature 0.8, top-p 0.95, at most 8 tokens; the end of text is refused until line 14 has begun"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def printed(function, *rest):
     return " ".join(shown.getvalue().split())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_tables_and_reports_say_it(study):
     results = read_results(study)
     assert f"texts: {SAID}" in printed(print_tables, results, study)

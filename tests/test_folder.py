@@ -1,22 +1,25 @@
 "One identity of a stage, one place for each file, and no damaged file believed."
 import ast
+import multiprocessing
 import re
-import subprocess
-import sys
+import shutil
+import time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from little import compare, little_inputs, plan, small, stage_tree, steady
 from test_checkpoints import flip
+from tiny import tiny_model
 
 import sftdpo
-from sftdpo.config import to_yaml
+from sftdpo.config import Study
 from sftdpo.engine.folder import STATES, Damaged, StudyFolder, read_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.store import read_history, read_results
+from sftdpo.model import save_policy
 from sftdpo.page.live import progress_of
-from sftdpo.report import write_report
+from sftdpo.report import up_to_date, write_report
 
 
 def test_each_file_of_a_study_is_named_in_one_module():
@@ -46,14 +49,38 @@ def test_a_collection_reads_each_file_once_and_a_new_one_reads_it_anew(backbone)
     assert len(calls) == 4
 
 
-@pytest.fixture
-def study(backbone): return small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("sft", "sft-dpo"))
+@pytest.fixture(scope="module")
+def study(tokenizer, tmp_path_factory):
+    "Two cells of a tiny model with dropout."
+    backbone = save_policy(tiny_model("gpt2", tokenizer, dropout=0.1), tokenizer, tmp_path_factory.mktemp("backbone") / "tiny")
+    return small(str(backbone), tasks=("sonnet",), tunings=("full",), recipes=("sft", "sft-dpo"))
+
+
+@pytest.fixture(scope="module")
+def whole(study, tmp_path_factory):
+    "The folder of the finished study, which stays as it is, and its results."
+    folder = tmp_path_factory.mktemp("whole") / "out"
+    return folder, steady(compare(study, folder, progress=False))
 
 
 @pytest.fixture
-def finished(study, tmp_path):
-    "A finished study and its results."
-    return StudyFolder(tmp_path / "out"), steady(compare(study, tmp_path / "out", progress=False))
+def finished(whole, tmp_path):
+    "A copy of the finished study, and its results."
+    return StudyFolder(shutil.copytree(whole[0], tmp_path / "out")), whole[1]
+
+
+@pytest.fixture(scope="module")
+def half(study, tmp_path_factory):
+    "The folder of the study when the SFT stage is there and DPO has yet to start from it; it stays as it is."
+    import sftdpo.engine.work
+    finish, folder = sftdpo.engine.work.finish_stage, tmp_path_factory.mktemp("half") / "out"
+    def stopped(home, inputs, stage, *rest, **more):
+        if stage.kind == "dpo": raise KeyboardInterrupt
+        return finish(home, inputs, stage, *rest, **more)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(sftdpo.engine.work, "finish_stage", stopped)
+        compare(study, folder, progress=False)
+    return folder
 
 
 def test_one_vocabulary_for_the_state_of_a_node(study, finished):
@@ -85,6 +112,7 @@ def test_a_damaged_record_of_a_run_is_named_and_made_again(how, study, finished,
         pd.testing.assert_frame_equal(steady(found), expected, check_exact=True)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_reading_a_damaged_record_names_file_and_remedy(study, finished):
     folder, _ = finished
     run = folder.run(next(name for name in folder.finished_runs() if "sft-dpo" in name))
@@ -99,26 +127,19 @@ def test_reading_a_damaged_record_names_file_and_remedy(study, finished):
 
 @pytest.mark.parametrize("how", ["empty", "cut", "flipped"])
 @pytest.mark.parametrize("what", ["record", "history", "policy"])
-def test_a_damaged_stage_is_named_and_trained_again(what, how, study, tmp_path, capsys):
+def test_a_damaged_stage_is_named_and_trained_again(what, how, study, whole, half, tmp_path, capsys):
     "The SFT stage is there, DPO has yet to start from it."
-    import sftdpo.engine.work
-    expected, folder = steady(compare(study, tmp_path / "undisturbed", progress=False)), StudyFolder(tmp_path / "out")
-    finish = sftdpo.engine.work.finish_stage
-    def stopped(home, inputs, stage, *rest, **more):
-        if stage.kind == "dpo": raise KeyboardInterrupt
-        return finish(home, inputs, stage, *rest, **more)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sftdpo.engine.work, "finish_stage", stopped)
-        compare(study, folder, progress=False)
+    folder = StudyFolder(shutil.copytree(half, tmp_path / "out"))
     [stage] = [folder.stage(home.name) for home in folder.stages.iterdir() if folder.stage(home.name).trained]
     damage({"record": stage.record, "history": stage.history, "policy": stage.policy / "model.safetensors"}[what], how)
     capsys.readouterr()
     found = compare(study, folder)
     said = capsys.readouterr().out
     assert {"record": "stage.json", "history": "history.csv", "policy": "model.safetensors"}[what] + " is damaged" in said and "trained again" in said
-    pd.testing.assert_frame_equal(steady(found), expected, check_exact=True)
+    pd.testing.assert_frame_equal(steady(found), whole[1], check_exact=True)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("how", ["empty", "cut"])
 def test_damaged_files_of_the_study_are_named_with_a_remedy_that_works(how, study, finished, capsys):
     folder, expected = finished
@@ -140,36 +161,33 @@ def test_a_table_that_is_cut_within_its_last_number_is_not_believed(study, finis
         folder.results.write_bytes(whole[:end])
         if end != whole[:-1].rindex(b"\n") + 1 - len(whole):
             with pytest.raises(Damaged, match="results.csv is damaged"): read_results(folder)
-        write_report(folder)
+        up_to_date(folder)                                                              # what a report begins with
         assert folder.results.read_bytes() == whole
 
 
-BEGIN = """
-import sys, time
-from pathlib import Path
-from sftdpo.config import Study, from_yaml
-import sftdpo.study
-study = from_yaml(Study, Path(sys.argv[1]).read_text())
-check, seen = sftdpo.study.check_study_folder, []
-def slowly(*rest):  # the moment between the look and the claim, drawn out until both have looked
-    check(*rest)
-    if seen: return
-    seen.append(Path(sys.argv[1] + ".looked").touch())
-    until = time.monotonic() + 300
-    while time.monotonic() < until and not all(Path(name + ".looked").exists() for name in sys.argv[3:]): time.sleep(0.02)
-sftdpo.study.check_study_folder = slowly
-sftdpo.study.claim_folder(Path(sys.argv[2]), study)
-"""
+def begin(study, folder, mine, others):
+    "Claim a folder; the moment between the look and the claim is drawn out until all have looked."
+    import sftdpo.study
+    check, seen = sftdpo.study.check_study_folder, []
+    def slowly(*rest):
+        check(*rest)
+        if seen: return
+        seen.append(mine.touch())
+        until = time.monotonic() + 300
+        while time.monotonic() < until and not all(path.exists() for path in others): time.sleep(0.02)
+    sftdpo.study.check_study_folder = slowly
+    try: sftdpo.study.claim_folder(folder, study)
+    except Exception as error: raise SystemExit(bool(mine.with_suffix(".said").write_text(str(error)))) from error
 
 
 def test_of_two_studies_that_are_begun_together_one_is_refused(tmp_path):
-    from sftdpo.config import Study
-    files = [tmp_path / "one.yaml", tmp_path / "two.yaml"]
-    for file, size in zip(files, (8, 16)): file.write_text(to_yaml(Study("the same name", train_size=size)))
-    both = [subprocess.Popen([sys.executable, "-c", BEGIN, file, tmp_path / "out", *files], stderr=subprocess.PIPE, text=True) for file in files]
-    said = [process.communicate()[1] for process in both]
-    assert sorted(process.returncode == 0 for process in both) == [False, True]
-    assert "was begun with" in "".join(said)
+    files, fork = [tmp_path / "one.looked", tmp_path / "two.looked"], multiprocessing.get_context("fork")
+    both = [fork.Process(target=begin, args=(Study("the same name", train_size=size), tmp_path / "out", file, files)) for file, size in zip(files, (8, 16))]
+    for process in both: process.start()
+    for process in both: process.join()
+    assert sorted(process.exitcode for process in both) == [0, 1] and all(file.exists() for file in files)
+    [said] = tmp_path.glob("*.said")
+    assert "was begun with" in said.read_text()
 
 
 def test_a_failed_run_tells_why(study, tmp_path):

@@ -12,6 +12,7 @@ from sftdpo.study import compare
 
 HOSTILE = ["<script>alert(1)</script>", "</textarea><img src=x onerror=alert(1)>", "=cmd|' /C calc'!A0", "{{ 7 * 7 }} {% raw %} ${7*7}", "\u202eright to left\u202c",
            "\x07\x1b[31mred\x1b[0m\x08", '"; DROP TABLE runs; --', "../../../etc/passwd", "a" * 1_000_000, "line\r\nline\u2028line", "`rm -rf /` $(rm -rf /)", "']}{[(%s%n", "&lt;b&gt;"]
+ROWS = HOSTILE + [text for text in HOSTILE if len(text) < 1000] * 3  # the megabyte once
 
 
 def study(task, path, backbone, **reading):
@@ -32,10 +33,10 @@ def check_report(folder, texts):
 
 def test_completions(backbone, tmp_path):
     path = tmp_path / "<i>hostile & 'co'</i>.jsonl".replace("/", "")
-    path.write_text("".join(json.dumps({"prompt": f"{text[:90]}\n", "completion": text[::-1][:60] if len(text) < 1000 else text}) + "\n" for text in HOSTILE * 4))
+    path.write_text("".join(json.dumps({"prompt": f"{text[:90]}\n", "completion": text[::-1][:60] if len(text) < 1000 else text}) + "\n" for text in ROWS))
     with pytest.raises(Exception) as told: compare(study("completions", path, backbone), tmp_path / "stopped", progress=False)
     assert "1,000,000" in str(told.value) or "longer" in str(told.value) or "tokens" in str(told.value)       # a completion of 1 MB fits no backbone, and is named
-    path.write_text("".join(json.dumps({"prompt": f"{text}\n", "completion": text[::-1][:60]}) + "\n" for text in HOSTILE * 4))
+    path.write_text("".join(json.dumps({"prompt": f"{text}\n", "completion": text[::-1][:60]}) + "\n" for text in ROWS))
     results = compare(study("completions", path, backbone), tmp_path / "out", progress=False)
     assert set(results.recipe) == {"base", "sft", "dpo"}
     found = read_texts(tmp_path / "out")
@@ -43,9 +44,10 @@ def test_completions(backbone, tmp_path):
     check_report(tmp_path / "out", found)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_labels(backbone, tmp_path):
     path = tmp_path / "hostile.csv"
-    pd.DataFrame({"text": HOSTILE * 4, "label": ["no", "yes"] * (len(HOSTILE) * 2)}).to_csv(path, index=False)
+    pd.DataFrame({"text": ROWS, "label": [("no", "yes")[i % 2] for i in range(len(ROWS))]}).to_csv(path, index=False)
     results = compare(study("labels", path, backbone, prompt="{text}\n", end_of_text=True), tmp_path / "out", progress=False)
     assert results[results.metric == "accuracy"].value.between(0, 1).all()
     check_report(tmp_path / "out", read_texts(tmp_path / "out"))

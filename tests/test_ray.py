@@ -3,8 +3,10 @@ import pandas as pd
 import pytest
 import torch
 from little import steady
+from tiny import tiny_model
 
-from sftdpo.config import Execution, Sampling, Stage, Study
+from sftdpo.config import Execution, Stage, Study
+from sftdpo.model import save_policy
 from sftdpo.study import compare
 
 ray = pytest.importorskip("ray", reason="the extra is not installed: pip install 'sftdpo[ray]'")
@@ -23,10 +25,12 @@ def cluster():
 
 
 @pytest.fixture(scope="module")
-def study():
-    stage = dict(epochs=1, batch_size=4, evaluations=0)
-    return Study("on ray", tasks=("sonnet",), train_size=8, test_size=2, sampling=Sampling(samples=1, max_new_tokens=10),
-                 recipes=("sft", "dpo", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", rejected="swap", **stage))
+def study(tmp_path_factory, tokenizer):
+    "Six cells of a tiny model on a file of labels."
+    home, stage = tmp_path_factory.mktemp("study"), dict(epochs=1, batch_size=4, evaluations=0)
+    (home / "texts.csv").write_text("text,label\n" + "".join(f"text {i},{('no', 'yes')[i % 2]}\n" for i in range(60)))
+    return Study("on ray", tasks=("labels",), data=str(home / "texts.csv"), backbone=str(save_policy(tiny_model("gpt2", tokenizer), tokenizer, home / "backbone")), train_size=8, test_size=6,
+                 recipes=("sft", "dpo", "sft-dpo"), sft=Stage("sft", **stage), dpo=Stage("dpo", **stage))
 
 
 def test_results_equal_those_of_one_process(cluster, study, tmp_path):
@@ -41,7 +45,7 @@ def test_a_failed_node_is_told_and_the_others_go_on(cluster, study, tmp_path, ca
     broken = study.replace(recipes=("sft", "dpo"), tunings=("full",), cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30})
     found = compare(broken, tmp_path / "ray", execution=Execution(executor="ray", cpus_per_run=1))
     said = capsys.readouterr().out
-    assert set(found.recipe) == {"base", "dpo"} and "FAILED sonnet: sft full" in said and "1 of 3 runs failed" in said
+    assert set(found.recipe) == {"base", "dpo"} and "FAILED labels: sft full" in said and "1 of 3 runs failed" in said
 
 
 def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):

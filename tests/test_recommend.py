@@ -68,15 +68,16 @@ def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
 
 @pytest.fixture
 def quick(monkeypatch):
-    "Few steps, for a model that is not trained well but quickly."
+    "Few steps, for a model that is not trained well but quickly; two ways, whatever the machine's pace."
     monkeypatch.setitem(TASKS["labels"].recommended, None, Recommended(8, 1, 3e-3, 1e-2, 3e-3, 1e-2, steps=20))
+    monkeypatch.setattr("sftdpo.recommend.ways_to_try", lambda *rest: [run for _, run in zip(range(2), ways_to_try(*rest))])
 
 
 def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     "A word says the label: it is learned, the model is saved with what it needs, and the same command goes on."
     moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(60))
     (tmp_path / "moods.csv").write_text("text,label\n" + moods)
-    found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.5, backbone=str(backbone))
+    found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone))
     assert not found.declined, found.declined
     assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
     assert "would pick the same way from the other rows" in str(found) and "the base model" in str(found)
@@ -93,7 +94,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
 def test_labels_that_say_nothing_are_declined(tmp_path, backbone, quick):
     random = np.random.default_rng(0)
     (tmp_path / "noise.csv").write_text("text,label\n" + "".join(f"word {i % 7} {i},{'ab'[random.integers(2)]}\n" for i in range(60)))
-    found = recommend(tmp_path / "noise.csv", tmp_path / "out", minutes=0.3, backbone=str(backbone), say=lambda words: None)
+    found = recommend(tmp_path / "noise.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None)
     assert "it is not shown that anything was learned" in found.declined and str(found).startswith("No recommendation.") and not found.model
 
 
@@ -116,7 +117,7 @@ def test_macro_f1_decides_where_one_label_has_most_of_the_rows(tmp_path, backbon
     rows = "".join(f"{'yes' if i % 6 else 'no'} {i},{'good' if i % 6 else 'poor'}\n" for i in range(180))
     (tmp_path / "rare.csv").write_text("text,label\n" + rows)
     said = []
-    found = recommend(str(tmp_path / "rare.csv"), tmp_path / "out", minutes=0.4, backbone=backbone, say=said.append)
+    found = recommend(str(tmp_path / "rare.csv"), tmp_path / "out", minutes=60, backbone=backbone, say=said.append)
     tried = found.table["mean"].max()
     words = str(found) + " ".join(said)
     assert "macro F1 is the primary metric" in words and not 0.8 < tried < 0.84, "accuracy of a constant answer is 5 of 6"

@@ -146,6 +146,7 @@ def test_its_tables(finished):
     assert one.seconds == 2 * (10 + 1) and one.parameters == 2_660_000 and np.isfinite([one.change, one.change_low, one.change_high]).all()
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("tfidf, opens", [(.99, True), (.01, False)])
 def test_where_no_cell_beats_the_best_baseline_table_and_report_open_with_it(tmp_path, capsys, tfidf, opens):
     "Issue 18, point 2. At 72cf482 neither says so, and the best baseline is no row of the table."
@@ -185,6 +186,7 @@ def test_hostile_data_stays_text(tmp_path):
     assert set(words) == {HOSTILE}, "tables keep what was written"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_megabyte_is_cut_on_the_page_and_whole_beside_it(tmp_path):
     folder = make_study(tmp_path / "study", text="long " * 200_000, recipes=("sft",), tunings=("full",), seeds=(0,), number=3)
     report = write_report(folder)
@@ -198,7 +200,8 @@ def test_direction_is_isolated():
     assert str(data("a\u2067b")) == "<bdi>a⟨U+2067⟩b</bdi>"
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 5])
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("number", [0, 1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_half_done(tmp_path, number):
     folder = make_study(tmp_path / "study", finished=number)
     page = read_page(write_report(folder))
@@ -210,6 +213,7 @@ def test_half_done(tmp_path, number):
     assert len((folder / "results.csv").read_text().split("\n")) > before
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_sets_cells_apart(tmp_path):
     folder = tmp_path / "study"
     folder.mkdir()
@@ -224,6 +228,7 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"base", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_failures_and_chosen_rates_are_told(tmp_path):
     folder = make_study(tmp_path / "study", finished=4)
     (folder / "failures").mkdir()
@@ -235,6 +240,7 @@ def test_failures_and_chosen_rates_are_told(tmp_path):
     assert (tmp_path / "else where" / "page.tables" / "failures.csv").exists() and not (folder / "report.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_settings_of_another_version(tmp_path):
     folder = make_study(tmp_path / "study", finished=3)
     with (folder / "study.yaml").open("a") as file: file.write("keep_weights: true\n")
@@ -246,14 +252,15 @@ def test_no_study(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no study"): write_report(tmp_path)
 
 
-def test_many_runs(tmp_path):
+@pytest.mark.parametrize("seeds", [38, pytest.param(60, marks=pytest.mark.slow)])
+def test_many_runs(tmp_path, seeds):
     "Size and, roughly, time: figures are drawn from the lowest seeds, tables from all runs."
-    folder = make_study(tmp_path / "study", seeds=range(60), number=4, steps=3)
+    folder = make_study(tmp_path / "study", seeds=range(seeds), number=4, steps=3)
     started = time.perf_counter()
     report = write_report(folder)
-    print(f"{60 * 8 + 1} runs: {time.perf_counter() - started:.1f} s")
+    print(f"{seeds * 8 + 1} runs: {time.perf_counter() - started:.1f} s")
     page = read_page(report)
-    assert "481 of 481 runs" in page.words and "Drawn from the 300 runs with the lowest seeds" in page.words and report.stat().st_size < 2e6
+    assert f"{seeds * 8 + 1} of {seeds * 8 + 1} runs" in page.words and "Drawn from the 300 runs with the lowest seeds" in page.words and report.stat().st_size < 2e6
 
 
 chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -472,9 +472,6 @@ def covered(tables, binary, paired, **world):
     return hits / tables
 
 
-@pytest.mark.parametrize("of_seed", [0, 0.1, 0.3])
-@pytest.mark.parametrize("paired", [False, True], ids=["cell", "difference"])
-@pytest.mark.parametrize("binary", [False, True], ids=["numbers", "binary"])
 def within(share, tables, low, high):
     "Does a share that was found in so many tables lie within bounds, but for three standard errors of so few?"
     slack = 0 if tables >= 5000 else 3 * (0.05 * 0.95 / tables)**0.5

@@ -49,6 +49,13 @@ def dies_in(moment):
     if moment == "policy": sftdpo.engine.runs.save_policy = die
     if moment == "stage": sftdpo.engine.folder.write_record = die       # the policy is saved, the stage's record is not
     if moment == "run": pd.DataFrame.to_parquet = die         # in the middle of a run's folder
+    if moment == "told":                                     # slow from here on, so that the signal comes in the midst of training
+        waits = sftdpo.trainer.Watch.on_step_end
+        def slowly(self, args, state, *rest, **more):
+            found = waits(self, args, state, *rest, **more)
+            time.sleep(2 * (state.global_step > 2))
+            return found
+        sftdpo.trainer.Watch.on_step_end = slowly
     if moment == "results": os.replace = lambda source, target: die() if str(target).endswith("results.csv") else os.rename(source, target)
 
 
@@ -114,10 +121,10 @@ def checkpointed(backbone, **changes):
     return small(backbone, **changes).replace(weights="all", **{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1, "sft.epochs": 2, "dpo.epochs": 2})
 
 
-@pytest.mark.parametrize("by_chance, recipes", [(4, ("sft", "sft-dpo")), pytest.param(14, ("sft", "dpo", "sft-dpo"), marks=pytest.mark.slow)])
-def test_killed_at_many_moments(by_chance, recipes, base, undisturbed, tmp_path):
+@pytest.mark.parametrize("by_chance, changes", [(4, dict(tasks=("sonnet",), recipes=("sft", "sft-dpo"))), pytest.param(14, dict(recipes=("sft", "dpo", "sft-dpo")), marks=pytest.mark.slow)])
+def test_killed_at_many_moments(by_chance, changes, base, undisturbed, tmp_path):
     "At six moments that are named, and at some by chance."
-    study = checkpointed(base, recipes=recipes)
+    study = checkpointed(base, **changes)
     expected, seconds = undisturbed(study)
     longest = seconds / (2 * by_chance)                             # all kills by chance come in half the time that the study takes
     folder, log, chance, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), Counter()
@@ -153,8 +160,8 @@ def test_killed_when_all_is_done_but_the_models(base, tmp_path, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop(number, base, undisturbed, tmp_path):
     "SIGTERM and Ctrl-C end at once, and leave what can be gone on with."
-    study = checkpointed(base, tasks=("sonnet",), tunings=("full",)).replace(**{"sft.epochs": 30})  # long enough to be told in the midst of it
-    child = start(study, tmp_path / "out", tmp_path / "log")
+    study = checkpointed(base, tasks=("sonnet",), recipes=("sft", "sft-dpo"))
+    child = start(study, tmp_path / "out", tmp_path / "log", "told")
     while child.is_alive() and not list((tmp_path / "out").glob("stages/*/checkpoints/*/complete.json")): time.sleep(0.05)
     os.kill(child.pid, number)
     child.join(30)
@@ -164,7 +171,7 @@ def test_told_to_stop(number, base, undisturbed, tmp_path):
 
 
 def test_two_processes_on_one_folder(base, undisturbed, tmp_path):
-    study = checkpointed(base, recipes=("sft", "sft-dpo"))
+    study = checkpointed(base, tasks=("sonnet",), recipes=("sft", "sft-dpo"))
     children = [start(study, tmp_path / "out", tmp_path / "log") for _ in range(2)]
     for child in children: child.join(300)
     assert [child.exitcode for child in children] == [0, 0]
@@ -184,6 +191,11 @@ def test_worker_processes(base, tmp_path):
     cores = len(os.sched_getaffinity(0))
     if cores // 2 == torch.get_num_threads(): check_equal(tmp_path / "shared", tmp_path / "alone", study)
     assert finished_runs(tmp_path / "shared") == finished_runs(tmp_path / "alone") and len(finished_runs(tmp_path / "alone")) == 5
+    beside = ["forgetting", "held_out_text_nll", *(f"kl_{pair}" for pair in ("policy_base", "base_policy", "policy_reference", "reference_policy"))]
+    found, wanted = (read_results(tmp_path / place)[["run", "metric", "value"]].sort_values(["run", "metric"]) for place in ("shared", "alone"))
+    found, wanted = (table[table.metric.isin(beside)].reset_index(drop=True) for table in (found, wanted))
+    assert set(wanted.metric) == set(beside)
+    pd.testing.assert_frame_equal(found, wanted, rtol=1e-3, atol=1e-4)
 
 
 @pytest.fixture

@@ -100,6 +100,7 @@ def test_tables_are_about_macro_f1_and_name_rare_labels(study):
     assert means.to_dict() == pytest.approx(stored.to_dict())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_says_so(study):
     page = write_report(study).read_text(encoding="utf-8")
     assert "macro F1, as one label has 83 % of the training rows" in page and "fewer than 10 judged rows" in page
