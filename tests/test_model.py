@@ -107,10 +107,20 @@ def test_models_that_would_be_computed_wrongly_are_refused(kind, settings, words
     assert "eager" not in str(refused.value)
 
 
+@pytest.mark.parametrize("kind, name, settings", [("gemma2", "Gemma 2", dict(head_dim=16)), ("gpt_neo", "GPT-Neo", dict(attention_types=[[["global", "local"], 1]], num_layers=2)), ("bloom", "BLOOM", {}),
+                                                  ("mpt", "MPT", {}), ("gptj", "GPT-J", dict(rotary_dim=8))])
+def test_the_readme_names_what_is_refused(kind, name, settings, tokenizer, tmp_path, repository):
+    assert name in (repository / "README.md").read_text(encoding="utf-8")
+    tiny_of(kind, **settings).save_pretrained(tmp_path / kind)
+    tokenizer.save_pretrained(tmp_path / kind)
+    with pytest.raises(ValueError, match="supported are decoders"): m.load_backbone(str(tmp_path / kind))
+
+
 def test_code_beside_a_tokenizer_is_neither_asked_for_nor_run(folder, tmp_path, monkeypatch):
     saved, asked = m.save_policy(adapted(folder), m.load_tokenizer(folder), tmp_path / "adapter"), []
     settings = json.loads((saved / "tokenizer_config.json").read_text()) | dict(tokenizer_class="Hostile", auto_map=dict(AutoTokenizer=["hostile.Hostile", None]))
     (saved / "tokenizer_config.json").write_text(json.dumps(settings))
+    (saved / "sftdpo.json").write_text(json.dumps(dict(tuning="lora", backbone=str(folder))))  # as of a model from elsewhere: it has no digests
     (saved / "hostile.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\nclass Hostile: pass\n")
     monkeypatch.setattr("builtins.input", lambda *question: asked.append(question) or "y")
     with pytest.raises(ValueError, match="contains custom code"): m.load_policy(saved)
@@ -156,7 +166,8 @@ def test_a_downloaded_hub_model_loads_without_a_network(folder, tmp_path, monkey
     model, tokenizer = m.load_backbone("someone/tiny@abc123")
     assert torch.equal(logits(model), logits(m.load_backbone(str(folder))[0]))
     saved = m.save_policy(m.apply_tuning(model, "lora"), tokenizer, tmp_path / "policy")
-    assert json.loads((saved / "sftdpo.json").read_text()) == dict(tuning="lora", backbone="someone/tiny@abc123")
+    record = json.loads((saved / "sftdpo.json").read_text())
+    assert (record["tuning"], record["backbone"]) == ("lora", "someone/tiny@abc123")
     settings = json.loads((saved / "adapter_config.json").read_text())
     assert (settings["base_model_name_or_path"], settings["revision"]) == ("someone/tiny", "abc123")
     for ours in (m.load_policy(saved)[0], AutoPeftModelForCausalLM.from_pretrained(saved)): assert torch.equal(logits(ours), logits(model))
@@ -259,7 +270,8 @@ def test_a_full_policy_loads_with_transformers_alone(folder, tmp_path):
     text = "Is 1 + 1 = 2?\n\nThou art, é."
     assert its_tokenizer(text).input_ids == tokenizer(text).input_ids == AutoTokenizer.from_pretrained(saved)(text).input_ids
     assert list(saved.glob("*.safetensors")) and not list(saved.glob("*.bin"))
-    assert json.loads((saved / "sftdpo.json").read_text()) == dict(tuning="full", backbone=str(folder.resolve()))
+    record = json.loads((saved / "sftdpo.json").read_text())
+    assert (record["tuning"], record["backbone"]) == ("full", str(folder.resolve()))
     assert m.apply_tuning(ours, "full").config.sftdpo_backbone == str(folder.resolve())   # a second stage knows where the first began
 
 

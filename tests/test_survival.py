@@ -121,10 +121,10 @@ def checkpointed(backbone, **changes):
     return small(backbone, **changes).replace(weights="all", **{"sft.checkpoint_steps": 1, "dpo.checkpoint_steps": 1, "sft.epochs": 2, "dpo.epochs": 2})
 
 
-@pytest.mark.parametrize("by_chance, changes", [(4, dict(tasks=("sonnet",), recipes=("sft", "sft-dpo"))), pytest.param(14, dict(recipes=("sft", "dpo", "sft-dpo")), marks=pytest.mark.slow)])
-def test_killed_at_many_moments(by_chance, changes, base, undisturbed, tmp_path):
-    "At six moments that are named, and at some by chance."
-    study = checkpointed(base, **changes)
+@pytest.mark.slow
+def test_killed_at_many_moments(base, undisturbed, tmp_path, by_chance=14):
+    "At six moments that are named, and at some by chance; `test_accidents.py` has kills for every run of the tests."
+    study = checkpointed(base, recipes=("sft", "dpo", "sft-dpo"))
     expected, seconds = undisturbed(study)
     longest = seconds / (2 * by_chance)                             # all kills by chance come in half the time that the study takes
     folder, log, chance, kills = tmp_path / "killed", tmp_path / "log", random.Random(0), Counter()

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['SCORED_AT_ONCE', 'weights_digest', 'rows_digest', 'policy_key', 'stage_key', 'mark_whole', 'read_checkpoint',
-           'own_record', 'last_checkpoint', 'remove_others', 'read_scores', 'write_scores', 'stored_scores']
+           'own_record', 'last_checkpoint', 'remove_others', 'scores_digest', 'read_scores', 'write_scores',
+           'stored_scores']
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #37a2d54d
 import hashlib
 import io
 import time
 import warnings
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -126,16 +126,25 @@ def remove_others(
 # %% ../../nbs/engine/11_checkpoints.ipynb #32d852f9
 SCORED_AT_ONCE = 1024  # rows between two writes; no batch spans two, so that a stopped pass gives the same scores
 
+# %% ../../nbs/engine/11_checkpoints.ipynb #5c0e51de
+def scores_digest(
+    scores: np.ndarray,  # of rows
+    seconds: float,      # that they took
+) -> str:
+    "What tells that stored scores are as they were written: zip files check no number that is read only in part."
+    return identity([str(scores.dtype), list(scores.shape), hashlib.sha256(scores.tobytes()).hexdigest(), seconds])
+
 # %% ../../nbs/engine/11_checkpoints.ipynb #b76a4686
 def read_scores(
     path: Path | None,  # where they may be
     key: str,           # of policy and rows
 ) -> tuple[np.ndarray | None, float]:  # the scores of the first rows, and the seconds they took
-    "Stored scores, if they have this key."
+    "Stored scores, if they have this key and are as they were written."
     try:
         with np.load(path, allow_pickle=False) as stored:
-            if str(stored["key"]) == key: return stored["scores"], float(stored["seconds"])
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile): pass
+            scores, seconds = stored["scores"], float(stored["seconds"])
+            if str(stored["key"]) == key and str(stored["digest"]) == scores_digest(scores, seconds): return scores, seconds
+    except Exception: pass  # NumPy and zipfile raise nearly anything where a byte is wrong
     return None, 0.0
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #2c14a09a
@@ -147,7 +156,7 @@ def write_scores(
 ):
     "Store scores, whole or not at all."
     file = io.BytesIO()
-    np.savez(file, key=key, scores=scores, seconds=seconds)
+    np.savez(file, key=key, scores=scores, seconds=seconds, digest=scores_digest(scores, seconds))
     write_bytes(path, file.getvalue())
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #46179dc0

@@ -31,7 +31,7 @@ from ..batches import best_precision
 from ..config import Run, Stage, decoding, relevant, resolve, to_dict, to_yaml
 from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
 from .beside import beside_of, distance_metrics, measured_beside
-from .folder import RunFolder, StageFolder, StudyFolder, read_record
+from .folder import RunFolder, StageFolder, StudyFolder, read_record, write_record
 from .inputs import RunInputs, device
 from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import with_macro_f1
@@ -409,7 +409,7 @@ def finish_run(
             rows.to_parquet(place.further(name).examples, index=False)
         if keeps:
             save_policy(model, tokenizer, place.policy)
-            write_json(place.policy / "task.json", task_record(inputs))
+            write_record(place.policy / "task.json", task_record(inputs))
             card = model_card(inputs.other(sft=resolved(run).sft, dpo=resolved(run).dpo), metrics)
             (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         write_json(place.metrics, metrics)

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 
 from ..config import Study, named_paths
-from .folder import AGAIN, Damaged, StudyFolder
+from .folder import AGAIN, Damaged, StudyFolder, with_digest, without_digest
 from .safe_files import inside, read_json, refuse_links, remove_leftovers, write_text
 from ..measures.answers import macro_f1_parts
 from ..tasks import RECIPES, Task, task_named
@@ -33,8 +33,7 @@ def read_whole_table(
     **how,                # for `pandas.read_csv`
 ) -> pd.DataFrame:
     "A table, if it is whole."
-    text = path.read_bytes().decode("utf-8", "replace")
-    if not text.strip(): raise Damaged(path, "it is empty", remedy)
+    text = without_digest(path, path.read_bytes().decode("utf-8", "replace"), remedy)
     if not text.endswith("\n"): raise Damaged(path, "its last line is cut", remedy)
     try: table = pd.read_csv(io.StringIO(text), **how)
     except ValueError as error: raise Damaged(path, f"it cannot be read: {str(error).splitlines()[0]}", remedy) from None
@@ -49,6 +48,7 @@ def planned_runs(
     path, remedy = StudyFolder(folder).planned, f"{AGAIN}; without the file every finished run is in the table"
     if not path.exists(): return None
     planned = read_whole_table(path, ["run", *CELL], remedy, dtype=str, keep_default_na=False)
+    if not planned[CELL].fillna("").all(axis=None): raise Damaged(path, "a line of it is no run", remedy)
     for name in planned["run"].unique(): inside(StudyFolder(folder).runs, name)
     return planned
 
@@ -65,7 +65,7 @@ def write_planned_runs(
         except Damaged as error: before = say(f"note: {error} Runs that were planned earlier, but not now, leave the table.")
         if before is not None and set(before) == set(lines):
             lines = pd.concat([lines, before]).drop_duplicates([name for name in lines if name != "run"])
-        write_text(folder.planned, lines.to_csv(index=False))
+        write_text(folder.planned, with_digest(lines.to_csv(index=False)))
 
 # %% ../../nbs/engine/05_store.ipynb #c06faa48
 def rows_of(

@@ -108,7 +108,7 @@ class Timing:
         judging = self.seconds(*list(work_of_node(node).items())[-1])
         if not node.stage or state.name == "trained" or folder.weights(node) or judging is None: return judging
         seen = history_of_node(folder, node)
-        if "steps" not in seen or not len(seen) or not (step := seen["step"].max()): return self.whole(node)
+        if not len(seen) or not {"step", "steps", "elapsed"} <= set(seen) or not (step := seen["step"].max()): return self.whole(node)
         return judging + seen["elapsed"].iloc[-1] * (seen["steps"].iloc[-1] / step - 1)
 
 # %% ../../nbs/engine/07_timing.ipynb #343a852e

@@ -78,8 +78,12 @@ def stage_lines(
     "The history of a stage, also of one that is not finished."
     if stage.record.exists(): return pd.read_csv(stage.history)
     if not stage.progress.exists(): return pd.DataFrame()
-    whole = stage.progress.read_text(encoding="utf-8").split("\n")[:-1]  # what follows the last line end is not yet written
-    return pd.DataFrame([json.loads(line) for line in whole])
+    whole = stage.progress.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # what follows the last line end is not yet written
+    try:
+        lines = pd.DataFrame([json.loads(line) for line in whole])
+        damaged = lines.filter(["step", "steps", "elapsed"]).astype(float).isna().any(axis=None)
+    except (ValueError, TypeError): damaged = True
+    return pd.DataFrame() if damaged else lines  # the stage goes on from its checkpoint, and writes the file anew
 
 # %% ../../nbs/engine/06_tree.ipynb #e594e2f8
 def history_of_node(
@@ -100,9 +104,9 @@ def check_node(
 ):
     "Remove a node's records that are not as they were written."
     for run in map(folder.run, node.runs):
-        if run.finished and (found := run.damage()):
-            say(f"note: {found} The run is judged again.")
-            remove(run.path)
+        if not run.path.exists() or not (found := run.damage()): continue
+        say(f"note: {found} The run is judged again.")
+        remove(run.path)
     stage = folder.stage(node.key)
     if node.stage and stage.record.exists() and (found := stage.damage()):
         say(f"note: {found} The stage is trained again, if it is still needed.")

@@ -51,6 +51,7 @@ def finish_node(
     elif not train: model, tokenizer = load_policy(stage.policy)
     else:
         model, tokenizer = load_policy(folder.stage(parent.key).policy) if parent.stage else load_backbone(node.run.backbone)
+        stage.forget()  # what is left of it is not whole
         model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress, followed=bool(node.children))
     base = (node.ancestors or [node])[0].key
     for name, inputs in node.runs.items():

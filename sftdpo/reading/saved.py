@@ -7,13 +7,13 @@ __all__ = ['FORMATS', 'saved_task', 'reading_of', 'known_answers', 'as_turns', '
            'rows_to_judge', 'rows_to_answer', 'check_format']
 
 # %% ../../nbs/reading/07_saved.ipynb #626da9e0
-import json
 from dataclasses import replace
 from pathlib import Path
 
 # %% ../../nbs/reading/07_saved.ipynb #d4eb4780
 from ..config import Reading, check, from_dict, to_dict
 from ..data import DataError, TaskData, load_judged, load_prompts
+from ..engine.folder import read_record
 from ..engine.names import model_folder, nearest
 from .chat import Conversation, chat_prompt, has_template
 from .files import expanded
@@ -27,10 +27,7 @@ def saved_task(
     folder = model_folder(name)
     path = folder / "task.json" if folder else None
     if not path or not path.is_file(): return {}
-    try: known = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error: raise DataError(f"{path} cannot be read ({error}): copy the model's folder again, or train it again.") from None
-    if not isinstance(known, dict): raise DataError(f"{path} holds no record of a task: copy the model's folder again, or train it again.")
-    return known
+    return read_record(path, "copy the model's folder again, or train it again")
 
 # %% ../../nbs/reading/07_saved.ipynb #7ea24620
 def reading_of(
