@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check',
            'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral',
-           'Stage', 'named_paths', 'check_values', 'check_suits_task', 'Run', 'base', 'resolve', 'LearningRates',
-           'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'Study', 'Execution',
-           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'check_numbers', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'Run', 'base', 'resolve',
+           'LearningRates', 'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds',
+           'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant',
+           'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -38,13 +39,18 @@ class WorkFailed(RuntimeError):
 
 # %% ../nbs/11_config.ipynb #be837617
 def check(
-    ok: bool,      # is the value usable?
-    where: str,    # the field, as the user writes it
-    value,         # the value that was given
-    remedy: str,   # what to write instead
+    ok: bool,     # is the value usable?
+    where: str,   # the field, as the user writes it
+    value,        # the value that was given
+    remedy: str,  # what to write instead
 ):
     "Raise a `SettingsError` unless `ok`."
     if not ok: raise SettingsError(f"{where} = {value!r} cannot be used: {remedy}.")
+
+# %% ../nbs/11_config.ipynb #cb2b9b26
+def _check_field(settings, ok: bool, name: str, remedy: str):
+    "Like `check`, for a field by its name."
+    check(ok, f"{settings.called}.{name}", getattr(settings, name), remedy)
 
 # %% ../nbs/11_config.ipynb #cb55c462
 def check_choice(
@@ -59,6 +65,58 @@ def check_choice(
     check(False, where, value, f"{hint}choose one of {', '.join(map(repr, choices))}")
 
 # %% ../nbs/11_config.ipynb #dc71af5b
+def _number(value, kind: type, where: str):
+    "A whole number or any finite number."
+    try: number = float(value)
+    except (TypeError, ValueError): number = float("nan")
+    usable = not isinstance(value, bool) and number == number and abs(number) != float("inf")
+    whole = kind is int
+    check(usable and (not whole or number == int(number)), where, value,
+          f"give {'a whole number' if whole else 'a number'}")
+    return value if whole and isinstance(value, int) else kind(number)
+
+# %% ../nbs/11_config.ipynb #c307598c
+def _words(value: dict, where: str) -> dict[str, str]:
+    "A mapping of words to words."
+    for word in (word for pair in value.items() for word in pair):
+        check(word is not None and not isinstance(word, bool), where, value,
+              "put its words in quotes: YAML reads no and yes as false and true, "
+              "and an empty word as nothing")
+    return {str(name): str(word) for name, word in value.items()}
+
+# %% ../nbs/11_config.ipynb #7998e512
+def _lists(value: dict, where: str) -> dict:
+    "A mapping of names to lists; the command line writes a list as 0.05,0.1."
+    def read(one): return yaml.safe_load(f"[{one}]") if isinstance(one, str) else one
+    try: return {name: read(one) for name, one in value.items()}
+    except yaml.YAMLError:
+        check(False, where, value, "give values with commas between them, such as 0.05,0.1")
+
+# %% ../nbs/11_config.ipynb #6cbff410
+def _mapping(value, kinds: tuple, where: str) -> dict:
+    "A mapping of names to words, numbers or lists."
+    check(isinstance(value, dict), where, value, "give a mapping of names to values")
+    if kinds[1] is str: return _words(value, where)
+    if kinds[1] is not float: return _lists(value, where)
+    return {str(name): convert(one, float, f"{where}[{name!r}]") for name, one in value.items()}
+
+# %% ../nbs/11_config.ipynb #af1e4109
+def _list(value, kind, where: str) -> tuple:
+    "A list of values of one type."
+    check(isinstance(value, (list, tuple, range)), where, value, "give a list")
+    return tuple(convert(one, kind, f"{where}[{i}]") for i, one in enumerate(value))
+
+# %% ../nbs/11_config.ipynb #79b65156
+def _plain(value, kind: type, where: str):
+    "A value of a type without parameters: settings, a number, true or false, text."
+    if kind in (int, float): return _number(value, kind, where)
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else from_dict(kind, value, where)
+    if kind is bool: check(isinstance(value, bool), where, value, "write true or false")
+    else: check(isinstance(value, str), where, value, "give text")
+    return value
+
+# %% ../nbs/11_config.ipynb #197769d7
 def convert(
     value,       # what was given
     kind,        # the declared type
@@ -68,39 +126,18 @@ def convert(
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments: return None
-        return convert(value, next(a for a in arguments if a is not type(None)), where)
+        return convert(value, next(one for one in arguments if one is not type(None)), where)
     if origin is Literal:
         check_choice(where, value, arguments)
         return value
-    if origin is tuple:
-        check(isinstance(value, (list, tuple, range)), where, value, "give a list")
-        return tuple(convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if origin is dict or kind is dict:
-        check(isinstance(value, dict), where, value, "give a mapping of names to values")
-        if arguments[1] is str:
-            for word in (w for pair in value.items() for w in pair):
-                check(word is not None and not isinstance(word, bool), where, value, "put its words in quotes: YAML reads no and yes as false and true, and an empty word as nothing")
-            return {str(name): str(v) for name, v in value.items()}
-        if arguments[1] is float: return {str(name): convert(v, float, f"{where}[{name!r}]") for name, v in value.items()}
-        try: return {name: yaml.safe_load(f"[{v}]") if isinstance(v, str) else v for name, v in value.items()}  # the command line's 0.05,0.1
-        except yaml.YAMLError: check(False, where, value, "give values with commas between them, such as 0.05,0.1")
-    if dataclasses.is_dataclass(kind): return value if isinstance(value, kind) else from_dict(kind, value, where)
-    if kind is bool:
-        check(isinstance(value, bool), where, value, "write true or false")
-        return value
-    if kind in (int, float):
-        try: number = float(value)
-        except (TypeError, ValueError): number = None
-        usable = number is not None and not isinstance(value, bool) and number == number and abs(number) != float("inf")
-        check(usable and (kind is float or number == int(number)), where, value, f"give {'a whole number' if kind is int else 'a number'}")
-        return int(value) if kind is int and isinstance(value, int) else kind(number)
-    check(isinstance(value, str), where, value, "give text")
-    return value
+    if origin is tuple: return _list(value, arguments[0], where)
+    return _mapping(value, arguments, where) if origin is dict else _plain(value, kind, where)
 
 # %% ../nbs/11_config.ipynb #f01e83b3
 @lru_cache
 def _hints(kind, *names): return typing.get_type_hints(kind)
 
+# %% ../nbs/11_config.ipynb #d5fe7042
 def declared(
     kind: type,  # a dataclass
 ) -> dict:
@@ -112,8 +149,9 @@ class Settings:
     "What all settings share: types are checked on creation, then `validate` is called."
     def __post_init__(self):
         for name, kind in declared(type(self)).items():
-            if type(getattr(self, name)) is kind and kind is not float: continue  # nothing to convert
-            object.__setattr__(self, name, convert(getattr(self, name), kind, f"{self.called}.{name}"))
+            value = getattr(self, name)
+            if type(value) is kind and kind is not float: continue  # nothing to convert
+            object.__setattr__(self, name, convert(value, kind, f"{self.called}.{name}"))
         self.validate()
 
     @property
@@ -127,7 +165,8 @@ class Settings:
         for name, value in changes.items():
             head, _, rest = name.partition(".")
             check_choice(f"a field of {self.called}", head, declared(type(self)))
-            flat[head] = flat.get(head, getattr(self, head)).replace(**{rest: value}) if rest else value
+            if rest: value = flat.get(head, getattr(self, head)).replace(**{rest: value})
+            flat[head] = value
         return dataclasses.replace(self, **flat)
 
 # %% ../nbs/11_config.ipynb #c36dbd63
@@ -140,11 +179,12 @@ class LoRA(Settings):
     targets: tuple[str, ...] = ()  # names of the layers to adapt; default: every linear layer of the blocks
 
     def validate(self):
-        check(self.rank >= 1, "lora.rank", self.rank, "use a whole number from 1 up, such as 16")
-        check(self.alpha > 0, "lora.alpha", self.alpha, "use a number above 0, such as twice the rank")
-        check(0 <= self.dropout < 1, "lora.dropout", self.dropout, "use a share from 0 up to, not including, 1")
+        _check_field(self, self.rank >= 1, "rank", "use a whole number from 1 up, such as 16")
+        _check_field(self, self.alpha > 0, "alpha", "use a number above 0, such as twice the rank")
+        _check_field(self, 0 <= self.dropout < 1, "dropout", "use a share from 0 up to, not "
+                                                             "including, 1")
 
-# %% ../nbs/11_config.ipynb #09760c3c
+# %% ../nbs/11_config.ipynb #e7f8d400
 @dataclass(frozen=True)
 class Sampling(Settings):
     "How continuations are drawn, for judging and for `sample` pairs."
@@ -154,10 +194,11 @@ class Sampling(Settings):
     max_new_tokens: int = 200  # tokens at most in a continuation
 
     def validate(self):
-        check(self.samples >= 1, "sampling.samples", self.samples, "use a whole number from 1 up")
-        check(self.temperature >= 0, "sampling.temperature", self.temperature, "use 0 or a positive number, such as 0.8")
-        check(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "use a share above 0, up to 1")
-        check(self.max_new_tokens >= 1, "sampling.max_new_tokens", self.max_new_tokens, "use a whole number from 1 up")
+        for name in ("samples", "max_new_tokens"):
+            _check_field(self, getattr(self, name) >= 1, name, "use a whole number from 1 up")
+        _check_field(self, self.temperature >= 0, "temperature", "use 0 or a positive number, such "
+                                                                 "as 0.8")
+        _check_field(self, 0 < self.top_p <= 1, "top_p", "use a share above 0, up to 1")
 
 # %% ../nbs/11_config.ipynb #00b5e148
 def decoding(
@@ -166,7 +207,8 @@ def decoding(
 ) -> str:                # empty where nothing is drawn
     "How texts are drawn for judging: a sentence for every table."
     if task not in TASKS or TASKS[task].answers != "text": return ""
-    drawn = "the likeliest tokens" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    drawn = f"temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    if sampling.temperature == 0: drawn = "the likeliest tokens"
     samples = f"{sampling.samples} sample{'s' * (sampling.samples > 1)} a prompt"
     ends = f"; {TASKS[task].decoding}" if TASKS[task].decoding else ""
     return f"{samples}, {drawn}, at most {sampling.max_new_tokens} tokens{ends}."
@@ -199,18 +241,48 @@ class Reading(Settings):
     end_of_text: bool = True  # completions end with the end-of-text token; labels never do
 
     def validate(self):
-        check(len(self.scores) in (0, 2), "reading.scores", self.scores, "name two columns, that of the chosen completion first")
-        check(len(self.delimiter) <= 1, "reading.delimiter", self.delimiter, "use one character, such as ',' or ';'")
+        _check_field(self, len(self.scores) in (0, 2), "scores",
+                     "name two columns, that of the chosen completion first")
+        _check_field(self, len(self.delimiter) <= 1, "delimiter", "use one character, such as ',' "
+                                                                  "or ';'")
         try: "".encode(self.encoding)
-        except LookupError: check(False, "reading.encoding", self.encoding, "use a name that Python knows, such as 'utf-8' or 'latin-1'")
+        except LookupError:
+            _check_field(self, False, "encoding", "use a name that Python knows, such as 'utf-8' "
+                                                  "or 'latin-1'")
 
 # %% ../nbs/11_config.ipynb #0da70be6
 def neutral(default):
     "A dataclass field that is not part of a stage's identity."
     return field(default=default, metadata={"neutral": True})
 
-# %% ../nbs/11_config.ipynb #41fc6110
-LOSSES = dict.fromkeys(("sigmoid", "hinge", "ipo"))  # DPO's losses by name; `03_loss` puts their functions here, and `register` adds others
+# %% ../nbs/11_config.ipynb #f44e7f3f
+_positive = dict(learning_rate=5e-5, epochs=1, batch_size=8, steps=200, micro_batch_size=8,
+                 max_gradient_norm=1, beta=0.1)  # an example of each
+_not_negative = ("checkpoint_minutes", "checkpoint_steps", "evaluations")
+
+# %% ../nbs/11_config.ipynb #36118e10
+def check_numbers(
+    stage,  # a `Stage`
+):
+    "A stage's numbers are in their range."
+    for name, example in _positive.items():
+        value = getattr(stage, name)
+        _check_field(stage, value is None or value > 0, name, "use a number above 0, such as "
+                                                              f"{example}")
+    _check_field(stage, 0 <= stage.warmup <= 1, "warmup", "use a share from 0 to 1")
+    _check_field(stage, stage.weight_decay >= 0, "weight_decay", "use 0 or a positive number")
+    _check_field(stage, 0 <= stage.dropout < 1, "dropout", "use a share from 0 up to, not "
+                                                           "including, 1")
+    _check_field(stage, 0 <= stage.label_smoothing < 0.5, "label_smoothing",
+                 "use a share from 0 up to, not including, 0.5")
+    _check_field(stage, stage.sft_weight >= 0, "sft_weight", "use 0 or a positive number, such as "
+                                                             "1")
+    for name in _not_negative: _check_field(stage, getattr(stage, name) >= 0, name, "use 0 or a "
+                                                                                    "positive "
+                                                                                    "number")
+
+# %% ../nbs/11_config.ipynb #f6062e39
+LOSSES = dict.fromkeys(("sigmoid", "hinge", "ipo"))  # DPO's losses by name
 
 
 @dataclass(frozen=True)
@@ -245,29 +317,23 @@ class Stage(Settings):
         super().__post_init__()
 
     @property
-    def called(self) -> str: return self.kind if self.kind in ("sft", "dpo") else "stage"  # as the user writes it: dpo.beta
+    def called(self) -> str:
+        "How the user writes it: dpo.beta."
+        return self.kind if self.kind in ("sft", "dpo") else "stage"
 
     @property
-    def title(self) -> str: return "dpo+sft" if self.kind == "dpo" and self.sft_weight else self.kind  # in lines about its progress
+    def title(self) -> str:
+        "Its name in lines about its progress."
+        return "dpo+sft" if self.kind == "dpo" and self.sft_weight else self.kind
 
     def validate(self):
-        def positive(name, example):
-            value = getattr(self, name)
-            check(value is None or value > 0, f"{self.called}.{name}", value, f"use a number above 0, such as {example}")
-        for name, example in dict(learning_rate=5e-5, epochs=1, batch_size=8, steps=200, micro_batch_size=8, max_gradient_norm=1, beta=0.1).items():
-            positive(name, example)
-        check(0 <= self.warmup <= 1, f"{self.called}.warmup", self.warmup, "use a share from 0 to 1")
-        check(self.weight_decay >= 0, f"{self.called}.weight_decay", self.weight_decay, "use 0 or a positive number")
-        check(0 <= self.dropout < 1, f"{self.called}.dropout", self.dropout, "use a share from 0 up to, not including, 1")
-        check(0 <= self.label_smoothing < 0.5, f"{self.called}.label_smoothing", self.label_smoothing, "use a share from 0 up to, not including, 0.5")
+        check_numbers(self)
         check_choice(f"{self.called}.loss", self.loss, LOSSES)
-        check(self.sft_weight >= 0, f"{self.called}.sft_weight", self.sft_weight, "use 0 or a positive number, such as 1")
-        for name in ("checkpoint_minutes", "checkpoint_steps", "evaluations"):
-            check(getattr(self, name) >= 0, f"{self.called}.{name}", getattr(self, name), "use 0 or a positive number")
-        check(not self.label_smoothing or self.loss == "sigmoid", f"{self.called}.label_smoothing", self.label_smoothing, f"it belongs to the loss 'sigmoid', and loss is {self.loss!r}")
-        if self.batch_size and self.micro_batch_size:
-            check(self.batch_size % self.micro_batch_size == 0, f"{self.called}.micro_batch_size", self.micro_batch_size,
-                  f"use a divisor of the batch size {self.batch_size}")
+        _check_field(self, not self.label_smoothing or self.loss == "sigmoid", "label_smoothing",
+                     f"it belongs to the loss 'sigmoid', and loss is {self.loss!r}")
+        size, part = self.batch_size, self.micro_batch_size
+        _check_field(self, not size or not part or size % part == 0, "micro_batch_size", "use a divisor of the batch size "
+                                                        f"{self.batch_size}")
 
 # %% ../nbs/11_config.ipynb #b678da8b
 def named_paths(
@@ -278,44 +344,65 @@ def named_paths(
     for word in words:
         name, _, path = word.partition("=")
         usable = name.replace("_", "a").replace("-", "a").isalnum() and path
-        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; a name has letters, digits, '-' and '_'")
-        check(name not in ("test", "validation", "train", *found), "also_judge", word, f"the name {name} is taken: use another one")
+        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; "
+                                                "a name has letters, digits, '-' and '_'")
+        check(name not in ("test", "validation", "train", *found), "also_judge", word,
+              f"the name {name} is taken: use another one")
         found[name] = path
     return found
 
 # %% ../nbs/11_config.ipynb #5ea7dd4b
+def _check_folds(run):
+    "The folds, the fold that judges, and the share of the first stage."
+    _check_field(run, run.folds == 0 or run.folds > 1, "folds",
+                 "use a whole number from 2 up, or leave it out for one split")
+    known, remedy = (0,), "give run.folds too, or leave it out"
+    if run.folds: known, remedy = range(1, run.folds + 1), f"use a whole number from 1 to {run.folds}"
+    _check_field(run, run.fold in known, "fold", remedy)
+    _check_field(run, run.split is None or 0 < run.split < 1, "split",
+                 "use a share between 0 and 1, such as 0.5")
+
+# %% ../nbs/11_config.ipynb #a373d1e1
 def check_values(
     run,  # a `Run`
 ):
     "Numbers are in their range, and what is named is given."
-    check(run.sft.kind == "sft", "run.sft.kind", run.sft.kind, "write 'sft'")
-    check(run.dpo.kind == "dpo", "run.dpo.kind", run.dpo.kind, "write 'dpo'")
-    check(run.sft.dropout == run.dpo.dropout, "sft.dropout", run.sft.dropout, f"dpo.dropout is {run.dpo.dropout}; give both the same, or the stages differ in dropout too")
-    check(0 <= run.seed < 2**32, "run.seed", run.seed, "use a whole number from 0 to 4294967295")
+    for kind, stage in dict(sft=run.sft, dpo=run.dpo).items():
+        check(stage.kind == kind, f"run.{kind}.kind", stage.kind, f"write {kind!r}")
+    check(run.sft.dropout == run.dpo.dropout, "sft.dropout", run.sft.dropout,
+          f"dpo.dropout is {run.dpo.dropout}; give both the same, or the stages differ in dropout "
+          "too")
+    _check_field(run, 0 <= run.seed < 2**32, "seed", "use a whole number from 0 to 4294967295")
     for name in ("train_size", "test_size"):
-        value = getattr(run, name)
-        check(value is None or value >= 1, f"run.{name}", value, "use a whole number from 1 up, or leave it out for all")
-    check(run.second_sft_rate is None or run.second_sft_rate > 0, "run.second_sft_rate", run.second_sft_rate, "use a number above 0, such as 5e-5")
-    check(run.folds == 0 or run.folds > 1, "run.folds", run.folds, "use a whole number from 2 up, or leave it out for one split")
-    check(run.fold in (range(1, run.folds + 1) if run.folds else (0,)), "run.fold", run.fold, f"use a whole number from 1 to {run.folds}" if run.folds else "give run.folds too, or leave it out")
-    check(run.split is None or 0 < run.split < 1, "run.split", run.split, "use a share between 0 and 1, such as 0.5")
-    check(run.dpo_sft_weight > 0, "run.dpo_sft_weight", run.dpo_sft_weight, "use a number above 0, such as 1")
-    check(bool(run.held_out_text), "run.held_out_text", run.held_out_text, "give the path of a text file, or write embedded")
+        _check_field(run, getattr(run, name) is None or getattr(run, name) >= 1, name,
+                     "use a whole number from 1 up, or leave it out for all")
+    rate = run.second_sft_rate
+    _check_field(run, rate is None or rate > 0, "second_sft_rate", "use a number above 0, such as "
+                                                                   "5e-5")
+    _check_folds(run)
+    _check_field(run, run.dpo_sft_weight > 0, "dpo_sft_weight", "use a number above 0, such as 1")
+    _check_field(run, bool(run.held_out_text), "held_out_text",
+                 "give the path of a text file, or write embedded")
     named_paths(run.also_judge)
 
-# %% ../nbs/11_config.ipynb #a373d1e1
+# %% ../nbs/11_config.ipynb #88bd417a
 def check_suits_task(
     run,  # a `Run`
 ):
     "The settings suit the task."
-    task = TASKS[run.task]
-    check(run.dpo.rejected in (None, *task.rejected), "run.dpo.rejected", run.dpo.rejected, f"the task {run.task} makes rejected completions by {', '.join(task.rejected)}")
-    favourite, several = run.dpo.wrong_label == "favourite", task.answers == "labels" and len(task.verbalizers) != 2
-    check(not favourite or several and run.dpo.rejected in (None, "flip"), "run.dpo.wrong_label", "favourite", "it needs three labels or more, and rejected completions made by flip; leave it out")
-    check(not run.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True, f"the task {run.task} has no labels; leave it out")
-    check(bool(task.sources) or run.data not in ("embedded", "hub"), "run.data", run.data, f"the task {run.task} needs data of your own: give the path of a file or folder")
+    task, way = TASKS[run.task], run.dpo.rejected
+    check(way in (None, *task.rejected), "run.dpo.rejected", way,
+          f"the task {run.task} makes rejected completions by {', '.join(task.rejected)}")
+    several = task.answers == "labels" and len(task.verbalizers) != 2
+    check(run.dpo.wrong_label != "favourite" or several and way in (None, "flip"),
+          "run.dpo.wrong_label", "favourite",
+          "it needs three labels or more, and rejected completions made by flip; leave it out")
+    check(not run.shuffle_labels or task.answers == "labels", "run.shuffle_labels", True,
+          f"the task {run.task} has no labels; leave it out")
+    check(bool(task.sources) or run.data not in ("embedded", "hub"), "run.data", run.data,
+          f"the task {run.task} needs data of your own: give the path of a file or folder")
 
-# %% ../nbs/11_config.ipynb #88bd417a
+# %% ../nbs/11_config.ipynb #653f0ec7
 @dataclass(frozen=True)
 class Run(Settings):
     "A cell (recipe and tuning) with one seed, on one task, backbone and data size."
@@ -354,7 +441,8 @@ class Run(Settings):
     @property
     def base(self) -> "Run":
         "The run that judges the backbone of this one before training."
-        return base(self.task, self.backbone, self.data, self.test_size, self.folds, self.fold, self.judge, self.sampling, self.reading, self.held_out_text, self.also_judge)
+        return base(self.task, self.backbone, self.data, self.test_size, self.folds, self.fold,
+                    self.judge, self.sampling, self.reading, self.held_out_text, self.also_judge)
 
     @property
     def source(self) -> tuple:
@@ -363,12 +451,14 @@ class Run(Settings):
 
     def resolved(
         self,
-        rows: int | None = None,  # that it trains on; None: unknown, and every stage has the recommended epochs
+        rows: int | None = None,  # that it trains on; None: unknown
     ) -> "Run":
         "The run with every default filled in."
-        sizes = {kind: rows for kind in ("sft", "dpo")}
-        for size, depth in reversed(list(zip(self.stage_sizes(rows), RECIPES[self.recipe].depths))): sizes |= dict.fromkeys(depth, size)
-        return self.replace(**{kind: resolve(getattr(self, kind), self, sizes[kind]) for kind in ("sft", "dpo")})
+        sizes = dict(sft=rows, dpo=rows)
+        for size, depth in reversed(list(zip(self.stage_sizes(rows), RECIPES[self.recipe].depths))):
+            sizes |= dict.fromkeys(depth, size)
+        return self.replace(**{kind: resolve(getattr(self, kind), self, size)
+                               for kind, size in sizes.items()})
 
     @property
     def splits(self) -> bool:
@@ -384,21 +474,25 @@ class Run(Settings):
 
     @cached_property
     def stages(self) -> list[Stage]:
-        "The stages of the recipe, in order, with every default filled in; the epochs follow from the rows if `Inputs` made the run."
-        resolved, recipe = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}, RECIPES[self.recipe]
+        "The stages of the recipe, in order, with every default filled in."
+        resolved = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}
         def setting(name):
             kind, _, rest = name.partition(".")
             return getattr(resolved[kind], rest) if rest else getattr(self, name)
-        return [resolved[kind].replace(**changes) if changes else resolved[kind] for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
+        recipe = RECIPES[self.recipe]
+        return [resolved[kind].replace(**changes) if changes else resolved[kind]
+                for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
-# %% ../nbs/11_config.ipynb #653f0ec7
+# %% ../nbs/11_config.ipynb #b616843d
 @lru_cache
 def base(
-    task, backbone, data, test_size, folds, fold, judge, sampling, reading, held_out_text, also_judge,  # what matters to a base model
+    task, backbone, data, test_size, folds, fold, judge, sampling, reading, held_out_text,
+    also_judge,  # these are all that matters to a base model
 ) -> Run:
     "The run that judges a base model."
-    return Run(task=task, backbone=backbone, data=data, test_size=test_size, folds=folds, fold=fold, judge=judge, sampling=sampling, reading=reading,
-               held_out_text=held_out_text, also_judge=also_judge, recipe="base")
+    return Run(task=task, backbone=backbone, data=data, test_size=test_size, folds=folds, fold=fold,
+               judge=judge, sampling=sampling, reading=reading, held_out_text=held_out_text,
+               also_judge=also_judge, recipe="base")
 
 # %% ../nbs/11_config.ipynb #0ea0d274
 @lru_cache(maxsize=1024)
@@ -406,10 +500,12 @@ def _resolved(stage, backbone, task, tuning, rows):
     rates = task.rates(backbone)
     if stage.steps: rates = dataclasses.replace(rates, steps=stage.steps)
     batch_size = stage.batch_size or rates.batch_for(rows)
-    found = dict(learning_rate=getattr(rates, f"{stage.kind}_{tuning}"), epochs=rates.epochs_for(rows, batch_size), batch_size=batch_size, rejected=next(iter(task.rejected)))
+    found = dict(learning_rate=getattr(rates, f"{stage.kind}_{tuning}"), batch_size=batch_size,
+                 epochs=rates.epochs_for(rows, batch_size), rejected=next(iter(task.rejected)))
     missing = {name: value for name, value in found.items() if getattr(stage, name) is None}
     return dataclasses.replace(stage, **missing) if missing else stage
 
+# %% ../nbs/11_config.ipynb #0a8419e0
 def resolve(
     stage: Stage,             # settings, perhaps with defaults to fill in
     run: Run,                 # the run it belongs to
@@ -440,10 +536,11 @@ class Search(Settings):
 
     def validate(self):
         least = 3 * len(self.betas)
-        check(self.trials == 0 or self.trials >= least, "search.trials", self.trials, f"use 0, or at least {least}: three learning rates for each beta")
-        check(self.factor >= 1.1, "search.factor", self.factor, "use a number from 1.1 up, such as 3")
+        _check_field(self, self.trials == 0 or self.trials >= least, "trials",
+                     f"use 0, or at least {least}: three learning rates for each beta")
+        _check_field(self, self.factor >= 1.1, "factor", "use a number from 1.1 up, such as 3")
         for name in ("betas", "seeds"):
-            check(len(getattr(self, name)) > 0, f"search.{name}", getattr(self, name), "name at least one")
+            _check_field(self, len(getattr(self, name)) > 0, name, "name at least one")
 
 # %% ../nbs/11_config.ipynb #7c2d9e41
 def seed_in_fold(
@@ -458,13 +555,15 @@ def check_names(
     study,  # a `Study`
 ):
     "A name that may be part of a file's name, and lists that are not empty and name nothing twice."
-    check(bool(study.name) and not set(study.name) & set('/\\:*?"<>|\0') and study.name.strip(". ") == study.name, "study.name", study.name,
-          "use letters, digits, blanks and dashes: it becomes part of file names")
+    plain = not set(study.name) & set('/\\:*?"<>|\0') and study.name.strip(". ") == study.name
+    _check_field(study, bool(study.name) and plain, "name",
+                 "use letters, digits, blanks and dashes: it becomes part of file names")
     for name in ("tasks", "recipes", "tunings", "seeds"):
         values = getattr(study, name)
-        check(len(values) > 0 and len(set(values)) == len(values), f"study.{name}", values, "name at least one, and none twice")
-    check(study.data in ("embedded", "hub") or len(study.tasks) == 1, "study.data", study.data,
-          f"one path serves one task; compare {' and '.join(study.tasks)} in a study each")
+        once = len(values) > 0 and len(set(values)) == len(values)
+        _check_field(study, once, name, "name at least one, and none twice")
+    _check_field(study, study.data in ("embedded", "hub") or len(study.tasks) == 1, "data",
+                 f"one path serves one task; compare {' and '.join(study.tasks)} in a study each")
 
 # %% ../nbs/11_config.ipynb #f683719f
 def check_cells(
@@ -472,10 +571,13 @@ def check_cells(
 ):
     "Swept settings have values, and settings of single cells name cells of the study."
     for name, values in study.sweep.items():
-        check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values, "give a list of values")
-    recipes = {name: 0 for recipe in study.recipes for name in (recipe, *RECIPES[recipe].stages)}
+        check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values,
+              "give a list of values")
+    recipes = dict.fromkeys(name for one in study.recipes for name in (one, *RECIPES[one].stages))
     for name in study.cells:
-        for word in name.split()[:-1]: check_choice(f"a word of study.cells[{name!r}]", word, [*study.tasks, *recipes, *study.tunings])
+        for word in name.split()[:-1]:
+            known = [*study.tasks, *recipes, *study.tunings]
+            check_choice(f"a word of study.cells[{name!r}]", word, known)
 
 # %% ../nbs/11_config.ipynb #7254b707
 def check_search(
@@ -487,7 +589,8 @@ def check_search(
           "rates are picked for one setting, and would be unfair to the other values of a sweep: "
           "sweep without trials, or compare each value in a study of its own")
     check(not (trials and swept and not study.search.train_size), "study.search.train_size", None,
-          "the study has several sizes: say at which of them the rates are searched; the others take them over")
+          "the study has several sizes: say at which of them the rates are searched; "
+          "the others take them over")
 
 # %% ../nbs/11_config.ipynb #abc0fd5a
 def check_seeds(
@@ -498,8 +601,10 @@ def check_seeds(
           "with folds, use seeds below 1000: each fold has a thousand of its own")
     if not study.search.trials: return
     reporting = {seed_in_fold(seed, fold) for seed in study.seeds for fold in study.every_fold}
-    both = reporting & {seed_in_fold(seed, study.every_fold[0]) for seed in study.search.seeds}
-    check(not both, "study.search.seeds", study.search.seeds, f"seeds that choose do not report, and {sorted(both)} do both: use others")
+    choosing = {seed_in_fold(seed, study.every_fold[0]) for seed in study.search.seeds}
+    both = sorted(reporting & choosing)
+    check(not both, "study.search.seeds", study.search.seeds,
+          f"seeds that choose do not report, and {both} do both: use others")
 
 # %% ../nbs/11_config.ipynb #14cdd262
 @dataclass(frozen=True)
@@ -543,23 +648,36 @@ class Study(Settings):
 
     def overrides(self, task: str, recipe: str, tuning: str) -> dict:
         "The settings of a single cell: its learning rates, and what `cells` says of it."
-        found = {f"{kind}.learning_rate": rate for kind in ("sft", "dpo") if (rate := getattr(self.learning_rates, f"{kind}_{tuning}")) is not None}
+        rates = {kind: getattr(self.learning_rates, f"{kind}_{tuning}") for kind in ("sft", "dpo")}
+        found = {f"{kind}.learning_rate": rate for kind, rate in rates.items() if rate is not None}
         for name, value in self.cells.items():
             *words, setting = name.split()
             if set(words) <= {task, recipe, tuning}: found[setting] = value
         return found
 
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
-        "Every cell's runs, each with the swept values; a run may have a swept value that does not affect it."
-        shared = {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)} | {"fold": self.every_fold[0]}
-        recipes = [recipe for recipe in self.recipes if recipe != "base"]
-        runs = []
-        for task, recipe, tuning in product(self.tasks, recipes, self.tunings):
-            cell = Run(**shared, task=task, recipe=recipe, tuning=tuning).replace(**self.overrides(task, recipe, tuning))
-            for fold, seed, *swept in product(self.every_fold, seeds or self.seeds, *map(tuple, self.sweep.values())):
-                runs.append((cell.replace(**dict(fold=fold, seed=seed_in_fold(seed, fold)) | dict(zip(self.sweep, swept))), dict(zip(self.sweep, swept))))
-        if not recipes: runs = [(Run(**shared | {"fold": fold}, task=task, recipe="base"), {}) for task in self.tasks for fold in self.every_fold]
-        return runs
+        "Every cell's runs, each with the swept values; a run may have one that does not affect it."
+        cells = product(self.tasks, [one for one in self.recipes if one != "base"], self.tunings)
+        found = [one for cell in cells for one in self.cell_runs(*cell, seeds or self.seeds)]
+        if any(one != "base" for one in self.recipes): return found
+        return [(Run(**self.shared | {"fold": fold}, task=task, recipe="base"), {})
+                for task in self.tasks for fold in self.every_fold]
+
+    @property
+    def shared(self) -> dict:
+        "The settings that are the same for all runs."
+        return {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)}
+
+    def cell_runs(self, task: str, recipe: str, tuning: str, seeds) -> list[tuple[Run, dict]]:
+        "One cell's runs, each with the swept values."
+        found, shared = [], self.shared | {"fold": self.every_fold[0]}
+        cell = Run(**shared, task=task, recipe=recipe, tuning=tuning)
+        cell = cell.replace(**self.overrides(task, recipe, tuning))
+        for fold, seed, *values in product(self.every_fold, seeds, *map(tuple, self.sweep.values())):
+            swept = dict(zip(self.sweep, values))
+            changes = dict(fold=fold, seed=seed_in_fold(seed, fold)) | swept
+            found.append((cell.replace(**changes), swept))
+        return found
 
     def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:
         "Every run of the study, the base model first in each task."
@@ -579,16 +697,20 @@ class Execution(Settings):
     report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()  # trackers that show the curves of every stage; their packages must be installed
 
     def validate(self):
-        check(not (self.report_to and self.executor == "ray"), "execution.report_to", " ".join(self.report_to), "it works with the local executor only; leave it out, or use --executor local")
-        check(self.workers >= 1, "execution.workers", self.workers, "use a whole number from 1 up")
-        check(self.cpus_per_run is None or self.cpus_per_run >= 1, "execution.cpus_per_run", self.cpus_per_run, "use a whole number from 1 up")
-        check(self.gpus_per_run is None or self.gpus_per_run >= 0, "execution.gpus_per_run", self.gpus_per_run, "use 0 or a positive number")
+        check(not (self.report_to and self.executor == "ray"), "execution.report_to",
+              " ".join(self.report_to),
+              "it works with the local executor only; leave it out, or use --executor local")
+        _check_field(self, self.workers >= 1, "workers", "use a whole number from 1 up")
+        cpus, gpus = self.cpus_per_run, self.gpus_per_run
+        _check_field(self, cpus is None or cpus >= 1, "cpus_per_run", "use a whole number from 1 "
+                                                                      "up")
+        _check_field(self, gpus is None or gpus >= 0, "gpus_per_run", "use 0 or a positive number")
 
 # %% ../nbs/11_config.ipynb #fe0f0ec1
 SPEED = "speed.json"        # a benchmark's file; in a study's folder, or beside it, it decides on time
 IN_TURNS = "full and lora"  # the tuning of a benchmark's configuration in which both take turns
 
-
+# %% ../nbs/11_config.ipynb #9534bf80
 @dataclass(frozen=True)
 class Benchmark(Settings):
     "Which engines are timed side by side, on what."
@@ -613,9 +735,12 @@ class Benchmark(Settings):
 
     def validate(self):
         for name in ("rounds", "steps", "prompts", "texts", "minutes", "learning_rate"):
-            check(getattr(self, name) > 0, f"benchmark.{name}", getattr(self, name), "use a number above 0")
-        for size in self.batch_sizes: check(size > 0, "benchmark.batch_sizes", size, "use whole numbers above 0, such as 8 32")
-        check("sftdpo" in self.engines, "benchmark.engines", self.engines, "name sftdpo among them: the others are held against it")
+            _check_field(self, getattr(self, name) > 0, name, "use a number above 0")
+        for size in self.batch_sizes:
+            check(size > 0, "benchmark.batch_sizes", size, "use whole numbers above 0, such as 8 "
+                                                           "32")
+        _check_field(self, "sftdpo" in self.engines, "engines",
+                     "name sftdpo among them: the others are held against it")
 
 # %% ../nbs/11_config.ipynb #44c98e68
 def to_dict(
@@ -644,20 +769,28 @@ def to_yaml(
     "The settings as YAML text."
     return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
 
-# %% ../nbs/11_config.ipynb #91255b42
+# %% ../nbs/11_config.ipynb #04f904de
 MOST_YAML = dict(characters=1_000_000, levels=20)
 
+# %% ../nbs/11_config.ipynb #0e8724a3
 def check_yaml(
     text: str,  # of a settings file
 ):
     "Raise a `SettingsError` before YAML is built that would take more memory than settings can."
-    if len(text) > MOST_YAML["characters"]: raise SettingsError(f"{len(text):,} characters are too many for settings: is it the right file?")
+    if len(text) > MOST_YAML["characters"]:
+        raise SettingsError(f"{len(text):,} characters are too many for settings: is it the right "
+                            "file?")
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent): raise SettingsError(f"line {event.start_mark.line + 1} has the alias *{event.anchor}: write the value out.")
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, yaml.AliasEvent):
+            raise SettingsError(f"{line} has the alias *{event.anchor}: write the value out.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > MOST_YAML["levels"]: raise SettingsError(f"line {event.start_mark.line + 1} is nested deeper than {MOST_YAML['levels']} levels: is it a settings file?")
+        if depth > MOST_YAML["levels"]:
+            raise SettingsError(f"{line} is nested deeper than {MOST_YAML['levels']} levels: "
+                                "is it a settings file?")
 
+# %% ../nbs/11_config.ipynb #1e500e9a
 def from_yaml(
     kind: type,  # which dataclass
     text: str,   # YAML
@@ -666,15 +799,25 @@ def from_yaml(
     try:
         check_yaml(text)
         values = yaml.safe_load(text)
+    except SettingsError: raise
     except yaml.YAMLError as error: raise SettingsError(f"this is not YAML: {error}") from error
     except (ValueError, RecursionError) as error:
-        if isinstance(error, SettingsError): raise
         raise SettingsError(f"this is not YAML for settings: {error}") from error
     return from_dict(kind, {} if values is None else values)
 
 # %% ../nbs/11_config.ipynb #34c084cb
-UNUSED = {"sft": ("beta", "label_smoothing", "rejected", "wrong_label", "loss", "sft_weight"), "dpo": ()}  # fields that belong to the other kind
+def _drop_unused(values: dict, adapter: dict | None):
+    "Take out of DPO's settings what came later, or did not apply, where it is not used."
+    for name in ("dropout", "sft_weight"):
+        if not values[name]: values.pop(name)
+    if values["wrong_label"] == "chance": values.pop("wrong_label")
+    if adapter and not adapter["dropout"]: adapter.pop("dropout")
 
+# %% ../nbs/11_config.ipynb #320e3d17
+UNUSED = {  # fields that belong to the other kind
+    "sft": ("beta", "label_smoothing", "rejected", "wrong_label", "loss", "sft_weight"), "dpo": ()}
+
+# %% ../nbs/11_config.ipynb #f3084a6f
 def relevant(
     stage: Stage,  # a resolved stage
     tuning: str,   # "full" or "lora"
@@ -682,15 +825,12 @@ def relevant(
     own_dropout: bool = True,  # does the backbone come with dropout? If not, it is 0 anyway
 ) -> dict:
     "The settings that can change the weights after a stage."
-    values = {f.name: getattr(stage, f.name) for f in dataclasses.fields(stage) if not f.metadata.get("neutral")}
-    for name in UNUSED[stage.kind]: values.pop(name)
-    if stage.kind == "sft" and not (stage.dropout or own_dropout): values["dropout"] = None  # as when None meant the backbone's own
+    fields = [one.name for one in dataclasses.fields(stage) if not one.metadata.get("neutral")]
+    values = {name: getattr(stage, name) for name in fields if name not in UNUSED[stage.kind]}
     adapter = to_dict(lora) if tuning == "lora" else None
-    if stage.kind == "dpo":  # what came later, or did not apply to DPO, counts where it is used
-        for name in ("dropout", "sft_weight"):
-            if not values[name]: values.pop(name)
-        if values["wrong_label"] == "chance": values.pop("wrong_label")
-        if adapter and not adapter["dropout"]: adapter.pop("dropout")
+    if stage.kind == "dpo": _drop_unused(values, adapter)
+    elif not (stage.dropout or own_dropout):
+        values["dropout"] = None  # as when None meant the backbone's own
     return dict(values, tuning=tuning, lora=adapter)
 
 # %% ../nbs/11_config.ipynb #5166654b
