@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+from ..claims import Evidence, mark_collapsed, read_conditions, read_margins
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
 from ..engine.store import read_examples, read_history, read_pairs, read_results, variants_of
@@ -65,6 +66,12 @@ class View:
         "The trials that chose learning rates; empty if there were none."
         path = StudyFolder(self.folder).search
         return pd.read_csv(path) if path.exists() else pd.DataFrame()
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        "What the claims are judged by: its effects have the verdicts' intervals."
+        results, _ = read_conditions(self.folder, self.results)
+        return Evidence(results, mark_collapsed(self.examples), results["task"].iloc[0], read_margins(self.folder))
 
     @cached_property
     def variants(self) -> dict[str, str]:
