@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE', 'NO_BASELINE', 'FEW_MORE', 'SMALL_GAINS',
            'GAIN_PARTS', 'PARALLEL', 'CAN_MATCH', 'ORDER', 'MORE_TUNINGS', 'BEATS_LORA', 'OF_RUN', 'ALONE',
-           'SAVES_NO_TIME', 'ONE_ROUND', 'IN_SUCCESSION', 'DOMINATES', 'COMPARED', 'BACKBONES', 'WITH_CHOICE',
-           'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'COLUMNS', 'NOT_SEARCHED', 'Margins', 'read_margins', 'save_margins',
-           'Gate', 'Verdict', 'margin_of', 'name_of', 'cell_values', 'describe_estimate', 'plainly', 'deciding',
-           'one_seed_decides_nothing', 'judge_difference', 'corrected_level', 'claim', 'not_asked', 'asked_of',
-           'tasks_of', 'tunings_of', 'combined_error', 'Evidence', 'baseline_values', 'in_words', 'reached',
+           'SAVES_NO_TIME', 'ONE_ROUND', 'IN_SUCCESSION', 'DOMINATES', 'COMPARED', 'OF_BACKBONE', 'WITH_CHOICE',
+           'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'NOT_SEARCHED', 'Margins', 'read_margins',
+           'save_margins', 'Gate', 'Verdict', 'margin_of', 'name_of', 'cell_values', 'describe_estimate', 'plainly',
+           'deciding', 'one_seed_decides_nothing', 'judge_difference', 'corrected_level', 'claim', 'not_asked',
+           'asked_of', 'tasks_of', 'tunings_of', 'combined_error', 'Evidence', 'baseline_values', 'in_words', 'reached',
            'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth', 'rates', 'mark_collapsed', 'share_of',
            'collapse', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables', 'controls_of', 'judge_gain',
            'harm', 'judge_small', 'apart', 'small_everywhere', 'task_dependent', 'over_tasks', 'gains_of_dpo',
@@ -1761,7 +1761,7 @@ def tuning_dominates(
     return found
 
 # %% ../nbs/14_claims.ipynb #6f5b3383
-BACKBONES = {  # what must be said of a backbone
+OF_BACKBONE = {  # what must be said of a backbone
     "smollm2-135m": "Backbone smollm2-135m: instruction- and preference-tuned by its makers, "
                     "quantized to 4 bits, so DPO alone does not start from a base model here; "
                     "verdicts are provisional.",
@@ -1801,7 +1801,7 @@ def caveats(
     if (errors > 0).any() and (errors < math.inf).any(): notes.append(WITH_CHOICE)
     notes += _uses_macro_f1(rows, task)
     if "picked" in rows and not rows["picked"].all(): notes.append(NOT_PICKED)
-    notes += [words for name, words in BACKBONES.items() if name in set(rows["backbone"])]
+    notes += [words for name, words in OF_BACKBONE.items() if name in set(rows["backbone"])]
     if "shuffle_labels" in rows and (rows["shuffle_labels"] == True).any():  # noqa: E712
         notes.append(SHUFFLED)
     return tuple(notes)
@@ -1968,7 +1968,7 @@ def judge_results(
 
 # %% ../nbs/14_claims.ipynb #f0b60835
 OF_EFFECT = ("mean", "low", "high", "p_value", "effect_size", "seeds", "examples")
-COLUMNS = ["claim", "part", "task", "where", "verdict", "effect", *OF_EFFECT, "margin", "unit",
+VERDICT_COLUMNS = ["claim", "part", "task", "where", "verdict", "effect", *OF_EFFECT, "margin", "unit",
            "detectable", "failed_gates", "exploratory", "why", "decides", "notes", "question"]
 
 # %% ../nbs/14_claims.ipynb #bd385f40
@@ -1978,13 +1978,13 @@ def verdict_table(
     "Verdicts as a table."
     lines = []
     for one in verdicts:
-        line = {name: getattr(one, name) for name in COLUMNS if hasattr(one, name)}
+        line = {name: getattr(one, name) for name in VERDICT_COLUMNS if hasattr(one, name)}
         line |= dict(effect="", notes=" ".join(one.notes), detectable=next(iter(one.detectable), None))
         for name, effect in one.effects[:1]:
             line |= {"effect": name} | {number: getattr(effect, number) for number in OF_EFFECT}
         failed = [f"{gate.name}: {gate.words}" for gate in one.gates if gate.passed is False]
         lines.append(line | dict(failed_gates="; ".join(failed)))
-    return pd.DataFrame(lines, columns=COLUMNS)
+    return pd.DataFrame(lines, columns=VERDICT_COLUMNS)
 
 # %% ../nbs/14_claims.ipynb #884c8c28
 def _epochs_in_all(settings: dict, recipe) -> float:

@@ -60,8 +60,7 @@ def reproduce(
     inputs, place, say = inputs or Inputs(), StudyFolder(out), print if progress else lambda *words: None
     runs = {name: stored_run(folder, name) for name in names or few_runs(folder)}
     nodes = stage_tree(list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
-    order = [name for node in nodes for name in node.runs]
-    carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say, order)
+    carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say)
     return pd.DataFrame([compare_run(folder, name, place, inputs.of(run).name) for name, run in runs.items()])
 
 # %% ../nbs/16_reproduce.ipynb #35c437b2

@@ -250,7 +250,7 @@ def carry_out(
     execution: Execution,   # how stages are run
     progress: bool,         # draw bars?
     say=print,              # called with what begins and what fails
-    order: list[str] = (),  # of the runs in the table
+    order: list[str] = (),  # of the runs in the table that is written on the way; none: no table is
 ):
     "Finish the nodes with the executor."
     check_finished(folder, nodes, say)
@@ -264,7 +264,7 @@ def carry_out(
     _note_disk(folder, peak_disk(open_nodes, inputs, weights, execution.workers), say)
     if execution.executor == "ray" or execution.workers > 1:
         _share(folder, nodes, weights, execution, say)
-    else: work(folder, nodes, weights, progress, say, gather_order=list(order))
+    else: work(folder, nodes, weights, progress, say, gather_order=list(order) or None)
 
 # %% ../nbs/12_study.ipynb #f9461107
 def run_search(

@@ -699,30 +699,18 @@ def server(tmp_path_factory, repository):
         except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory):
+@pytest.fixture
+def browser(tmp_path):
     from selenium import webdriver
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-                 "--disable-dev-shm-usage", "--window-size=1280,2000", f"--user-data-dir={tmp_path_factory.mktemp('profile')}"): options.add_argument(word)
+                 "--disable-dev-shm-usage", "--window-size=1280,2000", f"--user-data-dir={tmp_path / 'profile'}"): options.add_argument(word)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     found.set_page_load_timeout(PATIENCE)
     yield found
     found.quit()
-
-
-@pytest.fixture
-def browser(chrome):
-    "A tab of its own, without cookies; nothing is in the console yet."
-    first = chrome.current_window_handle
-    chrome.switch_to.new_window("tab")
-    chrome.execute_cdp_cmd("Network.clearBrowserCookies", {})
-    chrome.get_log("browser")
-    yield chrome
-    chrome.close()
-    chrome.switch_to.window(first)
 
 
 class Page:

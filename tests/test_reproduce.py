@@ -1,6 +1,9 @@
 "A few runs of a stored study, trained again."
+import itertools
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keep_results
 import pandas as pd
@@ -12,11 +15,12 @@ from sftdpo.engine.folder import StudyFolder
 from sftdpo.reproduce import few_runs, reproduce
 
 
-def test_what_is_kept_can_be_checked(backbone, tmp_path):
+def test_what_is_kept_can_be_checked(backbone, tmp_path, monkeypatch):
     study = small(backbone, tasks=("paraphrase",), recipes=("sft", "dpo"), seeds=(0, 1))
     compare(study, tmp_path / "study", progress=False)
     keep_results.keep(tmp_path / "study", tmp_path / "kept")
-    names = few_runs(tmp_path / "kept")
+    names, clock = few_runs(tmp_path / "kept"), itertools.count(0, 11)
+    monkeypatch.setattr("sftdpo.engine.work.time", SimpleNamespace(**vars(time) | {"monotonic": lambda: next(clock)}))  # long enough for a table to be written on the way
     assert [name.rsplit("-", 1)[0] for name in names] == ["paraphrase-sft-full-seed0", "paraphrase-sft-lora-seed0"]
     found = reproduce(tmp_path / "kept", tmp_path / "again", progress=False, inputs=little_inputs())
     assert list(found["run"]) == names and found["same_name"].all() and found["reproduced"].all()
