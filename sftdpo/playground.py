@@ -21,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 
 import ipywidgets as widgets
@@ -205,53 +206,7 @@ def part(
     return whole
 
 # %% ../nbs/24_playground.ipynb #ada376d8
-PAGE_STYLE = """<style>
-.sftdpo-playground{container-type:inline-size;width:100%;--sftdpo-line:rgba(128,128,128,.35);--sftdpo-soft:rgba(128,128,128,.09);--sftdpo-wrong:#b3261e;overflow:visible}
-[data-jp-theme-light=false] .sftdpo-playground,.theme-dark .sftdpo-playground{--sftdpo-wrong:#ff9a8f}
-.sftdpo-playground .sftdpo-columns{display:grid;grid-template-columns:minmax(0,5fr) minmax(0,7fr);gap:0 28px;align-items:start;overflow:visible}
-.sftdpo-playground .widget-box,.sftdpo-playground .jupyter-widget-Accordion-child,.sftdpo-playground .widget-html{overflow:visible;max-width:100%}
-.sftdpo-playground .sftdpo-part{border-top:1px solid var(--sftdpo-line);padding:2px 0 14px}
-.sftdpo-playground h3{font-size:15px;margin:8px 0 6px;line-height:1.3}
-.sftdpo-playground h4{margin:6px 0}
-.sftdpo-playground .widget-html-content,.sftdpo-playground .widget-html-content p{line-height:1.4;white-space:normal;overflow-wrap:anywhere}
-.sftdpo-playground .sftdpo-field{margin:0 0 5px}
-.sftdpo-playground .sftdpo-table th,.sftdpo-playground .sftdpo-table td{overflow-wrap:normal}
-.sftdpo-playground .sftdpo-table th{font-weight:600}
-.sftdpo-playground .sftdpo-table td:first-child{white-space:nowrap}
-.sftdpo-playground .widget-html,.sftdpo-playground .widget-html-content{min-width:0}
-.sftdpo-playground .widget-html-content{max-width:100%}
-.sftdpo-playground .sftdpo-help{font-size:12px;line-height:1.35;padding-left:2px}
-.sftdpo-playground .sftdpo-field .sftdpo-help{padding-left:126px}
-.sftdpo-playground .sftdpo-name{width:118px;text-align:right;padding-right:8px}
-.sftdpo-playground .sftdpo-row,.sftdpo-playground .sftdpo-boxes{flex-flow:row wrap;gap:2px 6px;align-items:center}
-.sftdpo-playground .sftdpo-cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(170px,1fr));gap:8px;width:auto}
-.sftdpo-playground .sftdpo-card{border:1px solid var(--sftdpo-line);border-radius:8px;padding:4px 10px 6px}
-.sftdpo-playground .sftdpo-card.sftdpo-chosen{border-color:var(--jp-brand-color1,#1976d2);background:var(--sftdpo-soft)}
-.sftdpo-playground .sftdpo-card .widget-checkbox label{font-weight:600}
-.sftdpo-playground .sftdpo-card .widget-html{margin-top:-4px}
-.sftdpo-playground .jupyter-widget-Collapse-header,.sftdpo-playground .jupyter-widget-Collapse-contents{background:transparent;border-width:0 0 1px}
-.sftdpo-playground .jupyter-widget-Collapse-header{padding:5px 2px;font-weight:400}
-.sftdpo-playground .jupyter-widget-Collapse-contents{padding:6px 2px}
-.sftdpo-playground .jupyter-widget-Collapse{margin:0}
-.sftdpo-playground .sftdpo-line{font-size:12px;line-height:1.35;opacity:.8}
-.sftdpo-playground .sftdpo-compare .sftdpo-name{width:auto;text-align:left;padding:4px 0 2px}
-.sftdpo-playground .sftdpo-compare .sftdpo-field .sftdpo-help{padding-left:2px}
-.sftdpo-playground .sftdpo-preset{flex-flow:row nowrap;gap:8px;align-items:baseline;margin:0 0 4px}
-.sftdpo-playground .sftdpo-preset button{flex:0 0 128px}
-.sftdpo-playground .sftdpo-progress{border-collapse:collapse;line-height:1.5}
-.sftdpo-playground .sftdpo-bar>div{width:170px;height:10px;background:rgba(128,128,128,.25);border-radius:5px}
-.sftdpo-playground .sftdpo-bar>div>div{height:100%;border-radius:5px}
-.sftdpo-playground .sftdpo-state{padding-left:12px}
-.sftdpo-playground .sftdpo-message{font-size:14px}
-.sftdpo-playground .sftdpo-answer,.sftdpo-playground .sftdpo-said{white-space:pre-wrap;border-left:3px solid var(--sftdpo-line);padding:2px 10px;margin:6px 0}
-.sftdpo-playground .widget-tab>.p-TabBar,.sftdpo-playground .jupyter-widget-tab>.lm-TabBar{overflow-x:auto;overflow-y:hidden}
-.sftdpo-playground .jupyter-widget-tab>.lm-TabBar .lm-TabBar-tab{flex:0 0 auto;min-width:0;max-width:none;padding:0 9px}
-.sftdpo-playground .jupyter-widget-TabPanel-tabContents,.sftdpo-playground .widget-tab-contents{padding:8px 10px;overflow-x:auto}
-.sftdpo-playground pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:12px}
-@container (max-width:820px){.sftdpo-playground .sftdpo-columns{grid-template-columns:minmax(0,1fr)}}
-@container (max-width:480px){.sftdpo-playground .sftdpo-progress td{display:block;padding:0!important}.sftdpo-playground .sftdpo-progress tr{display:block;margin-bottom:8px}
-.sftdpo-playground .sftdpo-bar>div{width:100%}.sftdpo-playground .sftdpo-cards{grid-template-columns:repeat(auto-fill,minmax(140px,1fr))}}
-</style>"""
+PAGE_STYLE = f"<style>\n{(files('sftdpo') / 'assets' / 'page.css').read_text(encoding='utf-8')}</style>"
 
 # %% ../nbs/24_playground.ipynb #507b8b0f
 class SettingsFile:
