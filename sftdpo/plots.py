@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GREY', 'DPO_COLUMNS', 'MOST_ROWS', 'ROUND_TIMES',
-           'ROUND_NUMBERS', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of', 'lines_of_figure', 'legend',
-           'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds', 'draw_course', 'name_axes',
-           'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'cell_comparison',
-           'round_ticks', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
-           'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
-           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at',
-           'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
+           'ROUND_NUMBERS', 'FEWEST_IN_BIN', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of',
+           'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds',
+           'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course',
+           'row_in_words', 'cell_comparison', 'round_ticks', 'against', 'against_time', 'against_parameters',
+           'pairs_of_metrics', 'draw_runs', 'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes',
+           'scale_sizes', 'displaced_pairs', 'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis',
+           'rate_curves', 'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration',
+           'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -744,10 +745,13 @@ def calibration_gap(
     return float((bins["answers"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / bins["answers"].sum())
 
 # %% ../nbs/21_plots.ipynb #2ad5a7dd
+FEWEST_IN_BIN = 10  # answers; the share of right ones among fewer says little
+
+
 def calibration(
     bins: pd.DataFrame,  # from `reliability`
 ) -> Picture:
-    "Share of right answers against the answers' probability, a panel per recipe; marks grow with the number of answers."
+    "Share of right answers against the answers' probability, a panel per recipe; marks grow with the number of answers; bins of few are not drawn."
     if bins.empty: return nothing("No run says how probable its answers were: there is no calibration to draw.")
     (names, looks), recipes, words = lines_of_figure(bins), list(dict.fromkeys(bins["recipe"])), []
     least, across = max(0., math.floor(10 * bins["confidence"].min()) / 10), min(3, len(recipes))
@@ -761,8 +765,9 @@ def calibration(
                 part = bins[(bins["recipe"] == recipe) & (bins["line"] == name)].sort_values("bin")
                 if part.empty: continue
                 look, all_of_them = looks.get(name, GREY), part["answers"].sum()
-                axis.plot(part["confidence"], part["accuracy"], **look | {"marker": "", "linewidth": 1.2})
-                for one in part.itertuples():
+                drawn = part[part["answers"] >= FEWEST_IN_BIN]
+                axis.plot(drawn["confidence"], drawn["accuracy"], **look | {"marker": "", "linewidth": 1.2})
+                for one in drawn.itertuples():
                     size = 2.5 + 6 * math.sqrt(one.answers / all_of_them)
                     axis.plot(one.confidence, one.accuracy, **look | {"linestyle": "none"}, markersize=size, markeredgewidth=1.1)
                 words.append(f"{short(part['cell'].iloc[0], 60)} {100 * calibration_gap(part):.1f} %")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['AGAIN', 'RECORD', 'COMPLETE', 'STATES', 'FIRST_LINE', 'LAST_LINE', 'Damaged', 'digest_of', 'digests', 'first_damaged',
            'write_record', 'read_record', 'file_in', 'Place', 'step_of', 'StageFolder', 'DataFolder', 'RunFolder',
-           'State', 'with_digest', 'without_digest', 'whole_yaml', 'StudyPlaces', 'StudyFolder']
+           'State', 'with_digest', 'without_digest', 'whole_yaml', 'StudyPlaces', 'NodePlaces', 'StudyFolder']
 
 # %% ../../nbs/engine/03_folder.ipynb #9fe2c1c4
 import json
@@ -274,40 +274,9 @@ class StudyPlaces(Place):
     def held(self, name: str, wait: float = 0.0): return held(self.lock(name), wait)
     def data_of(self, task: str, fold: int) -> DataFolder: return DataFolder(self.data / (f"{task}-fold{fold}" if fold else task))
 
-# %% ../../nbs/engine/03_folder.ipynb #2bd09828
-class StudyFolder(StudyPlaces):
-    "A study's folder: its places, its settings, and where each node stands."
-    @property
-    def begun(self) -> bool:
-        "Does the folder hold a study?"
-        return self.settings.exists()
-
-    def values(self) -> dict:
-        "The study's settings, as plain values."
-        if not self.begun: raise FileNotFoundError(f"{self} holds no study: it has no {self.settings.name}; give the folder that `sftdpo compare --out` wrote.")
-        return whole_yaml(self.settings, self.settings.read_text(encoding="utf-8", errors="replace"))
-
-    def study(self) -> Study:
-        "The study's settings."
-        return from_dict(Study, self.values())
-
-    def write_study(self, study: Study):
-        "Write the study's settings."
-        write_text(self.settings, with_digest(FIRST_LINE + to_yaml(study)))
-
-    def finished_runs(self) -> list[str]:
-        "Names of the finished runs, in alphabetical order."
-        if not self.runs.is_dir(): return []
-        return sorted(entry.name for entry in os.scandir(self.runs) if not entry.name.startswith(".") and os.path.exists(f"{entry.path}/{RECORD}"))
-
-    def failed(self) -> list[Path]:
-        "The files that describe failures, in the study and in its trials."
-        return sorted(path for home in (self, self.trials) for path in home.failures.glob("*.txt"))
-
-    def sweep(self, node):
-        "Remove what a killed process left half-written for a node whose lock is held."
-        for place in (self.stages, self.stage(node.key).path, self.runs): remove_leftovers(place)
-
+# %% ../../nbs/engine/03_folder.ipynb #614b1c59
+class NodePlaces(StudyPlaces):
+    "Where each node of a study stands: what is there of it, and who works on it."
     def failure_of(self, node) -> str:
         "Why a node, or one before it, failed; empty if none did."
         path = next((path for one in [*node.ancestors, node] if (path := self.failure(one.key)).exists()), None)
@@ -344,3 +313,37 @@ class StudyFolder(StudyPlaces):
         if who := self.worker_at(node): return State("running", who=who, **more)
         if recorded: return State("trained", **more)
         return State("stopped", step=stage.last_step, **more) if node.stage and stage.last_step else State("waiting", **more)
+
+# %% ../../nbs/engine/03_folder.ipynb #2bd09828
+class StudyFolder(NodePlaces):
+    "A study's folder: its settings and runs, beside its places and where each node stands."
+    @property
+    def begun(self) -> bool:
+        "Does the folder hold a study?"
+        return self.settings.exists()
+
+    def values(self) -> dict:
+        "The study's settings, as plain values."
+        if not self.begun: raise FileNotFoundError(f"{self} holds no study: it has no {self.settings.name}; give the folder that `sftdpo compare --out` wrote.")
+        return whole_yaml(self.settings, self.settings.read_text(encoding="utf-8", errors="replace"))
+
+    def study(self) -> Study:
+        "The study's settings."
+        return from_dict(Study, self.values())
+
+    def write_study(self, study: Study):
+        "Write the study's settings."
+        write_text(self.settings, with_digest(FIRST_LINE + to_yaml(study)))
+
+    def finished_runs(self) -> list[str]:
+        "Names of the finished runs, in alphabetical order."
+        if not self.runs.is_dir(): return []
+        return sorted(entry.name for entry in os.scandir(self.runs) if not entry.name.startswith(".") and os.path.exists(f"{entry.path}/{RECORD}"))
+
+    def failed(self) -> list[Path]:
+        "The files that describe failures, in the study and in its trials."
+        return sorted(path for home in (self, self.trials) for path in home.failures.glob("*.txt"))
+
+    def sweep(self, node):
+        "Remove what a killed process left half-written for a node whose lock is held."
+        for place in (self.stages, self.stage(node.key).path, self.runs): remove_leftovers(place)
