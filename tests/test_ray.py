@@ -16,8 +16,13 @@ ray = pytest.importorskip("ray", reason="the extra is not installed: pip install
 def cluster():
     "Two nodes of one core each; what a task may use is decided by Ray."
     from ray.cluster_utils import Cluster
-    place = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000))
-    place.add_node(num_cpus=1, object_store_memory=100_000_000)
+    place, size = Cluster(), dict(num_cpus=1, object_store_memory=100_000_000)
+    for node in (size | {"include_dashboard": False}, size):
+        for attempts_left in (3, 2, 1, 0):  # Ray gives a node 30 seconds to start, which a busy machine may exceed
+            try: place.add_node(**node)
+            except Exception as error:
+                if "timed out during startup" not in str(error) or not attempts_left: raise
+            else: break
     ray.init(address=place.address, log_to_driver=False)
     yield place
     ray.shutdown()
