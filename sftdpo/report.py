@@ -475,7 +475,7 @@ def write_tables(
     write_text(folder / "README.txt", NOTE)
 
 # %% ../nbs/22_report.ipynb #70407076
-STYLE, PAGE = ((files("sftdpo") / "assets" / name).read_text(encoding="utf-8") for name in ("report.css", "report.html"))
+STYLE, PAGE = ((files("sftdpo") / "assets" / name).read_text(encoding="utf-8") for name in ("report.css", "report.html.jinja"))
 
 # %% ../nbs/22_report.ipynb #05ed3233
 MARKS = {"supported": "✓", "refuted": "✗", "undecided": "?", "not asked": "–"}
