@@ -27,6 +27,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 from pathlib import Path
 
@@ -382,11 +383,15 @@ class Evidence:
             self.kept[cell] = cell_values(self.examples, self.task, cell, column)
         return self.kept[cell]
 
+    @cached_property
+    def runs_by_cell(self) -> dict[tuple[str, str], pd.DataFrame]:
+        "One line of the results per run, by recipe and tuning."
+        rows = self.results[self.results["task"] == self.task].drop_duplicates("run")
+        return dict(iter(rows.groupby(["recipe", "tuning"], observed=True)))
+
     def runs(self, cell: tuple[str, str]) -> pd.DataFrame:
         "One line of the results per run of a cell."
-        rows = self.results[self.results["task"] == self.task]
-        rows = rows[(rows["recipe"] == cell[0]) & (rows["tuning"] == cell[1])]
-        return rows.drop_duplicates("run")
+        return self.runs_by_cell.get(cell, self.results.iloc[:0])
 
     def lacking(self, cells: list) -> list[str]:
         "The names of cells that were not run."

@@ -14,13 +14,14 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from tyro import _docstrings
 
-root = Path(__file__).resolve().parent.parent
+root, collect = Path(__file__).resolve().parent.parent, gc.collect
 
 
 def pytest_configure(config):
-    "One thread; no waiting for the disk, whose loss of power no test sees; tyro reads the source of a class of settings once, not in each call."
+    "One thread; no waiting for the disk, whose loss of power no test sees; stages ask for young objects only to be collected; tyro reads the source of a class of settings once, not in each call."
     torch.set_num_threads(1)
     os.fsync = lambda handle: None
+    gc.collect = lambda generation=1: collect(generation)
     if known := getattr(_docstrings, "_ClassTokenization", None): known.make = staticmethod(functools.cache(known.make))
 
 
@@ -41,7 +42,7 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish(session):
     "The objects of libraries, half a million, are not looked through again: each stage that is trained asks for a collection."
-    gc.collect()
+    collect()
     gc.freeze()
 
 
@@ -54,7 +55,7 @@ def pytest_sessionfinish(session):
 def libraries_stay():
     "Nor are those that a file's tests have loaded."
     yield
-    gc.collect()
+    collect()
     gc.freeze()
 
 

@@ -1,4 +1,7 @@
 "The executor `ray`: a real cluster of two nodes on this machine, with the results of a single process."
+import contextlib
+import socket
+
 import pandas as pd
 import pytest
 import torch
@@ -12,17 +15,21 @@ from sftdpo.study import compare
 ray = pytest.importorskip("ray", reason="the extra is not installed: pip install 'sftdpo[ray]'")
 
 
+def free_ports(number):
+    "Ports that nobody uses now."
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for one in held: one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+
+
 @pytest.fixture(scope="module")
 def cluster():
     "Two nodes of one core each; what a task may use is decided by Ray."
     from ray.cluster_utils import Cluster
-    place, size = Cluster(), dict(num_cpus=1, object_store_memory=100_000_000)
-    for node in (size | {"include_dashboard": False}, size):
-        for attempts_left in (3, 2, 1, 0):  # Ray gives a node 30 seconds to start, which a busy machine may exceed
-            try: place.add_node(**node)
-            except Exception as error:
-                if "timed out during startup" not in str(error) or not attempts_left: raise
-            else: break
+    place, agents = Cluster(), ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    for more in ({"include_dashboard": False}, {}):  # with ports that are given, a node need not wait for its agents, whose start may take too long on a busy machine
+        place.add_node(num_cpus=1, object_store_memory=100_000_000, **more, **dict(zip(agents, free_ports(len(agents)))))
     ray.init(address=place.address, log_to_driver=False)
     yield place
     ray.shutdown()
