@@ -368,7 +368,7 @@ class Evidence:
     @property
     def margin(self) -> float: return margin_of(self.margins, self.task)
 
-    @property
+    @cached_property
     def record(self) -> Task:
         "The task's record, with the primary metric that suits the data."
         return task_of(self.results, self.task)
