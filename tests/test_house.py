@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hashes
 import pytest
 import torch
 
+import hashes
 import sftdpo
 
 package = Path(sftdpo.__file__).parent
@@ -89,6 +89,7 @@ def test_each_version_has_hashes(repository):
 def test_hashes_cover_whatever_is_installed(level):
     "All that a level needs here, and what its packages need, but PyTorch's builds: pip has nothing else to fetch afterwards, nor to build this package with."
     from importlib.metadata import PackageNotFoundError, requires
+
     from packaging.requirements import Requirement
     texts = hashes.stored()
     lines = [line for name in [*texts][:[*texts].index(level) + 1] for line in hashes.packages(texts[name])]
