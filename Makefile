@@ -7,7 +7,9 @@ WORKERS ?= 2
 # One thread for each worker: two two-thread jobs on two cores slow each other several-fold.
 TEST_ENVIRONMENT = PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 # Modules are compiled when they are first imported: most of them never are.
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# Two steps, as pip asks for a hash of everything or of nothing: what has one in hashes/, then PyTorch and this folder, which have none.
+install = $(PIP_INSTALL) --no-deps --require-hashes -r hashes/$(1).txt && $(PIP_INSTALL) --no-build-isolation -c constraints.txt -e $(2)
 
 .PHONY: help quickstart playground test smoke check export docs readme wheel clean
 .DEFAULT_GOAL := help
@@ -58,17 +60,17 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sftdpo needs Python 3.11 or later, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "$(PYTHON) cannot make a virtual environment. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
-$(VENV)/installed: settings.ini setup.py constraints.txt | $(VENV)/bin/python
+$(VENV)/installed: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo into $(VENV) (some minutes the first time) ..."
-	$(PIP_INSTALL) -e .
+	$(call install,base,.)
 	@touch $@
 
-$(VENV)/installed-playground: settings.ini setup.py constraints.txt | $(VENV)/bin/python
+$(VENV)/installed-playground: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its page needs into $(VENV) (some minutes the first time) ..."
-	$(PIP_INSTALL) -e '.[playground]'
+	$(call install,playground,'.[playground]')
 	@touch $(VENV)/installed $@
 
-$(VENV)/installed-dev: settings.ini setup.py constraints.txt | $(VENV)/bin/python
+$(VENV)/installed-dev: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its development needs into $(VENV) (some minutes the first time) ..."
-	$(PIP_INSTALL) -e '.[dev]'
+	$(call install,dev,'.[dev]')
 	@touch $(VENV)/installed $(VENV)/installed-playground $@

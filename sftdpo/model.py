@@ -678,8 +678,9 @@ def check_saved(
 ):
     "Refuse a saved model whose files are not those that were written."
     for name, digest in files.items():
-        if not (folder/name).is_file() or sha256(folder/name) != digest:
-            raise ValueError(f"{folder/name} is not what was saved (its SHA-256 is another): "
+        if not (there := (folder/name).is_file()) or sha256(folder/name) != digest:
+            why = "its SHA-256 is another" if there else "it is not there"
+            raise ValueError(f"{folder/name} is not what was saved ({why}): "
                              f"copy the folder again, or train again; if you changed the file yourself, "
                              f"take its line out of {folder}/sftdpo.json")
 

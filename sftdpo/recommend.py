@@ -20,9 +20,9 @@ import pandas as pd
 
 from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
-from .engine.folder import StudyFolder, write_record
+from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
-from .engine.runs import finish_stage, model_card, task_record
+from .engine.runs import finish_stage, model_card, save_task, task_record
 from .engine.safe_files import remove, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
 from .engine.timing import calibrate, known_times, time_in_words
@@ -313,7 +313,7 @@ def train_on_all(
         model = finish_stage(home, one, stage, model, tokenizer, progress=False)
     with written_whole(folder.model) as part:
         save_policy(model, tokenizer, part)
-        write_record(part / "task.json", task_record(one))
+        save_task(part, task_record(one))
         write_text(part / "README.md", model_card(one, metrics))
     for key in one.keys: remove(folder.stage(key).policy)
     return folder.model

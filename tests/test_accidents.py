@@ -196,3 +196,18 @@ def test_a_flipped_byte_in_a_finished_model_is_named(study_of, tmp_path, capsys)
         hit.write_bytes(content)
         code, told = ended(["generate", hit.parent, "--prompt", "late", "--sampling.max-new-tokens", "2"], capsys)
         assert code == 2 and str(hit) in told and "again" in told and "Traceback" not in told, f"{name}: {told[-300:]}"
+
+
+def test_a_finished_model_without_its_task_is_named(study_of, tmp_path, capsys):
+    "Whoever asks the model is told, and compare trains it again."
+    words, whole, *_ = study_of()
+    run = next(name for name in StudyFolder(whole).finished_runs() if "sft-dpo" in name)
+    policy = StudyFolder(shutil.copytree(whole, tmp_path / "out")).run(run).policy
+    hit, tickets = policy / "task.json", words[words.index("--data") + 1]
+    hit.unlink()
+    for asked in (["generate", policy, "--prompt", "late"], ["evaluate", policy, "--data", tickets], ["predict", policy, tickets, "--out", tmp_path / "answers.csv"]):
+        code, told = ended(asked, capsys)
+        assert code == 2 and f"{hit} is " in told and "not there" in told and "again" in told and "Traceback" not in told, f"{asked[0]}: {told[-300:]}"
+    code, told = ended([*words, tmp_path / "out"], capsys)
+    assert code == 0 and f"{hit} is damaged (it is not there)" in told, told[-600:]
+    check_whole(tmp_path / "out", whole)

@@ -3,6 +3,7 @@ import ast
 import configparser
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hashes
 import sftdpo
 
 package = Path(sftdpo.__file__).parent
@@ -69,6 +71,49 @@ def test_constraints_satisfy_settings(settings, repository):
     for line in " ".join(settings[which] for which in ("requirements", "dev_requirements", "ray_requirements", "playground_requirements")).split():
         requirement = Requirement(line)
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), line
+
+
+def test_each_version_has_hashes(repository):
+    constraints, texts = (repository / "constraints.txt").read_text(encoding="utf-8"), hashes.stored()
+    assert list(hashes.disagreements(constraints, texts.values())) == []
+    newer = constraints.replace("\npandas==", "\npandas==9", 1)
+    assert [line.split(":")[0] for line in hashes.disagreements(newer, texts.values())] == [
+        f"constraints.txt pins pandas=={(now := re.search(r'^pandas==(.+)$', newer, re.MULTILINE)[1])}, and hashes/ has no hash of it",
+        f"hashes/ has pandas=={now[1:]}, which constraints.txt does not pin"]
+    bare = re.sub(r"^(tqdm==.+ \\\n)(    --hash.+\n)+", r"\1", texts["base"], flags=re.MULTILINE)
+    [line] = hashes.disagreements(constraints, [bare, texts["playground"], texts["dev"]])
+    assert line.startswith("constraints.txt pins tqdm==")
+
+
+@pytest.mark.parametrize("level", hashes.levels)
+def test_hashes_cover_whatever_is_installed(level):
+    "All that a level needs here, and what its packages need, but PyTorch's builds: pip has nothing else to fetch afterwards, nor to build this package with."
+    from importlib.metadata import PackageNotFoundError, requires
+
+    from packaging.requirements import Requirement
+    texts = hashes.stored()
+    lines = [line for name in [*texts][:[*texts].index(level) + 1] for line in hashes.packages(texts[name])]
+    assert all(f"-r {below}.txt\n" in texts[above] for below, above in zip(texts, [*texts][1:]))
+    known = {hashes.canonical(one.name): one for one in map(Requirement, lines) if not one.marker or one.marker.evaluate()}
+    wanted, seen, lacking = [Requirement(line) for line in ["setuptools>=64", *hashes.requirements(level)]], set(), []
+    while wanted:
+        one = wanted.pop()
+        name = hashes.canonical(one.name)
+        if (key := (name, *sorted(one.extras))) in seen: continue
+        seen.add(key)
+        if not hashes.builds.fullmatch(name) and not (name in known and one.specifier.contains(str(known[name].specifier)[2:])): lacking.append(str(one))
+        try: below = map(Requirement, requires(one.name) or [])
+        except PackageNotFoundError: continue
+        wanted += [two for two in below if not two.marker or any(two.marker.evaluate({"extra": extra}) for extra in ("", *one.extras))]
+    assert not lacking and len(seen) > 90, lacking
+
+
+@pytest.mark.parametrize("target, level", [("installed", "base"), ("installed-playground", "playground"), ("installed-dev", "dev")])
+def test_make_installs_what_has_hashes_first(target, level, repository):
+    if not shutil.which("make"): pytest.skip("there is no make")
+    said = subprocess.run(["make", "-n", "VENV=nowhere", f"nowhere/{target}"], cwd=repository, check=True, capture_output=True, text=True).stdout
+    first, second = re.findall(r"-m pip install ([^&\n]+)", said)
+    assert f"--no-deps --require-hashes -r hashes/{level}.txt" in first and "--no-build-isolation -c constraints.txt -e " in second
 
 
 def test_versions_with_known_faults_are_not_allowed(settings):

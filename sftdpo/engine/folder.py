@@ -196,11 +196,12 @@ class RunFolder(Place):
         return path
 
     def damage(self) -> Damaged | None:
-        "The first damaged file; weights are checked where they are used."
+        "The first damaged file; of a model that is kept, its task: weights are checked where they are used."
         if not self.finished: return Damaged(self.record, "it is not there")
         try: known = self.about().get("files", {})
         except Damaged as error: return error
-        return first_damaged(self.path, {name: digest for name, digest in known.items() if not name.startswith(self.policy.name)})
+        task = f"{self.policy.name}/task.json" if self.policy.exists() else ""
+        return first_damaged(self.path, {name: digest for name, digest in known.items() if name == task or not name.startswith(self.policy.name)})
 
 # %% ../../nbs/engine/03_folder.ipynb #6b91c97f
 STATES = ("waiting", "running", "stopped", "trained", "done", "failed")

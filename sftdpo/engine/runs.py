@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 'precision_of', 'cost_group', 'with_texts',
            'vocabulary_of', 'finish_stage', 'processor', 'commit', 'software', 'environment', 'judge_run', 'changes',
-           'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'known_distributions',
-           'judge_beside', 'judge_further', 'finish_run']
+           'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'save_task',
+           'known_distributions', 'judge_beside', 'judge_further', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -31,7 +31,7 @@ from ..batches import best_precision
 from ..config import Run, Stage, decoding, relevant, resolve, to_dict, to_yaml
 from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
 from .beside import beside_of, distance_metrics, measured_beside
-from .folder import RunFolder, StageFolder, StudyFolder, read_record, write_record
+from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
 from .inputs import RunInputs, device
 from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import with_macro_f1
@@ -318,6 +318,17 @@ def task_record(
     return dict(task=run.task, data=run.data, reading=to_dict(run.reading), columns=columns,
                 answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint, **dict(chat=True) if chat else {})
 
+# %% ../../nbs/engine/04_runs.ipynb #efeb194d
+def save_task(
+    folder: Path,  # from `save_policy`
+    task: dict,    # from `task_record`
+):
+    "Write a saved model's `task.json`, and name it in the model's record."
+    write_record(folder / "task.json", task)
+    saved = read_json(folder / RECORD)
+    saved["files"]["task.json"] = digest_of(folder / "task.json")
+    write_json(folder / RECORD, saved)
+
 # %% ../../nbs/engine/04_runs.ipynb #07b9b20c
 def known_distributions(
     folder: StudyFolder,     # of the study
@@ -409,7 +420,7 @@ def finish_run(
             rows.to_parquet(place.further(name).examples, index=False)
         if keeps:
             save_policy(model, tokenizer, place.policy)
-            write_record(place.policy / "task.json", task_record(inputs))
+            save_task(place.policy, task_record(inputs))
             card = model_card(inputs.other(sft=resolved(run).sft, dpo=resolved(run).dpo), metrics)
             (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
         write_json(place.metrics, metrics)

@@ -13,7 +13,7 @@ from pathlib import Path
 # %% ../../nbs/reading/07_saved.ipynb #d4eb4780
 from ..config import Reading, check, from_dict, to_dict
 from ..data import DataError, TaskData, load_judged, load_prompts
-from ..engine.folder import read_record
+from ..engine.folder import RECORD, Damaged, read_record
 from ..engine.names import model_folder, nearest
 from .chat import Conversation, chat_prompt, has_template
 from .files import expanded
@@ -25,9 +25,12 @@ def saved_task(
 ) -> dict:
     "What a saved model was trained for; empty for a backbone."
     folder = model_folder(name)
-    path = folder / "task.json" if folder else None
-    if not path or not path.is_file(): return {}
-    return read_record(path, "copy the model's folder again, or train it again")
+    if not folder: return {}
+    path, remedy = folder / "task.json", "copy the model's folder again, or train it again"
+    if path.is_file(): return read_record(path, remedy)
+    saved = read_record(folder / RECORD, remedy) if (folder / RECORD).is_file() else {}
+    if path.name in saved.get("files", {}): raise Damaged(path, "it is not there", remedy)
+    return {}
 
 # %% ../../nbs/reading/07_saved.ipynb #7ea24620
 def reading_of(
