@@ -33,7 +33,8 @@ def place_of(
 ) -> int:
     "Where a cell stands: recipes in the order of `RECIPES`, full before LoRA."
     order, tunings = list(RECIPES), ["-", "full", "lora"]
-    return 10 * (order.index(recipe) if recipe in order else len(order)) + (tunings.index(tuning) if tuning in tunings else len(tunings))
+    return (10 * (order.index(recipe) if recipe in order else len(order))
+            + (tunings.index(tuning) if tuning in tunings else len(tunings)))
 
 # %% ../nbs/20_tables.ipynb #70baca86
 def with_cells(
@@ -45,14 +46,19 @@ def with_cells(
     variants = apart_by_name(table) if not variants else variants
     key = ["recipe", "tuning"] + (["run"] if variants and "run" in table else [])
     names = table[key].drop_duplicates().reset_index(drop=True)
-    more = names["run"].map(lambda run: variants.get(run, "")) if len(key) > 2 else pd.Series("", index=names.index)
+    more = (names["run"].map(lambda run: variants.get(run, "")) if len(key) > 2
+            else pd.Series("", index=names.index))
     tuning = names["tuning"].where(names["recipe"] != "base", "")
     join = lambda *parts: ", ".join(part for part in parts if part)
     names["line"] = [join(one, other) or "before training" for one, other in zip(tuning, more)]
-    names["cell"] = [join(f"{recipe} {one}".strip(), other) for recipe, one, other in zip(names["recipe"], tuning, more)]
-    names = names.assign(place=[place_of(*pair) for pair in zip(names["recipe"], names["tuning"])]).sort_values("place", kind="stable")
+    names["cell"] = [join(f"{recipe} {one}".strip(), other)
+                     for recipe, one, other in zip(names["recipe"], tuning, more)]
+    names = names.assign(place=[place_of(*pair)
+                                for pair in zip(names["recipe"], names["tuning"])]).sort_values(
+                                    "place", kind="stable")
     table = table.merge(names.drop(columns="place"), on=key, how="left")
-    return table.assign(cell=pd.Categorical(table["cell"], names["cell"].unique()), line=pd.Categorical(table["line"], names["line"].unique()))
+    return table.assign(cell=pd.Categorical(table["cell"], names["cell"].unique()),
+                        line=pd.Categorical(table["line"], names["line"].unique()))
 
 
 def apart_by_name(
@@ -62,7 +68,8 @@ def apart_by_name(
     place = ["recipe", "tuning", "seed", "fold"]
     if not {"run", *place} <= set(table): return {}
     runs = table[[*place, "run"]].drop_duplicates()
-    return {run: run.rsplit("-", 1)[-1] for run in runs.loc[runs.duplicated(place, keep=False), "run"].astype(str)}
+    return {run: run.rsplit("-", 1)[-1]
+            for run in runs.loc[runs.duplicated(place, keep=False), "run"].astype(str)}
 
 # %% ../nbs/20_tables.ipynb #c05f1edc
 def values_of(
@@ -70,12 +77,16 @@ def values_of(
     column: str,             # what each example reached
 ) -> pd.DataFrame:           # seed, id, value, and fold where there are several; without what could not be judged
     "The values of one cell, in the form that statistics take."
-    values = examples[["seed", "fold"]].assign(id=examples["id"].astype(str), value=pd.to_numeric(examples[column], errors="coerce").astype(float))
+    values = examples[["seed", "fold"]].assign(
+        id=examples["id"].astype(str),
+        value=pd.to_numeric(examples[column], errors="coerce").astype(float))
     table = observations(values[np.isfinite(values["value"])])
-    return table.groupby([name for name in table if name != "value"], sort=False)["value"].mean().reset_index()
+    return table.groupby([name for name in table if name != "value"],
+                         sort=False)["value"].mean().reset_index()
 
 # %% ../nbs/20_tables.ipynb #98652a6f
-CELL_COLUMNS = ["cell", "recipe", "tuning", "mean", "low", "high", "standard_error", "seeds", "examples", "missing", "notes"]
+CELL_COLUMNS = ["cell", "recipe", "tuning", "mean", "low", "high", "standard_error", "seeds",
+                "examples", "missing", "notes"]
 
 
 def line_of(
@@ -85,7 +96,8 @@ def line_of(
 ) -> list:
     "A line with the columns `CELL_COLUMNS`."
     first = part.iloc[0]
-    return [first["cell"], first["recipe"], first["tuning"], found.mean, found.low, found.high, found.standard_error,
+    return [first["cell"], first["recipe"], first["tuning"], found.mean,
+            found.low, found.high, found.standard_error,
             found.seeds, found.examples, int(part[column].isna().sum()), " ".join(found.notes)]
 
 # %% ../nbs/20_tables.ipynb #48d57fc0
@@ -109,7 +121,8 @@ def with_sources(
 ) -> pd.DataFrame:           # with the columns backbone and data, as far as the results have them
     "The examples with the base model and the data of their runs: a sweep may have several."
     columns = [name for name in ("backbone", "data") if name in results and name not in examples]
-    return examples.merge(results[["run", *columns]].drop_duplicates("run"), on="run", how="left") if "run" in examples else examples
+    return (examples.merge(results[["run", *columns]].drop_duplicates("run"), on="run", how="left")
+            if "run" in examples else examples)
 
 # %% ../nbs/20_tables.ipynb #422bd8b4
 def cell_changes(
@@ -126,10 +139,12 @@ def cell_changes(
     for _, part in trained.groupby("cell", observed=True):
         own = base
         for name in {"backbone", "data"} & set(examples): own = own[own[name].isin(part[name])]
-        if own["cell"].nunique() != 1: continue  # a sweep judged it in several ways: none of them is the measure
+        # a sweep judged it in several ways: none of them is the measure
+        if own["cell"].nunique() != 1: continue
         before = values_of(own, column).groupby("id")["value"].mean().reset_index()
         values = values_of(part, column)
-        if set(values["id"]) & set(before["id"]): lines.append(line_of(part, column, difference(values, before)))
+        if set(values["id"]) & set(before["id"]):
+            lines.append(line_of(part, column, difference(values, before)))
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
 
 # %% ../nbs/20_tables.ipynb #b1795c70
@@ -139,11 +154,13 @@ def costs_of(
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
     metric = task_of(results).primary.name
-    wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "fold"], columns="metric", values="value", sort=False).reset_index()
+    wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "fold"], columns="metric",
+                               values="value", sort=False).reset_index()
     times = [name for name in wide if re.fullmatch(r"stage\d+_[^_]+_seconds", name)]
     def column(name): return wide[name] if name in wide else pd.Series(np.nan, index=wide.index)
     lines = wide[["run", "recipe", "tuning", "seed", "fold"]].assign(
-        value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan, parameters=column("parameters_trainable"))
+        value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan,
+        parameters=column("parameters_trainable"))
     return with_cells(lines, variants)
 
 # %% ../nbs/20_tables.ipynb #14607926
@@ -154,15 +171,20 @@ def size_intervals(
     column: str,             # what each example reached
 ) -> pd.DataFrame:           # recipe, tuning, train_size, steps, mean, low, high, seeds; by cell and size
     "Each trained cell's mean and interval at each number of training examples, with its optimizer steps."
-    sizes = results[results["recipe"] != "base"].drop_duplicates("run").set_index("run")["train_size"]
+    sizes = results[results["recipe"] != "base"].drop_duplicates("run").set_index(
+        "run")["train_size"]
     steps = history.groupby(["run", "stage"])["step"].max().groupby("run").sum()
     lines = []
-    for (recipe, tuning, size), part in examples.assign(train_size=examples["run"].map(sizes)).groupby(["recipe", "tuning", "train_size"]):
+    for (recipe, tuning, size), part in examples.assign(
+        train_size=examples["run"].map(sizes)).groupby(["recipe", "tuning", "train_size"]):
         found, made = interval(values_of(part, column)), steps.reindex(part["run"].unique()).mean()
-        lines.append(dict(recipe=recipe, tuning=tuning, train_size=int(size), steps=made, mean=found.mean, low=found.low, high=found.high, seeds=found.seeds))
-    table = pd.DataFrame(lines, columns=["recipe", "tuning", "train_size", "steps", "mean", "low", "high", "seeds"])
+        lines.append(dict(recipe=recipe, tuning=tuning, train_size=int(size), steps=made,
+                          mean=found.mean, low=found.low, high=found.high, seeds=found.seeds))
+    table = pd.DataFrame(lines, columns=["recipe", "tuning", "train_size", "steps", "mean", "low",
+                                         "high", "seeds"])
     place = [place_of(*cell) for cell in zip(table["recipe"], table["tuning"])]
-    return table.assign(place=place).sort_values(["place", "train_size"]).drop(columns="place").reset_index(drop=True)
+    return table.assign(place=place).sort_values(["place", "train_size"]).drop(
+        columns="place").reset_index(drop=True)
 
 # %% ../nbs/20_tables.ipynb #2bc37c35
 def examples_needed(
@@ -187,10 +209,13 @@ def needed_table(
     tuning: str,          # its tuning
 ) -> pd.DataFrame:        # a line per cell
     "How many examples each cell needs for the score that one cell reaches with the most examples."
-    goal = sizes[(sizes["recipe"] == recipe) & (sizes["tuning"] == tuning)].sort_values("train_size").iloc[-1]
+    goal = sizes[(sizes["recipe"] == recipe) & (sizes["tuning"] == tuning)].sort_values(
+        "train_size").iloc[-1]
     cells = sizes.groupby(["recipe", "tuning"], sort=False)
-    needed = {f"{recipe} {tuning}": examples_needed(part, goal["mean"]) for (recipe, tuning), part in cells}
-    return pd.DataFrame({f"examples for the score of {recipe} {tuning} with {goal['train_size']:,}": needed})
+    needed = {f"{recipe} {tuning}": examples_needed(part, goal["mean"])
+              for (recipe, tuning), part in cells}
+    return pd.DataFrame(
+        {f"examples for the score of {recipe} {tuning} with {goal['train_size']:,}": needed})
 
 # %% ../nbs/20_tables.ipynb #caadc81a
 def format_time(
@@ -220,7 +245,8 @@ def format_range(
     values = values.dropna()
     if values.empty: return ""
     low, high = (format_metric(end, metric, bare=True) for end in (values.min(), values.max()))
-    return format_metric(values.mean(), metric, bare=True) + (f" ({low} to {high})" if len(values) > 1 else "")
+    return (format_metric(values.mean(), metric, bare=True)
+            + (f" ({low} to {high})" if len(values) > 1 else ""))
 
 # %% ../nbs/20_tables.ipynb #c5633a52
 def metric_columns(
@@ -234,10 +260,12 @@ def metric_columns(
     texts = {metric.heading: runs.apply(format_range, metric)} if runs.ngroups else {}
     if not metric.column or metric.column not in examples: return texts
     found = {metric.heading: (cell_intervals, False)}
-    if metric.change: found["against base" if primary else f"{metric.title} against base"] = (cell_changes, True)
+    if metric.change:
+        found["against base" if primary else f"{metric.title} against base"] = (cell_changes, True)
     for heading, (estimates, signed) in found.items():
         table = estimates(examples, metric.column)
-        texts[heading] = pd.Series([format_estimate(one, metric, signed) for one in table.itertuples()], index=table["cell"], dtype=str)
+        texts[heading] = pd.Series([format_estimate(one, metric, signed)
+                                    for one in table.itertuples()], index=table["cell"], dtype=str)
     return texts
 
 # %% ../nbs/20_tables.ipynb #52a42fa0
@@ -248,10 +276,12 @@ def cost_columns(
     means = results.pivot_table(index="cell", columns="metric", values="value", observed=True)
     recipes = results.drop_duplicates("cell").set_index("cell")["recipe"]
     def speeds(cell):
-        names = [f"stage{i}_{kind}_examples_per_second" for i, kind in enumerate(RECIPES[recipes[cell]].stages if recipes[cell] in RECIPES else (), 1)]
+        names = [f"stage{i}_{kind}_examples_per_second" for i, kind in enumerate(
+            RECIPES[recipes[cell]].stages if recipes[cell] in RECIPES else (), 1)]
         return " → ".join(f"{means.loc[cell, name]:.1f}" for name in names if name in means)
     seconds = costs_of(results).groupby("cell", observed=True)["seconds"].mean().dropna()
-    return {"examples/s per stage": pd.Series({cell: speeds(cell) for cell in means.index}, dtype=str), "training": seconds.map(format_time)}
+    return {"examples/s per stage": pd.Series({cell: speeds(cell) for cell in means.index},
+                                              dtype=str), "training": seconds.map(format_time)}
 
 # %% ../nbs/20_tables.ipynb #d5046879
 def cells_table(
@@ -265,11 +295,15 @@ def cells_table(
     results = results[results["task"] == task]
     variants = variants or apart_by_name(results)
     results = with_cells(results, variants)
-    examples = examples[examples["run"].isin(results["run"])] if examples is not None else pd.DataFrame()
+    examples = (examples[examples["run"].isin(results["run"])] if examples is not None
+                else pd.DataFrame())
     if len(examples): examples = with_cells(with_sources(examples, results), variants)
     record = task_of(results)
-    columns = {heading: texts for metric in metrics or record.metrics for heading, texts in metric_columns(metric, results, examples, metric is record.primary).items()}
-    table = pd.DataFrame(columns | ({} if metrics else cost_columns(results)), index=results["cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
+    columns = {heading: texts for metric in metrics or record.metrics
+               for heading, texts in metric_columns(metric, results, examples,
+                                                    metric is record.primary).items()}
+    table = pd.DataFrame(columns | ({} if metrics else cost_columns(results)), index=results[
+        "cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
     return table.loc[:, (table != "").any()]
 
 # %% ../nbs/20_tables.ipynb #b1346e56
@@ -282,7 +316,9 @@ def column_lines(
     "A column as text, its heading no wider than its cells where words allow."
     cells = [textwrap.wrap(row, most) or [""] for row in rows]
     wide = max((len(line) for cell in cells for line in cell), default=0)
-    words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 10), break_long_words=False)  # a unit stays with its word
+    # a unit stays with its word
+    words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 10),
+                          break_long_words=False)
     lines = [[line.replace("\N{NO-BREAK SPACE}", " ") for line in words] or [""], *cells]
     wide = max(len(line) for cell in lines for line in cell)
     return [[f"{line:>{wide}}" if right else f"{line:<{wide}}" for line in cell] for cell in lines]
@@ -316,7 +352,8 @@ def fitted_table(
     return "\n\n".join("\n".join(joined_columns(block)) for block in blocks)
 
 # %% ../nbs/20_tables.ipynb #8ecc44b7
-CAVEATS = {"smollm2-135m": "smollm2-135m was instruction- and preference-tuned by its makers, and its weights were restored from a 4-bit file: what it shows is provisional."}
+CAVEATS = {"smollm2-135m": "smollm2-135m was instruction- and preference-tuned by its makers, and "
+           "its weights were restored from a 4-bit file: what it shows is provisional."}
 
 # %% ../nbs/20_tables.ipynb #73f9b0cb
 def baselines_of(
@@ -327,7 +364,8 @@ def baselines_of(
     task = task_of(results)
     means = results[results["metric"].str.startswith("baseline_")].groupby("metric")["value"].mean()
     some = task.comparable_baselines() if comparable else task.beside
-    return {one.title: means[f"baseline_{one.name}"] for one in some if f"baseline_{one.name}" in means}
+    return {one.title: means[f"baseline_{one.name}"]
+            for one in some if f"baseline_{one.name}" in means}
 
 # %% ../nbs/20_tables.ipynb #e3a7ab93
 def format_baselines(
@@ -335,7 +373,8 @@ def format_baselines(
 ) -> str:                   # empty where there are none
     "Each baseline with its value, in one line."
     task, found = task_of(results), baselines_of(results, comparable=False)
-    texts = [f"{one.title} {format_metric(found[one.title], task.metric(one.of))}" for one in task.beside if one.title in found]
+    texts = [f"{one.title} {format_metric(found[one.title], task.metric(one.of))}"
+             for one in task.beside if one.title in found]
     return ", ".join(dict.fromkeys(texts))  # two names of earlier versions share a title
 
 # %% ../nbs/20_tables.ipynb #9b8939fa
@@ -355,14 +394,18 @@ def beats(
     "Does a trained cell reach more than a baseline, by the whole of its interval where it has one?"
     metric = task_of(results).primary
     sign, trained = -1 if metric.better == "lower" else 1, results[results["recipe"] != "base"]
-    found = cell_intervals(examples, metric.column) if metric.column and len(examples) else pd.DataFrame(columns=CELL_COLUMNS)
+    found = (cell_intervals(examples, metric.column) if metric.column and len(examples)
+             else pd.DataFrame(columns=CELL_COLUMNS))
     found = found[found["recipe"] != "base"]
     ends = (found["low"] if sign > 0 else found["high"]).fillna(found["mean"])
-    if found.empty: ends = trained[trained["metric"] == metric.name].groupby(["recipe", "tuning"])["value"].mean()
+    if found.empty:
+        ends = trained[trained["metric"] == metric.name].groupby(
+            ["recipe", "tuning"])["value"].mean()
     return bool((sign * ends > sign * baseline).any())
 
 # %% ../nbs/20_tables.ipynb #19b8b19b
-WHAT_TO_CHANGE = ("To change that: train longer (--sft.epochs, --dpo.epochs), search for learning rates "
+WHAT_TO_CHANGE = ("To change that: "
+                  "train longer (--sft.epochs, --dpo.epochs), search for learning rates "
                   "(--search.trials 6), or give more training rows.")
 
 
@@ -372,7 +415,8 @@ def nothing_learned(
 ) -> str:                    # empty where a cell is better, or there is nothing to compare
     "What a table opens with where no cell beats the best baseline, and what to change."
     best = best_baseline(results)
-    if not best or not (results["recipe"] != "base").any() or beats(results, examples, best[1]): return ""
+    if not best or not (results["recipe"] != "base").any() or beats(results, examples, best[1]):
+        return ""
     value = format_metric(best[1], task_of(results).primary)
     return f"No cell beats the best baseline, {best[0]} at {value}. {WHAT_TO_CHANGE}"
 
@@ -393,10 +437,12 @@ def rarely_judged(
     examples: pd.DataFrame,  # from `read_examples`, of one task
 ) -> dict[str, int]:         # label: judged rows, of a fold where there are folds
     "The labels of which fewer than `RARE` rows are judged."
-    names = [name.removeprefix("probability_") for name in examples if name.startswith("probability_")]
+    names = [name.removeprefix("probability_")
+             for name in examples if name.startswith("probability_")]
     if not names or "label" not in examples: return {}
     rows = examples.dropna(subset="label").drop_duplicates(["fold", "id"])
-    counts = pd.crosstab(rows["fold"], rows["label"]).reindex(columns=range(len(names)), fill_value=0).min()
+    counts = pd.crosstab(rows["fold"],
+                         rows["label"]).reindex(columns=range(len(names)), fill_value=0).min()
     return {name: int(counts[i]) for i, name in enumerate(names) if counts[i] < RARE}
 
 # %% ../nbs/20_tables.ipynb #fd2f3b2e
@@ -408,9 +454,12 @@ def decoding_of(
     values, task = StudyFolder(folder).values(), results["task"].iloc[0]
     try: told = decoding(task, from_dict(Sampling, values.get("sampling") or {}))
     except SettingsError: return ""  # of another version
-    if told and task == "sonnet" and not (results["metric"] == "full_length").any():  # results of earlier versions
-        told = told.partition(";")[0] + "; a text ended where the policy ended it, so that longer texts have a higher chrF."
-    swept = [f"{name} {', '.join(map(str, some))}" for name, some in (values.get("sweep") or {}).items() if name.startswith("sampling.")]
+    # results of earlier versions
+    if told and task == "sonnet" and not (results["metric"] == "full_length").any():
+        told = (told.partition(";")[0] + "; a text ended where the policy ended it, so that longer "
+                "texts have a higher chrF.")
+    swept = [f"{name} {', '.join(map(str, some))}"
+             for name, some in (values.get("sweep") or {}).items() if name.startswith("sampling.")]
     return f"{told} Swept: {'; '.join(swept)}." if told and swept else told
 
 # %% ../nbs/20_tables.ipynb #d0c6d879
@@ -421,11 +470,16 @@ def metric_notes(
 ) -> list[str]:
     "Sentences without which a table's numbers are misread."
     share = results.loc[results["metric"] == "majority_share", "value"].max()
-    found = [f"primary metric: {task_of(results).primary.title}, as one label has {100 * share:.0f} % of the training rows"] if share > UNBALANCED else []
+    found = ([f"primary metric: {task_of(results).primary.title}, as one label has "
+              f"{100 * share:.0f} % of the training rows"] if share > UNBALANCED else [])
     rare = [f"{label} {count}" for label, count in rarely_judged(examples).items()]
-    if rare: found.append(f"labels with fewer than {RARE} judged rows, of which these results say little: {', '.join(rare)}")
+    if rare:
+        found.append(f"labels with fewer than {RARE} judged rows, of which these results say "
+                     f"little: {', '.join(rare)}")
     values = StudyFolder(folder).values()
-    if values.get("split"): found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of their training examples first, then on the others")
+    if values.get("split"):
+        found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of "
+                     "their training examples first, then on the others")
     return found + [f"texts: {told}" for told in [decoding_of(folder, results)] if told]
 
 # %% ../nbs/20_tables.ipynb #86bfe178
@@ -433,7 +487,8 @@ def print_wrapped(
     text: str,  # perhaps with a line end before it
 ):
     "Print a paragraph in lines of 80 letters."
-    print("\n" * text.startswith("\n") + textwrap.fill(text.strip(), 80, break_long_words=False, break_on_hyphens=False))
+    print("\n" * text.startswith("\n") + textwrap.fill(text.strip(), 80, break_long_words=False,
+                                                       break_on_hyphens=False))
 
 # %% ../nbs/20_tables.ipynb #1dbc527f
 def print_further(
@@ -446,9 +501,12 @@ def print_further(
     results = read_results(folder, judged=name)
     results = results[results["run"].isin(runs)]
     if results.empty: return
-    count, known = (results.loc[results["metric"] == metric, "value"].max() for metric in ("examples", "examples_in_training"))
-    print(f"\nalso judged on {name}: {count:,.0f} examples" + (f", {known:,.0f} of them in the training rows" if known else ""))
-    table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)), task_of(results).metrics)
+    count, known = (results.loc[results["metric"] == metric, "value"].max()
+                    for metric in ("examples", "examples_in_training"))
+    print(f"\nalso judged on {name}: {count:,.0f} examples"
+          + (f", {known:,.0f} of them in the training rows" if known else ""))
+    table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)),
+                        task_of(results).metrics)
     print(table.to_string())
 
 # %% ../nbs/20_tables.ipynb #4305aef4
@@ -464,18 +522,24 @@ def print_tables(
         seeds = trained.seed.nunique()
         size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]
-        print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
-        examples, variants = read_examples(folder, list(part.run.unique())), variants_of(Path(folder))
+        print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
+                      "judged" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
+        examples, variants = (read_examples(folder, list(part.run.unique())),
+                              variants_of(Path(folder)))
         if note := nothing_learned(part, with_cells(examples, variants)): print_wrapped(note)
         print(fitted_table(with_baseline(cells_table(results, task, examples, variants), part)))
         if beside := format_baselines(part): print_wrapped(f"without training: {beside}")
-        lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower" and (part.metric == metric.name).any()]
+        lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower"
+                 and (part.metric == metric.name).any()]
         if lower: print(f"lower is better: {', '.join(lower)}")
         for note in metric_notes(folder, part, examples): print_wrapped(note)
         if first.backbone in CAVEATS: print_wrapped(f"note: {CAVEATS[first.backbone]}")
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
-    if not len(results): return print(f"No run is finished, so there is no table. Everything is in {folder}.")
-    print_wrapped(f"\n[...]: 95 % intervals over seeds and examples; with one seed over examples alone, which says nothing of other seeds. (...): the range over seeds. Everything is in {folder}.")
+    if not len(results):
+        return print(f"No run is finished, so there is no table. Everything is in {folder}.")
+    print_wrapped("\n[...]: 95 % intervals over seeds and examples; with one seed over "
+                  "examples alone, which says nothing of other seeds. (...): the range over seeds. "
+                  f"Everything is in {folder}.")
 
 # %% ../nbs/20_tables.ipynb #61b112b8
 def next_steps(
@@ -483,9 +547,13 @@ def next_steps(
     folder: Path,           # of the study
 ) -> str:
     "What to type after a table: a report, more seeds, the page."
-    where, seeds = shlex.quote(str(folder)), results.loc[results["recipe"] != "base", "seed"].nunique()
-    lines = ["", "next: verdicts, figures and settings in one HTML file", f"  sftdpo report {where}"]
+    where, seeds = (shlex.quote(str(folder)),
+                    results.loc[results["recipe"] != "base", "seed"].nunique())
+    lines = ["", "next: verdicts, figures and settings in one HTML file",
+             f"  sftdpo report {where}"]
     if 0 < seeds < 5:
         settings = shlex.quote(str(StudyFolder(folder).settings))
-        lines += ["five seeds, which say more of other trainings; what is done is kept", f"  sftdpo compare --settings {settings} \\", f"    --seeds 0 1 2 3 4 --out {where}"]
+        lines += ["five seeds, which say more of other trainings; what is done is kept",
+                  f"  sftdpo compare --settings {settings} \\",
+                  f"    --seeds 0 1 2 3 4 --out {where}"]
     return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])

@@ -32,10 +32,12 @@ def weights_digest(
     "SHA-256 of a model's weights and their names, of adapters' scales and of dropout rates."
     digest = hashlib.sha256()
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {weight.requires_grad}".encode())
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} "
+                      f"{weight.requires_grad}".encode())
         digest.update(weight.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
     for name, module in model.named_modules():
-        numbers = {key: value for key, value in vars(module).items() if key == "scaling" or "dropout" in key and isinstance(value, float)}
+        numbers = {key: value for key, value in vars(module).items() if key == "scaling"
+                   or "dropout" in key and isinstance(value, float)}
         if isinstance(module, nn.Dropout): numbers["p"] = module.p
         if numbers: digest.update(f"{name} {numbers}".encode())
     return digest.hexdigest()
@@ -55,7 +57,8 @@ def policy_key(
 ) -> str:
     "The identity of a policy and the precision it computes in."
     device = next(scorer.parameters()).device
-    return identity([weights_digest(scorer), best_precision(device) if scorer.precision == "auto" else scorer.precision])
+    return identity([weights_digest(scorer),
+                     best_precision(device) if scorer.precision == "auto" else scorer.precision])
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #cec90421
 def stage_key(
@@ -97,7 +100,8 @@ def own_record(
     except OSError: return None  # a process was stopped while it wrote
     except Damaged as error: return warnings.warn(str(error))
     if record["key"] == key: return record
-    warnings.warn(f"{path} was written for other weights, rows or settings than this stage's; it is removed, and the stage starts anew.")
+    warnings.warn(f"{path} was written for other weights, rows or settings than this stage's; it "
+                  "is removed, and the stage starts anew.")
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #e70a2232
 def last_checkpoint(
@@ -120,11 +124,13 @@ def remove_others(
     "Remove every other checkpoint of the stage."
     for path in checkpoint.parent.glob("checkpoint-*"):
         if path == checkpoint: continue
-        (path / COMPLETE).unlink(missing_ok=True)  # first: a process that is killed here leaves nothing that looks damaged
+        # first: a process that is killed here leaves nothing that looks damaged
+        (path / COMPLETE).unlink(missing_ok=True)
         remove(path)
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #32d852f9
-SCORED_AT_ONCE = 1024  # rows between two writes; no batch spans two, so that a stopped pass gives the same scores
+# rows between two writes; no batch spans two, so that a stopped pass gives the same scores
+SCORED_AT_ONCE = 1024
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #5c0e51de
 def scores_digest(
@@ -132,7 +138,8 @@ def scores_digest(
     seconds: float,      # that they took
 ) -> str:
     "What tells that stored scores are as they were written: zip files check no number that is read only in part."
-    return identity([str(scores.dtype), list(scores.shape), hashlib.sha256(scores.tobytes()).hexdigest(), seconds])
+    return identity([str(scores.dtype), list(scores.shape),
+                     hashlib.sha256(scores.tobytes()).hexdigest(), seconds])
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #b76a4686
 def read_scores(
@@ -143,7 +150,9 @@ def read_scores(
     try:
         with np.load(path, allow_pickle=False) as stored:
             scores, seconds = stored["scores"], float(stored["seconds"])
-            if str(stored["key"]) == key and str(stored["digest"]) == scores_digest(scores, seconds): return scores, seconds
+            if (str(stored["key"]) == key
+                and str(stored["digest"]) == scores_digest(scores, seconds)):
+                return scores, seconds
     except Exception: pass  # NumPy and zipfile raise nearly anything where a byte is wrong
     return None, 0.0
 
@@ -177,5 +186,6 @@ def stored_scores(
         began = time.perf_counter()
         pieces.append(score_together(scorer, rows[start:start + SCORED_AT_ONCE], progress))
         seconds += time.perf_counter() - began
-        if path and PartialState().is_main_process: write_scores(path, key, np.concatenate(pieces), seconds)
+        if path and PartialState().is_main_process:
+            write_scores(path, key, np.concatenate(pieces), seconds)
     return np.concatenate(pieces) if pieces else np.zeros((0, 2)), seconds

@@ -57,7 +57,8 @@ def backbone_fingerprint(
 ) -> str:
     "Identity of a base model: its weights, settings and tokenizer."
     folder = backbone_folder(name)
-    return identity({path.name: digest_of(path) for pattern in IDENTIFYING for path in folder.glob(pattern)})
+    return identity({path.name: digest_of(path) for pattern in IDENTIFYING
+                     for path in folder.glob(pattern)})
 
 # %% ../../nbs/engine/03_inputs.ipynb #6ce2f234
 def tokenizer_of(
@@ -72,8 +73,10 @@ def has_dropout(
     name: str,  # what `load_backbone` takes
 ) -> bool:
     "Does a base model's configuration name a dropout above 0, other than that of a classifier's head?"
-    config = AutoConfig.from_pretrained(backbone_folder(name), trust_remote_code=False).get_text_config().to_dict()
-    rates = [value for name, value in config.items() if "drop" in name and not name.startswith(("summary", "classifier"))]
+    config = AutoConfig.from_pretrained(backbone_folder(name),
+                                        trust_remote_code=False).get_text_config().to_dict()
+    rates = [value for name, value in config.items() if "drop" in name
+             and not name.startswith(("summary", "classifier"))]
     return any(isinstance(value, (int, float)) and value > 0 for value in rates)
 
 # %% ../../nbs/engine/03_inputs.ipynb #60e12b74
@@ -83,7 +86,9 @@ def weight_bytes(
     lora,          # settings of the adapter
 ) -> int:
     "Bytes of the weights that a run trains, in single precision."
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(name)))  # shapes alone
+    # shapes alone
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(name)))
     return 4 * parameter_counts(apply_tuning(model, tuning, lora, 0))["trainable"]
 
 
@@ -91,7 +96,8 @@ def vocabulary_size(
     name: str,  # what `load_backbone` takes
 ) -> int:
     "How many tokens a base model tells apart."
-    return AutoConfig.from_pretrained(backbone_folder(name), trust_remote_code=False).get_text_config().vocab_size
+    return AutoConfig.from_pretrained(backbone_folder(name),
+                                      trust_remote_code=False).get_text_config().vocab_size
 
 # %% ../../nbs/engine/03_inputs.ipynb #5d467232
 def training_parts(
@@ -102,7 +108,8 @@ def training_parts(
     examples = subset(data.train, run.train_size, run.seed)
     sizes = run.stage_sizes(len(examples))
     parts = [examples[:sizes[0]], examples[sizes[0]:]] if run.splits else [examples]
-    return [shuffle_labels(part, run.seed, data.verbalizers) for part in parts] if run.shuffle_labels else parts
+    return ([shuffle_labels(part, run.seed, data.verbalizers) for part in parts]
+            if run.shuffle_labels else parts)
 
 
 def training_examples(
@@ -119,7 +126,8 @@ def judged_examples(
 ) -> list[Example]:
     "The examples that judge a run: the same for every seed."
     examples = data.splits[run.judge]
-    return examples if run.test_size is None or run.judge == "validation" else subset(examples, run.test_size, 0)
+    return (examples if run.test_size is None or run.judge == "validation"
+            else subset(examples, run.test_size, 0))
 
 # %% ../../nbs/engine/03_inputs.ipynb #8ebebf7e
 @dataclass(frozen=True, eq=False)
@@ -146,7 +154,8 @@ class RunInputs:
 
     def stage_size(self, key: str) -> int:
         "How many examples the stage of this key is trained on."
-        return self.run.stage_sizes(self.train_size)[self.keys.index(key)] if self.run.splits else self.train_size
+        return (self.run.stage_sizes(self.train_size)[self.keys.index(key)] if self.run.splits
+                else self.train_size)
 
     @property
     def judged(self) -> list[Example]:
@@ -159,7 +168,8 @@ class RunInputs:
     @property
     def judged_size(self) -> int:
         run = self.run
-        return run.test_size if run.test_size and run.judge == "test" else len(self.data.splits[run.judge])
+        return (run.test_size if run.test_size and run.judge == "test"
+                else len(self.data.splits[run.judge]))
 
     def other(self, **changes) -> "RunInputs":
         "The same inputs for a run that differs in size, seed or what judges it; its keys and name stay."
@@ -181,7 +191,8 @@ def check_named_files(
     "Raise unless the files that a study names besides its data exist."
     if asked.held_out_text != "embedded": held_out_text(asked.held_out_text, asked.backbone)
     for name, path in named_paths(asked.also_judge).items():
-        check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
+        check(expanded(path).is_file(), "also_judge", f"{name}={path}",
+              "there is no such file: check the path")
 
 # %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
 class Inputs:
@@ -189,61 +200,79 @@ class Inputs:
     def __init__(
         self,
         load: Callable = load_task,     # gives the data of a task: task, data, way of reading, folds, fold
-        precision: str | None = None,   # for stages whose precision is left to the machine; default: this machine's
+        # for stages whose precision is left to the machine; default: this machine's
+        precision: str | None = None,
     ):
         self.precision = precision or best_precision(device())
-        self.loaded, self.readers, self.fingerprints = Once(load), Once(tokenizer_of), Once(backbone_fingerprint)
-        self.fitted, self.bytes, self.dropout, self.vocabulary = Once(self.fit), Once(weight_bytes), Once(has_dropout), Once(vocabulary_size)
+        self.loaded, self.readers, self.fingerprints = (Once(load), Once(tokenizer_of),
+                                                        Once(backbone_fingerprint))
+        self.fitted, self.bytes, self.dropout, self.vocabulary = (
+            Once(self.fit), Once(weight_bytes), Once(has_dropout), Once(vocabulary_size))
         self.texts, self.also = Once(held_out_text), Once(self.further)
-        self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
+        self.settings, self.keys, self.plain, self.runs = (
+            Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run))
 
     def fit(self, backbone, *source) -> TaskData:
-        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long, source[2].unusable)
+        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long,
+                        source[2].unusable)
 
     def further(self, name, path, backbone, *source) -> TaskData:
         "A further set that judges, with the same answers as the training data."
         trained, (task, _, reading, *_) = self.loaded[source], source
         answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
-        check(task != "sonnet", "also_judge", f"{name}={path}", "the sonnet task takes no further sets; leave it out")
-        found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
+        check(task != "sonnet", "also_judge", f"{name}={path}",
+              "the sonnet task takes no further sets; leave it out")
+        found = load_judged(task, expanded(path), reading.replace(test=None, validation=None),
+                            answers)
         return fit_task(found, *self.readers[backbone,], reading.too_long, reading.unusable)
 
     def all_further(self, run: Run) -> dict[str, TaskData]:
         "The further sets that judge a run, by name; none judge the trials of a search."
         if run.judge != "test": return {}
-        return {name: self.also[name, path, run.backbone, *run.source] for name, path in named_paths(run.also_judge).items()}
+        return {name: self.also[name, path, run.backbone, *run.source]
+                for name, path in named_paths(run.also_judge).items()}
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
         settings = relevant(stage, tuning, lora, own_dropout)
         if settings["precision"] == "auto": settings["precision"] = self.precision
-        if settings.get("rejected") == "sample": settings["sampling"] = to_dict(sampling.replace(samples=1)) | {"end": "as in judging"}
+        if settings.get("rejected") == "sample":
+            settings["sampling"] = to_dict(sampling.replace(samples=1)) | {"end": "as in judging"}
         return settings
 
     def key_of(self, stage, tuning, lora, sampling, own_dropout, parent, *shared) -> str:
-        return stage_key(self.settings[stage, tuning, lora, sampling, own_dropout], parent, **dict(shared))
+        return stage_key(self.settings[stage, tuning, lora, sampling, own_dropout], parent,
+                         **dict(shared))
 
     def stage_keys(self, run: Run, data: TaskData, fingerprint: str) -> tuple[str, ...]:
         "The keys of a run's stages, in order."
-        shared = dict(seed=run.seed, data=data.fingerprint, train_size=run.train_size or len(data.train), shuffle_labels=run.shuffle_labels)
+        shared = dict(seed=run.seed, data=data.fingerprint, train_size=run.train_size
+                      or len(data.train), shuffle_labels=run.shuffle_labels)
         if run.reading.too_long != "stop": shared["too_long"] = run.reading.too_long
-        keys, own_dropout, first = [fingerprint], self.dropout[run.backbone,], run.stage_sizes(shared["train_size"])[:1]
+        keys, own_dropout, first = ([fingerprint], self.dropout[run.backbone,],
+                                    run.stage_sizes(shared["train_size"])[:1])
         for stage in run.stages:
-            part = {} if not run.splits else dict(after=first[0]) if len(keys) > 1 else dict(train_size=first[0])
-            keys.append(self.keys[stage, run.tuning, run.lora, run.sampling, own_dropout, keys[-1], *(shared | part).items()])
+            part = ({} if not run.splits else dict(after=first[0]) if len(keys) > 1
+                    else dict(train_size=first[0]))
+            keys.append(self.keys[stage, run.tuning, run.lora, run.sampling, own_dropout, keys[-1],
+                                  *(shared | part).items()])
         return tuple(keys[1:])
 
     def name_of(self, run: Run, data: TaskData, fingerprint: str, keys: tuple[str, ...]) -> str:
         "A readable name, shared by equal runs only: equal stages, judged alike on the same rows."
-        judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
+        judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size,
+                      sampling=self.plain[run.sampling,])
         if run.judge != "test": judged["judge"] = run.judge
-        elif run.held_out_text != "embedded": judged["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
-        if also := self.all_further(run): judged["also"] = {name: one.fingerprint for name, one in also.items()}
+        elif run.held_out_text != "embedded":
+            judged["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
+        if also := self.all_further(run):
+            judged["also"] = {name: one.fingerprint for name, one in also.items()}
         words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
         words += [f"fold{run.fold}"] * bool(run.fold) + [f"seed{run.seed}"]
         return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
 
     def run(self, run: Run) -> RunInputs:
-        reader = self.readers[run.backbone,]  # a base model that cannot work is refused before data is read
+        # a base model that cannot work is refused before data is read
+        reader = self.readers[run.backbone,]
         data = self.fitted[run.backbone, *run.source]
         run = run.resolved(min(run.train_size or len(data.train), len(data.train)))
         fingerprint = self.fingerprints[run.backbone,]
@@ -257,4 +286,5 @@ class Inputs:
 
     def judged_by(self, run: Run, tokenizer, length: int) -> TaskData:
         "The run's data as another model's tokenizer reads them."
-        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long, run.reading.unusable)
+        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long,
+                        run.reading.unusable)

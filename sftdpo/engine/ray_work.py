@@ -21,7 +21,8 @@ def as_here(
     run: Run,  # any run
 ) -> Run:
     "The run with the precision that this machine chooses for it."
-    return run.replace(**{f"{kind}.precision": best_precision(device()) for kind in ("sft", "dpo") if getattr(run, kind).precision == "auto"})
+    return run.replace(**{f"{kind}.precision": best_precision(device())
+                          for kind in ("sft", "dpo") if getattr(run, kind).precision == "auto"})
 
 # %% ../../nbs/engine/09_ray_work.ipynb #83e35b81
 def finish_remotely(
@@ -38,13 +39,20 @@ def finish_remotely(
     torch.set_num_threads(threads)
     os.environ["SFTDPO_WORKERS"] = str(workers)
     place, inputs = StudyFolder(folder), Inputs()
-    if not place.path.is_dir(): raise FileNotFoundError(f"This machine does not see {folder}: put the study on a file system that all machines of the cluster share.")
-    node = next((node for node in stage_tree([from_dict(Run, run)], inputs) if node.key == key), None)
-    if node is None: raise WorkFailed(f"This machine knows no stage {key}: its data, backbone or version of sftdpo are not those of the machine that began the study. Make them the same.")
+    if not place.path.is_dir():
+        raise FileNotFoundError(f"This machine does not see {folder}: put the study on a file "
+                                "system that all machines of the cluster share.")
+    node = next((node for node in stage_tree([from_dict(Run, run)], inputs) if node.key == key),
+                None)
+    if node is None:
+        raise WorkFailed(f"This machine knows no stage {key}: its data, backbone or version of "
+                         "sftdpo are not those of the machine that began the study. Make them the "
+                         "same.")
     node.runs = {one.name: one for one in (inputs.of(from_dict(Run, one)) for one in runs)}
     said = []
     with place.held(key, wait=-1):
-        if not (place.weights(node) and place.judged(node)): attempt(place, node, weights, progress=False, say=said.append)
+        if not (place.weights(node) and place.judged(node)):
+            attempt(place, node, weights, progress=False, say=said.append)
     return "\n".join(said)
 
 # %% ../../nbs/engine/09_ray_work.ipynb #d708052c
@@ -57,15 +65,18 @@ def work_on_ray(
 ):
     "Give every node to Ray as soon as it is ready, until all is done."
     if importlib.util.find_spec("ray") is None:
-        raise ModuleNotFoundError("The executor 'ray' needs Ray: `pip install sftdpo[ray]`, or use --executor local with --workers.")
+        raise ModuleNotFoundError("The executor 'ray' needs Ray: `pip install sftdpo[ray]`, or use "
+                                  "--executor local with --workers.")
     import ray
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     cpus = execution.cpus_per_run or max(1, cores // execution.workers)
     ours = not ray.is_initialized()
     if ours:
-        settings = dict(address=execution.ray_address) if execution.ray_address else dict(num_cpus=cpus * execution.workers, include_dashboard=False)
+        settings = (dict(address=execution.ray_address) if execution.ray_address
+                    else dict(num_cpus=cpus * execution.workers, include_dashboard=False))
         ray.init(log_to_driver=False, logging_level="warning", **settings)
-    gpus = execution.gpus_per_run if execution.gpus_per_run is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
+    gpus = (execution.gpus_per_run if execution.gpus_per_run is not None
+            else float(ray.cluster_resources().get("GPU", 0) > 0))
     task = ray.remote(finish_remotely).options(num_cpus=cpus, num_gpus=gpus, max_retries=3)
     pending, running, begun = [node for node in nodes if not folder.closed(node)], {}, set()
     try:
@@ -75,15 +86,23 @@ def work_on_ray(
                 elif node.key not in begun and folder.ready(node):
                     begun.add(node.key)
                     say(f"[{len(begun)}/{len(nodes)}] {node.label}")
-                    holder = node.children[0] if node.children else node  # its run shows that another stage starts from this one
-                    running[task.remote(str(folder.path.absolute()), to_dict(as_here(holder.run)), node.key, [to_dict(as_here(one.run)) for one in node.runs.values()], weights, cpus, max(1, cores // cpus))] = node
+                    # its run shows that another stage starts from this one
+                    holder = node.children[0] if node.children else node
+                    running[task.remote(str(folder.path.absolute()),
+                                        to_dict(as_here(holder.run)), node.key,
+                                        [to_dict(as_here(one.run)) for one in node.runs.values()],
+                                        weights, cpus, max(1, cores // cpus))] = node
             if not running: break
             for result in ray.wait(list(running), num_returns=1)[0]:
                 node = running.pop(result)
                 if said := ray.get(result): say(said)
-                if not folder.weights(node): begun -= {one.key for one in (node, node.parent) if one}  # a damaged parent is made again first
+                # a damaged parent is made again first
+                if not folder.weights(node):
+                    begun -= {one.key for one in (node, node.parent) if one}
                 give_up_weights(folder, node, weights)
-        if pending: raise WorkFailed(f"{len(pending)} nodes could not be begun, the first is {pending[0].label!r}; the same command tries them again.")
+        if pending:
+            raise WorkFailed(f"{len(pending)} nodes could not be begun, the first is "
+                             f"{pending[0].label!r}; the same command tries them again.")
     finally:
         for result in running: ray.cancel(result, force=True)
         if ours: ray.shutdown()

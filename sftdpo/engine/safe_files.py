@@ -30,9 +30,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 # %% ../../nbs/engine/02_safe_files.ipynb #919b0f52
-FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed"
+FULL_DISK_WORDS = re.compile(r"No space left "
+                             r"on device|Disk quota exceeded|PytorchStreamWriter failed"
                              r"|unexpected pos \d+ vs|\d+ requested and \d+ written")
-FULL_DISK = "the disk is full; make space and give the same command again: it goes on where it stopped"
+FULL_DISK = ("the disk is full; make space and give the same command again: it goes on where it "
+             "stopped")
 
 # %% ../../nbs/engine/02_safe_files.ipynb #a6eb4a3f
 def means_full_disk(
@@ -71,7 +73,8 @@ def refuse_links(
 ):
     "Raise if a study's folder holds a link."
     for link in links_in(Path(folder)):
-        raise ValueError(f"{link} is a link to {os.readlink(link)}. A study's folder must not hold links: "
+        raise ValueError(f"{link} is a "
+                         f"link to {os.readlink(link)}. A study's folder must not hold links: "
                          "a link can lead us to any file. Remove it, or put the file itself there.")
 
 # %% ../../nbs/engine/02_safe_files.ipynb #4821a7a8
@@ -81,7 +84,8 @@ def inside(
 ) -> Path:
     "The path of a name in a folder; a name that would lead elsewhere is refused."
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise ValueError(f"{name!r} cannot be the name of anything in {folder}: the table or record that holds it "
+        raise ValueError(f"{name!r} cannot "
+                         f"be the name of anything in {folder}: the table or record that holds it "
                          "has been changed. Get the study's folder again.")
     return Path(folder) / name
 
@@ -135,7 +139,8 @@ def write_bytes(
     "Write a file, whole or not at all, even when two processes write it at once."
     path = Path(path)
     with full_disk_named(path):
-        handle, part = tempfile.mkstemp(prefix=part_prefix(path.name), suffix=".part", dir=path.parent)
+        handle, part = tempfile.mkstemp(prefix=part_prefix(path.name), suffix=".part",
+                                        dir=path.parent)
         try:
             with open(handle, "wb") as file:
                 file.write(content)
@@ -193,7 +198,8 @@ def written_whole(
                               "give another folder, or empty it")
     with full_disk_named(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=part_prefix(folder.name), suffix=".part", dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=part_prefix(folder.name), suffix=".part",
+                                     dir=folder.parent))
         part.chmod(0o755)
         try:
             yield part
@@ -251,7 +257,8 @@ def tidy(
     else: remove(leftover)
 
 # %% ../../nbs/engine/02_safe_files.ipynb #9af86ba7
-NOT_WHOLE = re.compile(r"\..*\.(part(\..*)?|old)", re.DOTALL)  # names under which things are written
+# names under which things are written
+NOT_WHOLE = re.compile(r"\..*\.(part(\..*)?|old)", re.DOTALL)
 
 
 def remove_leftovers(
@@ -286,7 +293,8 @@ def signed(
     "What the holder of a lock wrote down."
     try: handle = os.open(sign_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError: return "another process"
-    with open(handle, "rb") as file: return file.read(300).decode("utf-8", "replace") or "another process"
+    with open(handle, "rb") as file:
+        return file.read(300).decode("utf-8", "replace") or "another process"
 
 # %% ../../nbs/engine/02_safe_files.ipynb #c5a51eeb
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -304,7 +312,8 @@ def take_lock(
     else:
         if isinstance(lock, FileLock): return True
         lock.release()  # `filelock` went over to a lock that a killed process would leave behind
-    raise OSError(errno.ENOLCK, "this file system has no locks, so two processes could do the same work; "
+    raise OSError(errno.ENOLCK,
+                  "this file system has no locks, so two processes could do the same work; "
                   "give a folder on another disk", os.path.dirname(lock.lock_file))
 
 # %% ../../nbs/engine/02_safe_files.ipynb #640c877b

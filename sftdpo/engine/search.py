@@ -65,9 +65,12 @@ def next_trial(
     for b in dict.fromkeys([beta, *(b for _, b in scores)]):
         top = best_of({trial: score for trial, score in scores.items() if trial[1] == b})[0]
         rates = sorted(other for other, other_beta in scores if other_beta == b)
-        gaps += [(top in pair, pair[1] / pair[0] > 1.3, b == beta, min(pair, key=lambda one: abs(math.log(one / top))) == top, pair[1] / pair[0], between(*pair), b)
+        gaps += [(top in pair, pair[1] / pair[0] > 1.3,
+                  b == beta, min(pair, key=lambda one: abs(math.log(one / top))) == top,
+                  pair[1] / pair[0], between(*pair), b)
                  for pair in zip(rates, rates[1:]) if between(*pair) not in pair]
-    if not gaps: return rounded(factor * max(other for other, b in scores if b == beta)), beta  # no two rates have a third between them
+    # no two rates have a third between them
+    if not gaps: return rounded(factor * max(other for other, b in scores if b == beta)), beta
     *_, middle, b = max(gaps)
     return middle, b
 
@@ -75,10 +78,12 @@ def next_trial(
 class CellTrials:
     "The trials of one cell on one task."
     def __init__(self, study: Study, task: str, recipe: str, tuning: str, before: dict):
-        self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = study, task, recipe, tuning, before, {}, {}
+        self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = (
+            study, task, recipe, tuning, before, {}, {})
         self.metric = TASKS[task].primary.name  # until its data are read
         shared = {name: getattr(study, name) for name in declared(Run) if hasattr(study, name)}
-        self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0], judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
+        self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0],
+                       judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
         if study.search.train_size: self.run = self.run.replace(train_size=study.search.train_size)
 
     @property
@@ -95,13 +100,15 @@ class CellTrials:
 
     def runs(self, trial: tuple) -> list[Run]:
         "The runs of a trial: one for each search seed, in the first fold where there are folds."
-        return [self.run.replace(**self.settings(trial), seed=seed) for seed in self.study.search.seeds]
+        return [self.run.replace(**self.settings(trial), seed=seed)
+                for seed in self.study.search.seeds]
 
     def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
         "Take over the scores of a trial's runs; a run that failed counts as the worst."
         homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
         self.metric = inputs.of(self.run).data.record.primary.name
-        found = [read_json(home.metrics).get(self.metric) if home.finished else None for home in homes]
+        found = [read_json(home.metrics).get(self.metric) if home.finished else None
+                 for home in homes]
         self.each[trial] = [-math.inf if score is None else score for score in found]
         self.scores[trial] = sum(self.each[trial]) / len(found)
 
@@ -109,8 +116,12 @@ class CellTrials:
         "The trials in their order, the chosen one marked."
         best = best_of(self.scores)
         def each(trial): return " ".join(map(repr, self.each.get(trial, [self.scores[trial]])))
-        return [dict(task=self.task, recipe=self.recipe, tuning=self.tuning, trial=i, **dict(zip(("learning_rate", "beta"), trial)), score=score, seed_scores=each(trial),
-                     metric=self.metric, chosen=trial == best, at_edge=trial == best and bool(at_edge(self.scores))) for i, (trial, score) in enumerate(self.scores.items(), 1)]
+        return [dict(task=self.task, recipe=self.recipe, tuning=self.tuning,
+                     trial=i, **dict(zip(("learning_rate", "beta"), trial)),
+                     score=score, seed_scores=each(trial),
+                     metric=self.metric,
+                     chosen=trial == best, at_edge=trial == best and bool(at_edge(self.scores)))
+                for i, (trial, score) in enumerate(self.scores.items(), 1)]
 
 # %% ../../nbs/engine/10_search.ipynb #40258841
 def try_cells(
@@ -125,13 +136,15 @@ def try_cells(
     def spend(asked: list[tuple[CellTrials, tuple]]):
         carry_out([run for cell, trial in asked for run in cell.runs(trial)])
         for cell, trial in asked: cell.read(folder, inputs, trial)
-    say(f"search learning rates for {', '.join(cell.name for cell in cells)}: {search.trials} trials each")
+    say(f"search learning rates for {', '.join(cell.name for cell in cells)}: {search.trials} "
+        "trials each")
     spend([(cell, trial) for cell in cells for trial in cell.first()])
     def once_more(some): spend([(cell, next_trial(cell.scores, search.factor)) for cell in some])
     while short := [cell for cell in cells if len(cell.scores) < search.trials]: once_more(short)
     for _ in range(search.further):
         if edges := [cell.name for cell in cells if at_edge(cell.scores)]:
-            say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more trial for all")
+            say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more "
+                "trial for all")
             once_more(cells)
 
 # %% ../../nbs/engine/10_search.ipynb #5a6e07c1
@@ -140,7 +153,8 @@ def stage_groups(
 ) -> list[list[str]]:
     "The recipes by their number of stages: a search of the later ones takes over the rates of the earlier ones."
     lengths = {recipe: len(RECIPES[recipe].stages) for recipe in recipes}
-    return [[recipe for recipe in recipes if lengths[recipe] == length] for length in sorted(set(lengths.values()))]
+    return [[recipe for recipe in recipes if lengths[recipe] == length]
+            for length in sorted(set(lengths.values()))]
 
 # %% ../../nbs/engine/10_search.ipynb #c9f5ef1f
 def search_rates(
@@ -153,17 +167,26 @@ def search_rates(
     "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
     chosen, lines = {}, []
     recipes = [recipe for recipe in study.recipes if RECIPES[recipe].stages]
-    for recipe in recipes: recipes += [before for before in [RECIPES[recipe].after] if before and before not in recipes]
+    for recipe in recipes:
+        recipes += [before for before in [RECIPES[recipe].after]
+                    if before and before not in recipes]
     for group in stage_groups(recipes):
-        cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning) if RECIPES[recipe].after else {})
+        cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning)
+                            if RECIPES[recipe].after else {})
                  for task in study.tasks for recipe in group for tuning in study.tunings]
         try_cells(cells, folder, inputs, carry_out, say)
         for cell in cells:
             picked = best_of(cell.scores)
-            check(cell.scores[picked] > -math.inf, "study.search", cell.name, f"every trial of this cell failed; look into {folder.failures}")
-            chosen |= {f"{cell.name} {setting}": value for setting, value in cell.settings(picked).items()}
+            check(cell.scores[picked] > -math.inf, "study.search", cell.name,
+                  f"every trial of this cell failed; look into {folder.failures}")
+            chosen |= {f"{cell.name} {setting}": value
+                       for setting, value in cell.settings(picked).items()}
             lines += cell.table()
-            edge = "; at the edge of what was tried: give more trials, by search.trials or search.further" if at_edge(cell.scores) else ""
-            say(f"chosen for {cell.name}: " + ", ".join(f"{setting} {value:g}" for setting, value in cell.settings(picked).items()) + f" ({cell.metric} {cell.scores[picked]:.4g} on the validation rows{edge})")
+            edge = ("; at the edge of what was tried: give more trials, by search.trials or "
+                    "search.further" if at_edge(cell.scores) else "")
+            say(f"chosen for {cell.name}: "
+                + ", ".join(f"{setting} {value:g}"
+                            for setting, value in cell.settings(picked).items())
+                + f" ({cell.metric} {cell.scores[picked]:.4g} on the validation rows{edge})")
     write_text(folder.search, pd.DataFrame(lines).to_csv(index=False))
     return with_searched_rates(study, folder)

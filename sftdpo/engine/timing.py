@@ -36,13 +36,15 @@ from ..reading.rows import token_counts
 from ..tasks import steps_of
 
 # %% ../../nbs/engine/07_timing.ipynb #6e6c46f2
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what a damaged or a closed folder may raise
+# what a damaged or a closed folder may raise
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 def read_times(
     path: Path,  # a calibration
 ) -> dict[str, float]:
     "Calibrated seconds per example of each cost group; empty where they cannot be read."
-    with contextlib.suppress(*UNREADABLE): return {name: float(seconds) for name, seconds in read_json(path).items()}
+    with contextlib.suppress(*UNREADABLE):
+        return {name: float(seconds) for name, seconds in read_json(path).items()}
     return {}
 
 # %% ../../nbs/engine/07_timing.ipynb #8995d73f
@@ -52,7 +54,8 @@ def work_of_node(
     "How many examples a node trains on, over all epochs, and how many its runs judge, by cost group."
     judged = {cost_group(node.run, None): sum(one.judged_size for one in node.runs.values())}
     if not node.stage: return judged
-    return {cost_group(node.run, node.stage): node.inputs.stage_size(node.key) * node.stage.epochs} | judged
+    return ({cost_group(node.run, node.stage): node.inputs.stage_size(node.key) * node.stage.epochs}
+            | judged)
 
 # %% ../../nbs/engine/07_timing.ipynb #7de36c0e
 class Timing:
@@ -69,7 +72,8 @@ class Timing:
         if not examples: return 0.0
         if group in self.measured: return statistics.median(self.measured[group]) * examples
         if group not in self.calibrated: return None
-        ratios = [statistics.median(found) / self.calibrated[name] for name, found in self.measured.items() if name in self.calibrated]
+        ratios = [statistics.median(found) / self.calibrated[name]
+                  for name, found in self.measured.items() if name in self.calibrated]
         return self.calibrated[group] * (statistics.median(ratios) if ratios else 1.0) * examples
 
     def stage_took(self, path: Path):
@@ -106,9 +110,12 @@ class Timing:
         "What a node still takes; a stage that is under way is measured by its own steps."
         if state.name in ("done", "failed"): return 0.0
         judging = self.seconds(*list(work_of_node(node).items())[-1])
-        if not node.stage or state.name == "trained" or folder.weights(node) or judging is None: return judging
+        if not node.stage or state.name == "trained" or folder.weights(node) or judging is None:
+            return judging
         seen = history_of_node(folder, node)
-        if not len(seen) or not {"step", "steps", "elapsed"} <= set(seen) or not (step := seen["step"].max()): return self.whole(node)
+        if (not len(seen) or not {"step", "steps", "elapsed"} <= set(seen)
+            or not (step := seen["step"].max())):
+            return self.whole(node)
         return judging + seen["elapsed"].iloc[-1] * (seen["steps"].iloc[-1] / step - 1)
 
 # %% ../../nbs/engine/07_timing.ipynb #343a852e
@@ -120,7 +127,8 @@ def time_step(
     run, (model, tokenizer) = inputs.run, load_backbone(inputs.run.backbone)
     some = inputs.other(train_size=min(4 * stage.batch_size, len(inputs.data.train)))
     model = apply_tuning(model, run.tuning, run.lora, run.seed).to(device())
-    swift = stage.replace(epochs=1, evaluations=0, rejected="swap" if stage.rejected == "sample" else stage.rejected)
+    swift = stage.replace(epochs=1, evaluations=0,
+                          rejected="swap" if stage.rejected == "sample" else stage.rejected)
     rows = stage_rows(some, swift, model, tokenizer, some.training)
     result = train(run, swift, model, tokenizer, rows, [], None, False, "")
     return 1 / result.examples_per_second + result.reference_seconds / len(rows) / stage.epochs
@@ -130,17 +138,20 @@ def time_judging(
     inputs: RunInputs,  # of a run
 ) -> tuple[float, float]:  # for its task; for what is measured beside it
     "Seconds per example that is judged, from a few of them."
-    few = inputs.other(judge="test", test_size=min(len(inputs.data.test), 64 if inputs.data.verbalizers else 2))
+    few = inputs.other(judge="test",
+                       test_size=min(len(inputs.data.test), 64 if inputs.data.verbalizers else 2))
     model, tokenizer = load_backbone(inputs.run.backbone)
     model, began, judged = model.to(device()), perf_counter(), inputs.judged_size
     metrics, table = judge_run(few, model, tokenizer)
     each = metrics["evaluation_seconds"] / len(few.judged)
     baselines, began = perf_counter() - began - metrics["evaluation_seconds"], perf_counter()
-    some, all_of_it = (beside_of(one, vocabulary_of(model)) for one in (few, inputs.other(judge="test")))
+    some, all_of_it = (beside_of(one, vocabulary_of(model))
+                       for one in (few, inputs.other(judge="test")))
     measured_beside(some, few, model, table, precision_of(inputs.run))
     distributions(model, some.rows, some.places)
     beside = (perf_counter() - began) * all_of_it.extra / some.extra
-    further = sum(min(inputs.run.test_size or len(one.test), len(one.test)) for one in inputs.also.values())
+    further = sum(min(inputs.run.test_size or len(one.test), len(one.test))
+                  for one in inputs.also.values())
     return each + max(baselines, 0) / judged, (beside + each * further) / judged
 
 # %% ../../nbs/engine/07_timing.ipynb #b929de6b
@@ -155,11 +166,13 @@ def calibrate(
         for group, examples in work_of_node(node).items():
             if not examples or timing.seconds(group) is not None: continue
             say(f"measuring {group}")
-            if node.stage and group == cost_group(node.run, node.stage): timing.calibrated[group] = time_step(node.inputs, node.stage)
+            if node.stage and group == cost_group(node.run, node.stage):
+                timing.calibrated[group] = time_step(node.inputs, node.stage)
             else:
                 task, beside = time_judging(next(iter(node.runs.values())))
                 trial = cost_group(node.run.replace(judge="validation"), None)
-                timing.calibrated |= {trial: task} | ({} if group == trial else {group: task + beside})
+                timing.calibrated |= ({trial: task}
+                                      | ({} if group == trial else {group: task + beside}))
             gc.collect()
     if keep and keep.parent.is_dir(): write_json(keep, timing.calibrated)
     return timing
@@ -176,7 +189,8 @@ def known_times(
         with contextlib.suppress(*UNREADABLE):
             if home.begun: timing.read(home)
             if home.trials.begun: timing.read(home.trials)
-    for path in [StudyFolder(beside).calibration, *(home.calibration for home in reversed(homes))]: timing.calibrated |= read_times(path)
+    for path in [StudyFolder(beside).calibration, *(home.calibration for home in reversed(homes))]:
+        timing.calibrated |= read_times(path)
     return timing
 
 # %% ../../nbs/engine/07_timing.ipynb #fec55b6a
@@ -188,7 +202,8 @@ def measure(
     home = StudyFolder(root)
     home.path.mkdir(parents=True, exist_ok=True)
     study = from_yaml(Study, Path(settings).read_text(encoding="utf-8"))
-    calibrate(stage_tree(study, Inputs()), Timing(read_times(home.calibration)), keep=home.calibration)
+    calibrate(stage_tree(study, Inputs()), Timing(read_times(home.calibration)),
+              keep=home.calibration)
 
 # %% ../../nbs/engine/07_timing.ipynb #a565a257
 def memory_bytes(
@@ -198,7 +213,8 @@ def memory_bytes(
     "Bytes of the weights, and of the gradients and AdamW moments of those that are trained."
     every = inputs.bytes[run.backbone, "full", None]
     if not run.stages: return every
-    return 4 * every if run.tuning == "full" else every + 4 * inputs.bytes[run.backbone, "lora", run.lora]
+    return (4 * every if run.tuning == "full"
+            else every + 4 * inputs.bytes[run.backbone, "lora", run.lora])
 
 # %% ../../nbs/engine/07_timing.ipynb #574269af
 def long_row(
@@ -206,23 +222,29 @@ def long_row(
     kind: str,          # "sft" or "dpo"
 ) -> tuple[int, int]:   # tokens, and how many of them are predicted
     "The size of a long training row; a rejected completion that is still to be made counts as long as the chosen one."
-    some = sorted(inputs.data.train, key=lambda e: len(e.prompt) + len(e.completion) + len(e.rejected or ""))[-16:]
-    prompts, chosen, rejected = (token_counts([getattr(e, name) or e.completion for e in some], inputs.tokenizer) for name in ("prompt", "completion", "rejected"))
+    some = sorted(inputs.data.train,
+                  key=lambda e: len(e.prompt) + len(e.completion) + len(e.rejected or ""))[-16:]
+    prompts, chosen, rejected = (token_counts([getattr(e, name) or e.completion for e in some],
+                                              inputs.tokenizer)
+                                 for name in ("prompt", "completion", "rejected"))
     answers = [a + b if kind == "dpo" else a for a, b in zip(chosen, rejected)]
     return max((prompt + answer, answer) for prompt, answer in zip(prompts, answers))
 
 # %% ../../nbs/engine/07_timing.ipynb #b7e854f1
-BESIDE_ACTIVATIONS = 1.6  # what is allocated in a step, as a multiple of what the backward pass needs
+# what is allocated in a step, as a multiple of what the backward pass needs
+BESIDE_ACTIVATIONS = 1.6
 
 def activation_bytes(
     inputs: RunInputs,  # of a run
     stage: Stage,       # resolved
 ) -> int:
     "About the bytes that a step's activations and logits take in single precision."
-    config = AutoConfig.from_pretrained(backbone_folder(inputs.run.backbone), trust_remote_code=False).get_text_config()
+    config = AutoConfig.from_pretrained(backbone_folder(inputs.run.backbone),
+                                        trust_remote_code=False).get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    rows, (tokens, predicted) = min(stage.micro_batch_size or stage.batch_size, stage.batch_size), long_row(inputs, stage.kind)
+    rows, (tokens, predicted) = (min(stage.micro_batch_size or stage.batch_size, stage.batch_size),
+                                 long_row(inputs, stage.kind))
     a_layer = 4 * (12 * width + 4 * inner)
     kept = a_layer + 4 * width * layers if stage.gradient_checkpointing else a_layer * layers
     return rows * int(BESIDE_ACTIVATIONS * (tokens * kept + 3 * 4 * predicted * config.vocab_size))
@@ -231,7 +253,8 @@ def activation_bytes(
 def free_memory() -> int | None:
     "Bytes that are free for training: on the GPU, or of this machine; None where the system does not say."
     if torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]
-    with contextlib.suppress(OSError, TypeError): return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+    with contextlib.suppress(OSError, TypeError):
+        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
     return None
 
 # %% ../../nbs/engine/07_timing.ipynb #20d46669
@@ -243,7 +266,9 @@ def largest_steps(
     "One stage of each task, backbone, kind and tuning, whose steps are among the largest."
     found = {}
     for node in nodes:
-        if node.stage: found.setdefault((node.run.task, node.run.backbone, node.run.data, node.stage.kind, node.run.tuning), node)
+        if node.stage:
+            found.setdefault((node.run.task, node.run.backbone, node.run.data, node.stage.kind,
+                              node.run.tuning), node)
     return list(found.values())
 
 # %% ../../nbs/engine/07_timing.ipynb #6514f6c4
@@ -263,10 +288,14 @@ def peak_disk(
     workers: int = 1,       # stages at work at once
 ) -> int:                   # bytes
     "The most that a study's weights, checkpoints and stored distributions take at once."
-    def size(node): return inputs.bytes[node.run.backbone, node.run.tuning, node.run.lora if node.run.tuning == "lora" else None]
+    def size(node):
+        return inputs.bytes[node.run.backbone, node.run.tuning,
+                            node.run.lora if node.run.tuning == "lora" else None]
     bases = {base.key: base for node in nodes for base in [(node.ancestors or [node])[0]]}
-    stored = {key: distribution_bytes(base.inputs, inputs.vocabulary[base.run.backbone,]) for key, base in bases.items()}
-    alive, kept, peak, open_children, cells = {}, sum(stored.values()), 0, {node.key: len(node.children) for node in nodes}, set()
+    stored = {key: distribution_bytes(base.inputs, inputs.vocabulary[base.run.backbone,])
+              for key, base in bases.items()}
+    alive, kept, peak, open_children, cells = (
+        {}, sum(stored.values()), 0, {node.key: len(node.children) for node in nodes}, set())
     for node in nodes:
         if not node.stage: continue
         peak = max(peak, sum(alive.values()) + kept + workers * (1 + 2 * 3) * size(node))
@@ -317,12 +346,16 @@ def trial_cost(
     "How many trials choose the learning rates, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
-    cells = {(run.task, run.recipe, run.tuning): run for run in study.runs(study.seeds[:1]) if run.stages}
+    cells = {(run.task, run.recipe, run.tuning): run for run in study.runs(study.seeds[:1])
+             if run.stages}
     each = search.trials * len(search.seeds)
     for run in cells.values():
-        one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size} if search.train_size else {})))
+        one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size}
+                                                           if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
-        parts = [timing.seconds(cost_group(one.run, stage), one.stage_size(one.keys[-1]) * stage.epochs), judging_of_trial(timing, one)]
+        parts = [timing.seconds(cost_group(one.run, stage),
+                                one.stage_size(one.keys[-1]) * stage.epochs),
+                 judging_of_trial(timing, one)]
         total = None if total is None or None in parts else total + each * sum(parts)
     return count, total
 
@@ -335,7 +368,8 @@ def trials_in_words(
     "How far the search for learning rates is."
     if not study.search.trials or folder.search.exists(): return ""
     count, _ = trial_cost(study, Timing(), inputs)
-    return f"search learning rates: {len(folder.trials.finished_runs()):,} of about {count:,} trials done"
+    return (f"search learning rates: {len(folder.trials.finished_runs()):,} of about {count:,} "
+            "trials done")
 
 # %% ../../nbs/engine/07_timing.ipynb #b20cb4a0
 def time_in_words(
@@ -369,7 +403,8 @@ def left_in_words(
     first = nodes[:2000]
     seconds, whole = seconds_left(folder, first, timing, workers)
     seconds *= len(nodes) / max(1, len(first))
-    return f" · {'about' if whole else 'more than'} {time_in_words(seconds)} left" if seconds >= 1 else ""
+    return (f" · {'about' if whole else 'more than'} {time_in_words(seconds)} left" if seconds >= 1
+            else "")
 
 # %% ../../nbs/engine/07_timing.ipynb #869d75bc
 def number_and_noun(
@@ -387,7 +422,8 @@ def steps_in_words(
     if not node.stage: return ""
     rows, stage = node.inputs.stage_size(node.key), node.stage
     some = f", {number_and_noun(rows, 'example')}" if node.run.splits else ""
-    return f"{some}, {number_and_noun(stage.epochs, 'epoch')}, {number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}"
+    return (f"{some}, {number_and_noun(stage.epochs, 'epoch')}, "
+            f"{number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}")
 
 # %% ../../nbs/engine/07_timing.ipynb #dc4f9348
 def memory_in_words(
@@ -396,11 +432,16 @@ def memory_in_words(
     "What training takes in memory, and what to lower if that does not fit."
     needed = plan.workers * (plan.memory + plan.activations + LIBRARIES)
     free = "" if plan.free_memory is None else f"; free: {plan.free_memory / 1e9:.1f} GB"
-    said = (f"memory: about {needed / 1e9:.1f} GB, of which weights, gradients and AdamW's moments {plan.workers * plan.memory / 1e9:.1f} and a step's activations {plan.workers * plan.activations / 1e9:.1f}{free}")
+    said = (f"memory: about {needed / 1e9:.1f} GB, of which weights, gradients "
+            f"and AdamW's moments {plan.workers * plan.memory / 1e9:.1f} and a step's activations "
+            f"{plan.workers * plan.activations / 1e9:.1f}{free}")
     if plan.free_memory is None or needed <= plan.free_memory: return said
     lower = ["fewer --workers"] * (plan.workers > 1)
-    lower += ["a smaller --sft.micro-batch-size and --dpo.micro-batch-size, or --sft.gradient-checkpointing and --dpo.gradient-checkpointing"] * (plan.activations > plan.memory / 4)
-    lower += ["--tunings lora"] * (any(node.run.tuning == "full" for node in plan.nodes if node.stage)) + ["a smaller --backbone"]
+    lower += ["a smaller --sft.micro-batch-size "
+              "and --dpo.micro-batch-size, or --sft.gradient-checkpointing and "
+              "--dpo.gradient-checkpointing"] * (plan.activations > plan.memory / 4)
+    lower += (["--tunings lora"] * (any(node.run.tuning == "full" for node in plan.nodes
+                                        if node.stage)) + ["a smaller --backbone"])
     return f"{said} - NOT ENOUGH: use {', '.join(lower)}"
 
 # %% ../../nbs/engine/07_timing.ipynb #4b96b20c
@@ -409,10 +450,13 @@ def nodes_in_words(
 ) -> list[str]:
     "How many runs and stages there are, and a line for each node, up to sixty."
     stages = [node for node in plan.nodes if node.stage]
-    lines = [f"{number_and_noun(sum(len(node.runs) for node in plan.nodes), 'run')}, {number_and_noun(len(stages), 'stage')} to train "
-             f"({sum(node.users for node in stages):,} without sharing), {len(plan.nodes) - len(plan.open):,} of {len(plan.nodes):,} nodes done"]
+    lines = [f"{number_and_noun(sum(len(node.runs) for node in plan.nodes), 'run')}, "
+             f"{number_and_noun(len(stages), 'stage')} to train "
+             f"({sum(node.users for node in stages):,} without sharing), "
+             f"{len(plan.nodes) - len(plan.open):,} of {len(plan.nodes):,} nodes done"]
     for node, state, seconds in list(zip(plan.nodes, plan.states, plan.seconds))[:60]:
-        lines.append(f"{'  ' * node.depth}{node.label}{steps_in_words(node)} · {state}" + (f" · {time_in_words(seconds)}" if seconds else ""))
+        lines.append(f"{'  ' * node.depth}{node.label}{steps_in_words(node)} · {state}"
+                     + (f" · {time_in_words(seconds)}" if seconds else ""))
     if len(plan.nodes) > 60: lines.append(f"… and {len(plan.nodes) - 60:,} more")
     return lines
 
@@ -451,28 +495,45 @@ class Plan:
     @property
     def shared(self) -> tuple[float | None, float | None]:
         "Seconds of training with and without sharing, over the whole study."
-        trains = [(seconds, node.users) for node, seconds in zip(self.nodes, self.training) if node.stage]
+        trains = [(seconds, node.users) for node, seconds in zip(self.nodes, self.training)
+                  if node.stage]
         if any(seconds is None for seconds, _ in trains): return None, None
-        return sum(seconds for seconds, _ in trains), sum(seconds * users for seconds, users in trains)
+        return (sum(seconds for seconds, _ in trains),
+                sum(seconds * users for seconds, users in trains))
 
     def brief(self) -> str:
         "What is left, in a line."
-        if self.nothing: return "Nothing is left to do here. More seeds, recipes, tunings or tasks would add to it."
-        runs, stages = sum(len(node.runs) for node in self.open), sum(bool(node.stage) for node in self.open)
+        if self.nothing:
+            return ("Nothing is left to do here. More seeds, recipes, tunings or tasks would add "
+                    "to it.")
+        runs, stages = (sum(len(node.runs) for node in self.open),
+                        sum(bool(node.stage) for node in self.open))
         first = f", {number_and_noun(self.trials, 'trial')} before that" if self.trials else ""
-        time = f"time left: {time_in_words(self.left)}" if self.left is not None else "time: unknown until a few steps are measured, or one such stage is finished"
-        return (f"{number_and_noun(runs, 'run')}, {number_and_noun(stages, 'stage')} to train{first} · {time} · memory: {self.memory / 1e6:,.0f} MB for weights, gradients and "
-                f"AdamW's moments, activations and libraries on top · disk at the peak: {self.disk / 1e6:,.0f} MB")
+        time = (f"time left: {time_in_words(self.left)}" if self.left is not None
+                else "time: unknown until a few steps are measured, or one such stage is finished")
+        return (f"{number_and_noun(runs, 'run')}, "
+                f"{number_and_noun(stages, 'stage')} to train{first} "
+                f"· {time} · memory: {self.memory / 1e6:,.0f} MB for weights, gradients and "
+                "AdamW's moments, activations and libraries on top · disk at the peak: "
+                f"{self.disk / 1e6:,.0f} MB")
 
     def __str__(self):
         lines = nodes_in_words(self)
-        if self.trials: lines.append(f"before that: {self.trials:,} trials that choose learning rates, {time_in_words(self.trial_seconds)}; more while a best rate lies at the edge of what was tried")
+        if self.trials:
+            lines.append(f"before that: {self.trials:,} trials that choose learning rates, "
+                         f"{time_in_words(self.trial_seconds)}; more while a best rate lies at the "
+                         "edge of what was tried")
         once, apart = self.shared
-        if apart: lines.append(f"training: {time_in_words(once)} in all; sharing saves {time_in_words(apart - once)} of {time_in_words(apart)}")
-        lines.append(f"time left: {time_in_words(self.left)}" + (f" with {self.workers} workers" if self.workers > 1 else ""))
+        if apart:
+            lines.append(f"training: {time_in_words(once)} in all; sharing saves "
+                         f"{time_in_words(apart - once)} of {time_in_words(apart)}")
+        lines.append(f"time left: {time_in_words(self.left)}"
+                     + (f" with {self.workers} workers" if self.workers > 1 else ""))
         lines.append(memory_in_words(self))
-        return "\n".join(lines + [f"disk at the peak: {self.disk / 1e6:,.0f} MB for weights, checkpoints and distributions; free there: {self.free / 1e6:,.0f} MB"
-                                  + (" - NOT ENOUGH" if self.disk > self.free else "")])
+        return "\n".join(lines
+                         + [f"disk at the peak: {self.disk / 1e6:,.0f} MB for weights, "
+                            f"checkpoints and distributions; free there: {self.free / 1e6:,.0f} MB"
+                            + (" - NOT ENOUGH" if self.disk > self.free else "")])
 
 # %% ../../nbs/engine/07_timing.ipynb #5d38c287
 def plan(
@@ -492,7 +553,13 @@ def plan(
     still = [node for node, state in zip(nodes, states) if state.name != "done"]
     if measure: calibrate(still, timing, say, folder.calibration)
     trials = (0, 0.0) if folder.search.exists() else trial_cost(study, timing, inputs)
-    unknown = dict.fromkeys(group for node in still for group, examples in work_of_node(node).items() if examples and timing.seconds(group) is None)
-    return Plan(nodes, states, [timing.left(folder, node, state) for node, state in zip(nodes, states)], [timing.whole(node, judging=False) for node in nodes],
-                peak_disk(nodes, inputs, study.weights, workers), free_disk(folder), max(memory_bytes(node.run, inputs) for node in nodes), tuple(unknown), workers, *trials,
-                max((activation_bytes(node.inputs, node.stage) for node in largest_steps(nodes)), default=0), free_memory())
+    unknown = dict.fromkeys(group
+                            for node in still for group, examples in work_of_node(node).items()
+                            if examples and timing.seconds(group) is None)
+    return Plan(
+        nodes, states, [timing.left(folder, node, state) for node, state in zip(nodes, states)],
+        [timing.whole(node, judging=False) for node in nodes],
+        peak_disk(nodes, inputs, study.weights, workers), free_disk(folder),
+        max(memory_bytes(node.run, inputs) for node in nodes), tuple(unknown), workers, *trials,
+        max((activation_bytes(node.inputs, node.stage) for node in largest_steps(nodes)),
+            default=0), free_memory())

@@ -41,7 +41,8 @@ def pair_columns(
     "A row of DPO as TRL's collator reads it."
     chosen, rejected = scores
     return dict(prompt_ids=row.prompt, chosen_ids=row.completions[0],
-                rejected_ids=row.completions[1], ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+                rejected_ids=row.completions[1], ref_chosen_logps=chosen,
+                ref_rejected_logps=rejected)
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #d72a445b
 def trl_rows(

@@ -24,7 +24,8 @@ def words(
     line: str,  # a line of verse
 ) -> list[str]:  # lower-cased
     "The words of a line, apostrophes kept."
-    return [word.strip("'") for word in re.findall(r"[a-z']+", line.lower().replace("’", "'")) if word.strip("'")]
+    return [word.strip("'") for word in re.findall(r"[a-z']+", line.lower().replace("’", "'"))
+            if word.strip("'")]
 
 def pronunciations(
     word: str,  # lower-cased
@@ -41,11 +42,15 @@ def syllables(
     possible = []
     for phones in pronunciations(word):
         count = sum(phone[-1].isdigit() for phone in phones)
-        glides = sum(first[:2] in ("AY", "AW") and second == "ER0" for first, second in zip(phones, phones[1:]))
-        possible += [count - glides, count]  # fire, hour, desire: CMUdict splits what verse draws together
+        glides = sum(first[:2] in ("AY", "AW") and second == "ER0"
+                     for first, second in zip(phones, phones[1:]))
+        # fire, hour, desire: CMUdict splits what verse draws together
+        possible += [count - glides, count]
     if not possible:
         plain = word.replace("'", "")
-        possible = [max(1, len(re.findall(r"[aeiouy]+", plain)) - bool(re.search(r"[^aeiouyl]e$", plain)))]  # no silent e
+        # no silent e
+        possible = [
+            max(1, len(re.findall(r"[aeiouy]+", plain)) - bool(re.search(r"[^aeiouyl]e$", plain)))]
     return tuple(dict.fromkeys(possible))
 
 # %% ../../nbs/measures/03_verse.ipynb #8ae6ff16
@@ -54,7 +59,8 @@ def ten_syllables(
 ) -> bool:
     "Whether some way of saying the line has ten syllables."
     possible = {0}
-    for word in words(line): possible = {total + count for total in possible for count in syllables(word)}
+    for word in words(line):
+        possible = {total + count for total in possible for count in syllables(word)}
     return 10 in possible
 
 # %% ../../nbs/measures/03_verse.ipynb #7b60e41e
@@ -118,7 +124,8 @@ def seen(
     "Index of the training texts, prompt and completion together."
     texts = [example.prompt + example.completion for example in examples]
     return Seen(frozenset(gram for text in texts for gram in word_runs(text, 5)),
-                frozenset(tuple(words(line)) for text in texts for line in text.split("\n") if line.strip()))
+                frozenset(tuple(words(line)) for text in texts
+                          for line in text.split("\n") if line.strip()))
 
 # %% ../../nbs/measures/03_verse.ipynb #43918457
 def form(

@@ -44,8 +44,11 @@ def prompt_parts(
     "What has to be typed."
     columns, task = known.get("columns", {}), TASKS[known["task"]]
     template = columns.get("prompt", "")
-    if names := [name for _, name in template_pieces(template, re.findall(r"\{([^{}]*)\}", template)) if name]: return names
-    parts = [part for part in task.columns if part not in ("label", "completion", "chosen", "rejected", "prompt")]
+    if names := [name for _, name in template_pieces(template, re.findall(r"\{([^{}]*)\}",
+                                                                          template)) if name]:
+        return names
+    parts = [part for part in task.columns if part not in ("label", "completion", "chosen",
+                                                           "rejected", "prompt")]
     return [columns.get(part, part) for part in parts] or ["prompt"]
 
 # %% ../../nbs/page/05_ask.ipynb #c2c905af
@@ -70,7 +73,8 @@ def one_row(
     "What was typed, as a file of one row that is read as in training."
     reading, path = known.get("reading", {}), Path(folder) / "prompt.csv"
     names = list(reading.get("columns") or typed)
-    with open(path, "w", encoding=reading.get("encoding", "utf-8"), errors="replace", newline="") as file:
+    with open(path, "w", encoding=reading.get("encoding", "utf-8"), errors="replace",
+              newline="") as file:
         writer = csv.writer(file, delimiter=reading.get("delimiter") or ",", quoting=csv.QUOTE_ALL)
         if not reading.get("columns"): writer.writerow(names)
         writer.writerow([typed.get(name, "") for name in names])
@@ -88,13 +92,16 @@ def ask_model(
     known = saved_task(str(model))
     if TASKS[known["task"]].columns:
         from sftdpo.study import predict_saved
-        with tempfile.TemporaryDirectory() as folder: return predict_saved(str(model), one_row(known, typed, folder), sampling=SAMPLING, progress=False)
+        with tempfile.TemporaryDirectory() as folder:
+            return predict_saved(str(model), one_row(known, typed, folder), sampling=SAMPLING,
+                                 progress=False)
     from sftdpo.evaluate import sample
     from sftdpo.study import load_any
     policy, tokenizer = load_any(str(model))
     prompt = typed["prompt"].rstrip("\n") + "\n"
     lines = 14 - prompt.count("\n") if TASKS[known["task"]].same_lines else None
-    return pd.DataFrame([dict(answer=sample(policy, tokenizer, [prompt], SAMPLING, 0, lines)[0][0], prompt=prompt)])
+    return pd.DataFrame([dict(answer=sample(policy, tokenizer, [prompt], SAMPLING, 0, lines)[0][0],
+                              prompt=prompt)])
 
 # %% ../../nbs/page/05_ask.ipynb #0018518a
 def answer_html(
@@ -102,14 +109,18 @@ def answer_html(
 ) -> Markup:
     "An answer: its text, or each label with its probability, the likeliest first."
     line = answer.iloc[0]
-    shares = {name.removeprefix("probability_"): float(line[name]) for name in answer if name.startswith("probability_")}
-    if not shares: return Markup('<div class="sftdpo-answer">{}</div>').format(data(line["answer"], 4000))
+    shares = {name.removeprefix("probability_"): float(line[name])
+              for name in answer if name.startswith("probability_")}
+    if not shares:
+        return Markup('<div class="sftdpo-answer">{}</div>').format(data(line["answer"], 4000))
     ordered = sorted(shares.items(), key=lambda item: -item[1])[:10]
     return html_table([{"answer": name, "probability": f"{share:.1%}"} for name, share in ordered])
 
 # %% ../../nbs/page/05_ask.ipynb #20c2dc43
-NO_MODELS = Markup("<p>No model is kept in this folder. Set <b>weights</b> to <b>best</b> in the form, then press Run: "
-                   "each cell's best model stays. In a study that is finished, begin it in another folder.</p>")
+NO_MODELS = Markup("<p>No model is kept "
+                   "in this folder. Set <b>weights</b> to <b>best</b> in the form, then press Run: "
+                   "each cell's best model stays. In a study that is finished, begin it in another "
+                   "folder.</p>")
 
 
 class Ask:
@@ -121,7 +132,8 @@ class Ask:
         self.later, self.models, self.typed = later, {}, {}
         self.model = widgets.Dropdown(description="model", style=NAME, layout=FULL)
         self.texts, self.answer = widgets.VBox(), widgets.HTML()
-        self.button = widgets.Button(description="Answer", button_style="primary", layout=widgets.Layout(width="auto", align_self="flex-start"))
+        self.button = widgets.Button(description="Answer", button_style="primary",
+                                     layout=widgets.Layout(width="auto", align_self="flex-start"))
         self.none = widgets.HTML(NO_MODELS)
         self.some = widgets.VBox([self.model, self.texts, self.button, self.answer])
         self.widget = widgets.VBox([self.none, self.some])
@@ -132,7 +144,8 @@ class Ask:
     def show(self, models: dict[str, Path]):
         "Offer other models."
         self.models = models
-        self.none.layout.display, self.some.layout.display = ("none", None) if models else (None, "none")
+        self.none.layout.display, self.some.layout.display = (("none", None) if models
+                                                              else (None, "none"))
         self.model.options, self.model.value = list(models), next(iter(models), None)
         if models: self.offer()
 
@@ -142,13 +155,15 @@ class Ask:
         parts, example = prompt_parts(known), example_prompt(known)
         if list(self.typed) == parts: return
         tall = widgets.Layout(width="auto", height="88px" if len(parts) == 1 else "52px")
-        self.typed = {part: widgets.Textarea(value=example.get(part, ""), description=part, style=NAME, layout=tall) for part in parts}
+        self.typed = {part: widgets.Textarea(value=example.get(part, ""), description=part,
+                                             style=NAME, layout=tall) for part in parts}
         self.texts.children, self.answer.value = tuple(self.typed.values()), ""
 
     def put(self):
         "Put the prompt to the model."
         typed = {part: field.value for part, field in self.typed.items()}
-        if not any(text.strip() for text in typed.values()): return self.fail(ValueError("Type a prompt first."))
+        if not any(text.strip() for text in typed.values()):
+            return self.fail(ValueError("Type a prompt first."))
         self.answer.value, self.button.disabled = beside("answering …"), True
         self.later(partial(ask_model, self.models[self.model.value], typed), self.tell, self.fail)
 

@@ -29,7 +29,8 @@ def stored_studies(
     ends: str = "",                 # what their names end with, such as "paraphrase"
 ) -> list[Path]:                    # by name
     "The folders in a place that hold a study's results."
-    return sorted(folder for folder in Path(place).glob(f"*{ends}") if StudyFolder(folder).results.exists())
+    return sorted(folder for folder in Path(place).glob(f"*{ends}")
+                  if StudyFolder(folder).results.exists())
 
 # %% ../../nbs/page/06_explore.ipynb #efd88aae
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,8 @@ class View:
     def evidence(self) -> Evidence:
         "What the claims are judged by: its effects have the verdicts' intervals."
         results, _ = read_conditions(self.folder, self.results)
-        return Evidence(results, mark_collapsed(self.examples), results["task"].iloc[0], read_margins(self.folder))
+        return Evidence(results, mark_collapsed(self.examples), results["task"].iloc[0],
+                        read_margins(self.folder))
 
     @cached_property
     def variants(self) -> dict[str, str]:
@@ -100,8 +102,10 @@ def several(
 ) -> widgets.SelectMultiple:
     "A list from which several may be chosen; at first all of them are."
     values = list(values)
-    return widgets.SelectMultiple(options=[(f"{value:,}" if isinstance(value, (int, np.integer)) else str(value), value) for value in values], value=values,
-                                  rows=max(2, min(7, len(values))), description=title, layout=widgets.Layout(width="auto"))
+    return widgets.SelectMultiple(
+        options=[(f"{value:,}" if isinstance(value, (int, np.integer)) else str(value), value)
+                 for value in values], value=values,
+        rows=max(2, min(7, len(values))), description=title, layout=widgets.Layout(width="auto"))
 
 # %% ../../nbs/page/06_explore.ipynb #906dbb65
 class Explorer(widgets.VBox):
@@ -112,9 +116,13 @@ class Explorer(widgets.VBox):
         studies: list[Path],           # folders that hold results
         settings: str | Path | None = None,  # the first study's settings, for the command that trains it
     ):
-        if not studies: raise ValueError("there is no study to show: run `sftdpo compare` first, and give its folder")
-        self.draw, self.settings, self.seen, self.choices = draw, settings, widgets.Output(), widgets.HBox()
-        self.study = widgets.Dropdown(options=[(folder.name, folder) for folder in studies], description="study")
+        if not studies:
+            raise ValueError("there is no study to show: run `sftdpo compare` first, and give its "
+                             "folder")
+        self.draw, self.settings, self.seen, self.choices = (draw, settings, widgets.Output(),
+                                                             widgets.HBox())
+        self.study = widgets.Dropdown(options=[(folder.name, folder) for folder in studies],
+                                      description="study")
         self.study.observe(lambda change: self.offer(), "value")
         super().__init__([self.study, self.choices, self.seen, *self.trainer()])
         self.offer()
@@ -124,20 +132,27 @@ class Explorer(widgets.VBox):
         if not self.settings: return []
         settings, folder = Path(self.settings), Path("runs") / Path(self.settings).stem
         words = shlex.join(["sftdpo", "compare", "--settings", str(settings), "--out", str(folder)])
-        said, press = widgets.HTML(Markup("<pre style='user-select:all'>{}</pre>").format(words)), widgets.Button(description="Train")
+        said, press = (widgets.HTML(Markup("<pre style='user-select:all'>{}</pre>").format(words)),
+                       widgets.Button(description="Train"))
         def train(_):
             try: begin_study(from_yaml(Study, settings.read_text(encoding="utf-8")), folder)
-            except (OSError, ValueError) as error: said.value = Markup("<p>{}</p>").format(str(error))
-            else: said.value = Markup("<p>It has begun. Its results go to {}; <code>make playground</code> shows how far it is.</p>").format(str(folder))
+            except (OSError, ValueError) as error:
+                said.value = Markup("<p>{}</p>").format(str(error))
+            else:
+                said.value = Markup("<p>It has begun. Its results go to {}; "
+                                    "<code>make playground</code> shows how far it is.</p>").format(
+                                        str(folder))
         press.on_click(train)
         return [press, said]
 
     def offer(self):
         "Offer what the chosen study has, and show all of it."
         runs = read_results(self.study.value).drop_duplicates("run").query("recipe != 'base'")
-        self.recipes, self.tunings, self.sizes = (several(title, runs[name].drop_duplicates()) for title, name in
-                                                  (("recipes", "recipe"), ("tunings", "tuning"), ("examples", "train_size")))
-        self.choices.children = [box for box in (self.recipes, self.tunings, self.sizes) if len(box.options) > 1]
+        self.recipes, self.tunings, self.sizes = (
+            several(title, runs[name].drop_duplicates()) for title, name in
+            (("recipes", "recipe"), ("tunings", "tuning"), ("examples", "train_size")))
+        self.choices.children = [box for box in (self.recipes, self.tunings, self.sizes)
+                                 if len(box.options) > 1]
         for box in self.choices.children: box.observe(lambda change: self.show(), "value")
         self.show()
 

@@ -41,7 +41,8 @@ def plain_name(
     "A file's name without folders or odd signs."
     stem = re.sub(r"[^\w.-]", "_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".") or "data"
     suffix = Path(stem).suffix.lower()
-    if suffix not in SUFFIXES: raise DataError(f"{name} is none of {', '.join(SUFFIXES)}: save the table as one of these.")
+    if suffix not in SUFFIXES:
+        raise DataError(f"{name} is none of {', '.join(SUFFIXES)}: save the table as one of these.")
     return stem[-120:]
 
 # %% ../../nbs/page/04_own_file.ipynb #d9822f41
@@ -68,9 +69,11 @@ def preview_html(
 ) -> Markup:
     "The first rows of a table; long cells are cut."
     columns = {name: table.values(name)[:rows] for name in list(table.columns)[:12]}
-    lines = [{name: str(values[i]) for name, values in columns.items()} for i in range(min(rows, len(table)))]
+    lines = [{name: str(values[i]) for name, values in columns.items()}
+             for i in range(min(rows, len(table)))]
     more = f", {len(table.columns) - 12} more columns" if len(table.columns) > 12 else ""
-    return html_table(lines, f"{Path(table.file).name}: {counted(len(table), 'row')}, {table.format}{more}", longest=90)
+    return html_table(lines, f"{Path(table.file).name}: {counted(len(table), 'row')}, "
+                      f"{table.format}{more}", longest=90)
 
 # %% ../../nbs/page/04_own_file.ipynb #a2018de9
 def reading_of_command(
@@ -82,7 +85,8 @@ def reading_of_command(
     options, inside = [], False
     for word in words:
         if word.startswith("--"): inside = word.startswith("--reading.")
-        if inside: options.append(word.replace("--reading.no-", "--no-").replace("--reading.", "--"))
+        if inside:
+            options.append(word.replace("--reading.no-", "--no-").replace("--reading.", "--"))
     return task, tyro.cli(Reading, args=options)
 
 # %% ../../nbs/page/04_own_file.ipynb #ecc691ca
@@ -105,7 +109,8 @@ def change_in_words(
 ) -> str:
     "What one change of the reading does."
     if isinstance(value, str) and value in CHANGES.get(name, {}): return CHANGES[name][value]
-    if name == "verbalizers": return "answer " + ", ".join(f"{answer!r} for {label!r}" for label, answer in value.items())
+    if name == "verbalizers":
+        return "answer " + ", ".join(f"{answer!r} for {label!r}" for label, answer in value.items())
     if name == "encoding": return f"read the file as {value}"
     if name == "prompt": value = plain_column(value)
     shown = " and ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
@@ -117,7 +122,8 @@ def changes_in_words(
     after: Reading,   # as it would be read
 ) -> list[str]:
     "What each changed field does."
-    names = [name for name in Reading.__dataclass_fields__ if getattr(before, name) != getattr(after, name)]
+    names = [name for name in Reading.__dataclass_fields__
+             if getattr(before, name) != getattr(after, name)]
     return [change_in_words(name, getattr(after, name)) for name in names]
 
 # %% ../../nbs/page/04_own_file.ipynb #ed59ceb8
@@ -129,7 +135,8 @@ class Look:
     task: str | None = None       # that the columns fit
     reading: Reading = Reading()  # as it was read
     problem: str = ""             # why there is no report
-    remedy: tuple[str, Reading] | None = None  # a task and a reading that can be used, where this one cannot
+    # a task and a reading that can be used, where this one cannot
+    remedy: tuple[str, Reading] | None = None
     guessed: bool = False         # were the columns guessed from the rows?
 
     @property
@@ -140,7 +147,8 @@ def named_columns(
     reading: Reading,  # that would read a file
 ) -> dict[str, str]:   # part: column
     "The columns that a reading names."
-    return {part: column for part in ("prompt", "completion", "label", "chosen", "rejected") if (column := getattr(reading, part))}
+    return {part: column for part in ("prompt", "completion", "label", "chosen", "rejected")
+            if (column := getattr(reading, part))}
 
 
 def look_at(
@@ -156,8 +164,10 @@ def look_at(
     except DataError as error: return Look(table, None, task, reading, str(error))
     other = reading_of_command(report.command) if report.stops and report.command else None
     if other and reading == Reading() and (named := named_columns(other[1])):
-        return replace(look_at(path, other[0], reading.replace(**named), reader, backbone), guessed=True)
-    return Look(table, report, report.task, reading, remedy=other if other != (report.task, reading) else None)
+        return replace(look_at(path, other[0], reading.replace(**named), reader, backbone),
+                       guessed=True)
+    return Look(table, report, report.task, reading,
+                remedy=other if other != (report.task, reading) else None)
 
 # %% ../../nbs/page/04_own_file.ipynb #192a0487
 def columns_to_name(
@@ -173,11 +183,14 @@ def part_lines(
 ) -> list[str]:
     "What the check found about one part of the rows."
     if part == "label" and "train" in report.balance:
-        labels = [f"{label} {number:,}" for label, number in list(report.balance["train"].items())[:12]]
-        return [f"training rows: {', '.join(labels)}" + (" …" if len(report.balance["train"]) > 12 else "")]
+        labels = [f"{label} {number:,}"
+                  for label, number in list(report.balance["train"].items())[:12]]
+        return [f"training rows: {', '.join(labels)}"
+                + (" …" if len(report.balance["train"]) > 12 else "")]
     lengths = report.lengths.get(part)
     limit = f"; the model reads {report.max_length:,}" if report.max_length else ""
-    return [f"{lengths['median']:,} tokens in the middle, {lengths['longest']:,} at most{limit}"] if lengths else []
+    return ([f"{lengths['median']:,} tokens in the middle, {lengths['longest']:,} at most{limit}"]
+            if lengths else [])
 
 # %% ../../nbs/page/04_own_file.ipynb #d6337111
 def part_problems(
@@ -186,8 +199,10 @@ def part_problems(
 ) -> list[str]:
     "The rows that cannot be used because of one part."
     column = repr(plain_column(look.report.columns.get(part, part)))
-    said = [one for one in reasons(look.report.problems) if one[0].startswith(f"the {part} ") or column in one[0]]
-    return [f"{counted(number, 'row')}: {in_page_words(reason)} ({', '.join(places)})" for reason, number, places in said]
+    said = [one for one in reasons(look.report.problems) if one[0].startswith(f"the {part} ")
+            or column in one[0]]
+    return [f"{counted(number, 'row')}: {in_page_words(reason)} ({', '.join(places)})"
+            for reason, number, places in said]
 
 
 def other_lines(
@@ -197,9 +212,12 @@ def other_lines(
     report = look.report
     if not report.sizes: return []
     names = {"train": "train", "validation": "pick settings", "test": "judge"}
-    lines = [", ".join(f"{number:,} {names[split]}" for split, number in report.sizes.items()) + " · " + report.training]
-    lines += [f"{number:,} {why}" for why, number in report.left_out.items()] + [f"{number:,} {pair}" for pair, number in report.shared.items() if number]
-    lines += [f"{counted(some['exact'], 'duplicate')} in {split}" for split, some in report.duplicates.items() if some["exact"]]
+    lines = [", ".join(f"{number:,} {names[split]}" for split, number in report.sizes.items())
+             + " · " + report.training]
+    lines += ([f"{number:,} {why}" for why, number in report.left_out.items()]
+              + [f"{number:,} {pair}" for pair, number in report.shared.items() if number])
+    lines += [f"{counted(some['exact'], 'duplicate')} in {split}"
+              for split, some in report.duplicates.items() if some["exact"]]
     return [in_page_words(line) for line in lines + report.notes]
 
 # %% ../../nbs/page/04_own_file.ipynb #8e04e676
@@ -211,25 +229,32 @@ class PartField:
         look: Look,   # at the file
         changed: Callable,  # called when another column is chosen
     ):
-        self.part, self.found = part, plain_column(look.report.columns.get(part, "")) if look.report else ""
+        self.part, self.found = (
+            part, plain_column(look.report.columns.get(part, "")) if look.report else "")
         columns = list(look.table.columns)
-        options = [("not recognised", "")] * (not self.found) + [(one, one) for one in dict.fromkeys([*([self.found] if self.found else []), *columns])]
-        self.control = widgets.Dropdown(options=options, value=self.found, description=part, style=NAME, layout=FULL)
+        options = [("not recognised", "")] * (not self.found) + [
+            (one, one) for one in dict.fromkeys([*([self.found] if self.found else []), *columns])]
+        self.control = widgets.Dropdown(options=options, value=self.found, description=part,
+                                        style=NAME, layout=FULL)
         lines = part_lines(look.report, part) if look.report else []
-        problems = part_problems(look, part) if look.report else [f"Which column is the {part}?"] * (not self.found)
+        problems = (part_problems(look, part) if look.report
+                    else [f"Which column is the {part}?"] * (not self.found))
         self.note = widgets.HTML(beside("; ".join(lines), "; ".join(problems)))
         self.widget = widgets.VBox([self.control, self.note])
         self.widget.add_class("sftdpo-field")
         self.control.observe(lambda change: changed(), "value")
 
 # %% ../../nbs/page/04_own_file.ipynb #c6bc3aae
-TASK_LINES = {"labels": "texts, each with one of a few answers", "completions": "prompts, each with a text to write",
-              "preferences": "prompts, each with a better and a worse text", "paraphrase": "pairs of questions: do they mean the same?"}
+TASK_LINES = {"labels": "texts, each with one of a few answers",
+              "completions": "prompts, each with a text to write",
+              "preferences": "prompts, each with a better and a worse text",
+              "paraphrase": "pairs of questions: do they mean the same?"}
 
 
 def task_options() -> list[tuple[str, str]]:
     "What a file can be for."
-    named = [(f"{name}: {TASK_LINES.get(name, TASKS[name].title)}", name) for name in TASKS if TASKS[name].columns]
+    named = [(f"{name}: {TASK_LINES.get(name, TASKS[name].title)}", name)
+             for name in TASKS if TASKS[name].columns]
     return [("recognise it", ""), *named]
 
 # %% ../../nbs/page/04_own_file.ipynb #32761f97
@@ -247,20 +272,34 @@ class Doors:
 class OwnFileLayout:
     "The controls for a file of one's own."
     def make(self):
-        self.upload = widgets.FileUpload(accept=",".join(SUFFIXES), multiple=False, description="Choose a file", layout=widgets.Layout(width="auto"))
-        self.path = widgets.Text(description="or its path", placeholder="tickets.csv", continuous_update=False, style=NAME, layout=FULL)
-        self.task = widgets.Dropdown(options=task_options(), description="it holds", style=NAME, layout=FULL)
+        self.upload = widgets.FileUpload(accept=",".join(SUFFIXES),
+                                         multiple=False, description="Choose a file",
+                                         layout=widgets.Layout(width="auto"))
+        self.path = widgets.Text(description="or its path", placeholder="tickets.csv",
+                                 continuous_update=False, style=NAME, layout=FULL)
+        self.task = widgets.Dropdown(options=task_options(), description="it holds", style=NAME,
+                                     layout=FULL)
         self.preview, self.parts, self.findings = widgets.HTML(), widgets.VBox(), widgets.HTML()
-        self.mend_button, self.use_button = widgets.Button(), widgets.Button(description="Use this file", button_style="primary")
-        self.minutes = widgets.BoundedFloatText(value=10, min=1, max=10_000, description="minutes", style={"description_width": "55px"}, layout=widgets.Layout(width="125px"))
-        self.recommend_button = widgets.Button(description="Recommend a way to train", tooltip="try recipes and rates on this file, and train the best on all rows")
-        for one in (self.mend_button, self.use_button, self.recommend_button): one.layout = widgets.Layout(width="auto")
-        self.then = widgets.VBox([widgets.HBox([self.use_button, self.recommend_button, self.minutes]), widgets.HTML(beside(
-            "Use: compare recipes on it, with the settings below. Recommend: within these minutes, what to train, what to expect, and a model trained on all rows."))])
+        self.mend_button, self.use_button = (
+            widgets.Button(), widgets.Button(description="Use this file", button_style="primary"))
+        self.minutes = widgets.BoundedFloatText(value=10, min=1, max=10_000, description="minutes",
+                                                style={"description_width": "55px"},
+                                                layout=widgets.Layout(width="125px"))
+        self.recommend_button = widgets.Button(
+            description="Recommend a way to train",
+            tooltip="try recipes and rates on this file, and train the best on all rows")
+        for one in (self.mend_button, self.use_button, self.recommend_button):
+            one.layout = widgets.Layout(width="auto")
+        self.then = widgets.VBox(
+            [widgets.HBox([self.use_button, self.recommend_button, self.minutes]),
+             widgets.HTML(beside(
+                 "Use: compare recipes on it, with the settings below. Recommend: within these "
+                 "minutes, what to train, what to expect, and a model trained on all rows."))])
         self.then.children[0].add_class("sftdpo-row")
         self.rows = widgets.VBox([self.preview, self.task, self.parts])
         self.found = widgets.VBox([self.rows, self.findings, self.mend_button, self.then])
-        hint = widgets.HTML(beside("CSV, TSV, JSON lines, Parquet or Arrow. Over 10 MB: give its path on this machine."))
+        hint = widgets.HTML(beside("CSV, TSV, JSON lines, Parquet or Arrow. Over 10 MB: give its "
+                                   "path on this machine."))
         return widgets.VBox([self.upload, self.path, hint, self.found])
 
 # %% ../../nbs/page/04_own_file.ipynb #13bfdf9a
@@ -270,14 +309,17 @@ class OwnFile(OwnFileLayout):
         self,
         doors: Doors,  # to the page
     ):
-        self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = doors, "", Reading(), None, {}, False
+        self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = (
+            doors, "", Reading(), None, {}, False)
         self.widget = self.make()
         self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
-        self.path.observe(lambda change: change.new.strip() not in ("", self.name) and self.pick(change.new.strip()), "value")
+        self.path.observe(lambda change: change.new.strip() not in ("", self.name)
+                          and self.pick(change.new.strip()), "value")
         self.task.observe(lambda change: self.renew(), "value")
         self.mend_button.on_click(lambda _: self.mend())
         self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
-        self.recommend_button.on_click(lambda _: doors.recommend(self.name, self.seen.task, self.seen.reading, self.minutes.value))
+        self.recommend_button.on_click(lambda _: doors.recommend(
+            self.name, self.seen.task, self.seen.reading, self.minutes.value))
         self.show(None)
 
     def arrive(self, sent: dict):
@@ -296,14 +338,17 @@ class OwnFile(OwnFileLayout):
         "Look again, with the task and the columns that were chosen."
         if self.quiet or not self.name: return
         same = self.seen and self.task.value == self.seen.task
-        chosen = {part: field.control.value for part, field in self.fields.items() if field.control.value != field.found} if same else {}
+        chosen = ({part: field.control.value for part, field in self.fields.items()
+                   if field.control.value != field.found} if same else {})
         self.reading = self.reading.replace(**chosen) if same else Reading()
         self.look()
 
-    def reader(self) -> tuple: return self.doors.readers[self.doors.backbone(),]  # tokenizer and length
+    # tokenizer and length
+    def reader(self) -> tuple: return self.doors.readers[self.doors.backbone(),]
 
     def looking(self) -> partial:
-        name, task, reading, backbone = self.name, self.task.value or None, self.reading, self.doors.backbone()
+        name, task, reading, backbone = (self.name, self.task.value or None, self.reading,
+                                         self.doors.backbone())
         return partial(lambda: look_at(name, task, reading, self.reader(), backbone))
 
     def look(self):
@@ -332,12 +377,15 @@ class OwnFile(OwnFileLayout):
         for one in (self.rows, self.then): one.layout.display = None if look else "none"
         self.mend_button.layout.display = None if look and look.remedy else "none"
         if not look: return
-        self.preview.value, task, self.reading = preview_html(look.table), self.task.value or look.task, look.reading
+        self.preview.value, task, self.reading = (preview_html(look.table),
+                                                  self.task.value or look.task, look.reading)
         self.set_task(task or "")
-        self.fields = {part: PartField(part, look, self.renew) for part in (columns_to_name(task) if task else ())}
+        self.fields = {part: PartField(part, look, self.renew)
+                       for part in (columns_to_name(task) if task else ())}
         self.parts.children = [field.widget for field in self.fields.values()]
         self.findings.value = findings_html(look)
-        if look.remedy: self.mend_button.description = f"{'; '.join(changes_in_words(look.reading, look.remedy[1])) or 'read it as ' + look.remedy[0]}".capitalize()
+        if look.remedy:
+            self.mend_button.description = f"{'; '.join(changes_in_words(look.reading, look.remedy[1])) or 'read it as ' + look.remedy[0]}".capitalize()
         self.use_button.disabled = self.recommend_button.disabled = not look.usable
 
 # %% ../../nbs/page/04_own_file.ipynb #290ec67d
@@ -346,9 +394,13 @@ def findings_html(
 ) -> Markup:
     "What stops a run, and what else to know."
     stops = [look.problem] if look.problem else look.report.stops
-    item, alarm = Markup("<li>{}</li>"), Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>')
-    lines = Markup("").join(item.format(data(line)) for line in (other_lines(look) if look.report else []))
+    item, alarm = (Markup("<li>{}</li>"),
+                   Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>'))
+    lines = Markup("").join(item.format(data(line))
+                            for line in (other_lines(look) if look.report else []))
     said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
     how = "guessed from the rows, please confirm" if look.guessed else "recognised"
-    kind = Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed else ""
-    return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
+    kind = (Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed
+            else "")
+    return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 '
+                  '6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
