@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check',
            'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral',
-           'check_numbers', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'Run', 'base', 'resolve',
-           'LearningRates', 'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds',
-           'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant',
-           'identity']
+           'check_numbers', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'RunSettings', 'share_rows',
+           'Run', 'base', 'resolve', 'stages_of', 'LearningRates', 'Search', 'seed_in_fold', 'check_names',
+           'check_cells', 'check_search', 'check_seeds', 'StudySettings', 'cell_settings', 'Study', 'Execution',
+           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -182,8 +182,8 @@ class LoRA(Settings):
     def validate(self):
         _check_field(self, self.rank >= 1, "rank", "use a whole number from 1 up, such as 16")
         _check_field(self, self.alpha > 0, "alpha", "use a number above 0, such as twice the rank")
-        _check_field(self, 0 <= self.dropout < 1, "dropout", "use a share from 0 up to, not "
-                                                             "including, 1")
+        _check_field(self, 0 <= self.dropout < 1, "dropout",
+                     "use a share from 0 up to, not including, 1")
 
 # %% ../nbs/11_config.ipynb #e7f8d400
 @dataclass(frozen=True)
@@ -197,8 +197,8 @@ class Sampling(Settings):
     def validate(self):
         for name in ("samples", "max_new_tokens"):
             _check_field(self, getattr(self, name) >= 1, name, "use a whole number from 1 up")
-        _check_field(self, self.temperature >= 0, "temperature", "use 0 or a positive number, such "
-                                                                 "as 0.8")
+        _check_field(self, self.temperature >= 0, "temperature",
+                     "use 0 or a positive number, such as 0.8")
         _check_field(self, 0 < self.top_p <= 1, "top_p", "use a share above 0, up to 1")
 
 # %% ../nbs/11_config.ipynb #00b5e148
@@ -260,12 +260,12 @@ class Reading(Settings):
     def validate(self):
         _check_field(self, len(self.scores) in (0, 2), "scores",
                      "name two columns, that of the chosen completion first")
-        _check_field(self, len(self.delimiter) <= 1, "delimiter", "use one character, such as ',' "
-                                                                  "or ';'")
+        _check_field(self, len(self.delimiter) <= 1, "delimiter",
+                     "use one character, such as ',' or ';'")
         try: "".encode(self.encoding)
         except LookupError:
-            _check_field(self, False, "encoding", "use a name that Python knows, such as 'utf-8' "
-                                                  "or 'latin-1'")
+            _check_field(self, False, "encoding",
+                         "use a name that Python knows, such as 'utf-8' or 'latin-1'")
 
 # %% ../nbs/11_config.ipynb #0da70be6
 def neutral(default):
@@ -284,19 +284,18 @@ def check_numbers(
     "A stage's numbers are in their range."
     for name, example in _positive.items():
         value = getattr(stage, name)
-        _check_field(stage, value is None or value > 0, name, "use a number above 0, such as "
-                                                              f"{example}")
+        _check_field(stage, value is None or value > 0, name,
+                     f"use a number above 0, such as {example}")
     _check_field(stage, 0 <= stage.warmup <= 1, "warmup", "use a share from 0 to 1")
     _check_field(stage, stage.weight_decay >= 0, "weight_decay", "use 0 or a positive number")
-    _check_field(stage, 0 <= stage.dropout < 1, "dropout", "use a share from 0 up to, not "
-                                                           "including, 1")
+    _check_field(stage, 0 <= stage.dropout < 1, "dropout",
+                 "use a share from 0 up to, not including, 1")
     _check_field(stage, 0 <= stage.label_smoothing < 0.5, "label_smoothing",
                  "use a share from 0 up to, not including, 0.5")
-    _check_field(stage, stage.sft_weight >= 0, "sft_weight", "use 0 or a positive number, such as "
-                                                             "1")
-    for name in _not_negative: _check_field(stage, getattr(stage, name) >= 0, name, "use 0 or a "
-                                                                                    "positive "
-                                                                                    "number")
+    _check_field(stage, stage.sft_weight >= 0, "sft_weight",
+                 "use 0 or a positive number, such as 1")
+    for name in _not_negative:
+        _check_field(stage, getattr(stage, name) >= 0, name, "use 0 or a positive number")
 
 # %% ../nbs/11_config.ipynb #f6062e39
 LOSSES = dict.fromkeys(("sigmoid", "hinge", "ipo"))  # DPO's losses by name
@@ -381,8 +380,8 @@ def named_paths(
     for word in words:
         name, _, path = word.partition("=")
         usable = name.replace("_", "a").replace("-", "a").isalnum() and path
-        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; "
-                                                "a name has letters, digits, '-' and '_'")
+        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; a "
+              "name has letters, digits, '-' and '_'")
         check(name not in ("test", "validation", "train", *found), "also_judge", word,
               f"the name {name} is taken: use another one")
         found[name] = path
@@ -415,8 +414,8 @@ def check_values(
         _check_field(run, getattr(run, name) is None or getattr(run, name) >= 1, name,
                      "use a whole number from 1 up, or leave it out for all")
     rate = run.second_sft_rate
-    _check_field(run, rate is None or rate > 0, "second_sft_rate", "use a number above 0, such as "
-                                                                   "5e-5")
+    _check_field(run, rate is None or rate > 0, "second_sft_rate",
+                 "use a number above 0, such as 5e-5")
     _check_folds(run)
     _check_field(run, run.dpo_sft_weight > 0, "dpo_sft_weight", "use a number above 0, such as 1")
     _check_field(run, bool(run.held_out_text), "held_out_text",
@@ -440,10 +439,10 @@ def check_suits_task(
     check(bool(task.sources) or run.data not in ("embedded", "hub"), "run.data", run.data,
           f"the task {run.task} needs data of your own: give the path of a file or folder")
 
-# %% ../nbs/11_config.ipynb #653f0ec7
+# %% ../nbs/11_config.ipynb #5b47e534
 @dataclass(frozen=True)
-class Run(Settings):
-    "A cell (recipe and tuning) with one seed, on one task, backbone and data size."
+class RunSettings(Settings):
+    "What is set for a run: one recipe, tuning and seed, on one task, backbone and data size."
     task: "Literal[tuple(TASKS)]" = "paraphrase"  # what is learned
     backbone: str = "bard"  # the model to start from
     data: str = "embedded"  # "embedded", "hub", or the path of a folder or file
@@ -476,6 +475,21 @@ class Run(Settings):
     # control: permute the training answers, so that there is nothing to learn
     shuffle_labels: bool = False
 
+# %% ../nbs/11_config.ipynb #f62f4acc
+def share_rows(
+    rows: int | None,      # training examples; None: unknown
+    split: float | None,   # share of the first stage; None: every stage trains on all
+    stages: int,           # how many there are
+) -> list[int | None]:
+    "How many training examples each stage of a recipe gets."
+    if split is None or stages < 2 or rows is None: return [rows] * stages
+    first = min(max(round(split * rows), 1), rows - 1)
+    return [first] + [rows - first] * (stages - 1)
+
+# %% ../nbs/11_config.ipynb #653f0ec7
+@dataclass(frozen=True)
+class Run(RunSettings):
+    "A cell (recipe and tuning) with one seed, on one task, backbone and data size."
     def validate(self):
         check_values(self)
         check_suits_task(self)
@@ -514,21 +528,12 @@ class Run(Settings):
 
     def stage_sizes(self, rows: int | None) -> list[int | None]:
         "How many of the training examples each stage trains on."
-        number = len(RECIPES[self.recipe].stages)
-        if not self.splits or rows is None: return [rows] * number
-        first = min(max(round(self.split * rows), 1), rows - 1)
-        return [first] + [rows - first] * (number - 1)
+        return share_rows(rows, self.split, len(RECIPES[self.recipe].stages))
 
     @cached_property
     def stages(self) -> list[Stage]:
         "The stages of the recipe, in order, with every default filled in."
-        resolved = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}
-        def setting(name):
-            kind, _, rest = name.partition(".")
-            return getattr(resolved[kind], rest) if rest else getattr(self, name)
-        recipe = RECIPES[self.recipe]
-        return [resolved[kind].replace(**changes) if changes else resolved[kind]
-                for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
+        return stages_of(self)
 
 # %% ../nbs/11_config.ipynb #b616843d
 @lru_cache
@@ -560,6 +565,19 @@ def resolve(
 ) -> Stage:
     "The stage with its defaults (rate, epochs, batch size, rejected completions) filled in."
     return _resolved(stage, run.backbone, TASKS[run.task], run.tuning, rows)
+
+# %% ../nbs/11_config.ipynb #6975d114
+def stages_of(
+    run: Run,  # any run
+) -> list[Stage]:
+    "The stages of a run's recipe, in order, with every default filled in."
+    resolved = {kind: resolve(getattr(run, kind), run) for kind in ("sft", "dpo")}
+    def setting(name):
+        kind, _, rest = name.partition(".")
+        return getattr(resolved[kind], rest) if rest else getattr(run, name)
+    recipe = RECIPES[run.recipe]
+    return [resolved[kind].replace(**changes) if changes else resolved[kind]
+            for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
 # %% ../nbs/11_config.ipynb #e270ef42
 @dataclass(frozen=True)
@@ -656,10 +674,10 @@ def check_seeds(
     check(not both, "study.search.seeds", study.search.seeds,
           f"seeds that choose do not report, and {both} do both: use others")
 
-# %% ../nbs/11_config.ipynb #14cdd262
+# %% ../nbs/11_config.ipynb #f385b7da
 @dataclass(frozen=True)
-class Study(Settings):
-    "A set of runs and what they show."
+class StudySettings(Settings):
+    "What is set for a study: what is compared, on which data, how it is trained and judged."
     name: str = "study"  # its name in results and tables
     tasks: "tuple[Literal[tuple(TASKS)], ...]" = ("paraphrase",)  # what is learned
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
@@ -696,6 +714,24 @@ class Study(Settings):
     # further settings to vary, each with its values, such as dpo.beta 0.05,0.1
     sweep: dict[str, str | list] = field(default_factory=dict, hash=False)
 
+# %% ../nbs/11_config.ipynb #d8f1ca47
+def cell_settings(
+    rates: LearningRates,     # of the study
+    cells: dict[str, float],  # words of a cell and a setting: value
+    *cell: str,               # task, recipe, tuning
+) -> dict[str, float]:        # dotted name: value
+    "The settings of a single cell: its learning rates, and what `cells` says of it."
+    given = {kind: getattr(rates, f"{kind}_{cell[-1]}") for kind in ("sft", "dpo")}
+    found = {f"{kind}.learning_rate": rate for kind, rate in given.items() if rate is not None}
+    for name, value in cells.items():
+        *words, setting = name.split()
+        if set(words) <= set(cell): found[setting] = value
+    return found
+
+# %% ../nbs/11_config.ipynb #14cdd262
+@dataclass(frozen=True)
+class Study(StudySettings):
+    "A set of runs and what they show."
     def validate(self):
         for one in (check_names, check_cells, check_search, check_seeds): one(self)
         self.runs(self.seeds[:1])  # raises what a run would
@@ -707,12 +743,7 @@ class Study(Settings):
 
     def overrides(self, task: str, recipe: str, tuning: str) -> dict:
         "The settings of a single cell: its learning rates, and what `cells` says of it."
-        rates = {kind: getattr(self.learning_rates, f"{kind}_{tuning}") for kind in ("sft", "dpo")}
-        found = {f"{kind}.learning_rate": rate for kind, rate in rates.items() if rate is not None}
-        for name, value in self.cells.items():
-            *words, setting = name.split()
-            if set(words) <= {task, recipe, tuning}: found[setting] = value
-        return found
+        return cell_settings(self.learning_rates, self.cells, task, recipe, tuning)
 
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
         "Every cell's runs, each with the swept values; a run may have one that does not affect it."
@@ -767,8 +798,8 @@ class Execution(Settings):
               "it works with the local executor only; leave it out, or use --executor local")
         _check_field(self, self.workers >= 1, "workers", "use a whole number from 1 up")
         cpus, gpus = self.cpus_per_run, self.gpus_per_run
-        _check_field(self, cpus is None or cpus >= 1, "cpus_per_run", "use a whole number from 1 "
-                                                                      "up")
+        _check_field(self, cpus is None or cpus >= 1, "cpus_per_run",
+                     "use a whole number from 1 up")
         _check_field(self, gpus is None or gpus >= 0, "gpus_per_run", "use 0 or a positive number")
 
 # %% ../nbs/11_config.ipynb #fe0f0ec1
@@ -809,8 +840,8 @@ class Benchmark(Settings):
         for name in ("rounds", "steps", "prompts", "texts", "minutes", "learning_rate"):
             _check_field(self, getattr(self, name) > 0, name, "use a number above 0")
         for size in self.batch_sizes:
-            check(size > 0, "benchmark.batch_sizes", size, "use whole numbers above 0, such as 8 "
-                                                           "32")
+            check(size > 0, "benchmark.batch_sizes", size,
+                  "use whole numbers above 0, such as 8 32")
         _check_field(self, "sftdpo" in self.engines, "engines",
                      "name sftdpo among them: the others are held against it")
 

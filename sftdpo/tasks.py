@@ -240,8 +240,8 @@ PARAPHRASE = Task(
                  label=("is_duplicate", "label")),
     load="sftdpo.data:_paraphrase_task", example="sftdpo.data:_pair_example",
     sources=("embedded", "hub"), published=True, evaluate="sftdpo.evaluate:_evaluate_labels",
-    baselines="sftdpo.measures.baselines:_label_baselines", beside=_label_baselines("majority "
-                                                                                    "class"))
+    baselines="sftdpo.measures.baselines:_label_baselines",
+    beside=_label_baselines("majority class"))
 
 # %% ../nbs/10_tasks.ipynb #1d18b70b
 SONNET = Task(
@@ -430,17 +430,17 @@ _usual_parts = {"prompt", "label", "completion", "chosen", "rejected"}
 def _check_rows(task: Task):
     "Can examples be made from rows?"
     mapped = task.load or task.example
-    _require(task, task.columns or task.load, "it has neither columns nor a loader", "give one of "
-                                                                                     "them")
+    _require(task, task.columns or task.load, "it has neither columns nor a loader",
+             "give one of them")
     _require(task, not (task.example and "prompt" in task.columns),
-             "a part is called 'prompt', which templates make", "give it another name, such as "
-                                                                "'question'")
+             "a part is called 'prompt', which templates make",
+             "give it another name, such as 'question'")
     _require(task, mapped or not (task.verbalizers and task.columns),
              "nothing maps the labels in the data to its verbalizers",
              "give `example`, or leave out the verbalizers")
     _require(task, mapped or set(task.columns) <= _usual_parts,
-             f"nothing makes an example from {', '.join(task.columns)}", "give `example`, a "
-                                                                         "function of a row")
+             f"nothing makes an example from {', '.join(task.columns)}",
+             "give `example`, a function of a row")
 
 # %% ../nbs/10_tasks.ipynb #140a22a1
 def check_task(
@@ -448,8 +448,8 @@ def check_task(
 ):
     "Raise a `ValueError` that names the field and the remedy."
     kinds = ("labels", "text", "pairs")
-    _require(task, task.answers in kinds, f"answers is {task.answers!r}", "use 'labels', 'text' or "
-                                                                          "'pairs'")
+    _require(task, task.answers in kinds, f"answers is {task.answers!r}",
+             "use 'labels', 'text' or 'pairs'")
     _check_primary(task)
     _require(task, task.rejected, "it has no way of making rejected completions",
              "give at least one, such as pair_builders('swap')")
@@ -477,13 +477,13 @@ def check_recipe(
 ):
     "Raise a `ValueError` that names the field and the remedy."
     stages, entries = len(recipe.stages), len(recipe.depths)
-    _require(recipe, stages and set(recipe.stages) <= {"sft", "dpo"}, "its stages are "
-                                                                      f"{recipe.stages}",
+    _require(recipe,
+             stages and set(recipe.stages) <= {"sft", "dpo"}, f"its stages are {recipe.stages}",
              "name at least one of 'sft' and 'dpo'")
     _require(recipe, entries == stages, f"depth has {entries} entries for {stages} stages",
              "give one per stage")
-    _require(recipe, recipe.last_rate in ("", "second_sft_rate"), "last_rate is "
-                                                                  f"{recipe.last_rate!r}",
+    _require(recipe,
+             recipe.last_rate in ("", "second_sft_rate"), f"last_rate is {recipe.last_rate!r}",
              "use 'second_sft_rate' or leave it out")
     _check_order(recipe)
 

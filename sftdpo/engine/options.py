@@ -44,8 +44,10 @@ def helps(
     kind: type,  # a dataclass
 ) -> dict[str, str]:  # field: text
     "The help text of each field: its comment."
-    try: found = field_comments(inspect.getsource(kind))
-    except OSError: found = {}  # a class of a notebook
+    found = {}
+    for one in filter(dataclasses.is_dataclass, reversed(kind.__mro__)):
+        try: found |= field_comments(inspect.getsource(one))
+        except OSError: pass  # a class of a notebook
     return {name: found.get(name, "") for name in declared(kind)}
 
 # %% ../../nbs/engine/16_options.ipynb #d8dc27ef

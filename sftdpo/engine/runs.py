@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 'precision_of', 'cost_group', 'with_texts',
-           'vocabulary_of', 'finish_stage', 'processor', 'commit', 'software', 'environment', 'judge_run', 'changes',
-           'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'known_distributions',
-           'judge_beside', 'judge_further', 'finish_run']
+           'vocabulary_of', 'finish_stage', 'processor', 'commit', 'software', 'gpu_name', 'environment', 'judge_run',
+           'changes', 'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record',
+           'known_distributions', 'judge_beside', 'judge_further', 'Judged', 'judge_all', 'reached_on_validation',
+           'copy_training', 'write_judged', 'keep_policy', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -14,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import version
@@ -134,8 +135,9 @@ def cost_group(
     "What makes two stages cost about the same per example: their times are estimated together."
     words = [run.backbone, run.task, run.data, device(), precision_of(run)]
     if stage:
-        words += [stage.kind, run.tuning, stage.engine, f"rank {run.lora.rank}"
-                  if run.tuning == "lora" else "", stage.rejected if stage.kind == "dpo" else ""]
+        words += [stage.kind, run.tuning, stage.engine,
+                  f"rank {run.lora.rank}" if run.tuning == "lora" else "",
+                  stage.rejected if stage.kind == "dpo" else ""]
     else:
         words += ["judge", str(run.sampling.samples), str(run.sampling.max_new_tokens),
                   *(["validation"] if run.judge == "validation"
@@ -232,6 +234,12 @@ def software() -> dict[str, str]:
     return (dict(sftdpo=sftdpo.__version__, commit=commit(), python=platform.python_version())
             | {name: version(name) for name in packages})
 
+# %% ../../nbs/engine/04_runs.ipynb #5717c1a6
+def gpu_name() -> str | None:
+    "The name of the GPU that trains; None on the processor."
+    if device() == "cuda": return torch.cuda.get_device_name()
+    return "Apple (mps)" if device() == "mps" else None
+
 # %% ../../nbs/engine/04_runs.ipynb #6625281e
 def environment(
     inputs: RunInputs,  # of the run
@@ -239,13 +247,15 @@ def environment(
     "What a result was made with: versions, hardware, commit, data."
     run, data = inputs.run, inputs.data
     return dict(
-        software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+        software=software(), processor=processor(), cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
         workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
         # work waiting for the processor, as a multiple of this run's own
         load=os.getloadavg()[0] / torch.get_num_threads() if hasattr(os, "getloadavg") else None,
-        gpu=torch.cuda.get_device_name() if device() == "cuda" else "Apple (mps)" if device() == "mps" else None,
+        gpu=gpu_name(),
         backbone=dict(name=run.backbone, fingerprint=inputs.fingerprint),
-        data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),
+        data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint,
+                  sizes={split: len(examples) for split, examples in data.splits.items()}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../../nbs/engine/04_runs.ipynb #e6d79477
@@ -300,9 +310,9 @@ def model_card(
     run, data = inputs.run, inputs.data
     kept = {name: round(value, 4) for name, value in metrics.items()
             if isinstance(value, (int, float)) and value == value}
-    head = dict(base_model=run.backbone, library_name="peft" if run.tuning == "lora"
-                else "transformers", pipeline_tag="text-generation",
-                tags=["sftdpo", run.recipe, run.tuning, run.task])
+    head = dict(base_model=run.backbone,
+                library_name="peft" if run.tuning == "lora" else "transformers",
+                pipeline_tag="text-generation", tags=["sftdpo", run.recipe, run.tuning, run.task])
     shown = "\n".join(f"| {name} | {value} |"
                       for name, value in kept.items() if not name.startswith(("stage", "baseline")))
     if told := decoding(run.task, run.sampling): shown += f"\n\nTexts: {told}"
@@ -349,8 +359,7 @@ def describe(
     "What a run's record says of it."
     run, data = inputs.run, inputs.data
     return dict(
-        run=inputs.name,
-        stages=list(inputs.keys), task=run.task, backbone=run.backbone, data=data.name,
+        run=inputs.name, stages=list(inputs.keys), task=run.task, backbone=run.backbone, data=data.name,
         train_size=inputs.train_size if run.stages else 0,
         recipe=run.recipe, tuning=run.tuning if run.stages else "-",
         seed=run.seed, fold=run.fold, split=run.judge, cost_group=cost_group(run, None),
@@ -428,6 +437,86 @@ def judge_further(
         found[name] = metrics, judged.examples
     return found
 
+# %% ../../nbs/engine/04_runs.ipynb #9a150c6b
+@dataclass
+class Judged:
+    "What a run reached."
+    metrics: dict            # of the task, and what is measured beside it
+    examples: pd.DataFrame   # what it reached on each example
+    further: dict[str, tuple[dict, pd.DataFrame]]  # the same on the further sets, by name
+    distributions: bytes = b""  # of the base model, which others are compared with
+
+# %% ../../nbs/engine/04_runs.ipynb #6523f433
+def judge_all(
+    folder: StudyFolder,      # of the study
+    inputs: RunInputs,        # of the run
+    model,                    # its final policy
+    tokenizer,                # its tokenizer
+    known: RunFolder | None,  # of the run that judges the base model
+) -> Judged:
+    "All that is measured of a run's final policy."
+    run = inputs.run
+    metrics, examples = judge_run(inputs, model, tokenizer, baseline=not run.stages)
+    found = Judged(metrics, examples, judge_further(inputs, model, tokenizer, known))
+    if run.judge == "test":
+        beside, expected = judge_beside(folder, inputs, model, examples, known)
+        found.metrics |= beside
+        if not run.stages: found.distributions = expected
+    if known and known.finished:
+        before = pd.read_parquet(known.checked(known.examples))
+        found.metrics |= changes(inputs.data.record, examples, before)
+    return found
+
+# %% ../../nbs/engine/04_runs.ipynb #1972f380
+def reached_on_validation(
+    inputs: RunInputs,  # of the run
+    model,              # its final policy
+    tokenizer,          # its tokenizer
+) -> float:
+    "The primary metric on the validation rows, which picks the model that is kept."
+    metrics, _ = judge_run(inputs.other(judge="validation"), model, tokenizer)
+    return metrics[inputs.data.record.primary.name]
+
+# %% ../../nbs/engine/04_runs.ipynb #980b252b
+def copy_training(
+    place: RunFolder,  # being written
+    stages: list[tuple[Stage, StageFolder]],  # of the run, in order
+):
+    "Copy the stages' histories, joined, and the pairs of each."
+    histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind)
+                 for i, (stage, home) in enumerate(stages, 1)]
+    if histories: pd.concat(histories).to_csv(place.history, index=False)
+    for i, (_, home) in enumerate(stages, 1):
+        if home.pairs.exists(): shutil.copy(home.pairs, place.pairs(i))
+
+# %% ../../nbs/engine/04_runs.ipynb #ed819410
+def write_judged(
+    place: RunFolder,  # being written
+    judged: Judged,    # what the run reached
+):
+    "Write a run's results on each example, and those on the further sets."
+    judged.examples.to_parquet(place.examples, index=False)
+    if judged.distributions: place.distributions.write_bytes(judged.distributions)
+    for name, (metrics, rows) in judged.further.items():
+        place.further(name).path.mkdir(parents=True)
+        write_json(place.further(name).metrics, metrics)
+        rows.to_parquet(place.further(name).examples, index=False)
+
+# %% ../../nbs/engine/04_runs.ipynb #0b6b5c7d
+def keep_policy(
+    place: RunFolder,   # being written
+    inputs: RunInputs,  # of the run
+    model,              # its final policy
+    tokenizer,          # its tokenizer
+    metrics: dict,      # what it reached
+):
+    "Save a run's policy with its record and its card."
+    save_policy(model, tokenizer, place.policy)
+    write_record(place.policy / "task.json", task_record(inputs))
+    settings = resolved(inputs.run)
+    card = model_card(inputs.other(sft=settings.sft, dpo=settings.dpo), metrics)
+    (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+
 # %% ../../nbs/engine/04_runs.ipynb #ed0ed629
 def finish_run(
     folder: StudyFolder,    # of the study
@@ -438,48 +527,23 @@ def finish_run(
     base: str = "",         # name of the run that judges the base model, if it is finished
 ):
     "Judge a run whose stages are trained, and write its folder."
-    run, data, model, known = (inputs.run, inputs.data, model.to(device()),
-                               folder.run(base) if base else None)
+    run, model, started = inputs.run, model.to(device()), time.perf_counter()
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
-    keeps = bool(stages) and weights in ("best", "all")
-    started = time.perf_counter()
-    metrics, examples = judge_run(inputs, model, tokenizer, baseline=not stages)
-    before, expected = known if stages else None, b""
-    further = judge_further(inputs, model, tokenizer, before)
-    if run.judge == "test":
-        beside, expected = judge_beside(folder, inputs, model, examples, before)
-        metrics |= beside
-    if stages and known and known.finished:
-        metrics |= changes(data.record, examples, pd.read_parquet(known.checked(known.examples)))
-    metrics |= training_metrics(stages)
-    if weights == "best" and stages:
-        name = data.record.primary.name
-        metrics[f"validation_{name}"] = judge_run(inputs.other(judge="validation"), model,
-                                                  tokenizer)[0][name]
+    known = folder.run(base) if base and stages else None
+    judged = judge_all(folder, inputs, model, tokenizer, known)
+    judged.metrics |= training_metrics(stages)
+    best = f"validation_{inputs.data.record.primary.name}" if weights == "best" and stages else ""
+    if best: judged.metrics[best] = reached_on_validation(inputs, model, tokenizer)
     # with all that is measured beside the task
-    metrics["evaluation_seconds"] = time.perf_counter() - started
+    judged.metrics["evaluation_seconds"] = time.perf_counter() - started
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
         place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")
         write_json(place.environment, environment(inputs))
-        histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind)
-                     for i, (stage, home) in enumerate(stages, 1)]
-        if histories: pd.concat(histories).to_csv(place.history, index=False)
-        for i, (_, home) in enumerate(stages, 1):
-            if home.pairs.exists(): shutil.copy(home.pairs, place.pairs(i))
-        examples.to_parquet(place.examples, index=False)
-        if expected and not stages: place.distributions.write_bytes(expected)
-        for name, (reached, rows) in further.items():
-            place.further(name).path.mkdir(parents=True)
-            write_json(place.further(name).metrics, reached)
-            rows.to_parquet(place.further(name).examples, index=False)
-        if keeps:
-            save_policy(model, tokenizer, place.policy)
-            write_record(place.policy / "task.json", task_record(inputs))
-            card = model_card(inputs.other(sft=resolved(run).sft, dpo=resolved(run).dpo), metrics)
-            (place.policy / "README.md").write_text(card, encoding="utf-8",
-                                                    errors="backslashreplace")
-        write_json(place.metrics, metrics)
+        copy_training(place, stages)
+        write_judged(place, judged)
+        if stages and weights in ("best", "all"):
+            keep_policy(place, inputs, model, tokenizer, judged.metrics)
+        write_json(place.metrics, judged.metrics)
         place.close(**describe(inputs))
-    if weights == "best" and stages:
-        keep_best(folder, run, f"validation_{data.record.primary.name}")
+    if best: keep_best(folder, run, best)
