@@ -91,7 +91,7 @@ def state_in_words(
     step = f" · {from_there}step {node.step} of {node.steps}" if node.steps else ""
     return f"{node.state}{step}" + (f" · loss {node.loss:.3f}" if node.loss == node.loss else "")
 
-
+# %% ../nbs/24_playground.ipynb #0d959f27
 def progress_html(
     table: pd.DataFrame,  # from `progress_of`
     left: str = "",       # the time that is left, in words
@@ -212,7 +212,7 @@ def button(
     one.on_click(lambda _: pressed())
     return one
 
-
+# %% ../nbs/24_playground.ipynb #e79d5f33
 def part(
     title: str,  # above it
     *inside,     # widgets
@@ -328,7 +328,7 @@ def read_on_page(
                 models=kept_models(folder),
                 answers={part["task"]: answers_of(folder, part["task"]) for part in parts})
 
-
+# %% ../nbs/24_playground.ipynb #ee1c713b
 def nothing_yet() -> Markup: return Markup("<p><i>No run is finished yet.</i></p>")
 
 # %% ../nbs/24_playground.ipynb #8a76d44d
@@ -382,7 +382,7 @@ class Results:
 class Recommending(AtWork):
     "The process that recommends how to train on a file."
 
-
+# %% ../nbs/24_playground.ipynb #310d6be1
 RECOMMENDATION = "recommendation"  # what `recommend` calls its study
 
 
@@ -394,7 +394,7 @@ def is_recommendation(
         return StudyFolder(folder).begun and StudyFolder(folder).study().name == RECOMMENDATION
     return False
 
-
+# %% ../nbs/24_playground.ipynb #90f33884
 def found_at_work(
     folder: Path,  # of any work
 ) -> AtWork:
@@ -445,7 +445,7 @@ def preset_row(
     row.add_class("sftdpo-preset")
     return row
 
-
+# %% ../nbs/24_playground.ipynb #90062daa
 class PageForm:
     "The left column."
     def make_form(self, folder: str):
@@ -616,7 +616,7 @@ class PageLooks:
         self.form.fill(values)
         self.say(f"{path} is used. Its rows are read as {task}.")
 
-
+# %% ../nbs/24_playground.ipynb #c98a4e78
 def reading_values(
     reading: Reading,  # how a file is read
 ) -> dict:             # dotted name: plain value
@@ -800,7 +800,7 @@ def outputs_in(
     inner = [one for child in getattr(widget, "children", ()) for one in outputs_in(child)]
     return inner + [widget] * isinstance(widget, (widgets.HTML, widgets.Button))
 
-
+# %% ../nbs/24_playground.ipynb #eaffdda3
 class PageFollowing:
     "Work beside the page, and a look at the process every second."
     def ended(self):

@@ -206,7 +206,7 @@ def number(
             return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[letter]:.3g}{letter}".replace("-", "−")
     return (f"{value:,.0f}" if size >= 100 else f"{value:.3g}").replace("-", "−")
 
-
+# %% ../nbs/21_plots.ipynb #e7e2dc5e
 def listed(
     parts: list[str],  # phrases
     most: int = 12,    # more are counted
@@ -312,7 +312,7 @@ def from_to(
     return (f"from {number(course['mean'].iloc[0])} to {number(course['mean'].iloc[-1])}"
             if len(course) else "unknown")
 
-
+# %% ../nbs/21_plots.ipynb #0495be55
 def left_grey(
     names: list[str],  # of all lines
 ) -> str:
@@ -572,7 +572,7 @@ def against_time(
     "The primary metric against the wall-clock time of training."
     return against(costs, "seconds", metric, "training time", format_time, ROUND_TIMES)
 
-
+# %% ../nbs/21_plots.ipynb #a53202fa
 def against_parameters(
     costs: pd.DataFrame,  # from `costs_of`
     metric: Metric | str,       # the primary one
@@ -640,7 +640,7 @@ def metric_against(
                            f"the cells: {listed(rows)}.")
     return picture
 
-
+# %% ../nbs/21_plots.ipynb #5a0a4d94
 def against_forgetting(
     results: pd.DataFrame,  # from `read_results`, of one task
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
@@ -692,7 +692,7 @@ def draw_sizes(
     axis.plot(part["train_size"], metric.factor * part["mean"],
               **look | {"markersize": 5, "linewidth": 1.6})
 
-
+# %% ../nbs/21_plots.ipynb #68dce848
 def scale_sizes(
     axis,              # matplotlib axes
     sizes: list[int],  # that were trained

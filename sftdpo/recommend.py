@@ -55,6 +55,7 @@ def pool_of(
     "The rows that may train: all except those of a separate test file."
     return [*data.train, *data.validation, *(data.test if data.foldable else [])]
 
+# %% ../nbs/15_recommend.ipynb #5badbfb4
 def dealt(
     data: TaskData,  # as loaded
     folds: int,      # how many folds
@@ -71,6 +72,7 @@ def dealt(
                                         max(1, len(rows) // 10))
     return TaskData(**{**vars_of(data), "train": train, "validation": validation, "test": test})
 
+# %% ../nbs/15_recommend.ipynb #a4ae55a2
 def vars_of(
     data: TaskData,  # any
 ) -> dict:
@@ -107,6 +109,7 @@ def way_of(
     rates = " then ".join(f"{stage.learning_rate:.2g}" for stage in run.stages)
     return f"{run.cell}, learning rate {rates}, {counted(run.stages[-1].epochs, 'epoch')}"
 
+# %% ../nbs/15_recommend.ipynb #007cb0e0
 def with_rate(
     run: Run,            # with every choice resolved
     kind: str,           # sft or dpo
@@ -119,6 +122,7 @@ def with_rate(
         **{kind: stage.replace(learning_rate=float(f"{stage.learning_rate * rate:.3g}"),
                                epochs=stage.epochs * depth)})
 
+# %% ../nbs/15_recommend.ipynb #6fca3672
 def ways_to_try(
     start: Run,                    # whose data and backbone are given
     rows: int,                     # how many rows train in a fold
@@ -254,6 +258,7 @@ def compared(
     return pd.DataFrame(lines).sort_values("mean", ascending=False,
                                            kind="stable").reset_index(drop=True)
 
+# %% ../nbs/15_recommend.ipynb #1f5d5fff
 def reached_without(
     folder: StudyFolder,  # in which the ways were tried
 ) -> dict[str, float]:    # title -> value on the scale of the primary metric
@@ -338,6 +343,7 @@ def sentences_on(
     said.append(hour_more(trials, table, run))
     return [sentence for sentence in said if sentence]
 
+# %% ../nbs/15_recommend.ipynb #19fed7dd
 def hour_more(
     trials: Trials,
     table: pd.DataFrame,  # from `compared`

@@ -94,7 +94,7 @@ def cut(
     return (f"{visible(text[:longest])} … [cut here; {len(text):,} characters in all, whole in the "
             "tables beside this report]")
 
-
+# %% ../nbs/22_report.ipynb #875b8ccc
 def data(
     value,                 # from data, a model, a file name, settings
     longest: int = LONGEST,  # characters
@@ -184,7 +184,7 @@ def joined_names(
                   else {writable(f"{before}{name}".replace("_", " ")): writable(str(value))})
     return found
 
-
+# %% ../nbs/22_report.ipynb #87621021
 def environment_table(
     folder: Path,     # of a study
     runs: list[str],  # names of runs
@@ -219,7 +219,7 @@ def describe_stage(
                for name in names if stage.get(name) is not None]
     return f"{kind.upper()}: {', '.join(phrases)}"
 
-
+# %% ../nbs/22_report.ipynb #3b8afcca
 def settings_table(
     folder: Path,           # of a study
     results: pd.DataFrame,  # of one task, with cells
@@ -540,7 +540,7 @@ def plain(
     return table.assign(**{name: [writable(value) for value in table[name]]
                            for name in words}).rename(columns=writable)
 
-
+# %% ../nbs/22_report.ipynb #b0c587e4
 def write_tables(
     tables: dict[str, pd.DataFrame],  # by name
     folder: Path,                     # made if it is not there
@@ -570,7 +570,7 @@ def format_margin(
     if unit == "times": return f"a factor of {margin:g}"
     return f"±{100 * margin:g} points" if unit == "accuracy" else f"±{margin:g} {unit}"
 
-
+# %% ../nbs/22_report.ipynb #c989c345
 def plain_number(
     value,  # of any metric
 ) -> str:
@@ -605,7 +605,7 @@ def grouped(
     return [(claim, sorted(group, key=lambda one: one.verdict == "not asked"))
             for claim, group in found.items()]
 
-
+# %% ../nbs/22_report.ipynb #e38c549e
 def searched_rates(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # the chosen trial of each cell

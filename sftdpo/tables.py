@@ -60,7 +60,7 @@ def with_cells(
     return table.assign(cell=pd.Categorical(table["cell"], names["cell"].unique()),
                         line=pd.Categorical(table["line"], names["line"].unique()))
 
-
+# %% ../nbs/20_tables.ipynb #74523d3e
 def apart_by_name(
     table: pd.DataFrame,  # columns recipe, tuning, seed, fold and run
 ) -> dict[str, str]:      # run: the end of its name
@@ -236,7 +236,7 @@ def format_estimate(
     ends = format_interval(cell.low, cell.high, metric, signed)
     return format_metric(cell.mean, metric, signed, bare=True) + (f" [{ends}]" if ends else "")
 
-
+# %% ../nbs/20_tables.ipynb #525af924
 def format_range(
     values: pd.Series,  # one per run
     metric: Metric,     # what they are of

@@ -32,7 +32,7 @@ def rows_of_examples(
     if data.verbalizers: return verbalizer_rows(examples, inputs.tokenizer, data.verbalizers, most)
     return tokenize(without_rejected(examples), inputs.tokenizer, data.end_of_text, most)
 
-
+# %% ../../nbs/engine/04_beside.ipynb #e2416c44
 def tokens_of_judging(
     inputs: RunInputs,  # of a run
 ) -> int:

@@ -91,6 +91,7 @@ def sonnet_submission(
                                                             for i, text in enumerate(whole)))
     return path
 
+# %% ../../nbs/engine/14_export.ipynb #7ef342f7
 def submit_sonnets(
     model,                                     # policy
     tokenizer,                                 # its tokenizer

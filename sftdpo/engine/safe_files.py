@@ -207,7 +207,7 @@ def written_whole(
             put_in_place(part, folder)
         finally: remove(part)
 
-
+# %% ../../nbs/engine/02_safe_files.ipynb #68747ceb
 def put_in_place(
     part: Path,    # a complete folder
     folder: Path,  # its place, beside it; what is there is replaced

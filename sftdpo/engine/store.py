@@ -113,7 +113,7 @@ def rows_judged_on(
     some = results[(results["split"] == judged) | there & (results["split"] == "train")]
     return some.assign(split=some["split"].replace(judged, "test")).reset_index(drop=True)
 
-
+# %% ../../nbs/engine/05_store.ipynb #4decca26
 def further_sets(
     folder: str | Path,  # of a study
 ) -> list[str]:
@@ -271,6 +271,7 @@ def swept_values(
     used = (by_run[swept].nunique() == 1) & (lines[swept].nunique() > 1)
     return by_run[swept].first().where(used)
 
+# %% ../../nbs/engine/05_store.ipynb #961f47a3
 def variants_of(
     folder: Path,     # of a study
 ) -> dict[str, str]:  # run: dpo.beta 0.05

@@ -62,6 +62,7 @@ def stage_name(
     fold = f" fold {run.fold}" if run.fold else ""
     return f"{run.task} {run.cell}{fold} seed {run.seed} {stage.title}"
 
+# %% ../../nbs/engine/17_trackers.ipynb #8fa3bbf6
 def finish_trackers():
     "Close the runs that are open in this process."
     if not os.environ.get("SFTDPO_REPORT_TO"): return
@@ -69,6 +70,7 @@ def finish_trackers():
         if name in sys.modules and name in os.environ["SFTDPO_REPORT_TO"]:
             with suppress(Exception): getattr(sys.modules[name], close)()  # nothing is open
 
+# %% ../../nbs/engine/17_trackers.ipynb #56e0a3c0
 @contextmanager
 def stage_tracked(
     run: Run,      # for which it is trained
@@ -88,6 +90,7 @@ def stage_tracked(
             os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
             if before is not None: os.environ["TENSORBOARD_LOGGING_DIR"] = before
 
+# %% ../../nbs/engine/17_trackers.ipynb #44a035d9
 def tracking_arguments() -> dict:
     "What `TrainingArguments` say of trackers."
     if not (names := os.environ.get("SFTDPO_REPORT_TO")): return dict(report_to="none")

@@ -42,6 +42,7 @@ def chrf(
     from sacrebleu.metrics import CHRF
     return CHRF().sentence_score(text, [true]).score
 
+# %% ../../nbs/measures/01_answers.ipynb #5d45e9d2
 def chrf_corpus(
     texts: list[str],  # one text per prompt
     trues: list[str],  # as many true ones

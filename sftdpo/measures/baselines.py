@@ -43,6 +43,7 @@ def majority_baseline(
     commonest = Counter(example.label for example in training).most_common(1)[0][0]
     return np.array([example.label == commonest for example in examples])
 
+# %% ../../nbs/measures/04_baselines.ipynb #6e348716
 def overlap_baseline(
     training: list[Example],  # question pairs, answered no or yes
     examples: list[Example],  # that judge
@@ -137,6 +138,7 @@ def _text_baselines(training, examples, seed, draws=200, closeness=chrf):
     return ({**with_interval("chrf_floor", scores.mean(1)),
              "chrf_best_training": float(scores.max(1).mean()), "chrf_ceiling": 100.}, rng)
 
+# %% ../../nbs/measures/04_baselines.ipynb #2d205385
 def _completion_baselines(data, examples, training, seed):
     "Floor and ceilings of chrF."
     return _text_baselines(training, examples, seed)[0]

@@ -118,7 +118,7 @@ def positions_key(
     "A key that identifies these positions."
     return identity([[row.prompt, row.completions[0], some] for row, some in zip(rows, places)])
 
-
+# %% ../../nbs/measures/05_distance.ipynb #076b029c
 def packed(
     found: Tensor,  # from `distributions`
     key: str,       # of its positions
@@ -126,7 +126,7 @@ def packed(
     "Distributions as the content of a file."
     return save({"log_probabilities": found.contiguous()}, metadata={"positions": key})
 
-
+# %% ../../nbs/measures/05_distance.ipynb #a0efafb5
 def unpacked(
     path: Path,  # of a file with what `packed` gives
     key: str,    # of the positions that are asked for

@@ -229,6 +229,7 @@ def _checked_prompts(prompts, tokenizer, reads):
                              "nothing can be sampled; shorten it")
     return ids
 
+# %% ../../nbs/measures/02_sampling.ipynb #933ce4bd
 def _noise(seed, i, samples, tokens):
     "The random numbers of a prompt's samples, [samples, 2, tokens]: for each token, and for one in place of a refused end."
     return np.stack([np.random.default_rng([seed, i, k]).random((2, tokens))

@@ -27,6 +27,7 @@ def words(
     return [word.strip("'") for word in re.findall(r"[a-z']+", line.lower().replace("’", "'"))
             if word.strip("'")]
 
+# %% ../../nbs/measures/03_verse.ipynb #d1b92d71
 def pronunciations(
     word: str,  # lower-cased
 ) -> list[list[str]]:  # phones, vowels with their stress: 0 none, 1 primary, 2 secondary; empty if unknown
@@ -87,6 +88,7 @@ def _rhyme_parts(word):
         parts.add(tuple(phone.rstrip("012") for phone in phones[start:]))
     return parts
 
+# %% ../../nbs/measures/03_verse.ipynb #b0d60885
 def rhymes(
     line1: str,  # a line of verse
     line2: str,  # another
@@ -118,6 +120,7 @@ class Seen:
     grams: frozenset  # runs of five words
     lines: frozenset  # whole lines, as tuples of words
 
+# %% ../../nbs/measures/03_verse.ipynb #340bcdf6
 def seen(
     examples: list[Example],  # training examples
 ) -> Seen:

@@ -62,7 +62,7 @@ def bare(
         return next(one for one in typing.get_args(kind) if one is not type(None))
     return kind
 
-
+# %% ../../nbs/page/01_forms.ipynb #75325a9d
 def choices_of(
     kind,  # a declared type
 ) -> tuple:
@@ -80,7 +80,7 @@ def parse_list(
     try: return yaml.safe_load(text if text.startswith("[") else f"[{text}]")
     except yaml.YAMLError: return text
 
-
+# %% ../../nbs/page/01_forms.ipynb #cb2b766c
 def parse_mapping(
     text: str,   # as it was typed
     kind: type,  # of the values
@@ -172,7 +172,7 @@ def nested(
         inner[last] = value
     return found
 
-
+# %% ../../nbs/page/01_forms.ipynb #75ddc639
 def flattened(
     values: dict,  # plain values of a dataclass
     paths,         # dotted names to look for
@@ -292,7 +292,7 @@ def boxes_control(
     return ((widgets.VBox([title, cards, plain]) if cards.children
              else widgets.HBox([title, plain])), boxes)
 
-
+# %% ../../nbs/page/01_forms.ipynb #9920401d
 def hint_of(
     choice: str,  # a recipe, or anything else
 ) -> str:
@@ -310,7 +310,7 @@ def placeholder_of(
     if default is not None: return ""
     return "recommended" if "recommended" in text else "all" if text.endswith("all") else ""
 
-
+# %% ../../nbs/page/01_forms.ipynb #b40aa31f
 def control_of(
     label: str,  # of the field
     kind,        # declared type

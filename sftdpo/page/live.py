@@ -94,7 +94,11 @@ with held(Path(sys.argv[1]), wait=2, say=lambda text: None) as mine:  # a page t
 
 # of the page's own: a file of the user's has another name
 def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.yaml")
+
+# %% ../../nbs/page/02_live.ipynb #53f17e71
 def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.log")
+
+# %% ../../nbs/page/02_live.ipynb #084feb44
 def page_lock(folder: Path) -> Path: return StudyFolder(folder).lock("page")
 
 # %% ../../nbs/page/02_live.ipynb #5436a5fe
@@ -110,7 +114,7 @@ def execution_words(
                   else [f"--{option}", *map(str, value if isinstance(value, list) else [value])])
     return words
 
-
+# %% ../../nbs/page/02_live.ipynb #06f6b04e
 def command_words(
     folder: Path,  # of the study
     execution: Execution = Execution(),  # who trains
@@ -133,7 +137,7 @@ def begin_command(
                                 stderr=subprocess.STDOUT, start_new_session=True,
                                 env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
-
+# %% ../../nbs/page/02_live.ipynb #a018170f
 def refuse_busy(
     folder: Path,  # that somebody would work on
 ):
@@ -141,7 +145,7 @@ def refuse_busy(
     if working(folder) is not None:
         raise FileExistsError(f"In {folder} a process is at work; press Open to follow it.")
 
-
+# %% ../../nbs/page/02_live.ipynb #54f8b3d1
 def begin_study(
     study: Study,  # to train
     folder: Path,  # of the study, new or begun
@@ -166,7 +170,7 @@ def working(
     match = re.match(r"process (\d+) on (\S+),", signed)
     return int(match[1]) if match and match[2] == socket.gethostname() else 0
 
-
+# %% ../../nbs/page/02_live.ipynb #bea1fd4f
 def stop_study(
     folder: Path,  # of a study
 ) -> bool:         # was there anything to stop?
@@ -179,7 +183,7 @@ def stop_study(
     os.kill(number, signal.SIGTERM)
     return True
 
-
+# %% ../../nbs/page/02_live.ipynb #36e12ec4
 def format_last(
     folder: Path,    # of a study
     lines: int = 12,  # at most
@@ -245,7 +249,7 @@ def recommend_words(
     return ["sftdpo", "recommend", data, "--task", task, "--minutes", f"{minutes:g}", "--backbone",
             backbone, *reading_options(reading), "--out", str(folder)]
 
-
+# %% ../../nbs/page/02_live.ipynb #9c552de5
 def recommendation_in(
     folder: Path,  # of the trials
 ) -> str:          # empty while there is none

@@ -102,7 +102,7 @@ def plain_column(
     found = re.fullmatch(r"\{([^{}]+)\}(\\n|\n)?", template)
     return found[1] if found else template
 
-
+# %% ../../nbs/page/04_own_file.ipynb #4f7fabdb
 def change_in_words(
     name: str,  # of a field of `Reading`
     value,      # that it gets
@@ -116,7 +116,7 @@ def change_in_words(
     shown = " and ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
     return f"take {shown} for the {name.replace('_', ' ')}"
 
-
+# %% ../../nbs/page/04_own_file.ipynb #fdb4d134
 def changes_in_words(
     before: Reading,  # as the file is read now
     after: Reading,   # as it would be read
@@ -142,7 +142,7 @@ class Look:
     @property
     def usable(self) -> bool: return self.report is not None and not self.report.stops
 
-
+# %% ../../nbs/page/04_own_file.ipynb #a2b671ce
 def named_columns(
     reading: Reading,  # that would read a file
 ) -> dict[str, str]:   # part: column
@@ -150,7 +150,7 @@ def named_columns(
     return {part: column for part in ("prompt", "completion", "label", "chosen", "rejected")
             if (column := getattr(reading, part))}
 
-
+# %% ../../nbs/page/04_own_file.ipynb #c9a5d589
 def look_at(
     path: str,              # of a file or folder
     task: str | None,       # what it is for; None: what its columns fit
@@ -176,7 +176,7 @@ def columns_to_name(
     "The parts of a row whose columns can be named."
     return [part for part in TASKS[task].columns if part in Reading.__dataclass_fields__]
 
-
+# %% ../../nbs/page/04_own_file.ipynb #b7c1ee07
 def part_lines(
     report: DataReport,  # of a file
     part: str,           # prompt, label, ...
@@ -204,7 +204,7 @@ def part_problems(
     return [f"{counted(number, 'row')}: {in_page_words(reason)} ({', '.join(places)})"
             for reason, number, places in said]
 
-
+# %% ../../nbs/page/04_own_file.ipynb #7d4a6c84
 def other_lines(
     look: Look,  # at a file
 ) -> list[str]:
@@ -268,7 +268,7 @@ class Doors:
     backbone: Callable[[], str]   # whose tokenizer reads
     readers: dict = field(default_factory=dict)  # backbone -> tokenizer and length
 
-
+# %% ../../nbs/page/04_own_file.ipynb #8ca11d97
 class OwnFileLayout:
     "The controls for a file of one's own."
     def make(self):

@@ -65,7 +65,7 @@ def read_parts(
     return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
                       variants) for task in results["task"].unique()]
 
-
+# %% ../../nbs/page/03_views.ipynb #aa462957
 def notes_of(
     folder: str | Path,  # of a study
     parts: list[dict],   # from `read_parts`
@@ -110,7 +110,7 @@ def repeated_notes(
     counts = Counter(note for one in verdicts for note in dict.fromkeys(one.notes))
     return [note for note, count in counts.items() if count > 1]
 
-
+# %% ../../nbs/page/03_views.ipynb #404aab69
 def verdict_lines(
     one: Verdict,         # to tell
     elsewhere: list[str],  # notes that stand below all verdicts
@@ -123,7 +123,7 @@ def verdict_lines(
     return [line for line in [*lines, *(note for note in one.notes if note not in elsewhere)]
             if line]
 
-
+# %% ../../nbs/page/03_views.ipynb #2af54614
 def verdicts_html(
     verdicts: list[Verdict],  # from `judge_claims`
 ) -> Markup:
@@ -157,7 +157,7 @@ def picture_html(
             data(image["title"]), image["uri"], visible(image["words"]), image["width"],
             data(image["caption"]))
 
-
+# %% ../../nbs/page/03_views.ipynb #b7accffe
 def figures_html(
     parts: list[dict],  # from `read_parts`
 ) -> Markup:
@@ -278,7 +278,7 @@ def shown_value(
     return (lambda value: f"{value:.1f}" if plain
             else {1.0: "right", 0.0: "wrong"}.get(value, f"{value:.1f}"))
 
-
+# %% ../../nbs/page/03_views.ipynb #29495590
 class Predictions:
     "Two runs' answers side by side, to sort, filter and search."
     def __init__(
@@ -359,7 +359,7 @@ def relative_files(
     return [name for name in named + [study.backbone] * os.path.isdir(study.backbone)
             if not name.startswith(("/", "~"))]
 
-
+# %% ../../nbs/page/03_views.ipynb #ecc6fc25
 def commands_html(
     study: Study,         # any
     folder: Path,         # for its results

@@ -25,6 +25,7 @@ def _content(value):
              for part in value]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else value
 
+# %% ../../nbs/reading/02_chat.ipynb #984f1a44
 def turns_of(
     value,  # of a cell
 ) -> list[tuple[str, str]] | None:  # role and text of each turn; None: the cell holds no conversation
@@ -89,6 +90,7 @@ def special_tokens(
     texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return sorted(texts, key=lambda text: (-len(text), text))
 
+# %% ../../nbs/reading/02_chat.ipynb #29049f5e
 def _pattern(tokenizer) -> re.Pattern:
     "What matches a special token."
     return re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
@@ -108,12 +110,14 @@ def _template(tokenizer) -> str | None:
     found = getattr(tokenizer, "chat_template", None)
     return (found.get("default") if isinstance(found, dict) else found) or None
 
+# %% ../../nbs/reading/02_chat.ipynb #073a4f57
 def has_template(
     tokenizer,  # of the backbone
 ) -> bool:
     "Does the tokenizer have a chat template?"
     return _template(tokenizer) is not None
 
+# %% ../../nbs/reading/02_chat.ipynb #ae7e2297
 def check_template(
     tokenizer,  # of the backbone
 ):
@@ -158,6 +162,7 @@ def _frame(roles: tuple[str, ...], tokenizer) -> tuple[str, str, str]:
     lead = before[len(start):]
     return (lead, "", after) if lead.strip() else ("", lead, after)
 
+# %% ../../nbs/reading/02_chat.ipynb #c6d27dd8
 def framer(
     tokenizer,  # with a chat template
 ):
@@ -172,6 +177,7 @@ def _mended(text: str, pattern: re.Pattern) -> Interpreted:
     whole = "".join(parts)
     return Interpreted(whole, [(at, pattern.match(whole, at).end()) for at in starts], whole=True)
 
+# %% ../../nbs/reading/02_chat.ipynb #5cbde8c3
 def chat_prompt(
     turns: Sequence[tuple[str, str]],  # before the answer
     tokenizer,                         # with a chat template

@@ -90,6 +90,7 @@ def duplicates(
     return dict(exact=len(examples) - len(seen),
                 contradicting=sum(len(some) > 1 for some in labels.values()))
 
+# %% ../../nbs/reading/05_check.ipynb #6d5b8c1b
 def shared(
     splits: dict[str, Sequence[Example]],  # train, validation, test
 ) -> dict[str, int]:                       # how many examples of the first split occur in the second
@@ -114,6 +115,7 @@ def small_leaks(
     return dict(questions=dict(pairs=len(inside), of=len(data.test), duplicates=yes(inside),
                                duplicates_elsewhere=yes(outside)))
 
+# %% ../../nbs/reading/05_check.ipynb #d2212c9e
 def leak_lines(
     report,  # of any data
 ) -> tuple[list[str], list[str]]:  # on copied words, on shared questions
@@ -152,6 +154,7 @@ def reading_options(
         else: words += [f"--reading.{f.name.replace('_', '-')}", str(value)]
     return words
 
+# %% ../../nbs/reading/05_check.ipynb #f5d7ff15
 def command_of(
     task: str,                     # what the data is for
     data,                          # path, or "embedded" and the like
@@ -249,6 +252,7 @@ def _some(items: list[str], most: int, what: str) -> list[str]:
     return (items if len(items) <= most
             else [*items[:most], f"and {len(items) - most:,} more {what}"])
 
+# %% ../../nbs/reading/05_check.ipynb #7b236ecb
 def size_sections(
     report: DataReport,            # of any data
 ) -> list[tuple[str, list[str]]]:  # some may be empty
@@ -408,6 +412,7 @@ def special_token_notes(
                      "stay plain characters")
     return notes
 
+# %% ../../nbs/reading/05_check.ipynb #8b61f804
 def training_line(
     task: str,  # whose record recommends epochs and batch size
     rows: int,  # that train
@@ -522,6 +527,7 @@ def tables_behind(
     return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding,
                      columns=reading.columns)
 
+# %% ../../nbs/reading/05_check.ipynb #04efb3a4
 def fitting_task(
     tables: dict,      # from `tables_behind`
     reading: Reading,  # how they are read
@@ -564,6 +570,7 @@ def works(
     except DataError: return False
     return 2 * sum(map(len, found.splits.values())) >= len(table)
 
+# %% ../../nbs/reading/05_check.ipynb #8c899578
 def recoded(
     table,          # read as UTF-8
     encoding: str,  # another
@@ -576,6 +583,7 @@ def recoded(
     return replace(table, columns={again(name): list(map(again, table.values(name)))
                                    for name in table.columns})
 
+# %% ../../nbs/reading/05_check.ipynb #ff3fd638
 def suggested(
     tables: dict,            # from `tables_behind`
     reading: Reading,        # as given
@@ -592,6 +600,7 @@ def suggested(
                 return shape, task, replace(better, encoding=encoding)
     return None
 
+# %% ../../nbs/reading/05_check.ipynb #f365b961
 def advice(
     data,                        # as for `load_task`
     reading: Reading,            # as given
@@ -624,6 +633,7 @@ def better_encoding(
         return better
     return None
 
+# %% ../../nbs/reading/05_check.ipynb #e0133977
 def unloaded_report(
     error: DataError,  # why it does not load
     task: str,         # what the data is for
@@ -672,6 +682,7 @@ def stops_of(
                         else ": choose others with --reading.verbalizers"))
     return stops
 
+# %% ../../nbs/reading/05_check.ipynb #74aba557
 def mended(
     reading: Reading,    # as given
     report: DataReport,  # with what stops a run
@@ -701,6 +712,7 @@ def suggested_report(
     return replace(report, notes=[f"this looks like {shape}: {options} reads it", *report.notes],
                    stops=[str(error), *report.stops])
 
+# %% ../../nbs/reading/05_check.ipynb #f6db0e1e
 def check_file(
     task: str | None,               # what the data is for; None: what its columns fit
     data,                           # path of a file or folder, or an object, as for `load_task`

@@ -23,6 +23,7 @@ from ..tasks import find_function, known_pair_builders
 class DataError(ValueError):
     "Data that cannot be used; the message names the value, the place and the remedy."
 
+# %% ../../nbs/reading/03_examples.ipynb #0482241e
 def counted(
     number: int,  # of things
     thing: str,   # one of them

@@ -139,6 +139,7 @@ def expanded(
     except RuntimeError:
         raise DataError(f"{path}: there is no user of that name: write the whole path.") from None
 
+# %% ../../nbs/reading/01_files.ipynb #4336c399
 LARGEST_BYTES = 2_000_000_000 # a table takes several times its size in memory
 
 _other_kinds = {
@@ -229,6 +230,7 @@ def likely_encoding(
     return ("cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d"
                             for byte in raw) else "latin-1")
 
+# %% ../../nbs/reading/01_files.ipynb #bd1f0d76
 def as_text(
     value,  # of one cell
 ) -> str:
@@ -323,6 +325,7 @@ def _looks_like_a_row(line: str, delimiter: str, width: int, last: bool) -> bool
     if '"' in (fields[0] if last else line.replace('""', "")): return False
     return delimiter == "\t" or not any(f[:1] == " " for f in fields[1:])
 
+# %% ../../nbs/reading/01_files.ipynb #245d7515
 def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int | None:
     "The first line of a quoted record that begins a row of its own, if that can be believed; `whole`: the record has as many fields as the header."
     inside = [j for j in range(start + 1, after) if lines[j].strip()]
@@ -350,6 +353,7 @@ def _miscounted(found: int, width: int, delimiter: str) -> str:
              if found > width else "")
     return f"{counted(found, 'field')} where the header has {width}{cause}"
 
+# %% ../../nbs/reading/01_files.ipynb #fd71bf56
 def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str] | None, str]]:
     "Number, fields and trouble of each record from a line on; one of the last two is empty."
     # lines looked at in vain: bounds the time that hostile files take
@@ -400,6 +404,7 @@ def _check_count(names: list, file: str) -> list:
                         "read: keep those that are needed.")
     return names
 
+# %% ../../nbs/reading/01_files.ipynb #677982a7
 def _check_names(names, file) -> list[str]:
     "Column names without blanks around them; a name used twice, or one that is not text, is an error."
     names = _check_count([name.strip() for name in names], file)
@@ -413,11 +418,13 @@ def _check_names(names, file) -> list[str]:
                             "a header?") from None
     return names
 
+# %% ../../nbs/reading/01_files.ipynb #5d69c0e2
 def _blank_end(names: list[str]) -> list[str]:
     "The names without the empty ones at the end, as spreadsheets write them."
     while names and not names[-1]: names = names[:-1]
     return names
 
+# %% ../../nbs/reading/01_files.ipynb #9ae67248
 def _first_lines(lines: list[str], file: str) -> tuple[int, str]:
     "The line of the header, and the delimiter that Excel names in a line before it."
     first = next((i for i, line in enumerate(lines) if line.strip()), None)
@@ -481,6 +488,7 @@ def _loads(text: str):
     # numbers of thousands of digits
     except ValueError as e: raise ValueError(f"not usable JSON ({e})") from None
 
+# %% ../../nbs/reading/01_files.ipynb #36d3b87c
 def _columns_of(rows: list[dict], file: str) -> dict[str, list]:
     "Dicts as columns, the names in the order in which they first appear."
     names = _check_count(list(dict.fromkeys(name for row in rows for name in row)), file)
@@ -527,6 +535,7 @@ def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
     names, rows = _check_names(found, file), len(next(iter(found.values())))
     return (dict(zip(names, found.values())), list(range(1, rows + 1))) if rows else None
 
+# %% ../../nbs/reading/01_files.ipynb #7da7b839
 def read_json_rows(
     text: str,  # an array of objects, or an object that holds one
     file: str,  # for messages
@@ -551,6 +560,7 @@ def read_json_rows(
     if not found: raise DataError(f"{file} holds no rows: is it the right file?")
     return table_of_rows(found, file, "JSON")
 
+# %% ../../nbs/reading/01_files.ipynb #fcf6a76f
 def table_of_rows(
     rows: list,                     # of dicts
     file: str,                      # for messages
@@ -565,11 +575,13 @@ def table_of_rows(
                for name, values in _columns_of([row for _, row in good], file).items()}
     return Table(file, format, columns, [i for i, _ in good], problems, "row")
 
+# %% ../../nbs/reading/01_files.ipynb #f7b9f928
 def _shortly(value) -> str:
     "The beginning of a value, however deep it is nested."
     try: return str(value)[:200]
     except RecursionError: return f"a {type(value).__name__} nested too deep to show"
 
+# %% ../../nbs/reading/01_files.ipynb #faeaf834
 def as_name(name) -> str: return name if isinstance(name, str) else str(name)
 
 # %% ../../nbs/reading/01_files.ipynb #f42a8930
@@ -583,6 +595,7 @@ def _arrow_values(column, name, file) -> list:
         raise DataError(f"{file}: the column {name!r} of type {column.type} cannot be read ({e}): "
                         "save it as text.") from None
 
+# %% ../../nbs/reading/01_files.ipynb #76b1e209
 def table_of_arrow(
     found,                  # `pyarrow.Table`
     file: str,              # for messages
@@ -606,6 +619,7 @@ def _unpacked(column) -> int:
     if pa.types.is_struct(column.type): return sum(map(_unpacked, column.flatten()))
     return column.nbytes
 
+# %% ../../nbs/reading/01_files.ipynb #4bdaddab
 def _check_unpacked(source, file: str):
     "Raise a `DataError` where a Parquet file unpacks to more than is read."
     from pyarrow import parquet
@@ -663,6 +677,7 @@ def _format_of(raw, path) -> str:
         return "JSON lines"
     return format
 
+# %% ../../nbs/reading/01_files.ipynb #59a57c11
 def read_table(
     path: str | Path,         # CSV, TSV, JSON lines, JSON, Parquet or Arrow
     delimiter: str = "",      # of CSV and TSV; default: found out from the header
@@ -731,6 +746,7 @@ def _roles_of(names) -> dict[str, list]:
     return {role: exact.get(role) or loose[role]
             for role in _roles if role in exact or role in loose}
 
+# %% ../../nbs/reading/01_files.ipynb #770cdfc6
 def find_files(
     folder: str | Path,      # with a training file
 ) -> dict[str, list[Path]]:  # train, and validation and test where there are such files
@@ -771,6 +787,7 @@ def _join(tables: list[Table]) -> Table:
                  [p for t in tables for p in t.problems], tables[0].unit,
                  tuple((first, t.file) for first, t in zip(firsts, tables)))
 
+# %% ../../nbs/reading/01_files.ipynb #6f5571d1
 def _saved_tables(folder) -> dict[str, Table] | None:
     "Tables that `datasets` saved in a folder, or None where it saved none."
     if not any((folder/name).is_file() for name in ("dataset_dict.json", "state.json")): return None
@@ -782,6 +799,7 @@ def _saved_tables(folder) -> dict[str, Table] | None:
                         "again with save_to_disk.") from None
     return tables_of(found, str(folder))
 
+# %% ../../nbs/reading/01_files.ipynb #cf73e62d
 def tables_of(
     # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list
     # of dicts

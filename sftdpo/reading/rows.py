@@ -39,6 +39,7 @@ def _without_blank(settings):
     never = dict(prepend_scheme="never", add_prefix_space=False)
     return {name: never.get(name, _without_blank(value)) for name, value in settings.items()}
 
+# %% ../../nbs/reading/04_rows.ipynb #ce644189
 def _continuing_part(part, empty):
     "A backend's normalizer or pre-tokenizer for texts that go on; the same object where it puts no blank."
     try: settings = json.loads(part.__getstate__())
@@ -82,6 +83,7 @@ def _encode_slowly(texts, tokenizer, continuing, interpreted=False):
     return [after[len(line):] if after[:len(line)] == line else alone
             for after, alone in zip(ids(["\n" + text for text in texts]), ids(list(texts)))]
 
+# %% ../../nbs/reading/04_rows.ipynb #2c7ea017
 def _encode_alike(texts, tokenizer, continuing=False, interpreted=False) -> list[list[int]]:
     "Ids of some texts; fast tokenizers skip the offsets."
     if not getattr(tokenizer, "is_fast", False):
@@ -89,6 +91,7 @@ def _encode_alike(texts, tokenizer, continuing=False, interpreted=False) -> list
     with _backend_for(tokenizer, continuing, interpreted) as backend:
         return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+# %% ../../nbs/reading/04_rows.ipynb #fbf691e5
 def _decode(ids, tokenizer, special=True) -> list[str]:
     "Texts of some ids, every blank as it is."
     return tokenizer.batch_decode(ids, skip_special_tokens=not special,
@@ -102,6 +105,7 @@ def _encode_interpreted(text: Interpreted, tokenizer, continuing=False) -> list[
         ids += _encode_alike([piece], tokenizer, continuing or bool(ids), interpreted)[0]
     return ids
 
+# %% ../../nbs/reading/04_rows.ipynb #a3caa23b
 def _encode(texts, tokenizer, continuing=False) -> list[list[int]]:
     "Ids of some texts; special tokens are interpreted in those that say so."
     plain = iter(_encode_alike([text for text in texts if not isinstance(text, Interpreted)],
@@ -137,6 +141,7 @@ def opening(
     ids = backend.encode("a").ids if backend else tokenizer("a")["input_ids"]
     return [begin] if begin is not None and ids[:1] == [begin] else []
 
+# %% ../../nbs/reading/04_rows.ipynb #813ccf20
 def prompt_ids(
     prompts: Sequence[str],  # special tokens are interpreted in those that say so
     tokenizer,               # of the backbone
@@ -146,6 +151,7 @@ def prompt_ids(
     return ([ids if _opens(prompt, ids, start) else start + ids
              for prompt, ids in zip(prompts, found)] if start else found)
 
+# %% ../../nbs/reading/04_rows.ipynb #5f6bdcce
 def _opens(prompt, ids, start) -> bool:
     "Does a prompt begin as a text does by itself? A chat template says how."
     return isinstance(prompt, Interpreted) and (prompt.whole or ids[:1] == start)
@@ -183,6 +189,7 @@ def _together(prompt, end) -> str:
     typed = [] if isinstance(end, Interpreted) else [(len(prompt), len(prompt) + len(end))]
     return Interpreted(prompt + end, [*prompt.letters, *typed], prompt.whole)
 
+# %% ../../nbs/reading/04_rows.ipynb #bfece212
 def changed_texts(
     texts: Sequence[str],     # prompt and completion as one text
     ids: Sequence[list[int]], # of both, joined, without special tokens
@@ -211,6 +218,7 @@ def _check_joints(names, prompts, ends, ids, tokenizer):
         f"becomes {wrong[first][max(0, len(prompts[first]) - 20):][:41]!r}. "
         "Take a backbone whose tokenizer keeps every blank, such as bard, GPT-2, Llama or SmolLM2.")
 
+# %% ../../nbs/reading/04_rows.ipynb #128162d9
 def _joined(examples, tokenizer):
     "Names, prompts, completions and the ids of both joined, first of the completions, then of the rejected ones."
     for name in (() if _exact([e.prompt for e in examples], tokenizer)
@@ -220,6 +228,7 @@ def _joined(examples, tokenizer):
         yield [e.id for e in some], prompts, ends, [a + b for a, b in zip(
             _token_ids(prompts, tokenizer), _token_ids(ends, tokenizer, True))]
 
+# %% ../../nbs/reading/04_rows.ipynb #50b69672
 def check_joints(
     examples: Sequence[Example], # with or without completions
     tokenizer,                   # of the backbone
@@ -227,6 +236,7 @@ def check_joints(
     "Raise if tokenizing prompt and completion separately changes the text."
     for parts in _joined(examples, tokenizer): _check_joints(*parts, tokenizer)
 
+# %% ../../nbs/reading/04_rows.ipynb #59e13f38
 def read_otherwise(
     examples: Sequence[Example], # with or without completions
     tokenizer,                   # of the backbone
@@ -325,6 +335,7 @@ def token_counts(
         counts.update(zip(batch, map(len, _encode(batch, tokenizer, continuing))))
     return [counts[text] for text in texts]
 
+# %% ../../nbs/reading/04_rows.ipynb #5fe91878
 # a tokenizer may put a blank before the text
 def _byte_bound(text): return len(text) + 2 if text.isascii() else len(text.encode()) + 2
 
@@ -358,6 +369,7 @@ def _cut(prompt, room, tokenizer) -> str:
         prompt = prompt[max(1, start):]
     return prompt
 
+# %% ../../nbs/reading/04_rows.ipynb #65122337
 def fit(
     examples: Sequence[Example],  # with or without rejected completions
     tokenizer,                    # of the backbone
@@ -434,6 +446,7 @@ def suggest_verbalizers(
             or draw([str(i), " " + str(i)] for i in range(len(verbalizers)))
             or _any_words(verbalizers, tokenizer))
 
+# %% ../../nbs/reading/04_rows.ipynb #a48f5a4b
 def check_verbalizers(
     verbalizers: Sequence[str],  # the answers, index = label
     tokenizer,                   # of the backbone

@@ -68,6 +68,7 @@ def as_turns(
     return replace(data, **{split: list(map(turned, examples))
                             for split, examples in data.splits.items()})
 
+# %% ../../nbs/reading/07_saved.ipynb #5dc1f5d8
 def prompt_as_trained(
     known: dict,   # from `saved_task`
     prompt: str,   # as typed

@@ -35,11 +35,13 @@ USUAL_NAMES = dict(
 
 def _plain(name): return re.sub(r"[\s-]+", "_", name.strip().lower())
 
+# %% ../../nbs/reading/02_shapes.ipynb #9427cf18
 def _names(role, task) -> tuple[str, ...]:
     "The usual names of a column: the task's own, or those that everybody uses."
     own = TASKS[task].columns.get(role) if task in TASKS else None
     return own or USUAL_NAMES.get(role, (role,))
 
+# %% ../../nbs/reading/02_shapes.ipynb #9d9d0727
 def _usual(role, columns, task) -> str | None:
     "The column that has one of a role's usual names."
     names = _names(role, task)
@@ -58,6 +60,7 @@ def _column(name, columns, option, file) -> str:
     raise DataError(f"{file}: --reading.{option} names the column {name!r}, and the columns are "
                     f"{named(columns)}{f': did you mean {near[0]!r}' if near else ''}.")
 
+# %% ../../nbs/reading/02_shapes.ipynb #e5950deb
 def template_pieces(
     template: str,                  # with {column} names
     columns: Sequence[str],         # of the table
@@ -101,6 +104,7 @@ def _free(columns, task, reading) -> list[str]:
              if (given := getattr(reading, role, ""))}
     return [c for c in columns if _plain(c) not in named]
 
+# %% ../../nbs/reading/02_shapes.ipynb #f1ea94b1
 def guess_task(
     columns: Sequence[str],        # of a table
     reading: Reading = Reading(),  # columns named there count
@@ -176,6 +180,7 @@ def _answer(turns):
                           "assistant's")
     return turns[-1][1]
 
+# %% ../../nbs/reading/02_shapes.ipynb #d0336626
 def _turns_before(asked, starts, system):
     "The turns before the answer: those of the prompt, and those that the answers begin with."
     if any(start != starts[0] for start in starts):
@@ -190,12 +195,14 @@ def _turns_before(asked, starts, system):
         start = [("system", system), *start]
     return start or ValueError("is missing: nothing comes before the answer")
 
+# %% ../../nbs/reading/02_shapes.ipynb #1432e68f
 def _role_column(role: str, columns, reading: Reading) -> str | None:
     "The column that is named for a role, or usual for it."
     given = getattr(reading, role)
     return (_column(given, columns, role, "the data") if given and "{" not in given
             else _usual(role, columns, ""))
 
+# %% ../../nbs/reading/02_shapes.ipynb #846eba7b
 def _talk_columns(table: Table) -> list[str]:
     "The columns that hold conversations, judged by their first 20 rows."
     some = table.some(20)
@@ -241,6 +248,7 @@ def read_conversations(
     for name in {asked, text, system} - {None}: del columns[name]
     return replace(table, columns=columns | {given or "prompt": prompts})
 
+# %% ../../nbs/reading/02_shapes.ipynb #7f9ab35a
 def several_answers(
     table: Table,  # as read
 ) -> str:          # empty: there are none
@@ -302,6 +310,7 @@ def _cut_row(prompt, chosen, rejected) -> tuple:
                       and rejected.startswith(p)), "")
     return start or prompt, chosen[len(start):], rejected[len(start):]
 
+# %% ../../nbs/reading/02_shapes.ipynb #1ff980ad
 def cut_beginnings(
     table: Table,      # of pairs
     reading: Reading,  # may name the columns
@@ -385,6 +394,7 @@ def _texts(table: Table) -> dict[str, float]:
             found[name] = sum(map(len, values)) / len(values)
     return found
 
+# %% ../../nbs/reading/02_shapes.ipynb #a5622155
 def _groups(table: Table) -> dict[str, int]:
     "The columns of few values, and how many."
     counts = {}
@@ -505,6 +515,7 @@ def wider_template(
     prompt = shape.template.rstrip("\n")
     return f"{before}{prompt}{after}\\n"
 
+# %% ../../nbs/reading/02_shapes.ipynb #1b95bad5
 def left_out(
     table: Table,  # of training rows
     shape: Shape,  # as found
