@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORED_AT_ONCE', 'weights_digest', 'rows_digest', 'policy_key', 'stage_key', 'mark_whole', 'read_checkpoint',
-           'own_record', 'last_checkpoint', 'remove_others', 'scores_digest', 'read_scores', 'write_scores',
+           'own_record', 'last_checkpoint', 'remove_others', 'scores_digest', 'write_scores', 'read_scores',
            'stored_scores']
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #37a2d54d
@@ -141,6 +141,18 @@ def scores_digest(
     return identity([str(scores.dtype), list(scores.shape),
                      hashlib.sha256(scores.tobytes()).hexdigest(), seconds])
 
+# %% ../../nbs/engine/11_checkpoints.ipynb #2c14a09a
+def write_scores(
+    path: Path,          # where to
+    key: str,            # of policy and rows
+    scores: np.ndarray,  # of the first rows
+    seconds: float,      # that they took
+):
+    "Store scores, whole or not at all."
+    file = io.BytesIO()
+    np.savez(file, key=key, scores=scores, seconds=seconds, digest=scores_digest(scores, seconds))
+    write_bytes(path, file.getvalue())
+
 # %% ../../nbs/engine/11_checkpoints.ipynb #b76a4686
 def read_scores(
     path: Path | None,  # where they may be
@@ -155,18 +167,6 @@ def read_scores(
                 return scores, seconds
     except Exception: pass  # NumPy and zipfile raise nearly anything where a byte is wrong
     return None, 0.0
-
-# %% ../../nbs/engine/11_checkpoints.ipynb #2c14a09a
-def write_scores(
-    path: Path,          # where to
-    key: str,            # of policy and rows
-    scores: np.ndarray,  # of the first rows
-    seconds: float,      # that they took
-):
-    "Store scores, whole or not at all."
-    file = io.BytesIO()
-    np.savez(file, key=key, scores=scores, seconds=seconds, digest=scores_digest(scores, seconds))
-    write_bytes(path, file.getvalue())
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #46179dc0
 def stored_scores(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'SELDOM', 'field_comments', 'helps', 'Option', 'options_of', 'recommended_values', 'recommended_text',
-           'default_text', 'option_text', 'shows_choices', 'value_text', 'option_lines', 'argument_name',
-           'options_by_group', 'help_text', 'check_value', 'values_after', 'check_words', 'check_arguments']
+           'default_text', 'shows_choices', 'option_text', 'value_text', 'argument_name', 'option_lines',
+           'options_by_group', 'help_text', 'check_value', 'values_after', 'check_arguments', 'check_words']
 
 # %% ../../nbs/engine/16_options.ipynb #6f87a6e9
 import dataclasses
@@ -160,6 +160,11 @@ def default_text(
     if isinstance(value, bool): return f"default: {'yes' if value else 'no'}"
     return f"default: {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
+# %% ../../nbs/engine/16_options.ipynb #7ae1d398
+def shows_choices(option: Option) -> bool:
+    "Are its choices short enough to be shown beside its name?"
+    return 0 < len("|".join(map(str, option.choices))) <= 24
+
 # %% ../../nbs/engine/16_options.ipynb #995f19ce
 def option_text(
     option: Option,  # of a command
@@ -170,11 +175,6 @@ def option_text(
     known = (f"one of {', '.join(map(str, option.choices))}" if option.choices
              and not shows_choices(option) else "")
     return "; ".join(part for part in (words, known, special or default_text(option)) if part)
-
-# %% ../../nbs/engine/16_options.ipynb #7ae1d398
-def shows_choices(option: Option) -> bool:
-    "Are its choices short enough to be shown beside its name?"
-    return 0 < len("|".join(map(str, option.choices))) <= 24
 
 # %% ../../nbs/engine/16_options.ipynb #6f2f4aeb
 def value_text(
@@ -187,6 +187,11 @@ def value_text(
     one = ("|".join(map(str, option.choices)) if shows_choices(option) else {
         int: "N", float: "NUM", Path: "PATH"}.get(kind, "NAME" if option.choices else "TEXT"))
     return f"{one} ..." if option.several else one
+
+# %% ../../nbs/engine/16_options.ipynb #9cc6089e
+def argument_name(option: Option) -> str:
+    "The placeholder for an argument that is typed without a name."
+    return str(option.choices[0]) if len(option.choices) == 1 else option.name.upper()
 
 # %% ../../nbs/engine/16_options.ipynb #065f2aa2
 def option_lines(
@@ -203,11 +208,6 @@ def option_lines(
         return [f"{head:<{column}}{lines[0]}".rstrip(),
                 *(" " * column + line for line in lines[1:])]
     return [head, *(" " * column + line for line in lines)]
-
-# %% ../../nbs/engine/16_options.ipynb #9cc6089e
-def argument_name(option: Option) -> str:
-    "The placeholder for an argument that is typed without a name."
-    return str(option.choices[0]) if len(option.choices) == 1 else option.name.upper()
 
 # %% ../../nbs/engine/16_options.ipynb #5ea48c8c
 GROUPS = {  # what the short help shows, in this order
@@ -293,6 +293,28 @@ def values_after(
     end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
     return words[at + 1:end] if option.several else words[at + 1:min(end, at + 2)]
 
+# %% ../../nbs/engine/16_options.ipynb #b921f8a9
+def check_arguments(
+    command: str,           # its name
+    words: list[str],       # typed without a name
+    options: list[Option],  # of the command
+):
+    "Raise unless the arguments are complete and there are no more."
+    wanted = [option for option in options if option.positional]
+    needed = [argument_name(option) for option in wanted if option.default is MISSING]
+    usage = f"sftdpo {command} {' '.join(map(argument_name, wanted))}".rstrip()
+    if len(words) < len(needed):
+        raise SettingsError(f"{' and '.join(needed[len(words):])} "
+                            f"{'is' if len(needed) - len(words) == 1 else 'are'} missing: {usage}")
+    if len(words) > len(wanted):
+        raise SettingsError(f"{words[len(wanted)]!r} has no place here: {usage} [OPTIONS]; an "
+                            "option's value follows its name.")
+    for option, word in zip(wanted, words):
+        if len(option.choices) == 1 and word not in option.choices:
+            raise SettingsError(f"{word!r} has no place here{nearest(word, option.choices) or ':'} "
+                                f"{usage}")
+        check_value(option, argument_name(option), word)
+
 # %% ../../nbs/engine/16_options.ipynb #0234215e
 def check_words(
     command: str,           # its name
@@ -329,25 +351,3 @@ def check_words(
                                 "an odd number of words.")
         at += 1 + len(values) * ("=" not in word)
     check_arguments(command, free, options)
-
-# %% ../../nbs/engine/16_options.ipynb #b921f8a9
-def check_arguments(
-    command: str,           # its name
-    words: list[str],       # typed without a name
-    options: list[Option],  # of the command
-):
-    "Raise unless the arguments are complete and there are no more."
-    wanted = [option for option in options if option.positional]
-    needed = [argument_name(option) for option in wanted if option.default is MISSING]
-    usage = f"sftdpo {command} {' '.join(map(argument_name, wanted))}".rstrip()
-    if len(words) < len(needed):
-        raise SettingsError(f"{' and '.join(needed[len(words):])} "
-                            f"{'is' if len(needed) - len(words) == 1 else 'are'} missing: {usage}")
-    if len(words) > len(wanted):
-        raise SettingsError(f"{words[len(wanted)]!r} has no place here: {usage} [OPTIONS]; an "
-                            "option's value follows its name.")
-    for option, word in zip(wanted, words):
-        if len(option.choices) == 1 and word not in option.choices:
-            raise SettingsError(f"{word!r} has no place here{nearest(word, option.choices) or ':'} "
-                                f"{usage}")
-        check_value(option, argument_name(option), word)

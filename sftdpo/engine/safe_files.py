@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FULL_DISK_WORDS', 'FULL_DISK', 'MACHINE', 'WORD', 'WRITER', 'PART', 'DAY', 'NOT_WHOLE', 'NO_LOCKS', 'means_full_disk',
            'full_disk_named', 'links_in', 'refuse_links', 'inside', 'part_prefix', 'to_disk', 'all_to_disk',
-           'keep_rights', 'write_bytes', 'write_text', 'write_json', 'read_json', 'remove', 'written_whole',
+           'keep_rights', 'write_bytes', 'write_text', 'read_json', 'write_json', 'remove', 'written_whole',
            'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of', 'signature', 'signed',
            'take_lock', 'say_waiting', 'held', 'holder']
 
@@ -159,6 +159,13 @@ def write_text(
     "Write a text file, whole or not at all."
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
+# %% ../../nbs/engine/02_safe_files.ipynb #3dc27561
+def read_json(
+    path: Path,  # written by `write_json`
+):
+    "What a JSON file holds."
+    return json.loads(path.read_text(encoding="utf-8"))
+
 # %% ../../nbs/engine/02_safe_files.ipynb #b9599d6a
 def write_json(
     path: str | Path,  # where to
@@ -170,13 +177,6 @@ def write_json(
         if isinstance(value, (list, tuple)): return [plain(inner) for inner in value]
         return None if isinstance(value, float) and value - value != 0 else value
     write_text(path, json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n")
-
-# %% ../../nbs/engine/02_safe_files.ipynb #3dc27561
-def read_json(
-    path: Path,  # written by `write_json`
-):
-    "What a JSON file holds."
-    return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/engine/02_safe_files.ipynb #33f1d9be
 def remove(

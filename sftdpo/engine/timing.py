@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'BESIDE_ACTIVATIONS', 'LIBRARIES', 'read_times', 'work_of_node', 'Rates', 'seconds_of_rest', 'Timing',
            'time_step', 'time_judging', 'calibrate', 'known_times', 'measure', 'memory_bytes', 'long_row',
-           'activation_bytes', 'free_memory', 'largest_steps', 'distribution_bytes', 'peak_disk', 'free_disk',
-           'existing_parent', 'judging_of_trial', 'trial_cost', 'trials_in_words', 'time_in_words', 'seconds_left',
+           'activation_bytes', 'free_memory', 'largest_steps', 'distribution_bytes', 'peak_disk', 'existing_parent',
+           'free_disk', 'judging_of_trial', 'trial_cost', 'trials_in_words', 'time_in_words', 'seconds_left',
            'left_in_words', 'number_and_noun', 'steps_in_words', 'memory_in_words', 'nodes_in_words', 'plan_in_a_line',
            'plan_in_lines', 'Plan', 'plan']
 
@@ -323,13 +323,6 @@ def peak_disk(
             else: break
     return max(peak, kept)
 
-# %% ../../nbs/engine/07_timing.ipynb #1929789b
-def free_disk(
-    folder: str | Path,  # may not exist yet
-) -> int:
-    "Bytes that are free where a folder is or will be."
-    return shutil.disk_usage(existing_parent(folder)).free
-
 # %% ../../nbs/engine/07_timing.ipynb #f7348a94
 def existing_parent(
     folder: str | Path,  # may not exist yet
@@ -338,6 +331,13 @@ def existing_parent(
     folder = Path(folder).absolute()
     while not folder.exists(): folder = folder.parent
     return folder
+
+# %% ../../nbs/engine/07_timing.ipynb #1929789b
+def free_disk(
+    folder: str | Path,  # may not exist yet
+) -> int:
+    "Bytes that are free where a folder is or will be."
+    return shutil.disk_usage(existing_parent(folder)).free
 
 # %% ../../nbs/engine/07_timing.ipynb #c9b0f4d0
 def judging_of_trial(
