@@ -37,38 +37,10 @@ from .engine.safe_files import refuse_links, write_text
 from .engine.store import with_searched_rates
 from .engine.timing import Plan, existing_parent, known_times, seconds_left, time_in_words, trials_in_words
 from .engine.tree import stage_tree
+from .page import live, views
 from .page.ask import Ask, kept_models
 from .page.forms import FULL, NAME, PRESETS, WRONG, Form, beside, field_of, field_paths, in_page_words
-from sftdpo.page.live import (
-    AtWork,
-    begin_command,
-    begin_study,
-    command_words,
-    estimate,
-    format_last,
-    how_it_ended,
-    live_history,
-    progress_of,
-    recommend_words,
-    recommendation_in,
-    refuse_busy,
-    settings_file,
-    working,
-)
 from .page.own_file import Doors, OwnFile
-from sftdpo.page.views import (
-    Predictions,
-    answers_of,
-    cells_html,
-    commands_html,
-    figures_html,
-    notes_of,
-    picture_html,
-    read_parts,
-    relative_files,
-    texts_html,
-    verdicts_html,
-)
 from .plots import learning_curves
 from .reading.examples import DataError
 from .report import data, failures_of, figure
@@ -150,7 +122,7 @@ def begun_settings(
     folder: Path,  # of a study
 ) -> Path:
     "Where its settings stand: in the folder, or beside it while its process is loading the libraries."
-    return folder if StudyFolder(folder).begun else settings_file(folder)
+    return folder if StudyFolder(folder).begun else live.settings_file(folder)
 
 # %% ../nbs/24_playground.ipynb #ca683dd0
 def folder_of(
@@ -321,12 +293,12 @@ def read_on_page(
     folder: Path,  # of a study
 ) -> dict:
     "What is finished in a folder."
-    parts = read_parts(folder)
-    return dict(folder=folder, cells=cells_html(parts, notes_of(folder, parts)),
-                figures=figures_html(parts), texts=texts_html(parts),
-                verdicts=verdicts_html(judge_claims(folder)) if parts else nothing_yet(),
+    parts = views.read_parts(folder)
+    return dict(folder=folder, cells=views.cells_html(parts, views.notes_of(folder, parts)),
+                figures=views.figures_html(parts), texts=views.texts_html(parts),
+                verdicts=views.verdicts_html(judge_claims(folder)) if parts else nothing_yet(),
                 models=kept_models(folder),
-                answers={part["task"]: answers_of(folder, part["task"]) for part in parts})
+                answers={part["task"]: views.answers_of(folder, part["task"]) for part in parts})
 
 # %% ../nbs/24_playground.ipynb #ee1c713b
 def nothing_yet() -> Markup: return Markup("<p><i>No run is finished yet.</i></p>")
@@ -363,7 +335,7 @@ class Results:
             self.views[name].value = found[name.lower()] or nothing_yet()
         def box(task, answers):
             return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(data(task))),
-                                 Predictions(answers).widget])
+                                 views.Predictions(answers).widget])
         boxes = [box(task, answers) for task, answers in found["answers"].items() if len(answers)]
         self.predictions.children = boxes or [widgets.HTML(nothing_yet())]
         self.ask.show(found["models"])
@@ -379,7 +351,7 @@ class Results:
         self.ask.show(kept_models(folder))
 
 # %% ../nbs/24_playground.ipynb #92c073cd
-class Recommending(AtWork):
+class Recommending(live.AtWork):
     "The process that recommends how to train on a file."
 
 # %% ../nbs/24_playground.ipynb #310d6be1
@@ -397,9 +369,9 @@ def is_recommendation(
 # %% ../nbs/24_playground.ipynb #90f33884
 def found_at_work(
     folder: Path,  # of any work
-) -> AtWork:
+) -> live.AtWork:
     "The process that works on a folder, of the right kind."
-    return (Recommending if is_recommendation(folder) else AtWork)(folder)
+    return (Recommending if is_recommendation(folder) else live.AtWork)(folder)
 
 # %% ../nbs/24_playground.ipynb #2ead0c63
 def measure_apart(
@@ -407,14 +379,14 @@ def measure_apart(
     folder: Path,  # of the study; the times are kept beside it
 ):
     "Time a few steps in another process; a `ValueError` says why it could not."
-    path = save_settings(study, settings_file(folder))
+    path = save_settings(study, live.settings_file(folder))
     done = subprocess.run([sys.executable, "-c", "import sys; from sftdpo.engine.timing "
                            "import measure; measure(*sys.argv[1:])", str(path), str(path.parent)],
                           capture_output=True, text=True)
     last = done.stderr.strip().split("\n")[-1]
     if done.returncode:
         raise ValueError(re.sub(r"^[\w.]+: ", "", last) if done.returncode > 0
-                         else how_it_ended(done.returncode, False, pd.DataFrame())[0])
+                         else live.how_it_ended(done.returncode, False, pd.DataFrame())[0])
 
 # %% ../nbs/24_playground.ipynb #e60f136c
 BUILT_IN = {"question pairs": "paraphrase", "sonnets": "sonnet"}  # data in the package: its task
@@ -557,8 +529,8 @@ class PageChanges:
 
     def foresee(self):
         "Show the command, and begin an estimate; while a process works, its progress says what is left."
-        self.results.views["Command"].value = commands_html(
-            self.form.settings, self.home, command_words(self.home, self.execution))
+        self.results.views["Command"].value = views.commands_html(
+            self.form.settings, self.home, live.command_words(self.home, self.execution))
         if self.process is None: return self.later(self.looking(), self.note, self.refuse, wait=0.6)
         self.noted.value = message("" if self.form.settings == self.begun_with
                                    else "What you change now counts from the next run.")
@@ -629,13 +601,14 @@ class PageTraining:
     def run(self):
         "Begin, or go on; what failed is tried again."
         try:
-            process = AtWork(self.home, begin_study(self.form.settings, self.home,
-                                                    self.execution.replace(retry_failed=True)))
+            process = live.AtWork(self.home,
+                                  live.begin_study(self.form.settings, self.home,
+                                                   self.execution.replace(retry_failed=True)))
         except (ValueError, OSError) as error: return self.refuse(error)
         self.say("Begun. It takes some seconds until the libraries are loaded.")
         self.watch(process)
 
-    def watch(self, process: AtWork | None):
+    def watch(self, process: live.AtWork | None):
         "Follow a process, or read a folder at which none works; what another folder has shown goes."
         self.process, self.planned, self.done, self.noted.value = process, None, False, ""
         self.begun_with, self.finished = self.form.settings, None
@@ -671,7 +644,7 @@ class PageOpening:
         "Show an existing folder: its settings, its results, and the process that is at it, if there is one."
         before = self.process
         here, at_work = (before is not None and before.folder == self.home,
-                         working(self.home) is not None)
+                         live.working(self.home) is not None)
         if not (here or at_work or StudyFolder(self.home).begun): return self.open_nothing()
         try:
             refuse_links(self.home)
@@ -700,10 +673,10 @@ class PageOpening:
         folder = (self.home or Path("runs/new").absolute()).parent / f"recommend-{Path(path).stem}"
         backbone = self.form.settings.backbone if self.form.settings else "bard"
         try:
-            refuse_busy(folder)
+            live.refuse_busy(folder)
             if not is_recommendation(folder): check_study_folder(folder, Study(RECOMMENDATION))
-            process = Recommending(folder, begin_command(
-                folder, recommend_words(task, path, reading, backbone, minutes, folder)[1:]))
+            process = Recommending(folder, live.begin_command(
+                folder, live.recommend_words(task, path, reading, backbone, minutes, folder)[1:]))
         except (ValueError, OSError) as error: return self.say(error_sentence(error), wrong=True)
         self.say(f"Trying ways to train on {path}, for {minutes:g} minutes at most.")
         self.watch(process)
@@ -713,7 +686,8 @@ class PageEstimates:
     "What the settings would take, or why they cannot be used."
     # of the settings as they are now
     def looking(self) -> partial:
-        return partial(estimate, self.form.settings, self.home, self.execution.workers, self.inputs)
+        return partial(live.estimate, self.form.settings, self.home, self.execution.workers,
+                       self.inputs)
 
     def look(self) -> Plan:
         "What the study takes; raises what `compare` would."
@@ -731,7 +705,8 @@ class PageEstimates:
         "Show why the study cannot be run, beside the field if it is of one."
         path = (field_of(str(error), self.form.entries) if isinstance(error, SettingsError)
                 else "data" if isinstance(error, DataError) else "")
-        lost = ([name for name in relative_files(self.form.settings) if not os.path.exists(name)]
+        lost = ([name
+                 for name in views.relative_files(self.form.settings) if not os.path.exists(name)]
                 if path == "data" else [])
         words = (error_sentence(error) + (f" {lost[0]} was looked for in {Path.cwd()}." if lost
                                           else ""))
@@ -749,14 +724,14 @@ class PageCourse:
         "How far the work is: that of the process, as long as there is one, whatever the fields say."
         folder = self.followed
         if isinstance(self.process, Recommending) or is_recommendation(folder):
-            return dict(folder=folder, said=format_last(folder, 40),
-                        recommendation=recommendation_in(folder))
+            return dict(folder=folder, said=live.format_last(folder, 40),
+                        recommendation=live.recommendation_in(folder))
         study = with_searched_rates(load_settings(begun_settings(folder)) if self.process
                                     or self.form.settings is None else self.form.settings, folder)
         if study != self.planned: self.planned, self.nodes = study, stage_tree(study, self.inputs)
-        lines = [(task, live_history(folder, self.nodes, task)) for task in study.tasks]
-        return dict(folder=folder, table=progress_of(folder, self.nodes),
-                    left=self.left_of(folder, study), log=format_last(folder),
+        lines = [(task, live.live_history(folder, self.nodes, task)) for task in study.tasks]
+        return dict(folder=folder, table=live.progress_of(folder, self.nodes),
+                    left=self.left_of(folder, study), log=live.format_last(folder),
                     curves=self.course.draw(lines))
 
     def left_of(self, folder: Path, study: Study) -> str:
@@ -778,7 +753,7 @@ class PageCourse:
         self.course.show(found["table"], found["left"] if self.process and not self.done else "")
         self.course.say(found["log"])
         if found["curves"]:
-            self.course.curves.value = Markup("").join(picture_html(image)
+            self.course.curves.value = Markup("").join(views.picture_html(image)
                                                        for image in found["curves"])
 
     def read(self, folder: Path) -> dict: return read_on_page(folder)
@@ -807,10 +782,10 @@ class PageFollowing:
         "Say how the process ended."
         if self.process is None: return
         process, self.process = self.process, None
-        done = (bool(recommendation_in(process.folder)) if isinstance(process, Recommending)
+        done = (bool(live.recommendation_in(process.folder)) if isinstance(process, Recommending)
                 else self.done)
-        said, wrong = how_it_ended(process.poll(), done, failures_of(process.folder),
-                                   format_last(process.folder, 3))
+        said, wrong = live.how_it_ended(process.poll(), done, failures_of(process.folder),
+                                        live.format_last(process.folder, 3))
         if self.done and not wrong: self.finished = process.folder, self.begun_with
         self.course.rest()
         self.say(said, wrong)
@@ -882,7 +857,7 @@ class Playground(PageForm, PageRun, PageChanges, PageLooks, PageTraining, PageOp
         self.widget = widgets.VBox([widgets.HTML(PAGE_STYLE), columns])
         self.widget.add_class("sftdpo-playground")
         self.form.set(study or PRESETS["quick look"][1])
-        if self.home and (StudyFolder(self.home).begun or working(self.home) is not None):
+        if self.home and (StudyFolder(self.home).begun or live.working(self.home) is not None):
             self.open()
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop().create_task(self.say_again())

@@ -28,44 +28,12 @@ import yaml
 from markupsafe import Markup
 
 import sftdpo
+from . import plots
 from .claims import Verdict, describe_estimate, judge_claims, read_margins, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
+from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
-from sftdpo.engine.store import (
-    further_sets,
-    gather,
-    planned_runs,
-    read_environment,
-    read_examples,
-    read_history,
-    read_pairs,
-    read_results,
-    read_settings,
-    read_texts,
-    read_whole_table,
-    task_of,
-    variants_of,
-)
-from sftdpo.plots import (
-    Picture,
-    against_forgetting,
-    against_parameters,
-    against_time,
-    calibration,
-    cell_comparison,
-    displaced_pairs,
-    displacement,
-    dpo_course,
-    learning_curves,
-    number,
-    one_rate_for_all,
-    rate_curves,
-    reliability,
-    side_by_side,
-    stages_of,
-    visible,
-)
 from sftdpo.tables import (
     CAVEATS,
     baselines_of,
@@ -90,8 +58,9 @@ def cut(
 ) -> str:
     "The text with control characters visible, and a note where it was too long."
     text = str(text)
-    if len(text) <= longest: return visible(text)
-    return (f"{visible(text[:longest])} … [cut here; {len(text):,} characters in all, whole in the "
+    if len(text) <= longest: return plots.visible(text)
+    return (f"{plots.visible(text[:longest])} "
+            f"… [cut here; {len(text):,} characters in all, whole in the "
             "tables beside this report]")
 
 # %% ../nbs/22_report.ipynb #875b8ccc
@@ -140,11 +109,11 @@ def up_to_date(
 ) -> pd.DataFrame:  # empty where no run is finished
     "Results of every finished run; the table is made anew if it is damaged, or runs have been finished since."
     folder, there = StudyFolder(folder), None
-    with contextlib.suppress(FileNotFoundError, Damaged): there = read_results(folder)
+    with contextlib.suppress(FileNotFoundError, Damaged): there = store.read_results(folder)
     known = [] if there is None else list(there["run"].unique())
-    asked, finished = planned_runs(folder), set(folder.finished_runs())
+    asked, finished = store.planned_runs(folder), set(folder.finished_runs())
     wanted = finished & set(finished if asked is None else asked["run"])
-    if wanted and not has_all(folder, there, wanted): return gather(folder, known)
+    if wanted and not has_all(folder, there, wanted): return store.gather(folder, known)
     return (pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed",
                                   "fold", "metric", "value"]) if there is None else there)
 
@@ -193,7 +162,7 @@ def environment_table(
     counts = Counter()
     for run in runs:
         if StudyFolder(folder).run(run).environment.exists():
-            counts.update(joined_names(read_environment(folder, run)).items())
+            counts.update(joined_names(store.read_environment(folder, run)).items())
     names = {name: place
              for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
     lines = sorted(((name, value, count) for (name, value), count in counts.items()),
@@ -229,7 +198,7 @@ def settings_table(
     for one in results[results["recipe"] != "base"].drop_duplicates("cell").sort_values(
         "cell").itertuples():
         if not StudyFolder(folder).run(one.run).settings.exists(): continue
-        settings = read_settings(folder, one.run)
+        settings = store.read_settings(folder, one.run)
         recipe = RECIPES.get(one.recipe, RECIPES["base"])
         def setting(name):
             kind, _, rest = name.partition(".")
@@ -247,7 +216,7 @@ def cells_of(
     examples: pd.DataFrame,  # of the same
 ) -> pd.DataFrame:           # one line per cell
     "Each cell with its mean and interval, its change against the base model, and its costs."
-    primary = task_of(results).primary
+    primary = store.task_of(results).primary
     metric, column = primary.name, primary.column
     wide = results.pivot_table(index="cell", columns="metric", values="value", observed=True)
     table = (cell_intervals(examples, column).set_index("cell") if column in examples
@@ -303,7 +272,7 @@ def cell_lines(
                  cell.change_low, cell.change_high, metric, signed=True, between=" to "),
              "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format),
              "training": known(cell.seconds, format_time),
-             "parameters": known(cell.parameters, number),
+             "parameters": known(cell.parameters, plots.number),
              "memory": known(cell.memory, "{:.1f} GB".format)} for cell in table.itertuples()]
 
 # %% ../nbs/22_report.ipynb #47843908
@@ -339,7 +308,7 @@ def about(
 
 # %% ../nbs/22_report.ipynb #21ff8f77
 def figure(
-    picture: Picture,  # drawn, with its words
+    picture: plots.Picture,  # drawn, with its words
     title: str,    # what it shows, in a few words
     caption: str,  # how to read it
 ) -> dict:
@@ -359,7 +328,7 @@ def trials_of_task(
     "The trials of a task's cells."
     path = StudyFolder(folder).search
     if not path.exists(): return pd.DataFrame()
-    trials = read_whole_table(path, ["task", "chosen"])
+    trials = store.read_whole_table(path, ["task", "chosen"])
     return trials[trials["task"] == task]
 
 # %% ../nbs/22_report.ipynb #7365672c
@@ -369,11 +338,11 @@ def further_results(
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:  # name: results, examples
     "The results of a task's runs on each further set."
     found = {}
-    for name in further_sets(folder):
-        results = read_results(folder, judged=name)
+    for name in store.further_sets(folder):
+        results = store.read_results(folder, judged=name)
         results = results[results["task"] == task]
         if len(results):
-            found[name] = results, read_examples(folder, list(results["run"].unique()), name)
+            found[name] = results, store.read_examples(folder, list(results["run"].unique()), name)
     return found
 
 # %% ../nbs/22_report.ipynb #9fab07ea
@@ -385,19 +354,21 @@ def more_figures(
     "Figures that not every study has."
     task, found = results["task"].iloc[0], []
     if (results["metric"] == "forgetting").any():
-        found.append(figure(against_forgetting(results, variants), "What it forgot", "Forgetting: "
+        found.append(figure(plots.against_forgetting(results, variants),
+                            "What it forgot", "Forgetting: "
                             "loss on text that no task trains on, after training minus before; "
                             "to the right, more is forgotten. One mark a run."))
-    pairs = read_pairs(folder, list(results["run"].unique()))
-    if len(pairs): found.append(figure(displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
+    pairs = store.read_pairs(folder, list(results["run"].unique()))
+    if len(pairs): found.append(figure(plots.displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
                                        "mean of the seeds. The pairs themselves are in the tables beside this report."))
     if len(trials := trials_of_task(folder, task)):
-        found.append(figure(rate_curves(trials), "The trials of the search",
+        found.append(figure(plots.rate_curves(trials), "The trials of the search",
                             "Each mark is a trial, judged on validation rows; band: lowest to "
                             "highest search seed; filled: chosen."))
     for name, (rows, examples) in further_results(folder, task).items():
         cells = cells_of(with_cells(rows, variants), with_cells(examples, variants))
-        found.append(figure(cell_comparison(cells, task_of(rows).primary), f"Also judged on {name}",
+        found.append(figure(plots.cell_comparison(cells, store.task_of(rows).primary),
+                            f"Also judged on {name}",
                             "A further set, on which nobody trained or chose. Exploratory."))
     return found
 
@@ -412,8 +383,9 @@ def more_tables(
     further = [metrics_of(with_cells(rows, variants)).assign(judged=name)
                for name, (rows, _) in further_results(folder, task).items()]
     return dict(
-        pairs=displaced_pairs(read_pairs(folder, list(results["run"].unique())), variants),
-        one_rate_for_all=one_rate_for_all(trials) if len(trials) else pd.DataFrame(),
+        pairs=plots.displaced_pairs(store.read_pairs(folder, list(results["run"].unique())),
+                                    variants),
+        one_rate_for_all=plots.one_rate_for_all(trials) if len(trials) else pd.DataFrame(),
         further=pd.concat(further, ignore_index=True) if further else pd.DataFrame())
 
 # %% ../nbs/22_report.ipynb #2865798c
@@ -425,33 +397,34 @@ def task_part(
 ) -> dict:                   # what the page shows, and tables
     "Tables, figures and texts of one task."
     task = results["task"].iloc[0]
-    record = task_of(results)
+    record = store.task_of(results)
     metric = record.primary
     results, examples = with_cells(results, variants), with_cells(examples, variants)
     cells, beside, costs, drawn = (cells_of(results, examples), baselines_of(results),
                                    costs_of(results, variants), curve_runs(results))
     have = [run for run in drawn if StudyFolder(folder).run(run).history.exists()]
-    history = stages_of(read_history(folder, have), variants) if have else pd.DataFrame()
+    history = (plots.stages_of(store.read_history(folder, have), variants) if have
+               else pd.DataFrame())
     some = ("" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique()
             else f" Drawn from the {len(drawn)} runs with the lowest seeds.")
     figures = [
-        figure(cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval "
+        figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval "
                "over seeds and examples. Vertical lines: what is reached without training."),
-        figure(against_time(costs, metric), "What it took",
+        figure(plots.against_time(costs, metric), "What it took",
                "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
                "shared stages count in every run. Small marks are runs, large ones cells."),
-        figure(against_parameters(costs, metric), "What was trained", "Trained parameters. "
+        figure(plots.against_parameters(costs, metric), "What was trained", "Trained parameters. "
                "Recipes with the same number are drawn a little beside one another."),
-        figure(learning_curves(history), "Learning curves",
+        figure(plots.learning_curves(history), "Learning curves",
                "Lines: training loss, smoothed, mean of the seeds; bands: lowest to highest seed; "
                f"marks: held-out rows. SFT: nats per token. DPO: begins at ln 2 ≈ 0.693.{some}")]
     if "kind" in history and (history["kind"] == "dpo").any():
         figures.append(figure(
-            dpo_course(history), "Margins and log-probabilities over DPO",
+            plots.dpo_course(history), "Margins and log-probabilities over DPO",
             "Below: how the log-probabilities of the chosen and of the rejected completion changed "
             f"since the stage began. Where the chosen one falls, likelihood is displaced.{some}"))
-    if not (bins := reliability(examples)).empty:
-        figures.append(figure(calibration(bins),
+    if not (bins := plots.reliability(examples)).empty:
+        figures.append(figure(plots.calibration(bins),
                               "Calibration", "On the diagonal, answers are right "
                               "as often as their probability says. Larger marks: more answers. "
                               "All seeds together."))
@@ -460,7 +433,7 @@ def task_part(
         ["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
     held = ([run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()]
             if record.answers == "text" else [])
-    texts = side_by_side(read_texts(folder, held), variants) if held else pd.DataFrame()
+    texts = plots.side_by_side(store.read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
     return dict(task=task,
                 about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
@@ -612,7 +585,7 @@ def searched_rates(
     "What the trials of learning rates chose; empty where there were none."
     path = StudyFolder(folder).search
     if not path.exists(): return pd.DataFrame()
-    trials = read_whole_table(path, ["chosen"])
+    trials = store.read_whole_table(path, ["chosen"])
     return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/22_report.ipynb #65f6ac88
@@ -629,8 +602,8 @@ def write_report(
     results = up_to_date(folder)
     runs, failures, rates = (list(results["run"].unique()), failures_of(folder),
                              searched_rates(folder))
-    examples = read_examples(folder) if runs else pd.DataFrame()
-    variants = variants_of(folder)
+    examples = store.read_examples(folder) if runs else pd.DataFrame()
+    variants = store.variants_of(folder)
     parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
                        variants) for task in results["task"].unique()]
     verdicts = judge_claims(folder) if runs else []
@@ -639,7 +612,7 @@ def write_report(
     def together(which):
         return (pd.concat([part[which].assign(task=part["task"]) for part in parts],
                           ignore_index=True) if parts else pd.DataFrame())
-    again = shlex.quote(visible(folder.absolute().name))
+    again = shlex.quote(plots.visible(folder.absolute().name))
     text = page(
         name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}",
         margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for,

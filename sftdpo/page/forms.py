@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RENAMED', 'PRESETS', 'WRONG', 'SOFT', 'NAME', 'FULL', 'CARDS', 'OPEN', 'FOLDS', 'LAST', 'OPTION', 'field_paths',
            'bare', 'choices_of', 'parse_list', 'parse_mapping', 'parse_text', 'show_value', 'field_of', 'example_of',
-           'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'boxes_control', 'hint_of',
+           'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'hint_of', 'boxes_control',
            'placeholder_of', 'control_of', 'Entry', 'section_of', 'Form', 'where_of', 'in_page_words']
 
 # %% ../../nbs/page/01_forms.ipynb #ea927353
@@ -274,6 +274,13 @@ def card(
     box.observe(dress, "value")
     return whole
 
+# %% ../../nbs/page/01_forms.ipynb #9920401d
+def hint_of(
+    choice: str,  # a recipe, or anything else
+) -> str:
+    "What a recipe is."
+    return RECIPES[choice].description if choice in RECIPES else ""
+
 # %% ../../nbs/page/01_forms.ipynb #a73ae87a
 def boxes_control(
     label: str,              # of the field
@@ -291,13 +298,6 @@ def boxes_control(
     title = widgets.HTML(Markup('<div class="sftdpo-name">{}</div>').format(label))
     return ((widgets.VBox([title, cards, plain]) if cards.children
              else widgets.HBox([title, plain])), boxes)
-
-# %% ../../nbs/page/01_forms.ipynb #9920401d
-def hint_of(
-    choice: str,  # a recipe, or anything else
-) -> str:
-    "What a recipe is."
-    return RECIPES[choice].description if choice in RECIPES else ""
 
 # %% ../../nbs/page/01_forms.ipynb #e2f4a412
 def placeholder_of(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMAND', 'estimate', 'progress_of', 'live_history', 'settings_file', 'log_file', 'page_lock', 'execution_words',
-           'command_words', 'begin_command', 'refuse_busy', 'begin_study', 'working', 'stop_study', 'format_last',
+           'command_words', 'working', 'begin_command', 'refuse_busy', 'begin_study', 'stop_study', 'format_last',
            'AtWork', 'how_it_ended', 'recommend_words', 'recommendation_in']
 
 # %% ../../nbs/page/02_live.ipynb #d78cb6b1
@@ -93,13 +93,19 @@ with held(Path(sys.argv[1]), wait=2, say=lambda text: None) as mine:  # a page t
 
 
 # of the page's own: a file of the user's has another name
-def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.yaml")
+def settings_file(folder: Path) -> Path:
+    "Where the page keeps the settings of the study that it began, beside its folder."
+    return folder.with_name(f"{folder.name}.page.yaml")
 
 # %% ../../nbs/page/02_live.ipynb #53f17e71
-def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.log")
+def log_file(folder: Path) -> Path:
+    "Where the process that the page began writes what it says."
+    return folder.with_name(f"{folder.name}.page.log")
 
 # %% ../../nbs/page/02_live.ipynb #084feb44
-def page_lock(folder: Path) -> Path: return StudyFolder(folder).lock("page")
+def page_lock(folder: Path) -> Path:
+    "The lock that one process at a time holds while it works for a page."
+    return StudyFolder(folder).lock("page")
 
 # %% ../../nbs/page/02_live.ipynb #5436a5fe
 def execution_words(
@@ -122,6 +128,18 @@ def command_words(
     "The command that trains the study, its settings in the file beside the folder."
     return ["sftdpo", "compare", "--settings", str(settings_file(folder)), "--out", str(folder),
             *execution_words(execution)]
+
+# %% ../../nbs/page/02_live.ipynb #443ada9d
+def working(
+    folder: Path,  # of a study
+) -> int | None:   # 0: a process on another machine, or one that does not say its number
+    "The number of the process that works on the folder; None if there is none."
+    try: signed = holder(page_lock(folder))
+    # somebody else's folder, or a link in it, which is refused when the folder is opened
+    except OSError: return None
+    if signed is None: return None
+    match = re.match(r"process (\d+) on (\S+),", signed)
+    return int(match[1]) if match and match[2] == socket.gethostname() else 0
 
 # %% ../../nbs/page/02_live.ipynb #ec7fde3c
 def begin_command(
@@ -157,18 +175,6 @@ def begin_study(
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings_file(folder), to_yaml(study))
     return begin_command(folder, command_words(folder, execution)[1:])
-
-# %% ../../nbs/page/02_live.ipynb #443ada9d
-def working(
-    folder: Path,  # of a study
-) -> int | None:   # 0: a process on another machine, or one that does not say its number
-    "The number of the process that works on the folder; None if there is none."
-    try: signed = holder(page_lock(folder))
-    # somebody else's folder, or a link in it, which is refused when the folder is opened
-    except OSError: return None
-    if signed is None: return None
-    match = re.match(r"process (\d+) on (\S+),", signed)
-    return int(match[1]) if match and match[2] == socket.gethostname() else 0
 
 # %% ../../nbs/page/02_live.ipynb #bea1fd4f
 def stop_study(

@@ -91,8 +91,10 @@ def reading_of_command(
 
 # %% ../../nbs/page/04_own_file.ipynb #ecc691ca
 CHANGES = {  # field of `Reading`: what a new value means
-    "unusable": {"drop": "leave out the rows that cannot be used"}, "too_long": {"drop": "leave out the rows that are too long", "truncate": "cut long prompts"},
-    "conversations": {"write": "write conversations out as text"}, "beginning": {"cut": "take the common beginning as the prompt"}}
+    "unusable": {"drop": "leave out the rows that cannot be used"},
+    "too_long": {"drop": "leave out the rows that are too long", "truncate": "cut long prompts"},
+    "conversations": {"write": "write conversations out as text"},
+    "beginning": {"cut": "take the common beginning as the prompt"}}
 
 
 def plain_column(

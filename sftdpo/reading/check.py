@@ -6,9 +6,10 @@
 __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines',
            'reading_options', 'command_of', 'recommend_command', 'DataReport', 'size_sections', 'doubt_sections',
            'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes',
-           'training_line', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded',
-           'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report',
-           'check_file', 'write_check']
+           'training_line', 'label_words', 'label_notes', 'row_notes', 'glued_notes', 'too_long_in', 'text_lengths',
+           'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested',
+           'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'failed_report',
+           'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -425,6 +426,112 @@ def training_line(
             f"by default a stage makes {counted(epochs, 'epoch')}, "
             f"{counted(steps_of(rows, batch_size, epochs), 'step')}")
 
+# %% ../../nbs/reading/05_check.ipynb #49e2e322
+def label_words(
+    data: TaskData,    # as loaded
+) -> dict[str, str]:   # answer: its label, and the answer where the two differ
+    "The answers as a report names them."
+    labels = data.intake.labels or data.verbalizers
+    return {answer: label if label == answer else f"{label} → {answer!r}"
+            for answer, label in zip(data.verbalizers, labels)}
+
+# %% ../../nbs/reading/05_check.ipynb #71fd6dce
+def label_notes(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "What is said of labels: those that a split does not have, one that has most rows, rare ones."
+    words, notes = label_words(data), []
+    for split, some in data.describe()["balance"].items():
+        if never := [words[answer] for answer, n in some.items() if not n]:
+            notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
+    if not data.verbalizers or any(e.label is None for e in (*data.train, *data.test)): return notes
+    if data.record.primary.name == "macro_f1":
+        notes.append(f"one label has {data.majority_share:.0%} of the training rows: macro F1 is "
+                     "the primary metric, not accuracy")
+    if rare := rare_labels(data.test, data.verbalizers):
+        named_ones = [f"{words[answer]} {n}" for answer, n in rare.items()]
+        notes.append("too few judged rows to say much of a label: "
+                     f"{', '.join(_some(named_ones, 20, 'labels'))}")
+    return notes
+
+# %% ../../nbs/reading/05_check.ipynb #8b35f136
+def row_notes(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "What is said of the rows of a task: prompts that train and judge, and labels."
+    asked = {prompt_key(e) for e in data.train if e.label is None}
+    again = sum(prompt_key(e) in asked for e in data.test) if asked else 0
+    return ([f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
+             "train too, perhaps with other completions"] if again else []) + label_notes(data)
+
+# %% ../../nbs/reading/05_check.ipynb #a0316308
+def glued_notes(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "A note on completions that follow their prompts without white space."
+    task, everything = TASKS[data.task], [e for some in data.splits.values() for e in some]
+    if task.answers == "labels" or not task.columns: return []
+    glued = sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace()
+                     or e.completion[:1].isspace()) for e in everything)
+    if not glued > len(everything) / 2: return []
+    between = (data.intake.shape.template if data.intake.shape else "{prompt}") + "\\n"
+    return [f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, "
+            f"without white space: --reading.prompt {shlex.quote(between)} puts a line end between "
+            "them"]
+
+# %% ../../nbs/reading/05_check.ipynb #a45e39f6
+def too_long_in(
+    data: TaskData,   # as loaded
+    tokenizer,        # of the backbone
+    max_length: int,  # tokens that the backbone reads
+) -> dict[str, dict]:  # split: count, tokens over, ids of the first
+    "The examples that the backbone cannot read whole."
+    found = {split: longer_than(examples, tokenizer, data.end_of_text, max_length)
+             for split, examples in data.splits.items()}
+    return {split: dict(count=len(some),
+                        over=max(prompt + answer for _, prompt, answer in some) - max_length,
+                        ids=[data.splits[split][i].id for i, *_ in some[:3]])
+            for split, some in found.items() if some}
+
+# %% ../../nbs/reading/05_check.ipynb #9deae276
+def text_lengths(
+    data: TaskData,  # as loaded
+    tokenizer,       # of the backbone
+) -> dict[str, dict[str, int]]:  # prompt, completion or chosen, rejected: quantiles in tokens
+    "How long the parts of the examples are; the answers of a label task are counted elsewhere."
+    everything = [e for examples in data.splits.values() for e in examples]
+    texts = dict(prompt=[e.prompt for e in everything],
+                 completion=[e.completion for e in everything],
+                 rejected=[e.rejected for e in everything if e.rejected is not None])
+    return {"chosen" if part == "completion" and texts["rejected"] else part:
+            length_quantiles(some, tokenizer, part != "prompt") for part, some in texts.items()
+            if some and not (part == "completion" and data.verbalizers)}
+
+# %% ../../nbs/reading/05_check.ipynb #45c10dd8
+def add_tokens(
+    report: DataReport,  # of the rest
+    data: TaskData,      # as loaded
+    tokenizer,           # of the backbone
+):
+    "Add to a report what concerns tokens: lengths, special tokens, joints, answers of several tokens."
+    everything = [e for examples in data.splits.values() for e in examples]
+    report.lengths = text_lengths(data, tokenizer)
+    if len(everything) > SAMPLED:
+        report.notes.append(f"lengths are those of {SAMPLED:,} examples drawn by chance")
+    report.verbalizers = dict(zip(data.verbalizers,
+                                  token_counts(data.verbalizers, tokenizer, True)))
+    report.notes += special_token_notes(everything, tokenizer)
+    try: check_joints(everything, tokenizer)
+    except DataError as error: report.stops.append(str(error))
+    if changed := read_otherwise(everything, tokenizer):
+        report.notes.append("the backbone's tokenizer itself changes the text of "
+                            f"{counted(len(changed), 'example')} (first: "
+                            f"{', '.join(changed[:3])}): it has another form for some letters, or "
+                            "none")
+    if any(n != 1 for n in report.verbalizers.values()):
+        report.suggestion = suggest_verbalizers(data.verbalizers, tokenizer)
+    if report.max_length: report.too_long = too_long_in(data, tokenizer, report.max_length)
+
 # %% ../../nbs/reading/05_check.ipynb #3c88a915
 @gc_paused()
 def check_data(
@@ -434,16 +541,15 @@ def check_data(
     command: str = "",              # that runs it
 ) -> DataReport:
     "What is in a loaded task."
-    intake, about = data.intake, data.describe()
-    names = dict(zip(data.verbalizers, intake.labels or data.verbalizers))
-    shown = (lambda answer: names[answer] if names[answer] == answer
-             else f"{names[answer]} → {answer!r}")
-    shape = intake.shape
+    intake, about, words, shape = (data.intake, data.describe(), label_words(data),
+                                   data.intake.shape)
+    everything = [e for examples in data.splits.values() for e in examples]
     report = DataReport(
         data.task, data.name, data.source, intake.files, problems=intake.problems,
         sizes=about["sizes"], training=training_line(data.task, len(data.train)),
-        max_length=max_length, notes=list(intake.notes), command=command,
-        balance={split: {shown(answer): n for answer, n in some.items()}
+        max_length=max_length, command=command,
+        notes=[*intake.notes, *row_notes(data), *pair_notes(everything)],
+        balance={split: {words[answer]: n for answer, n in some.items()}
                  for split, some in about["balance"].items()},
         columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {})
         | shape.columns, unused=list(shape.unused) if shape else [],
@@ -454,63 +560,8 @@ def check_data(
     report.left_out = ({f"in {split}, also in a split that chooses or judges": n
                         for split, n in intake.leaked.items() if n}
                        | {f"too long in {split}": n for split, n in intake.too_long.items() if n})
-    if asked := {prompt_key(e) for e in data.train if e.label is None}:
-        again = sum(prompt_key(e) in asked for e in data.test)
-        if again:
-            report.notes.append(f"the prompts of {again:,} "
-                                f"of {counted(len(data.test), 'test example')} stand in train too, "
-                                "perhaps with other completions")
-    for split, some in report.balance.items():
-        if never := [label for label, n in some.items() if not n]:
-            report.notes.append(f"{split} holds no example of "
-                                f"{', '.join(_some(never, 20, 'labels'))}")
-    if data.verbalizers and all(e.label is not None for e in (*data.train, *data.test)):
-        if data.record.primary.name == "macro_f1":
-            report.notes.append(f"one label has {data.majority_share:.0%} of the training rows: "
-                                "macro F1 is the primary metric, not accuracy")
-        if rare := rare_labels(data.test, data.verbalizers):
-            named_ones = [f"{shown(answer)} {n}" for answer, n in rare.items()]
-            report.notes.append("too few judged rows to say much of a label: "
-                                f"{', '.join(_some(named_ones, 20, 'labels'))}")
-    everything = [e for examples in data.splits.values() for e in examples]
-    report.notes += pair_notes(everything)
-    if tokenizer is not None:
-        texts = dict(prompt=[e.prompt for e in everything],
-                     completion=[e.completion for e in everything],
-                     rejected=[e.rejected for e in everything if e.rejected is not None])
-        report.lengths = {"chosen" if part == "completion" and texts["rejected"]
-                          else part: length_quantiles(some, tokenizer, part != "prompt")
-                          for part, some in texts.items()
-                          if some and not (part == "completion" and data.verbalizers)}
-        if len(everything) > SAMPLED:
-            report.notes.append(f"lengths are those of {SAMPLED:,} examples drawn by chance")
-        report.verbalizers = dict(zip(data.verbalizers,
-                                      token_counts(data.verbalizers, tokenizer, True)))
-        report.notes += special_token_notes(everything, tokenizer)
-        try: check_joints(everything, tokenizer)
-        except DataError as error: report.stops.append(str(error))
-        if changed := read_otherwise(everything, tokenizer):
-            report.notes.append("the backbone's tokenizer itself "
-                                f"changes the text of {counted(len(changed), 'example')} (first: "
-                                f"{', '.join(changed[:3])}): it has another form for some letters, "
-                                "or none")
-        if any(n != 1 for n in report.verbalizers.values()):
-            report.suggestion = suggest_verbalizers(data.verbalizers, tokenizer)
-    if tokenizer is not None and max_length:
-        for split, examples in data.splits.items():
-            if found := longer_than(examples, tokenizer, data.end_of_text, max_length):
-                report.too_long[split] = dict(
-                    count=len(found),
-                    over=max(prompt + answer for _, prompt, answer in found) - max_length,
-                    ids=[examples[i].id for i, *_ in found[:3]])
-    if TASKS[data.task].answers != "labels" and TASKS[data.task].columns:
-        glued = sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace()
-                         or e.completion[:1].isspace()) for e in everything)
-        between = (shape.template if shape else "{prompt}") + "\\n"
-        if glued > len(everything) / 2:
-            report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and "
-                                "their completions begin, without white space: --reading.prompt "
-                                f"{shlex.quote(between)} puts a line end between them")
+    if tokenizer is not None: add_tokens(report, data, tokenizer)
+    report.notes += glued_notes(data)
     return report
 
 # %% ../../nbs/reading/05_check.ipynb #3fff06ad
@@ -712,6 +763,51 @@ def suggested_report(
     return replace(report, notes=[f"this looks like {shape}: {options} reads it", *report.notes],
                    stops=[str(error), *report.stops])
 
+# %% ../../nbs/reading/05_check.ipynb #96030955
+def failed_report(
+    error: DataError,   # why the data does not load
+    task: str,          # what it is for
+    data,               # as for `check_file`
+    reading: Reading,   # as given
+    tables: dict,       # from `tables_behind`
+    reader: tuple,      # tokenizer, tokens it reads, backbone
+    suggest: bool,      # try usual shapes?
+) -> DataReport:
+    "The report of data that does not load, with the command that reads it if one is found."
+    report = unloaded_report(error, task, data, tables)
+    if better := better_encoding(task, data, reading, report.problems):
+        report.command = command_of(task, data, better, reader[-1])
+    elif suggest and (found := suggested(tables, reading)):
+        other = suggested_report(error, found, data, reading, *reader)
+        report = replace(report, notes=other.notes[:1], command=other.command,
+                         recommend=other.recommend)
+    return report
+
+# %% ../../nbs/reading/05_check.ipynb #99f5f8e3
+def loaded_report(
+    loaded: TaskData,   # with unusable rows left out
+    data,               # as for `check_file`
+    reading: Reading,   # as given
+    tokenizer,          # of the backbone, or None
+    max_length: int | None,  # tokens that it reads
+    backbone: str,      # as the command names it
+) -> DataReport:
+    "The report of data that loads: what stops a run, and the command that goes on."
+    task = loaded.task
+    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
+    report.recommend = recommend_command(task, data, reading, backbone)
+    better = better_encoding(task, data, reading, report.problems)
+    if report.too_long and reading.too_long != "stop":
+        try: fit_task(loaded, tokenizer, max_length, reading.too_long)
+        except DataError as error: report.stops.append(str(error))
+    report.stops += stops_of(report, loaded, reading, better)
+    if report.stops:
+        remedied = mended(reading, report, loaded)
+        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
+        report.command, report.recommend = (command(task, data, remedied, backbone)
+                                            for command in (command_of, recommend_command))
+    return report
+
 # %% ../../nbs/reading/05_check.ipynb #f6db0e1e
 def check_file(
     task: str | None,               # what the data is for; None: what its columns fit
@@ -731,14 +827,8 @@ def check_file(
     try: loaded = load_task(task, data, replace(reading, unusable="drop"))
     except DataError as error:
         if not tables: raise
-        report = unloaded_report(error, task, data, tables)
-        if better := better_encoding(task, data, reading, report.problems):
-            report.command = command_of(task, data, better, backbone)
-        elif suggest and (found := suggested(tables, reading)):
-            other = suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
-            report = replace(report, notes=other.notes[:1], command=other.command,
-                             recommend=other.recommend)
-        return report
+        return failed_report(error, task, data, reading, tables,
+                             (tokenizer, max_length, backbone), suggest)
     if tokenizer is not None:
         try:
             loaded = with_short_answers(with_special_tokens_read(loaded, tokenizer, "drop"),
@@ -747,19 +837,7 @@ def check_file(
             plainly = ("conversations", task, replace(reading, conversations="write"))
             return replace(suggested_report(error, plainly, data, reading, tokenizer, max_length,
                                             backbone), written_out=True)
-    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
-    report.recommend = recommend_command(task, data, reading, backbone)
-    better = better_encoding(task, data, reading, report.problems)
-    if report.too_long and reading.too_long != "stop":
-        try: fit_task(loaded, tokenizer, max_length, reading.too_long)
-        except DataError as error: report.stops.append(str(error))
-    report.stops += stops_of(report, loaded, reading, better)
-    if report.stops:
-        remedied = mended(reading, report, loaded)
-        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
-        report.command, report.recommend = (command(task, data, remedied, backbone)
-                                            for command in (command_of, recommend_command))
-    return report
+    return loaded_report(loaded, data, reading, tokenizer, max_length, backbone)
 
 # %% ../../nbs/reading/05_check.ipynb #849b7c3d
 def write_check(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'UnusableRows', 'write_problems', 'expanded',
-           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'read_json_rows',
-           'table_of_rows', 'as_name', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep',
-           'printable', 'plain_markdown']
+           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'as_name',
+           'table_of_rows', 'read_json_rows', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of',
+           'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -535,6 +535,32 @@ def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
     names, rows = _check_names(found, file), len(next(iter(found.values())))
     return (dict(zip(names, found.values())), list(range(1, rows + 1))) if rows else None
 
+# %% ../../nbs/reading/01_files.ipynb #f7b9f928
+def _shortly(value) -> str:
+    "The beginning of a value, however deep it is nested."
+    try: return str(value)[:200]
+    except RecursionError: return f"a {type(value).__name__} nested too deep to show"
+
+# %% ../../nbs/reading/01_files.ipynb #faeaf834
+def as_name(name) -> str:
+    "The name of a column as text."
+    return name if isinstance(name, str) else str(name)
+
+# %% ../../nbs/reading/01_files.ipynb #fcf6a76f
+def table_of_rows(
+    rows: list,                     # of dicts
+    file: str,                      # for messages
+    format: str = "list of dicts",  # for the report
+) -> Table:
+    "A list of dicts as a table."
+    good = [(i, row) for i, row in enumerate(rows, 1) if isinstance(row, dict)]
+    problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values",
+                        _shortly(row), "row")
+                for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
+    columns = {as_name(name): values
+               for name, values in _columns_of([row for _, row in good], file).items()}
+    return Table(file, format, columns, [i for i, _ in good], problems, "row")
+
 # %% ../../nbs/reading/01_files.ipynb #7da7b839
 def read_json_rows(
     text: str,  # an array of objects, or an object that holds one
@@ -559,30 +585,6 @@ def read_json_rows(
                         "object a line in a file named .jsonl.")
     if not found: raise DataError(f"{file} holds no rows: is it the right file?")
     return table_of_rows(found, file, "JSON")
-
-# %% ../../nbs/reading/01_files.ipynb #fcf6a76f
-def table_of_rows(
-    rows: list,                     # of dicts
-    file: str,                      # for messages
-    format: str = "list of dicts",  # for the report
-) -> Table:
-    "A list of dicts as a table."
-    good = [(i, row) for i, row in enumerate(rows, 1) if isinstance(row, dict)]
-    problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values",
-                        _shortly(row), "row")
-                for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
-    columns = {as_name(name): values
-               for name, values in _columns_of([row for _, row in good], file).items()}
-    return Table(file, format, columns, [i for i, _ in good], problems, "row")
-
-# %% ../../nbs/reading/01_files.ipynb #f7b9f928
-def _shortly(value) -> str:
-    "The beginning of a value, however deep it is nested."
-    try: return str(value)[:200]
-    except RecursionError: return f"a {type(value).__name__} nested too deep to show"
-
-# %% ../../nbs/reading/01_files.ipynb #faeaf834
-def as_name(name) -> str: return name if isinstance(name, str) else str(name)
 
 # %% ../../nbs/reading/01_files.ipynb #f42a8930
 def _arrow_values(column, name, file) -> list:
