@@ -33,6 +33,7 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PrinterCallback, TrainerCallback
 
+# %% ../nbs/23_bench.ipynb #0591cec5
 from .batches import autocast, collate, score, to_device, width_of
 from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
 from .data import subset

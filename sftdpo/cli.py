@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+# %% ../nbs/25_cli.ipynb #cf6aa74d
 from sftdpo.config import (
     SPEED,
     Benchmark,

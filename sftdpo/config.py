@@ -24,6 +24,7 @@ from typing import Literal
 
 import yaml
 
+# %% ../nbs/11_config.ipynb #0716bd71
 from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, stage_changes
 
 # %% ../nbs/11_config.ipynb #218fbede

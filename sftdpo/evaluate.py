@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+# %% ../nbs/06_evaluate.ipynb #5e94fc93
 from .batches import score
 from .config import Sampling, decoding
 from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows

@@ -48,6 +48,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+# %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
 from .engine.names import BACKBONES, check_spelling, home_of, offline_message
 from .engine.safe_files import written_whole

@@ -28,6 +28,7 @@ import ipywidgets as widgets
 import pandas as pd
 from markupsafe import Markup
 
+# %% ../nbs/24_playground.ipynb #d111c081
 from .claims import judge_claims
 from .config import Execution, Reading, SettingsError, Study, from_yaml, to_dict, to_yaml
 from .engine.folder import StudyFolder

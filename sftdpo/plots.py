@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+# %% ../nbs/21_plots.ipynb #b8ca8e68
 from .engine.plain_text import visible
 from .engine.store import task_of
 from .tables import cell_intervals, costs_of, format_time, with_cells

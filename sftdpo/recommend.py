@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# %% ../nbs/15_recommend.ipynb #5072fcc5
 from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder, write_record

@@ -15,6 +15,7 @@ from shutil import copytree
 
 import pandas as pd
 
+# %% ../nbs/12_study.ipynb #e672a325
 from .config import Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, check, to_dict
 from .data import DataError, Example, TaskData, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record

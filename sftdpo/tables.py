@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# %% ../nbs/20_tables.ipynb #e6c11e15
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder

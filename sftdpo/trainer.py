@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+# %% ../nbs/05_trainer.ipynb #3567e820
 from sftdpo.batches import (
     Scorer,
     best_precision,

@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+# %% ../../nbs/engine/11_checkpoints.ipynb #1b2f0545
 from ..batches import Scorer, best_precision, score_together
 from ..config import identity
 from .folder import COMPLETE, Damaged, digests, first_damaged, read_record, step_of, write_record

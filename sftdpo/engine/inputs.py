@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
+# %% ../../nbs/engine/03_inputs.ipynb #ed289150
 from ..batches import best_precision
 from ..config import Reading, Run, Sampling, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset

@@ -27,6 +27,7 @@ import torch
 import yaml
 from torch import Tensor
 
+# %% ../../nbs/engine/04_runs.ipynb #439fd04d
 import sftdpo
 from ..batches import best_precision
 from ..config import Run, Stage, decoding, relevant, resolve, to_dict, to_yaml

@@ -24,6 +24,7 @@ import pandas as pd
 import torch
 from transformers import AutoConfig
 
+# %% ../../nbs/engine/07_timing.ipynb #346ee12f
 from ..config import Run, Stage, Study, from_yaml
 from .beside import beside_of, measured_beside
 from .folder import StageFolder, State, StudyFolder, read_record

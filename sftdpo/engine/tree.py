@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+# %% ../../nbs/engine/06_tree.ipynb #83d2f2f9
 from ..config import Run, Stage, Study
 from .folder import StageFolder, StudyFolder
 from .inputs import Inputs, RunInputs

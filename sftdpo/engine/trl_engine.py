@@ -19,6 +19,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+# %% ../../nbs/engine/12_trl_engine.ipynb #b2937b13
 from ..batches import Scorer, best_precision, score
 from ..config import Stage
 from ..reading.rows import Row

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+# %% ../../nbs/engine/08_work.ipynb #0b208e67
 from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs

@@ -18,6 +18,7 @@ import ipywidgets as widgets
 import pandas as pd
 from markupsafe import Markup
 
+# %% ../../nbs/page/05_ask.ipynb #0356780f
 from ..config import Sampling
 from ..engine.folder import StudyFolder
 from .forms import FULL, NAME, beside

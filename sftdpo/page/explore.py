@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
+# %% ../../nbs/page/06_explore.ipynb #18371e10
 from ..claims import Evidence, mark_collapsed, read_conditions, read_margins
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder

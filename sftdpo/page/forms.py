@@ -21,6 +21,7 @@ import ipywidgets as widgets
 import yaml
 from markupsafe import Markup
 
+# %% ../../nbs/page/01_forms.ipynb #ef2f620d
 from sftdpo.config import (
     Execution,
     LearningRates,

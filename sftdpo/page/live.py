@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+# %% ../../nbs/page/02_live.ipynb #59fe1130
 from ..config import Execution, Reading, Study, to_dict, to_yaml
 from ..engine.folder import StudyFolder
 from ..engine.inputs import Inputs

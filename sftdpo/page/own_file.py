@@ -21,6 +21,7 @@ import ipywidgets as widgets
 import tyro
 from markupsafe import Markup
 
+# %% ../../nbs/page/04_own_file.ipynb #cd76e5c1
 from ..config import Reading
 from ..engine.safe_files import write_bytes
 from .forms import FULL, NAME, WRONG, beside, in_page_words

@@ -18,6 +18,7 @@ import ipywidgets as widgets
 import pandas as pd
 from markupsafe import Markup
 
+# %% ../../nbs/page/03_views.ipynb #7c29ab1a
 from ..claims import Verdict, describe_estimate
 from ..config import Study, to_dict
 from ..engine.folder import StudyFolder
