@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST_ROWS', 'LEAST_OF_LABEL', 'FAR', 'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'way_of', 'with_rate',
-           'ways_to_try', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
-           'sentences_on', 'hour_more', 'train_on_all', 'recommend']
+           'ways_to_try', 'Ways', 'finish_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
+           'reason_to_decline', 'against_baselines', 'how_sure', 'sentences_on', 'hour_more', 'train_on_all',
+           'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -156,12 +157,10 @@ def ways_to_try(
         for run in cells: yield new(with_rate(run, run.recipe, rate))
 
 # %% ../nbs/15_recommend.ipynb #af2bf377
-class Trials:
-    "Tries ways to train on each fold, until a deadline."
-    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int,
-                 deadline: float, say=print):
-        self.folder, self.inputs, self.metric, self.folds, self.deadline, self.say = (
-            folder, inputs, metric, folds, deadline, say)
+class Ways:
+    "Ways to train that were tried on each fold, what they reached, and what they take."
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
+        self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
         self.runs, self.tables, self.left_out, self.times = {}, {}, [], known_times(folder)
 
     def in_folds(self, run: Run) -> list[Run]:
@@ -195,6 +194,34 @@ class Trials:
         table = self.tables.get(way_of(run))
         return -math.inf if table is None else float(table["value"].mean())
 
+    @property
+    def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
+
+# %% ../nbs/15_recommend.ipynb #6b10f50b
+def finish_way(
+    folder: StudyFolder,  # for the runs
+    inputs: Inputs,       # of the file
+    runs: list[Run],      # of one way, one per fold
+    way: str,             # from `way_of`
+    say,                  # reports what is wrong with the list of planned runs
+) -> bool:                # are all of them finished?
+    "Train and judge one way in every fold, the base model with it."
+    planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
+    write_planned_runs(folder, pd.DataFrame(
+        [dict(run=inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words)
+         for one, words in planned]), say)
+    carry_out(folder, stage_tree(runs, inputs), inputs, "stages", Execution(retry_failed=True),
+              False, lambda words: None)
+    return all(folder.run(inputs.of(one).name).finished for one in runs)
+
+# %% ../nbs/15_recommend.ipynb #8a8f1d3b
+class Trials(Ways):
+    "Tries ways to train on each fold, until a deadline."
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int,
+                 deadline: float, say=print):
+        super().__init__(folder, inputs, metric, folds)
+        self.deadline, self.say = deadline, say
+
     def attempt(self, run: Run) -> bool:
         "Try a way if there is time for it; say whether there is a result."
         way, takes, left = way_of(run), self.seconds(run), self.deadline - time.monotonic()
@@ -207,27 +234,17 @@ class Trials:
             return False
         self.say(f"{way} · {time_in_words(takes)} of {time_in_words(left)}")
         runs = self.in_folds(run)
-        nodes, names = stage_tree(runs, self.inputs), [self.inputs.of(one).name for one in runs]
-        planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
-        write_planned_runs(self.folder, pd.DataFrame(
-            [dict(run=self.inputs.of(one).name, **{field: getattr(one, field) for field in CELL},
-                  way=words) for one, words in planned]), self.say)
-        carry_out(self.folder, nodes, self.inputs, "stages", Execution(retry_failed=True), False,
-                  lambda words: None)
-        if any(not self.folder.run(name).finished for name in names):
+        if not finish_way(self.folder, self.inputs, runs, way, self.say):
             self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
             return False
         self.times.read(self.folder)
         column = self.metric.column
-        table = read_examples(self.folder, names)
+        table = read_examples(self.folder, [self.inputs.of(one).name for one in runs])
         self.tables[way], self.runs[way] = table.assign(
             way=way, value=table[column].astype(float))[["way", "fold", "seed", "id", "value"]], run
         self.say(f"    {format_metric(self.score(run), self.metric)}")
         self.drop_weights()
         return True
-
-    @property
-    def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
 @dataclass(frozen=True)
@@ -295,6 +312,40 @@ def reason_to_decline(
                 f"{reached}: use {title} on these rows, or give more minutes or more rows.")
     return ""
 
+# %% ../nbs/15_recommend.ipynb #d3294462
+def against_baselines(
+    expected: Estimate,           # from `honest`
+    baselines: dict[str, float],  # from `reached_without`
+    metric: Metric,               # the primary one
+) -> str:
+    "A sentence on what is reached without training, and whether the expected value is above it."
+    title = max(baselines, key=baselines.get)
+    ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
+             if expected.high >= baselines[title] else "below")
+    simpler = (f" {title} is simpler: take it if its answers are all that you need."
+               if ahead != "above" and title != "the base model" else "")
+    known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
+    return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "
+            f"these.{simpler}")
+
+# %% ../nbs/15_recommend.ipynb #b97d3ac6
+def how_sure(
+    way: str,             # that is picked
+    picked: list[str],    # for each fold, the way that the other folds picked
+    table: pd.DataFrame,  # from `compared`
+    metric: Metric,       # the primary one
+) -> str:
+    "A sentence on how many folds agree, and which other ways are not clearly worse, or are."
+    def names(some, most):
+        said = [f"{one.way} ({format_metric(one.difference, metric, signed=True, bare=True)} "
+                f"[{format_interval(one.low, one.high, metric, signed=True)}])"
+                for one in some.head(most).itertuples()]
+        return "; ".join(said) + (" and others" if len(some) > most else "")
+    close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
+    return (f"How sure: {picked.count(way)} of {len(picked)} folds would pick the same way from "
+            "the other rows. " + (f"Not clearly worse: {names(close, 4)}. " if len(close) else "")
+            + (f"Clearly worse: {names(worse, 3)}." if len(worse) else ""))
+
 # %% ../nbs/15_recommend.ipynb #dac32081
 def sentences_on(
     trials: Trials,
@@ -306,39 +357,18 @@ def sentences_on(
 ) -> list[str]:
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
-    close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
-    def name(one):
-        return (f"{one.way} ({format_metric(one.difference, metric, signed=True, bare=True)} "
-                f"[{format_interval(one.low, one.high, metric, signed=True)}])")
-    title = max(baselines, key=baselines.get)
-    ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
-             if expected.high >= baselines[title] else "below")
-    said = [
-        f"Train {way}.",
-        f"Expect {format_metric(expected.mean, metric)} {metric.title} "
-        f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: "
-        f"in {trials.folds} folds, each of {expected.examples:,} "
-        "rows was judged by a model that was trained and chosen on other rows.",
-        "For comparison: "
-        f"{', '.join(f'{what} {format_metric(value, metric)}' for what, value in baselines.items())}; "
-        f"the expected value is {ahead} the best of these."
-        + (f" {title} is simpler: take it if its answers are all that you need." if ahead != "above"
-           and title != "the base model" else "")]
-    same = sum(one == way for one in picked)
-    said.append(
-        f"How sure: {same} of {len(picked)} folds would pick the same way from the other rows. "
-        + ("Not clearly worse: "
-           f"{'; '.join(name(one) for one in close.head(4).itertuples())}{' and others' if len(close) > 4 else ''}. "
-           if len(close) else "")
-        + ("Clearly worse: "
-           f"{'; '.join(name(one) for one in worse.head(3).itertuples())}{' and others' if len(worse) > 3 else ''}."
-           if len(worse) else ""))
+    said = [f"Train {way}.",
+            f"Expect {format_metric(expected.mean, metric)} {metric.title} "
+            f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: in "
+            f"{trials.folds} folds, each of {expected.examples:,} rows was judged by a model that "
+            "was trained and chosen on other rows.",
+            against_baselines(expected, baselines, metric),
+            how_sure(way, picked, table, metric)]
     if metric.name == "macro_f1":
         said.append("Decided by macro F1, the mean over labels of their F1: one label has most of "
                     "the rows, so accuracy rewards a constant answer.")
     if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
-    tried = len(trials.tables)
-    said.append(f"It rests on {counted(tried, 'way')} to train, one seed in each fold"
+    said.append(f"It rests on {counted(len(trials.tables), 'way')} to train, one seed in each fold"
                 + (f"; {len(trials.left_out)} more were left out (too little time, or they "
                    f"failed), such as {trials.left_out[0]}" if trials.left_out else "") + ".")
     said.append(hour_more(trials, table, run))

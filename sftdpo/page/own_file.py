@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'CHANGES', 'TASK_LINES', 'plain_name', 'keep_upload', 'preview_html', 'reading_of_command', 'plain_column',
            'change_in_words', 'changes_in_words', 'Look', 'named_columns', 'look_at', 'columns_to_name', 'part_lines',
-           'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'OwnFile',
-           'findings_html']
+           'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'chosen_columns',
+           'remedy_in_words', 'findings_html', 'FileLook', 'OwnFile']
 
 # %% ../../nbs/page/04_own_file.ipynb #9ecad5f8
 import re
@@ -305,9 +305,42 @@ class OwnFileLayout:
                                    "path on this machine."))
         return widgets.VBox([self.upload, self.path, hint, self.found])
 
-# %% ../../nbs/page/04_own_file.ipynb #13bfdf9a
-class OwnFile(OwnFileLayout):
-    "The part of the page for a file of one's own."
+# %% ../../nbs/page/04_own_file.ipynb #cf999bbb
+def chosen_columns(
+    fields: dict[str, PartField],  # part: its control
+) -> dict[str, str]:               # part: column
+    "The columns that a person chose in place of those that were found."
+    return {part: field.control.value for part, field in fields.items()
+            if field.control.value != field.found}
+
+# %% ../../nbs/page/04_own_file.ipynb #e3ab79cc
+def remedy_in_words(
+    look: Look,  # that has a remedy
+) -> str:
+    "What the button does that applies the remedy."
+    task, reading = look.remedy
+    return f"{'; '.join(changes_in_words(look.reading, reading)) or 'read it as ' + task}".capitalize()
+
+# %% ../../nbs/page/04_own_file.ipynb #290ec67d
+def findings_html(
+    look: Look,  # at a file
+) -> Markup:
+    "What stops a run, and what else to know."
+    stops = [look.problem] if look.problem else look.report.stops
+    item, alarm = (Markup("<li>{}</li>"),
+                   Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>'))
+    lines = Markup("").join(item.format(data(line))
+                            for line in (other_lines(look) if look.report else []))
+    said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
+    how = "guessed from the rows, please confirm" if look.guessed else "recognised"
+    kind = (Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed
+            else "")
+    return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 '
+                  '6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
+
+# %% ../../nbs/page/04_own_file.ipynb #f6c013db
+class FileLook(OwnFileLayout):
+    "The controls with what a look at a file found."
     def __init__(
         self,
         doors: Doors,  # to the page
@@ -315,35 +348,14 @@ class OwnFile(OwnFileLayout):
         self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = (
             doors, "", Reading(), None, {}, False)
         self.widget = self.make()
-        self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
-        self.path.observe(lambda change: change.new.strip() not in ("", self.name)
-                          and self.pick(change.new.strip()), "value")
-        self.task.observe(lambda change: self.renew(), "value")
-        self.mend_button.on_click(lambda _: self.mend())
-        self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
-        self.recommend_button.on_click(lambda _: doors.recommend(
-            self.name, self.seen.task, self.seen.reading, self.minutes.value))
         self.show(None)
-
-    def arrive(self, sent: dict):
-        "Keep a file that the browser sent, and look at it."
-        try: self.pick(str(keep_upload(sent["name"], bytes(sent["content"]), self.doors.folder())))
-        except (ValueError, OSError) as error: self.refuse(error)
-
-    def pick(self, name: str):
-        "Look at another file, from the start."
-        self.name, self.reading = name, Reading()
-        self.set_task("")
-        self.path.value = name
-        self.look()
 
     def renew(self):
         "Look again, with the task and the columns that were chosen."
         if self.quiet or not self.name: return
         same = self.seen and self.task.value == self.seen.task
-        chosen = ({part: field.control.value for part, field in self.fields.items()
-                   if field.control.value != field.found} if same else {})
-        self.reading = self.reading.replace(**chosen) if same else Reading()
+        self.reading = (self.reading.replace(**chosen_columns(self.fields)) if same
+                        else Reading())
         self.look()
 
     # tokenizer and length
@@ -358,12 +370,6 @@ class OwnFile(OwnFileLayout):
         "Begin a look at the file as it is to be read now."
         self.findings.value = beside("reading …")
         self.doors.later(self.looking(), self.show, self.refuse)
-
-    def mend(self):
-        "Read the file as the remedy says."
-        task, self.reading = self.seen.remedy
-        self.set_task(task)
-        self.look()
 
     def set_task(self, task: str):
         "Show a task without looking again."
@@ -387,23 +393,40 @@ class OwnFile(OwnFileLayout):
                        for part in (columns_to_name(task) if task else ())}
         self.parts.children = [field.widget for field in self.fields.values()]
         self.findings.value = findings_html(look)
-        if look.remedy:
-            self.mend_button.description = f"{'; '.join(changes_in_words(look.reading, look.remedy[1])) or 'read it as ' + look.remedy[0]}".capitalize()
+        if look.remedy: self.mend_button.description = remedy_in_words(look)
         self.use_button.disabled = self.recommend_button.disabled = not look.usable
 
-# %% ../../nbs/page/04_own_file.ipynb #290ec67d
-def findings_html(
-    look: Look,  # at a file
-) -> Markup:
-    "What stops a run, and what else to know."
-    stops = [look.problem] if look.problem else look.report.stops
-    item, alarm = (Markup("<li>{}</li>"),
-                   Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>'))
-    lines = Markup("").join(item.format(data(line))
-                            for line in (other_lines(look) if look.report else []))
-    said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
-    how = "guessed from the rows, please confirm" if look.guessed else "recognised"
-    kind = (Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed
-            else "")
-    return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 '
-                  '6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
+# %% ../../nbs/page/04_own_file.ipynb #13bfdf9a
+class OwnFile(FileLook):
+    "The part of the page for a file of one's own."
+    def __init__(
+        self,
+        doors: Doors,  # to the page
+    ):
+        super().__init__(doors)
+        self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
+        self.path.observe(lambda change: change.new.strip() not in ("", self.name)
+                          and self.pick(change.new.strip()), "value")
+        self.task.observe(lambda change: self.renew(), "value")
+        self.mend_button.on_click(lambda _: self.mend())
+        self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
+        self.recommend_button.on_click(lambda _: doors.recommend(
+            self.name, self.seen.task, self.seen.reading, self.minutes.value))
+
+    def arrive(self, sent: dict):
+        "Keep a file that the browser sent, and look at it."
+        try: self.pick(str(keep_upload(sent["name"], bytes(sent["content"]), self.doors.folder())))
+        except (ValueError, OSError) as error: self.refuse(error)
+
+    def pick(self, name: str):
+        "Look at another file, from the start."
+        self.name, self.reading = name, Reading()
+        self.set_task("")
+        self.path.value = name
+        self.look()
+
+    def mend(self):
+        "Read the file as the remedy says."
+        task, self.reading = self.seen.remedy
+        self.set_task(task)
+        self.look()
