@@ -7,11 +7,11 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'ROUND_NUMBERS', 'FEWEST_IN_BIN', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of',
            'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds',
            'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course',
-           'row_in_words', 'cell_comparison', 'round_ticks', 'against', 'against_time', 'against_parameters',
-           'pairs_of_metrics', 'draw_runs', 'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes',
-           'scale_sizes', 'displaced_pairs', 'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis',
-           'rate_curves', 'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration',
-           'side_by_side']
+           'row_in_words', 'draw_cell', 'name_rows', 'cell_comparison', 'round_ticks', 'recipe_handles', 'scale_costs',
+           'draw_costs', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
+           'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
+           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at',
+           'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -435,6 +435,36 @@ def row_in_words(
     return (f"{short(cell.cell, 60)} {format_metric(cell.mean, metric)} "
             f"({f'{ends}{metric.sign}' if ends else 'no interval'})")
 
+# %% ../nbs/21_plots.ipynb #b0c3532a
+def draw_cell(
+    axis,            # to draw on
+    row: int,        # from the top
+    cell,            # a line of `cell_intervals`
+    metric: Metric,  # what it is of
+    look: dict,      # from `looks_of`
+):
+    "One cell: its interval, its mean, and the mean as a number at the right."
+    factor, look = metric.factor, look | {"linestyle": "none"}
+    reach = factor * np.array([[cell.mean - cell.low], [cell.high - cell.mean]])
+    if np.isfinite(reach).all():
+        axis.errorbar(factor * cell.mean, row, xerr=reach, capsize=2.5, elinewidth=1.4,
+                      color=look["color"])
+    axis.plot(factor * cell.mean, row, markersize=6.5, markeredgewidth=1.4, **look)
+    axis.annotate(format_metric(cell.mean, metric), (1, row), xytext=(6, 0),
+                  xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center")
+
+# %% ../nbs/21_plots.ipynb #b3800680
+def name_rows(
+    axis,   # with a row per cell
+    names,  # of the cells, from the top
+):
+    "The names at the left of rows, and nothing else there."
+    axis.set_yticks(range(len(names)), [short(name, 44) for name in names])
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(False, axis="y")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
+
 # %% ../nbs/21_plots.ipynb #49bc075a
 def cell_comparison(
     intervals: pd.DataFrame,  # from `cell_intervals`
@@ -454,36 +484,22 @@ def cell_comparison(
         picture = Picture(1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2))
         axis = picture.subplots()
         for row, cell in enumerate(shown.itertuples()):
-            look = (looks["before training" if cell.recipe == "base" else cell.tuning]
-                    | {"linestyle": "none"})
-            reach = factor * np.array([[cell.mean - cell.low], [cell.high - cell.mean]])
-            if np.isfinite(reach).all():
-                axis.errorbar(factor * cell.mean, row, xerr=reach, capsize=2.5, elinewidth=1.4,
-                              color=look["color"])
-            axis.plot(factor * cell.mean, row, markersize=6.5, markeredgewidth=1.4, **look)
-            axis.annotate(format_metric(cell.mean, metric),
-                          (1, row), xycoords=axis.get_yaxis_transform(), xytext=(6, 0),
-                          textcoords="offset points", va="center")
+            draw_cell(axis, row, cell, metric,
+                      looks["before training" if cell.recipe == "base" else cell.tuning])
         lines = [axis.axvline(factor * value,
                               color=INK, linewidth=1.1, linestyle=LINES[2 + place % 4],
                               label=f"{short(name, 34)} {format_metric(value, metric)}")
                  for place, (name, value) in enumerate(beside.items())]
-        axis.set_yticks(range(len(shown)), [short(cell, 44) for cell in shown["cell"]])
-        axis.set_ylim(len(shown) - 0.5, -0.5)
+        name_rows(axis, shown["cell"])
         axis.set_xlabel(axis_title(metric))
-        axis.grid(False, axis="y")
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
         legend(picture, looks, line=False)
         if lines:
             picture.legend(handles=lines, loc="outside lower center", ncols=min(2, len(lines)),
                            handlelength=2.6)
     rows = [row_in_words(cell, metric)
             for cell in intervals.sort_values("mean", ascending=False).itertuples()]
-    without = (
-        " Without training: "
-        f"{listed([f'{short(name, 60)} {format_metric(value, metric)}' for name, value in beside.items()])}."
-        if beside else "")
+    known = [f"{short(name, 60)} {format_metric(value, metric)}" for name, value in beside.items()]
+    without = f" Without training: {listed(known)}." if beside else ""
     cut = (f" The {MOST_ROWS} highest of {len(intervals)} cells are drawn."
            if len(intervals) > MOST_ROWS else "")
     picture.alternative = (f"Each cell's mean {metric.title} with its 95 % interval, from high to "
@@ -508,6 +524,57 @@ def round_ticks(
     return (inside[:: math.ceil(len(inside) / most)] if len(inside) > 1
             else [min(values), max(values)] if max(values) > 1.2 * min(values) else [min(values)])
 
+# %% ../nbs/21_plots.ipynb #8b92e4cc
+def recipe_handles(
+    markers: dict[str, str],   # recipe: its mark
+    tunings: dict[str, dict],  # tuning: its look
+    **look,                    # of all marks
+) -> list[Line2D]:
+    "The handles of a legend where the form of a mark is the recipe, and its colour the tuning."
+    def handle(name, **own):
+        return Line2D([], [], linestyle="none", markersize=7, label=short(name, 20), **look, **own)
+    return [*(handle(name, color=INK, marker=marker, fillstyle="none")
+              for name, marker in markers.items()),
+            *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"])
+              for name, look in tunings.items())]
+
+# %% ../nbs/21_plots.ipynb #b76c5085
+def scale_costs(
+    axis,                     # whose horizontal axis is a cost
+    costs: pd.Series,         # all that is drawn
+    candidates: list[float],  # where ticks may be
+    says,                     # gives a cost as text
+):
+    "A logarithmic axis with a few round numbers as people say them."
+    axis.set_xscale("log")
+    ticks = round_ticks(costs, candidates)
+    axis.set_xticks(ticks, [says(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(min([*ticks, costs.min()]) / 1.25, max([*ticks, costs.max()]) * 1.25)
+
+# %% ../nbs/21_plots.ipynb #f98e7181
+def draw_costs(
+    axis,                      # to draw on
+    costs: pd.DataFrame,       # a line per run: its recipe, tuning, cost x and value
+    cells: pd.DataFrame,       # a line per cell: the same as means, x and y
+    factor: float,             # of the metric
+    tunings: dict[str, dict],  # tuning: its look
+    markers: dict[str, str],   # recipe: its mark
+):
+    "Small marks for runs, large ones for cells; recipes of the same cost stand beside one another."
+    aside = ({recipe: 1 + 0.05 * (place - (len(markers) - 1) / 2)
+              for place, recipe in enumerate(markers)}
+             if costs.groupby("tuning")["x"].nunique().max() == 1 else {})
+    for (recipe, tuning), means in cells.groupby(["recipe", "tuning"]):
+        look = dict(color=tunings[tuning]["color"], fillstyle=tunings[tuning]["fillstyle"],
+                    marker=markers[recipe], linestyle="none")
+        runs = costs[(costs["recipe"] == recipe) & (costs["tuning"] == tuning)]
+        if len(runs) > len(means):
+            axis.plot(runs["x"] * aside.get(recipe, 1), factor * runs["value"], **look,
+                      markersize=3.2, alpha=0.55, markeredgewidth=0.8)
+        axis.plot(means["x"] * aside.get(recipe, 1), factor * means["y"], **look, markersize=9,
+                  markeredgewidth=1.6)
+
 # %% ../nbs/21_plots.ipynb #7c8c5556
 def against(
     costs: pd.DataFrame,  # from `costs_of`
@@ -522,41 +589,18 @@ def against(
     costs = costs[(costs["recipe"] != "base") & np.isfinite(
         costs[[column, "value"]].astype(float)).all(axis=1) & (costs[column] > 0)]
     if costs.empty: return nothing(f"No run has recorded its {title}: there is nothing to draw.")
-    factor, tunings = metric.factor, looks_of(dict.fromkeys(costs["tuning"]))
+    tunings = looks_of(dict.fromkeys(costs["tuning"]))
     markers = dict(zip(dict.fromkeys(costs.sort_values("cell")["recipe"]), MARKERS * 9))
-    # recipes that cost the same would hide one another: each is drawn a little beside the next
-    aside = ({recipe: 1 + 0.05 * (place - (len(markers) - 1) / 2)
-              for place, recipe in enumerate(markers)}
-             if costs.groupby("tuning")[column].nunique().max() == 1 else {})
     cells = costs.groupby("cell", observed=True).agg(recipe=("recipe", "first"),
                                                      tuning=("tuning", "first"), x=(column, "mean"),
                                                      y=("value", "mean"))
     with style():
         picture = Picture(3.2)
         axis = picture.subplots()
-        for (recipe, tuning), means in cells.groupby(["recipe", "tuning"]):
-            look = dict(color=tunings[tuning]["color"], fillstyle=tunings[tuning]["fillstyle"],
-                        marker=markers[recipe], linestyle="none")
-            runs = costs[(costs["recipe"] == recipe) & (costs["tuning"] == tuning)]
-            if len(runs) > len(means):
-                axis.plot(runs[column] * aside.get(recipe, 1), factor * runs["value"], **look,
-                          markersize=3.2, alpha=0.55, markeredgewidth=0.8)
-            axis.plot(means["x"] * aside.get(recipe, 1), factor * means["y"], **look, markersize=9,
-                      markeredgewidth=1.6)
-        axis.set_xscale("log")
-        ticks = round_ticks(costs[column], candidates)
-        axis.set_xticks(ticks, [says(tick) for tick in ticks])
-        axis.set_xticks([], minor=True)
-        axis.set_xlim(min([*ticks, costs[column].min()]) / 1.25,
-                      max([*ticks, costs[column].max()]) * 1.25)
+        draw_costs(axis, costs.assign(x=costs[column]), cells, metric.factor, tunings, markers)
+        scale_costs(axis, costs[column], candidates, says)
         axis.set(xlabel=title, ylabel=axis_title(metric))
-        handle = (lambda name, **look: Line2D([], [], linestyle="none", markersize=7,
-                                              markeredgewidth=1.4, label=short(name, 20), **look))
-        legend(picture,
-               {}, [*(handle(name, color=INK, marker=marker, fillstyle="none")
-                      for name, marker in markers.items()),
-                    *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"])
-                      for name, look in tunings.items())])
+        legend(picture, {}, recipe_handles(markers, tunings, markeredgewidth=1.4))
     rows = [f"{short(cell, 60)} {format_metric(one.y, metric)} at {says(one.x)}"
             for cell, one in cells.sort_values("y", ascending=False).iterrows()]
     picture.alternative = (f"{axis_title(metric)} against {title}, each cell's "
@@ -609,12 +653,7 @@ def draw_runs(
         look = tunings[tuning] | dict(marker=markers[recipe], linestyle="none")
         axis.plot(factors[0] * part["x"], factors[1] * part["y"], markersize=6, markeredgewidth=1.2,
                   alpha=0.8, **look)
-    def handle(name, **look):
-        return Line2D([], [], linestyle="none", markersize=7, label=short(name, 20), **look)
-    return [*(handle(name, color=INK, marker=marker, fillstyle="none")
-              for name, marker in markers.items()),
-            *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"])
-              for name, look in tunings.items())]
+    return recipe_handles(markers, tunings)
 
 # %% ../nbs/21_plots.ipynb #7a2a20ae
 def metric_against(
