@@ -230,7 +230,7 @@ class SettingsFile:
         return True
 
     def save(self):
-        "Write the settings; a file that is there is replaced only if Save, which then says Replace, is pressed once more."
+        "Write the settings; a file that is there is replaced if Save, then Replace, is pressed again."
         if self.give() is None:
             return self.say("There are mistakes in the form: what is saved could not be used.",
                             wrong=True)
@@ -793,7 +793,7 @@ class PageFollowing:
         self.dress()
 
     def later(self, read, show, fail=None, wait: float = 0.0, apart: bool = False):
-        "Call `read` beside the page, and `show` with what it found, or `fail` with its error; where there is no event loop, as in a test, nothing is done."
+        "Call `read` beside the page, then `show` or `fail`; nothing without an event loop, as in a test."
         with contextlib.suppress(RuntimeError):
             return asyncio.get_running_loop().create_task(self.beside(read, show, fail, wait, apart,
                                                                       self.version))
@@ -811,7 +811,7 @@ class PageFollowing:
         if not wait or version == self.version: show(found)
 
     async def say_again(self, after=(3, 7, 20)):  # seconds
-        "Send what the page says once more: Voilà loses what changes between the notebook's end and the browser's start."
+        "Send what the page says again: Voilà loses what changes before the browser's start."
         for seconds in after:
             await asyncio.sleep(seconds)
             for one in outputs_in(self.widget): one.send_state()

@@ -292,7 +292,7 @@ def cells_table(
     variants: dict[str, str] | None = None,  # from `variants_of`: what a sweep sets runs apart with
     metrics: tuple[Metric, ...] = (),  # shown, such as `GENERAL_METRICS`; default: the task's own, and speeds
 ) -> pd.DataFrame:          # of text, indexed by cell
-    "The cells of a task, with their intervals and the speed of each stage; runs that a sweep sets apart get a line each."
+    "The cells of a task, with intervals and speeds; runs that a sweep sets apart get a line each."
     results = results[results["task"] == task]
     variants = variants or apart_by_name(results)
     results = with_cells(results, variants)

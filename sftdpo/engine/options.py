@@ -99,8 +99,9 @@ def options_of(
         hint, text = types_of[field.name], helps(kind)[field.name]
         marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
         if marks: hint = typing.get_args(hint)[0]
-        value = getattr(default, field.name) if default is not None else field.default if field.default is not MISSING else \
-            field.default_factory() if field.default_factory is not MISSING else MISSING
+        value = (getattr(default, field.name) if default is not None
+                 else field.default if field.default is not MISSING
+                 else field.default_factory() if field.default_factory is not MISSING else MISSING)
         inline = any(getattr(mark, "name", None) == "" for mark in marks)
         name = before + field.name.replace("_", "-")
         if dataclasses.is_dataclass(hint):
@@ -210,10 +211,14 @@ def option_lines(
     return [head, *(" " * column + line for line in lines)]
 
 # %% ../../nbs/engine/16_options.ipynb #5ea48c8c
-GROUPS = {  # what the short help shows, in this order
-    "what is compared": ("tasks", "task", "backbone", "data", "train-size", "test-size", "recipes", "recipe", "tunings", "tuning", "seeds", "seed"),
-    "columns of your own file": ("reading.prompt", "reading.label", "reading.completion", "reading.verbalizers", "reading.unusable"),
-    "training": ("sft.learning-rate", "sft.epochs", "sft.batch-size", "dpo.learning-rate", "dpo.epochs", "dpo.beta", "dpo.rejected", "lora.rank", "search.trials"),
+# what the short help shows, in this order
+GROUPS = {
+    "what is compared": ("tasks", "task", "backbone", "data", "train-size",
+                         "test-size", "recipes", "recipe", "tunings", "tuning", "seeds", "seed"),
+    "columns of your own file": ("reading.prompt", "reading.label",
+                                 "reading.completion", "reading.verbalizers", "reading.unusable"),
+    "training": ("sft.learning-rate", "sft.epochs", "sft.batch-size", "dpo.learning-rate",
+                 "dpo.epochs", "dpo.beta", "dpo.rejected", "lora.rank", "search.trials"),
     "texts that are drawn": ("sampling.samples", "sampling.max-new-tokens"),
     "files and processes": ("out", "settings", "weights", "workers", "retry-failed")}
 # only in the long help

@@ -156,7 +156,7 @@ def not_finite(
 
 # %% ../../nbs/measures/02_sampling.ipynb #e96f03d5
 def _generate_batch(model, prompts, most, noise, sampling, limits):
-    "All samples of these prompts (lists of ids), at most `most[prompt]` tokens in each; noise is [rows, 2, max_new_tokens]."
+    "All samples of these prompts, at most `most[prompt]` tokens each; noise is [rows, 2, tokens]."
     device, longest, steps = model.device, max(map(len, prompts)), max(most)
     ids, mask = torch.zeros(2, len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
@@ -231,7 +231,7 @@ def _checked_prompts(prompts, tokenizer, reads):
 
 # %% ../../nbs/measures/02_sampling.ipynb #933ce4bd
 def _noise(seed, i, samples, tokens):
-    "The random numbers of a prompt's samples, [samples, 2, tokens]: for each token, and for one in place of a refused end."
+    "A prompt's random numbers, [samples, 2, tokens]: for tokens, and in place of refused ends."
     return np.stack([np.random.default_rng([seed, i, k]).random((2, tokens))
                      for k in range(samples)])
 

@@ -93,7 +93,7 @@ def rhymes(
     line1: str,  # a line of verse
     line2: str,  # another
 ) -> bool | None:  # None when CMUdict does not know one of the last words
-    "Whether the last words of two lines sound alike from their last stressed vowel on; the same word twice is no rhyme."
+    "Do two lines' last words sound alike from the last stressed vowel on? A word never rhymes with itself."
     first, second = words(line1)[-1:], words(line2)[-1:]
     if not first or not second: return False
     if first == second: return False

@@ -190,7 +190,7 @@ def resolve_form(
     kind: type,   # a dataclass
     flat: dict,   # dotted name: plain value, of every field
 ) -> tuple[object | None, dict[str, str]]:  # the settings, or None; field: message, "" for what is of no single field
-    "The settings that a form's values make, and what is wrong with them: one message a field, of as many fields as can be told."
+    "The settings that a form's values make, and one message for each field that is wrong."
     paths, messages = field_paths(kind), {}
     def note(error, path=""): messages.setdefault(path or field_of(str(error), paths), str(error))
     for path, value in flat.items():
@@ -217,18 +217,21 @@ def stages(**settings) -> dict:
 
 PRESETS = {  # name: what it is for, the study
     "quick look": (
-        "One cell on 3,000 question pairs: about a minute on two quiet cores. You see it learn, and can then ask the model.",
+        "One cell on 3,000 question pairs: about a minute on two quiet cores. You see it learn, "
+        "and can then ask the model.",
         Study("quick look", train_size=3000, test_size=300, recipes=("sft",), tunings=("full",), weights="best",
               **stages(epochs=1, evaluations=6))),
     "six cells": (
-        "Three recipes, each with full fine-tuning and LoRA, on 3,000 question pairs: some minutes. One seed decides nothing.",
+        "Three recipes, each with full fine-tuning and LoRA, on 3,000 question pairs: some minutes. "
+        "One seed decides nothing.",
         Study("six cells", train_size=3000, test_size=500, **stages(epochs=1, evaluations=2))),
     "fair comparison": (
         "What a claim needs: the control sft-sft, a learning rate searched for each cell, five seeds. Hours.",
         Study("fair comparison", train_size=4000, recipes=("sft", "dpo", "sft-dpo", "sft-sft"),
               seeds=(0, 1, 2, 3, 4), search=Search(trials=3))),
     "paper": (
-        "The cells of the study this package began with, on GPT-2 and Quora Question Pairs. Needs the Hub; hours without a GPU.",
+        "The cells of the study this package began with, on GPT-2 and Quora Question Pairs. Needs "
+        "the Hub; hours without a GPU.",
         Study("paper", backbone="gpt2", data="hub", train_size=20_000, seeds=(0, 1, 2)))}
 
 # %% ../../nbs/page/01_forms.ipynb #955f109d
@@ -250,8 +253,10 @@ def beside(
 
 # %% ../../nbs/page/01_forms.ipynb #8408725a
 CARDS = {  # field: what each choice does
-    "recipes": {"sft": "learns the right answer of each example", "dpo": "learns to prefer the right answer to a wrong one",
-                "sft-dpo": "SFT first, then DPO from there", "sft-sft": "SFT for as many steps as sft-dpo: the control"},
+    "recipes": {"sft": "learns the right answer of each example",
+                "dpo": "learns to prefer the right answer to a wrong one",
+                "sft-dpo": "SFT first, then DPO from there",
+                "sft-sft": "SFT for as many steps as sft-dpo: the control"},
     "tunings": {"full": "trains every weight", "lora": "trains small added matrices: less memory, a small file"}}
 
 
@@ -425,7 +430,7 @@ class Form:
         self.changed(self)
 
     def mark(self, more: dict[str, str] | None = None):
-        "Show the problems, and more that others found, beside their fields and on the folds; those found before are forgotten."
+        "Show problems, also those that others found, beside their fields; earlier ones are forgotten."
         problems = (more or {}) | self.problems
         for path, entry in self.entries.items(): entry.tell(problems.get(path, ""))
         wrong = {section_of(path) for path in problems if path}

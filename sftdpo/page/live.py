@@ -181,7 +181,7 @@ def begin_study(
 def stop_study(
     folder: Path,  # of a study
 ) -> bool:         # was there anything to stop?
-    "Ask the process that works on the folder to stop; what is finished stays, and stages go on from their last checkpoint."
+    "Ask the process that works on the folder to stop; stages go on from their last checkpoint."
     number = working(folder)
     if number is None: return False
     if number == 0:

@@ -84,7 +84,7 @@ class Table:
         return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit)
 
     def hint(self) -> str:
-        "What else may be wrong where the columns are not those that are needed: a complete sentence with a blank before it, or nothing."
+        "What else may be wrong where columns are missing: a sentence with a blank before it, or nothing."
         names = list(self.columns)
         if self.format not in ("CSV", "TSV") or not names: return ""
         if len(names) == 1 and (signs := [sign for sign in ",;\t|" if sign in names[0]]):
@@ -287,7 +287,7 @@ _quoted_on = re.compile(r'((?:[^"]++|"")*+)("?)')
 
 def _standard(lines, ends, start, delimiter, end,
               strict=False) -> tuple[list[str] | None, int, str]:
-    "Fields of the record that begins at a line, the line after it, and why there are none, up to line `end`; `strict`: no quotes in unquoted fields, as in a record of several lines."
+    "Fields of the record at a line, the next line, why there are none; `strict`: no stray quotes."
     fields, line, at, i = [], lines[start], 0, start
     while True:
         if line.startswith('"', at):
@@ -319,7 +319,7 @@ def _standard(lines, ends, start, delimiter, end,
 
 # %% ../../nbs/reading/01_files.ipynb #c3ad24c5
 def _looks_like_a_row(line: str, delimiter: str, width: int, last: bool) -> bool:
-    "Whether a line inside a quoted field could be a row without quotes; in the last line there is the quote that closes, and not in the first field."
+    "Could a line inside a quoted field be a row? The last line has the quote that closes."
     if width < 2 or line.count(delimiter) != width - 1: return False
     fields = line.split(delimiter)
     if '"' in (fields[0] if last else line.replace('""', "")): return False
@@ -327,7 +327,7 @@ def _looks_like_a_row(line: str, delimiter: str, width: int, last: bool) -> bool
 
 # %% ../../nbs/reading/01_files.ipynb #245d7515
 def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int | None:
-    "The first line of a quoted record that begins a row of its own, if that can be believed; `whole`: the record has as many fields as the header."
+    "The first line of a quoted record that begins a row of its own, if that can be believed."
     inside = [j for j in range(start + 1, after) if lines[j].strip()]
     for j in inside:
         if '"' in lines[j]:

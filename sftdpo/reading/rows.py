@@ -51,7 +51,7 @@ def _continuing_part(part, empty):
 # %% ../../nbs/reading/04_rows.ipynb #017dc2b0
 @contextmanager
 def _backend_for(tokenizer, continuing=False, interpreted=False):
-    "A fast tokenizer's own backend, reading special tokens as letters unless they are interpreted, and a continuation without a blank before it."
+    "A fast tokenizer's backend: special tokens as letters, continuations without a blank."
     backend = tokenizer.backend_tokenizer
     special, cut, fill, parts = (backend.encode_special_tokens, backend.truncation, backend.padding,
                                  (backend.normalizer, backend.pre_tokenizer))
@@ -160,7 +160,7 @@ def _opens(prompt, ids, start) -> bool:
 def joins_exactly(
     tokenizer, # of the backbone
 ) -> bool:
-    "Whether the ids of any two texts, joined, decode to the two texts: known from the tokenizer's parts, without any text."
+    "Do the ids of any two texts, joined, decode to both? Known from the tokenizer's parts alone."
     if (not getattr(tokenizer, "is_fast", False)
         or (backend := tokenizer.backend_tokenizer).normalizer is not None):
         return False
@@ -180,7 +180,7 @@ def joins_exactly(
 
 # %% ../../nbs/reading/04_rows.ipynb #93d21217
 def _exact(texts, tokenizer) -> bool:
-    "Do the ids of these texts decode to them in any case? Where special tokens are interpreted, each text is looked at."
+    "Do the ids of these texts decode to them? Interpreted texts are looked at one by one."
     return joins_exactly(tokenizer) and not any(isinstance(text, Interpreted) for text in texts)
 
 def _together(prompt, end) -> str:
@@ -194,7 +194,7 @@ def changed_texts(
     texts: Sequence[str],     # prompt and completion as one text
     ids: Sequence[list[int]], # of both, joined, without special tokens
     tokenizer,                # of the backbone
-) -> tuple[dict[int, str], dict[int, str]]: # place: what it says instead; where the joint is to blame, and where the tokenizer changes the text anyway
+) -> tuple[dict[int, str], dict[int, str]]:  # what it says: where the joint is to blame, where not
     "The texts that ids do not decode to."
     if _exact(texts, tokenizer): return {}, {}
     said = {i: found for i, (text, found) in enumerate(zip(texts, _decode(list(ids), tokenizer)))
