@@ -342,9 +342,8 @@ def check_attention(
 ):
     "Raise a `ValueError` unless attention takes the mask of branched rows."
     if config._attn_implementation == "sdpa": return
-    raise ValueError(f"{name} computes "
-                     f"attention with {config._attn_implementation!r}, which does not "
-                     "take the mask of rows with several completions; load it with "
+    raise ValueError(f"{name} computes attention with {config._attn_implementation!r}, "
+                     "which does not take the mask of rows with several completions; load it with "
                      f"attn_implementation='sdpa' ({SUPPORTED})")
 
 # %% ../nbs/04_batches.ipynb #80f91f39

@@ -250,9 +250,8 @@ def _tokenizer_error(where, error: Exception) -> ValueError:
     if "trust_remote_code" in words:
         return ValueError(f"{where}: its tokenizer contains custom code, which is never run here: "
                           "take a backbone whose tokenizer is one of transformers' own")
-    return ValueError(f"{where}: its "
-                      f"tokenizer cannot be loaded ({words[:200]}): copy tokenizer.json "
-                      "and tokenizer_config.json of the model into the folder again")
+    return ValueError(f"{where}: its tokenizer cannot be loaded ({words[:200]}): copy "
+                      "tokenizer.json and tokenizer_config.json of the model into the folder again")
 
 # %% ../nbs/02_model.ipynb #3d0c3597
 def load_tokenizer(
@@ -648,9 +647,9 @@ def check_adapter(
                          "only LoRA adapters are read")
     path = folder/"adapter_model.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds "
-                                "no adapter_model.safetensors: load the adapter with peft "
-                                "and save it again with save_pretrained, which writes safetensors")
+        raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors: load the adapter "
+                                "with peft and save it again with save_pretrained, which writes "
+                                "safetensors")
     check_finite_weights([path])
 
 # %% ../nbs/02_model.ipynb #63a10cc0

@@ -6,7 +6,7 @@
 __all__ = ['LEAST_ROWS', 'LEAST_OF_LABEL', 'FAR', 'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'way_of', 'with_rate',
            'ways_to_try', 'Ways', 'finish_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
            'reason_to_decline', 'against_baselines', 'how_sure', 'sentences_on', 'hour_more', 'train_on_all',
-           'recommend']
+           'rows_of_file', 'concluded', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -415,6 +415,46 @@ def train_on_all(
     for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 
+# %% ../nbs/15_recommend.ipynb #2a301a1b
+def rows_of_file(
+    data: str | Path,  # path of a file or folder
+    task: str | None,  # what the data is for; None: what its columns fit
+    backbone: str,     # the model to start from
+    reading: Reading,  # how the file is read
+    say,               # called with what the file holds
+) -> tuple[TaskData, Reading]:
+    "The rows of a file, and the way of reading with the remedies that let them train."
+    report = check_file(task, str(data), reading, *Inputs().readers[backbone,], backbone=backbone)
+    if report.stops:
+        loaded = load_task(report.task, str(data), reading.replace(unusable="drop"))
+        reading = mended(reading, report, loaded)
+    loaded = load_task(report.task, str(data), reading)
+    say(report.short())
+    return loaded, reading
+
+# %% ../nbs/15_recommend.ipynb #8684bbe5
+def concluded(
+    trials: Trials,  # of which one has a result
+    rows: int,       # that train in the end
+) -> Recommendation:
+    "The way that did best, trained on all rows, or why none is recommended."
+    metric = trials.metric
+    values, picked = honest(trials.tried)
+    expected, baselines = interval(observations(values)), reached_without(trials.folder)
+    best = max(trials.runs.values(), key=trials.score)
+    table = compared(trials, way_of(best))
+    if why := reason_to_decline(expected, baselines, metric):
+        return Recommendation(declined=why, expected=expected, table=table)
+    card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high,
+            "rows": rows}
+    trials.say(f"training {way_of(best)} on all rows")
+    model = train_on_all(trials, best, trials.inputs, card)
+    found = Recommendation(way=way_of(best), expected=expected,
+                           sentences=tuple(sentences_on(trials, best, picked, expected, baselines,
+                                                        table)), table=table, model=str(model))
+    write_text(trials.folder.path / "recommendation.txt", str(found) + "\n")
+    return found
+
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
     data: str | Path,              # path of a file or folder
@@ -428,15 +468,8 @@ def recommend(
 ) -> Recommendation:
     "Recommend a way to train on your own rows, and train it."
     deadline = time.monotonic() + 60 * minutes
-    inputs_of_file = Inputs()
-    report = check_file(task, str(data), reading, *inputs_of_file.readers[backbone,],
-                        backbone=backbone)
-    task = report.task
-    if report.stops:
-        loaded = load_task(task, str(data), reading.replace(unusable="drop"))
-        reading = mended(reading, report, loaded)
-    loaded = load_task(task, str(data), reading)
-    say(report.short())
+    loaded, reading = rows_of_file(data, task, backbone, reading, say)
+    task = loaded.task
     if why := too_little(loaded): return Recommendation(declined=why)
     def load(task, data, reading, folds, fold): return dealt(loaded, folds, fold)
     inputs, home = Inputs(load), StudyFolder(folder)
@@ -446,8 +479,7 @@ def recommend(
     claim_folder(home.path, study)
     start = Run(task=task, backbone=backbone, data=str(data), reading=reading,
                 sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
-    metric = loaded.record.primary
-    trials = Trials(home, inputs, metric, folds, deadline, say)
+    trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     for run in ways_to_try(start, round(len(pool_of(loaded)) * (1 - 1 / folds)), trials.score):
         trials.attempt(run)
     trials.drop_weights(keep=False)
@@ -456,18 +488,4 @@ def recommend(
         return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train "
                               f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a "
                               "smaller model.")
-    values, picked = honest(trials.tried)
-    expected, baselines = interval(observations(values)), reached_without(home)
-    best = max(trials.runs.values(), key=trials.score)
-    table = compared(trials, way_of(best))
-    if why := reason_to_decline(expected, baselines, metric):
-        return Recommendation(declined=why, expected=expected, table=table)
-    card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high,
-            "rows": len(pool_of(loaded))}
-    say(f"training {way_of(best)} on all rows")
-    model = train_on_all(trials, best, inputs, card)
-    found = Recommendation(way=way_of(best), expected=expected,
-                           sentences=tuple(sentences_on(trials, best, picked, expected, baselines,
-                                                        table)), table=table, model=str(model))
-    write_text(home.path / "recommendation.txt", str(found) + "\n")
-    return found
+    return concluded(trials, len(pool_of(loaded)))

@@ -355,9 +355,9 @@ def more_figures(
     task, found = results["task"].iloc[0], []
     if (results["metric"] == "forgetting").any():
         found.append(figure(plots.against_forgetting(results, variants),
-                            "What it forgot", "Forgetting: "
-                            "loss on text that no task trains on, after training minus before; "
-                            "to the right, more is forgotten. One mark a run."))
+                            "What it forgot",
+                            "Forgetting: loss on text that no task trains on, after training minus "
+                            "before; to the right, more is forgotten. One mark a run."))
     pairs = store.read_pairs(folder, list(results["run"].unique()))
     if len(pairs): found.append(figure(plots.displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
                                        "mean of the seeds. The pairs themselves are in the tables beside this report."))

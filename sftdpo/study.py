@@ -79,9 +79,8 @@ def check_growth(
     for name in dict.fromkeys([*now, *before]):
         if name in NEUTRAL or name.split(".")[0] in MAY_GROW: continue
         check(before.get(name) == now.get(name), name, now.get(name),
-              f"{folder} was "
-              f"begun with {before.get(name)!r}, and results of both cannot stand in one table; "
-              "give another folder, or the old setting")
+              f"{folder} was begun with {before.get(name)!r}, and results of both cannot stand in "
+              "one table; give another folder, or the old setting")
 
 # %% ../nbs/12_study.ipynb #7d7e9a5d
 def check_study_folder(
@@ -153,10 +152,9 @@ def _refuse_other_files(known: dict, found: dict, kind: str, swept: bool, folder
         allowed = name in known or swept or fingerprint in known.values()
         if known.get(name, fingerprint) == fingerprint and allowed: continue
         then = f"{name!r} ({known[name][:12]})" if name in known else ", ".join(map(repr, known))
-        raise ValueError(f"The {kind} is "
-                         f"{name!r} ({fingerprint[:12]}), and {folder} was begun with {then}: "
-                         "results of both cannot stand in one table. "
-                         "Bring the old files back, or give another folder.")
+        raise ValueError(f"The {kind} is {name!r} ({fingerprint[:12]}), and {folder} was begun "
+                         f"with {then}: results of both cannot stand in one table. Bring the old "
+                         "files back, or give another folder.")
 
 # %% ../nbs/12_study.ipynb #47869e5c
 def _report_versions(before: dict, now: dict, folder: StudyFolder, say):

@@ -405,9 +405,8 @@ def beats(
     return bool((sign * ends > sign * baseline).any())
 
 # %% ../nbs/20_tables.ipynb #19b8b19b
-WHAT_TO_CHANGE = ("To change that: "
-                  "train longer (--sft.epochs, --dpo.epochs), search for learning rates "
-                  "(--search.trials 6), or give more training rows.")
+WHAT_TO_CHANGE = ("To change that: train longer (--sft.epochs, --dpo.epochs), search for learning "
+                  "rates (--search.trials 6), or give more training rows.")
 
 
 def nothing_learned(

@@ -30,9 +30,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 # %% ../../nbs/engine/02_safe_files.ipynb #919b0f52
-FULL_DISK_WORDS = re.compile(r"No space left "
-                             r"on device|Disk quota exceeded|PytorchStreamWriter failed"
-                             r"|unexpected pos \d+ vs|\d+ requested and \d+ written")
+FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter "
+                             r"failed|unexpected pos \d+ vs|\d+ requested and \d+ written")
 FULL_DISK = ("the disk is full; make space and give the same command again: it goes on where it "
              "stopped")
 
@@ -73,9 +72,9 @@ def refuse_links(
 ):
     "Raise if a study's folder holds a link."
     for link in links_in(Path(folder)):
-        raise ValueError(f"{link} is a "
-                         f"link to {os.readlink(link)}. A study's folder must not hold links: "
-                         "a link can lead us to any file. Remove it, or put the file itself there.")
+        raise ValueError(f"{link} is a link to {os.readlink(link)}. A study's folder must not hold "
+                         "links: a link can lead us to any file. Remove it, or put the file itself "
+                         "there.")
 
 # %% ../../nbs/engine/02_safe_files.ipynb #4821a7a8
 def inside(
@@ -84,9 +83,8 @@ def inside(
 ) -> Path:
     "The path of a name in a folder; a name that would lead elsewhere is refused."
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise ValueError(f"{name!r} cannot "
-                         f"be the name of anything in {folder}: the table or record that holds it "
-                         "has been changed. Get the study's folder again.")
+        raise ValueError(f"{name!r} cannot be the name of anything in {folder}: the table or "
+                         "record that holds it has been changed. Get the study's folder again.")
     return Path(folder) / name
 
 # %% ../../nbs/engine/02_safe_files.ipynb #63f55175

@@ -124,10 +124,9 @@ def check_template(
     "Raise a `DataError` with a remedy unless the tokenizer has a chat template."
     if has_template(tokenizer): return
     name = tokenizer.name_or_path or "this backbone"
-    raise DataError("The data holds "
-                    f"conversations, and the tokenizer of {name} has no chat template: "
-                    "write them out as plain text (--reading.conversations write), or take a "
-                    "backbone that was made for conversations (--backbone).")
+    raise DataError(f"The data holds conversations, and the tokenizer of {name} has no chat "
+                    "template: write them out as plain text (--reading.conversations write), or "
+                    "take a backbone that was made for conversations (--backbone).")
 
 # %% ../../nbs/reading/02_chat.ipynb #cd068e7f
 # the day that Llama's template takes where it does not know the date

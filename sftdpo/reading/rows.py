@@ -272,11 +272,10 @@ def _check_rows(rows: list[Row], max_length: int) -> list[Row]:
         if length > longest[0]: longest = (length, row)
     if too_long:
         length, row = longest
-        raise DataError(f"{too_long:,} "
-                        f"of {len(rows):,} rows {'is' if too_long == 1 else 'are'} longer than "
-                        f"max_length={max_length} tokens; the longest, {row.id!r}, has {length} "
-                        f"({len(row.prompt)} of them the prompt). Shorten these examples or leave "
-                        f"them out, or take a backbone that reads {length} tokens.")
+        raise DataError(f"{too_long:,} of {len(rows):,} rows {'is' if too_long == 1 else 'are'} "
+                        f"longer than max_length={max_length} tokens; the longest, {row.id!r}, has "
+                        f"{length} ({len(row.prompt)} of them the prompt). Shorten these examples "
+                        f"or leave them out, or take a backbone that reads {length} tokens.")
     return rows
 
 # %% ../../nbs/reading/04_rows.ipynb #183d0ac2
