@@ -934,7 +934,7 @@ FEWEST_IN_BIN = 10  # answers; the share of right ones among fewer says little
 def calibration(
     bins: pd.DataFrame,  # from `reliability`
 ) -> Picture:
-    "Share of right answers against the answers' probability, a panel per recipe; marks grow with the number of answers; bins of few are not drawn."
+    "Share of right answers against their probability, a panel per recipe; larger marks: more answers."
     if bins.empty:
         return nothing("No run says how probable its answers were: there is no calibration to "
                        "draw.")
@@ -976,7 +976,7 @@ def side_by_side(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
     prompts: int = 3,      # how many
     cells: int = 9,        # at most
-) -> pd.DataFrame:         # one line per prompt and cell: id, prompt, true, cell, run, seed, sample, generated, and chrf if it is there
+) -> pd.DataFrame:         # one line per prompt and cell: id, prompt, true, generated …
     "The first prompts with the true continuation and what each cell wrote: its lowest seed, its first sample."
     columns = [name for name in ("id", "prompt", "true", "cell", "run", "seed", "sample",
                                  "generated", "chrf") if name in texts or name == "cell"]

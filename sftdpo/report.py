@@ -359,8 +359,11 @@ def more_figures(
                             "Forgetting: loss on text that no task trains on, after training minus "
                             "before; to the right, more is forgotten. One mark a run."))
     pairs = store.read_pairs(folder, list(results["run"].unique()))
-    if len(pairs): found.append(figure(plots.displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
-                                       "mean of the seeds. The pairs themselves are in the tables beside this report."))
+    if len(pairs):
+        found.append(figure(plots.displacement(pairs, variants), "Which pairs lose",
+                            "Held-out pairs of the last DPO stage, sorted by how much likelihood "
+                            "their chosen completion gained or lost; mean of the seeds. The pairs "
+                            "themselves are in the tables beside this report."))
     if len(trials := trials_of_task(folder, task)):
         found.append(figure(plots.rate_curves(trials), "The trials of the search",
                             "Each mark is a trial, judged on validation rows; band: lowest to "
@@ -593,7 +596,7 @@ def write_report(
     folder: str | Path,              # of a study, finished or not
     out: str | Path | None = None,   # HTML file; default: report.html in the folder
 ) -> Path:                           # the file; its tables lie beside it
-    "Write what a study asked, found and was made with as one self-contained HTML file, and its tables as CSV and Parquet."
+    "Write a study's report as one self-contained HTML file, and its tables as CSV and Parquet."
     place, folder = StudyFolder(folder), Path(folder)
     refuse_links(folder)
     name, study = place.values()["name"], read_study(folder)

@@ -230,7 +230,7 @@ def make_pairs(
     verbalizers: Sequence[str] = (),       # for `flip`: the answers, index = label
     samples: Sequence[str] | None = None,  # for `sample`: one text per example, in their order
     share: float = .3,                     # for `corrupt`: the share of words replaced
-) -> list[Example]:                        # in the same order, with `rejected` filled in and never equal to the completion
+) -> list[Example]:                        # in order, with `rejected` filled in, never equal to the completion
     "Preference pairs from examples."
     names = known_pair_builders()
     if not callable(rejected) and rejected not in names:

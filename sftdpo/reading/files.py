@@ -509,8 +509,10 @@ def read_json_lines(
                 raise ValueError(f"a {type(row).__name__}, not an object with named values")
             rows.append(row); at.append(number)
         except ValueError as e: problems.append(Problem(file, number, str(e), line[:200]))
-    if not rows: raise UnusableRows(f"{file}: none of {len(problems):,} lines is a JSON object; line {problems[0].line}: {problems[0].reason}. Write one object a line, such as "
-                                    '{"prompt": "...", "completion": "..."}.', problems)
+    if not rows:
+        raise UnusableRows(f"{file}: none of {len(problems):,} lines is a JSON object; line "
+                           f"{problems[0].line}: {problems[0].reason}. Write one object a line, "
+                           'such as {"prompt": "...", "completion": "..."}.', problems)
     return Table(file, "JSON lines", _columns_of(rows, file), at, problems)
 
 # %% ../../nbs/reading/01_files.ipynb #6237c974

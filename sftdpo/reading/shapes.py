@@ -469,7 +469,7 @@ def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Read
 def usual_shapes(
     table: Table,      # some rows of the training data
     reading: Reading,  # as given
-) -> Iterator[tuple[str, str, Reading, Table]]:  # what it looks like, the task, how to read it, the table that this reading reads
+) -> Iterator[tuple[str, str, Reading, Table]]:  # what it looks like, task, reading, table read
     "What a table looks like by its rows, the likelier first; each is to be tried."
     if reading.conversations != "write" and _talk_columns(table):
         plainly = replace(reading, conversations="write")
