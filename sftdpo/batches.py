@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
+# %% ../nbs/04_batches.ipynb #caa0b35d
 from .loss import token_log_probabilities
 from .model import SUPPORTED, check_layers, sliding_window
 from .reading.rows import Row
@@ -328,7 +329,8 @@ def fast_route_holds(
         except Exception: return False  # the model cannot take the fast route
     expected = found(own_tokens, [Row("alone", prompt, [completion]) for completion in completions])
     if not alike(own_tokens, 10 * near):
-        raise ValueError(f"{type(causal).__name__} gives other log-probabilities to two completions "
+        raise ValueError(f"{type(causal).__name__} "
+                         "gives other log-probabilities to two completions "
                          "in one row than to each alone: it overlooks the attention mask or the "
                          f"positions; {SUPPORTED}")
     return alike(fast_tokens, near)
@@ -340,8 +342,8 @@ def check_attention(
 ):
     "Raise a `ValueError` unless attention takes the mask of branched rows."
     if config._attn_implementation == "sdpa": return
-    raise ValueError(f"{name} computes attention with {config._attn_implementation!r}, which does not "
-                     "take the mask of rows with several completions; load it with "
+    raise ValueError(f"{name} computes attention with {config._attn_implementation!r}, "
+                     "which does not take the mask of rows with several completions; load it with "
                      f"attn_implementation='sdpa' ({SUPPORTED})")
 
 # %% ../nbs/04_batches.ipynb #80f91f39
@@ -354,10 +356,11 @@ def check_window(
     if not layout or not window: return
     longest = int(layout["position_ids"].max()) + 1
     if longest <= window: return
-    raise ValueError(f"A prompt with one of its completions has {longest} tokens, more than the window "
-                     f"of {window} that {name} has in its sliding attention, which rows of several "
-                     "completions do without: use shorter prompts or completions, or a backbone with a "
-                     "wider window.")
+    raise ValueError(
+        f"A prompt with one of its completions has {longest} tokens, more than the window "
+        f"of {window} that {name} has in its sliding attention, which rows of several "
+        "completions do without: use shorter prompts or completions, or a backbone with a "
+        "wider window.")
 
 # %% ../nbs/04_batches.ipynb #0bd74f2f
 class Scorer(nn.Module):

@@ -33,6 +33,7 @@ import transformers
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, PrinterCallback, TrainerCallback
 
+# %% ../nbs/23_bench.ipynb #0591cec5
 from .batches import autocast, collate, score, to_device, width_of
 from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
 from .data import subset
@@ -90,7 +91,8 @@ class Job:
     sampling: Sampling = Sampling()  # used by "sample"
     seed: int = 0           # of the order, the adapter's start and the samples
     shuffled: bool = False  # training: after the first turn, in random order instead of by length
-    named: str = ""         # in the results, where an engine has several jobs; default: as the engine
+    # in the results, where an engine has several jobs; default: as the engine
+    named: str = ""
 
     @property
     def name(self) -> str: return self.named or self.engine
@@ -157,7 +159,8 @@ def trainers_in_turn(
     turns: Turns,  # whom to ask
 ):
     "Every trainer of this process waits for its turns; for processes that serve a benchmark."
-    transformers.trainer.DEFAULT_CALLBACKS.append(TurnGate(turns, job.per_turn // job.stage.batch_size))
+    transformers.trainer.DEFAULT_CALLBACKS.append(TurnGate(turns,
+                                                           job.per_turn // job.stage.batch_size))
 
 # %% ../nbs/23_bench.ipynb #3416f08f
 def train_with_sftdpo(
@@ -216,7 +219,8 @@ def trl_options(
     "The arguments of TRL's configuration that make this engine."
     from sftdpo.engine.trl_engine import RECOMPUTE
     again, beforehand, no_padding = TRL[engine]
-    own = dict(precompute_ref_log_probs=beforehand) if kind == "dpo" else dict(padding_free=no_padding)
+    own = (dict(precompute_ref_log_probs=beforehand) if kind == "dpo"
+           else dict(padding_free=no_padding))
     return {RECOMPUTE: again, "train_sampling_strategy": "sequential"} | own
 
 # %% ../nbs/23_bench.ipynb #1c2d869b
@@ -333,7 +337,8 @@ def train_plainly(
         if not turns(losses=losses): break
     return with_reference((0, 0), settings=dict(
         optimizer="AdamW, not fused", learning_rate=stage.learning_rate,
-        max_gradient_norm=stage.max_gradient_norm, precision=stage.precision, logits="all, padded", passes="one a completion and model"))
+        max_gradient_norm=stage.max_gradient_norm, precision=stage.precision, logits="all, padded",
+        passes="one a completion and model"))
 
 # %% ../nbs/23_bench.ipynb #da6cd689
 def score_with_sftdpo(
@@ -436,7 +441,8 @@ def drawn_by_generate(
     "One call of `generate`."
     ids, mask = (part.to(model.device) for part in padded_left(prompts, end))
     with torch.no_grad(), autocast(job.stage.precision, ids.device):
-        found = model.generate(ids, attention_mask=mask, pad_token_id=end, num_return_sequences=samples,
+        found = model.generate(ids,
+                               attention_mask=mask, pad_token_id=end, num_return_sequences=samples,
                                **generate_options(job.sampling))
     return drawn_tokens(found[:, ids.shape[1]:], end)
 
@@ -455,7 +461,8 @@ def sample_with_generate(
     while going:
         prompts = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in job.rows]
         calls = chunks(prompts, at_once) * (job.sampling.samples // samples)
-        going = turns(tokens=sum(drawn_by_generate(model, job, call, samples, end) for call in calls))
+        going = turns(tokens=sum(drawn_by_generate(model, job, call, samples, end)
+                                 for call in calls))
     options = generate_options(job.sampling)
     return dict(settings=options | dict(prompts_at_once=at_once, num_return_sequences=samples))
 
@@ -728,7 +735,8 @@ def asked_of_engines(
     stage = Stage(kind, batch_size=configuration.get("batch_size", 8), epochs=1, evaluations=0,
                   learning_rate=benchmark.learning_rate, schedule="constant", warmup=0,
                   precision=benchmark.precision,
-                  rejected=next(way for way in TASKS[task].rejected if way != "sample") if kind == "dpo" else None)
+                  rejected=next(way for way in TASKS[task].rejected
+                                if way != "sample") if kind == "dpo" else None)
     return run, resolve(stage, run)
 
 # %% ../nbs/23_bench.ipynb #50c150c3
@@ -777,14 +785,16 @@ def jobs_of(
 ) -> list[Job]:
     "A job for each engine of a configuration, and for each tuning where these take turns."
     what, (run, stage) = configuration["what"], asked_of_engines(benchmark, configuration)
-    engines, inputs, tunings = [*benchmark.engines, "machine"], Inputs().of(run), tunings_timed(configuration)
+    engines, inputs, tunings = ([*benchmark.engines, "machine"], Inputs().of(run),
+                                tunings_timed(configuration))
     if what == "train": rows = rows_to_train(benchmark, inputs, stage)
     elif what == "score": rows = rows_to_score(benchmark, inputs)
     else: rows, engines = prompts_to_continue(benchmark, inputs), ["sftdpo", *CALLS]
     per_turn = stage.batch_size * benchmark.steps if what == "train" else len(rows)
     def job(engine, tuning):
         named = f"{engine} {tuning}" if len(tunings) > 1 and engine != "machine" else ""
-        return Job(what, engine, benchmark.backbone, rows, per_turn, stage, tuning, run.lora, benchmark.sampling, benchmark.seed,
+        return Job(what, engine, benchmark.backbone,
+                   rows, per_turn, stage, tuning, run.lora, benchmark.sampling, benchmark.seed,
                    shuffled=what == "train" and engine in SHUFFLES, named=named)
     return [job(engine, tuning) for engine in engines if engine in WORKERS[what]
             for tuning in (tunings if engine != "machine" else tunings[:1])]
@@ -831,7 +841,8 @@ def measure_configuration(
     samples = benchmark.sampling.samples if configuration["what"] == "sample" else 1
     return configuration | dict(
         rows=len(jobs[0].rows), examples=jobs[0].per_turn * samples, engines=engines,
-        settings=shared_settings(benchmark), environment=environment(Inputs().of(run.replace(**{stage.kind: stage}))))
+        settings=shared_settings(benchmark),
+        environment=environment(Inputs().of(run.replace(**{stage.kind: stage}))))
 
 # %% ../nbs/23_bench.ipynb #db10d2ef
 def bench(
@@ -848,7 +859,8 @@ def bench(
             was, now = results[name]["settings"], shared_settings(benchmark)
             if other := [field for field, value in now.items() if was.get(field) != value]:
                 raise ValueError(f"{out} holds {name!r} measured with other settings "
-                                 f"({', '.join(other)}): give these settings, or another file (--out).")
+                                 f"({', '.join(other)}): give these settings, or another file "
+                                 "(--out).")
             continue
         say(name)
         results[name] = measure_configuration(benchmark, configuration)
@@ -862,7 +874,8 @@ def bound_seconds(
 ) -> float:
     "The least time that the work can take at the machine's pace."
     operations = sum(work.values()) - work["bytes"]
-    return operations / machine["operations_per_second"] + work["bytes"] / machine["bytes_per_second"]
+    return (operations / machine["operations_per_second"]
+            + work["bytes"] / machine["bytes_per_second"])
 
 # %% ../nbs/23_bench.ipynb #e1d6e52a
 def rounds_of(
@@ -914,8 +927,10 @@ def speeds(
     table["examples_per_second_low"] = groups.examples_per_second.min()
     table["examples_per_second_high"] = groups.examples_per_second.max()
     seconds = groups.seconds.apply(np.array)
-    ours = {name: seconds[name].index.intersection(["sftdpo", "sftdpo full"])[0] for name in seconds.index.levels[0]}
-    ratios = [ratio_of_totals(some, seconds[name, ours[name]]) for (name, _), some in seconds.items()]
+    ours = {name: seconds[name].index.intersection(["sftdpo", "sftdpo full"])[0]
+            for name in seconds.index.levels[0]}
+    ratios = [ratio_of_totals(some, seconds[name, ours[name]])
+              for (name, _), some in seconds.items()]
     table["times_ours"], table["times_ours_low"], table["times_ours_high"] = zip(*ratios)
     return table.assign(peak_memory_gb=groups.peak_memory_gb.max(),
                         start_up_seconds=groups.start_up_seconds.first(), rounds=groups.size())

@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+# %% ../nbs/25_cli.ipynb #cf6aa74d
 from sftdpo.config import (
     SPEED,
     Benchmark,
@@ -66,7 +67,8 @@ class ReadBefore:
         runs: list[Run],    # of a study
         out: Path | None = None,  # folder for results
     ):
-        if out and Path(out).expanduser().is_file(): raise NotADirectoryError(f"--out {out} is a file: give a folder.")
+        if out and Path(out).expanduser().is_file():
+            raise NotADirectoryError(f"--out {out} is a file: give a folder.")
         self.found = {}
         for run in runs:
             check_model_name(run.backbone)
@@ -78,7 +80,8 @@ class ReadBefore:
         from sftdpo.reading.check import advice
         try: return load_task(task, data, reading, *fold)
         except UnusableRows: return None
-        except DataError as error: raise DataError(f"{error}{advice(data, reading, task)}") from error
+        except DataError as error:
+            raise DataError(f"{error}{advice(data, reading, task)}") from error
 
     def load(self, *key):
         "The result of `load_task`; data is read only once."
@@ -110,7 +113,8 @@ class Recommend:
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, or a folder
     minutes: float = 10.0  # time it may take
     out: Path | None = None  # folder for the trials and the model; default: runs/recommend-FILE
-    task: "Literal[tuple(TASKS)] | None" = None  # the task of the data; default: the one that its columns fit
+    # the task of the data; default: the one that its columns fit
+    task: "Literal[tuple(TASKS)] | None" = None
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
     reading: Reading = Reading()  # how the file is read
     folds: int = 3  # parts into which the rows are dealt; each judges once
@@ -120,10 +124,12 @@ class Recommend:
         check_data_path(self.data)
         out = self.out or Path("runs") / f"recommend-{Path(self.data).stem}"
         from sftdpo.recommend import recommend
-        found = recommend(self.data, out, self.minutes, self.task, self.backbone, self.reading, self.folds)
+        found = recommend(self.data, out, self.minutes, self.task, self.backbone, self.reading,
+                          self.folds)
         print(f"\n{found}")
         if not found.model: return
-        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} NEW_ROWS.csv; to try more in the same folder: --minutes {2 * self.minutes:g}")
+        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} "
+              f"NEW_ROWS.csv; to try more in the same folder: --minutes {2 * self.minutes:g}")
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
 @dataclass
@@ -136,7 +142,8 @@ class PlanCommand:
     measure: bool = True  # time a few steps where no timing exists yet
 
     def __call__(self):
-        workers, read = Execution(workers=self.workers).workers, ReadBefore(self.study.runs(self.study.seeds[:1]), self.out)
+        workers, read = (Execution(workers=self.workers).workers,
+                         ReadBefore(self.study.runs(self.study.seeds[:1]), self.out))
         from sftdpo.engine.inputs import Inputs
         from sftdpo.engine.timing import plan
         print(plan(self.study, self.out, self.measure, workers, inputs=Inputs(read.load)))
@@ -161,7 +168,8 @@ class Reproduce:
     "Train a few runs of a stored study again, and compare."
     folder: tyro.conf.Positional[Path]  # of the study, such as nbs/study/results/NAME
     out: Path = Path("runs/reproduced")  # for the runs that are trained again
-    runs: tuple[str, ...] = ()  # names of runs; default: the first recipe with each tuning, at the lowest seed
+    # names of runs; default: the first recipe with each tuning, at the lowest seed
+    runs: tuple[str, ...] = ()
 
     def __call__(self):
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
@@ -177,7 +185,9 @@ class Reproduce:
 class Data:
     "Say what is in a file, what is wrong with it and how to mend it; nothing is trained."
     do: tyro.conf.Positional[Literal["check"]]  # the one thing there is to do
-    data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, a folder with train and test, embedded, or hub:owner/name
+    # a CSV, TSV, JSONL, Parquet or Arrow file, a folder with train and test, embedded, or
+    # hub:owner/name
+    data: tyro.conf.Positional[str]
     task: "Literal[tuple(TASKS)] | None" = None  # its task; default: the one that its columns fit
     reading: Reading = Reading()  # how it is read
     backbone: str = "bard"  # the model whose tokens are counted
@@ -187,7 +197,8 @@ class Data:
         from sftdpo.reading.check import check_file, columns_fit, write_check
         check_model_name(self.backbone)
         check_data_path(self.data)
-        if not columns_fit(self.task, self.data, self.reading): reader = ()  # no backbone is needed to say so
+        # no backbone is needed to say so
+        if not columns_fit(self.task, self.data, self.reading): reader = ()
         else:
             from sftdpo.engine.inputs import tokenizer_of
             reader = tokenizer_of(self.backbone)
@@ -199,7 +210,8 @@ class Data:
 
 # %% ../nbs/25_cli.ipynb #af52c04b
 QUICKSTART = Study("quickstart", tasks=("paraphrase",), train_size=3000, test_size=500,
-                   sft=Stage("sft", epochs=1, evaluations=1), dpo=Stage("dpo", epochs=1, evaluations=1))
+                   sft=Stage("sft", epochs=1, evaluations=1),
+                   dpo=Stage("dpo", epochs=1, evaluations=1))
 
 # %% ../nbs/25_cli.ipynb #61c3dcf5
 @dataclass
@@ -221,50 +233,67 @@ class Train:
     "Train and judge one run, and keep its model."
     run: Annotated[Run, tyro.conf.arg(name="")]  # what to train
     out: Path = Path("runs/train")  # folder for the results; the model is in its `model` folder
-    report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()  # trackers that show the curves; their packages must be installed
+    # trackers that show the curves; their packages must be installed
+    report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()
 
     def __call__(self):
         read = ReadBefore([self.run], self.out)
         from sftdpo.engine.inputs import Inputs
         from sftdpo.study import train_run
-        found = train_run(self.run, self.out, inputs=Inputs(read.load), report_to=Execution(report_to=self.report_to).report_to)
-        for name, value in found.items(): print(f"{name:>32} {'–' if value is None else format(value, ',.4f')}")
+        found = train_run(self.run, self.out, inputs=Inputs(read.load),
+                          report_to=Execution(report_to=self.report_to).report_to)
+        for name, value in found.items():
+            print(f"{name:>32} {'–' if value is None else format(value, ',.4f')}")
         if told := decoding(self.run.task, self.run.sampling): print(f"texts: {told}")
         print(f"The model is in {self.out / 'model'}.\n")
-        if TASKS[self.run.task].columns: print(f"next: sftdpo predict {shlex.quote(str(self.out))} FILE   answers rows that have no answer yet")
-        print(f"{'next' if not TASKS[self.run.task].columns else '  or'}: sftdpo report {shlex.quote(str(self.out))}   settings, curves and predictions in one HTML file")
+        if TASKS[self.run.task].columns:
+            print(f"next: sftdpo predict {shlex.quote(str(self.out))} FILE   answers rows that "
+                  "have no answer yet")
+        print(f"{'next' if not TASKS[self.run.task].columns else '  or'}: sftdpo report "
+              f"{shlex.quote(str(self.out))}   settings, curves and predictions in one HTML file")
 
 # %% ../nbs/25_cli.ipynb #36c94c58
 @dataclass
 class Evaluate:
     "Judge a saved model, or a backbone, on a task's test examples."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    task: "Literal[tuple(TASKS)] | None" = None  # task to judge it on; default: that of its training
-    data: str | None = None  # embedded, hub, or the path of a folder or file; default: its training data
+    # task to judge it on; default: that of its training
+    task: "Literal[tuple(TASKS)] | None" = None
+    # embedded, hub, or the path of a folder or file; default: its training data
+    data: str | None = None
     reading: Reading = Reading()  # how the file is read; default: as in training
     test_size: int | None = None  # examples judged; default: all
     seed: int = 0  # of the samples
     sampling: Sampling = Sampling()  # how texts are continued
-    out: Path | None = None  # a .csv, .tsv, .jsonl or .parquet file for the predictions with their probabilities, or for the texts
+    # a .csv, .tsv, .jsonl or .parquet file for the predictions with their probabilities, or for the
+    # texts
+    out: Path | None = None
 
     def __call__(self):
         from sftdpo.reading.saved import rows_to_judge, saved_task
         if self.out: check_format(self.out)
         check_saved_model(self.model)
         known = saved_task(self.model)
-        task, data = self.task or known.get("task", "paraphrase"), self.data or known.get("data", "embedded")
+        task, data = (self.task or known.get("task", "paraphrase"),
+                      self.data or known.get("data", "embedded"))
         try: check_data_path(data)
         except (DataError, FileNotFoundError) as error:
             if self.data: raise
-            raise DataError(f"{self.model} was trained on {data}, which is not to be found from here: name the rows that judge, --data FILE.") from error
-        rows_to_judge(known, task, data, self.reading)  # a wrong path or column is found before the model is loaded
+            raise DataError(f"{self.model} was trained on {data}, which is not to be found from "
+                            "here: name the rows that judge, --data FILE.") from error
+        # a wrong path or column is found before the model is loaded
+        rows_to_judge(known, task, data, self.reading)
         from sftdpo.engine.export import write_predictions
         from sftdpo.study import evaluate_saved
-        found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading, test_size=self.test_size, seed=self.seed, sampling=self.sampling), say=print)
+        found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading,
+                                               test_size=self.test_size, seed=self.seed,
+                                               sampling=self.sampling), say=print)
         for name, value in found.metrics.items(): print(f"{name:>24} {value:.4f}")
         if told := decoding(task, self.sampling): print(f"texts: {told}")
         if self.out: print(f"written: {write_predictions(found.examples, self.out)}")
-        if TASKS[task].columns and known: print(f"\nnext: sftdpo predict {shlex.quote(self.model)} FILE   answers rows that have no answer yet")
+        if TASKS[task].columns and known:
+            print(f"\nnext: sftdpo predict {shlex.quote(self.model)} FILE   answers rows that have "
+                  "no answer yet")
 
 # %% ../nbs/25_cli.ipynb #ddacfe46
 def prediction_file(
@@ -274,7 +303,8 @@ def prediction_file(
     "Where predictions go: the given file, or one in this folder named after the data."
     file = out or Path(f"{Path(data).stem}-predictions.csv")
     check_format(file)
-    if file.exists() and Path(data).exists() and file.samefile(data): raise FileExistsError(f"--out {file} is the file with the rows: give another name.")
+    if file.exists() and Path(data).exists() and file.samefile(data):
+        raise FileExistsError(f"--out {file} is the file with the rows: give another name.")
     return file
 
 # %% ../nbs/25_cli.ipynb #819c09ac
@@ -283,7 +313,9 @@ def format_answers(
 ) -> str:
     "The number of rows, and of each answer; for texts, how many were cut off."
     rows = table["id"].nunique()
-    if "ended" in table: return f"{counted(rows, 'row')} answered, {counted(len(table), 'text')}; {int((~table['ended']).sum()):,} cut at --sampling.max-new-tokens"
+    if "ended" in table:
+        return (f"{counted(rows, 'row')} answered, {counted(len(table), 'text')}; "
+                f"{int((~table['ended']).sum()):,} cut at --sampling.max-new-tokens")
     first = [f"{answer} {n:,}" for answer, n in table["answer"].value_counts().items()]
     return f"{counted(rows, 'row')} answered: {', '.join(first[:12])}{', ...' * (len(first) > 12)}"
 
@@ -293,7 +325,8 @@ class Predict:
     "Answer the rows of a file with a saved model: the likeliest label and the probability of each, or a text."
     model: tyro.conf.Positional[str]  # a folder that `train` made
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file; labels are ignored
-    out: Path | None = None  # a .csv, .tsv, .jsonl or .parquet file; default: FILE-predictions.csv in this folder
+    # a .csv, .tsv, .jsonl or .parquet file; default: FILE-predictions.csv in this folder
+    out: Path | None = None
     task: "Literal[tuple(TASKS)] | None" = None  # the task; default: that of its training
     reading: Reading = Reading()  # how the file is read; default: as in training
     seed: int = 0  # of the samples
@@ -305,16 +338,24 @@ class Predict:
         check_saved_model(self.model)
         known = saved_task(self.model)
         task = self.task or known.get("task")
-        if not task and not model_folder(self.model) and self.model not in BACKBONES: raise missing_folder(self.model)
-        if not task: raise SettingsError(f"{self.model} does not say what it was trained for: name the task, --task with one of {', '.join(TASKS)}.")
+        if not task and not model_folder(self.model) and self.model not in BACKBONES:
+            raise missing_folder(self.model)
+        if not task:
+            raise SettingsError(f"{self.model} does not say what it was trained for: name the "
+                                f"task, --task with one of {', '.join(TASKS)}.")
         data = rows_to_answer(known, task, self.data, self.reading)
         from sftdpo.engine.export import write_predictions
         from sftdpo.study import answer_rows
         for note in data.intake.notes: print(f"note: {note}")
         reading = reading_of(known, self.reading)
-        table = answer_rows(self.model, data, self.sampling, self.seed, reading.too_long, unusable=reading.unusable)
-        if lost := len(data.intake.problems): print(f"note: {counted(lost, 'row')} cannot be used and {'is' if lost == 1 else 'are'} left out")
-        if lost := len(data.test) - table["id"].nunique(): print(f"note: {counted(lost, 'row')} {'is' if lost == 1 else 'are'} too long and left out")
+        table = answer_rows(self.model, data, self.sampling, self.seed, reading.too_long,
+                            unusable=reading.unusable)
+        if lost := len(data.intake.problems):
+            print(f"note: {counted(lost, 'row')} cannot be used and {'is' if lost == 1 else 'are'} "
+                  "left out")
+        if lost := len(data.test) - table["id"].nunique():
+            print(f"note: {counted(lost, 'row')} {'is' if lost == 1 else 'are'} too long and left "
+                  "out")
         print(format_answers(table))
         print(f"written: {write_predictions(table, out)}")
 
@@ -323,12 +364,14 @@ class Predict:
 class Submit:
     "Write the course's submission file: the answers to a file of question pairs, or the rest of a file of sonnets."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    data: tyro.conf.Positional[Path]  # a file of question pairs, labelled or not, or of numbered prompts of three lines
+    # a file of question pairs, labelled or not, or of numbered prompts of three lines
+    data: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]  # the submission file
     task: Literal["paraphrase", "sonnet"] = "paraphrase"  # which of the two
     reading: Reading = Reading()  # how the file is read
     seed: int = 0  # of the samples
-    sampling: Sampling = Sampling(samples=1)  # how sonnets are continued; none ends before its fourteenth line has begun
+    # how sonnets are continued; none ends before its fourteenth line has begun
+    sampling: Sampling = Sampling(samples=1)
 
     def __call__(self):
         check_saved_model(self.model)
@@ -336,15 +379,19 @@ class Submit:
         from sftdpo.engine.export import submit_paraphrases, submit_sonnets
         from sftdpo.study import load_any
         model, tokenizer = load_any(self.model)
-        if self.task == "paraphrase": print(submit_paraphrases(model, tokenizer, self.data, self.out, self.reading))
-        else: print(submit_sonnets(model, tokenizer, self.data, self.out, self.sampling, self.seed, self.reading))
+        if self.task == "paraphrase":
+            print(submit_paraphrases(model, tokenizer, self.data, self.out, self.reading))
+        else:
+            print(submit_sonnets(model, tokenizer, self.data, self.out, self.sampling, self.seed,
+                                 self.reading))
 
 # %% ../nbs/25_cli.ipynb #e834213c
 @dataclass
 class Generate:
     "Continue a text with a saved model or a backbone."
     model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
-    prompt: str | None = None  # the text to continue, with \n for a line end; default: the first lines of a test sonnet
+    # the text to continue, with \n for a line end; default: the first lines of a test sonnet
+    prompt: str | None = None
     seed: int = 0  # of the samples
     max_lines: int | None = None  # most lines to write; default: as many as the model writes
     sampling: Sampling = Sampling(samples=1)  # how it is continued
@@ -356,11 +403,13 @@ class Generate:
         from sftdpo.reading.saved import prompt_as_trained, saved_task
         from sftdpo.study import load_any
         typed = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}  # as in --reading.prompt
-        prompt = re.sub(r"\\[nt\\]", lambda found: typed[found[0]], self.prompt) if self.prompt else load_task("sonnet").test[0].prompt
+        prompt = (re.sub(r"\\[nt\\]", lambda found: typed[found[0]], self.prompt) if self.prompt
+                  else load_task("sonnet").test[0].prompt)
         model, tokenizer = load_any(self.model)
         read = prompt_as_trained(saved_task(self.model), prompt, tokenizer)
         between = "" if read is prompt else "\n\n"
-        for text in sample(model, tokenizer, [read], self.sampling, self.seed, self.max_lines)[0]: print(f"{prompt}{between}{text}\n")
+        for text in sample(model, tokenizer, [read], self.sampling, self.seed, self.max_lines)[0]:
+            print(f"{prompt}{between}{text}\n")
 
 # %% ../nbs/25_cli.ipynb #a8f82310
 @dataclass
@@ -398,8 +447,11 @@ class Bench:
         if "paraphrase" in self.benchmark.tasks: check_data_path(self.benchmark.data)
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
-        print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the same command with more --rounds narrows the ranges")
-        if "tunings" in self.benchmark.what: print(f"in a study's folder, as {SPEED}, it decides on time (C4): sftdpo report reads it there")
+        print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the "
+              "same command with more --rounds narrows the ranges")
+        if "tunings" in self.benchmark.what:
+            print(f"in a study's folder, as {SPEED}, it decides on time (C4): sftdpo report reads "
+                  "it there")
 
 # %% ../nbs/25_cli.ipynb #459d4096
 def read_study_settings(
@@ -407,13 +459,20 @@ def read_study_settings(
 ) -> Study:
     "The study of a settings file, or an error that names the file."
     file = Path(os.path.expanduser(path))
-    if not file.is_file(): raise SettingsError(f"--settings {path}: there is no such file: check the path.")
-    if file.stat().st_size > 1_000_000: raise SettingsError(f"--settings {path} has {file.stat().st_size:,} bytes, too many for settings: is it the right file?")
+    if not file.is_file():
+        raise SettingsError(f"--settings {path}: there is no such file: check the path.")
+    if file.stat().st_size > 1_000_000:
+        raise SettingsError(f"--settings {path} has {file.stat().st_size:,} bytes, too many for "
+                            "settings: is it the right file?")
     try: return from_yaml(Study, file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise SettingsError(f"--settings {path}, line {line}: the byte {error.object[error.start]:#04x} is not UTF-8: save the file as UTF-8 text.") from None
-    except SettingsError as error: raise SettingsError(f"--settings {path}: {re.sub(r'^(study|run)[.]', '', str(error))}") from None
+        raise SettingsError(f"--settings {path}, line {line}: the "
+                            f"byte {error.object[error.start]:#04x} is not UTF-8: save the file as "
+                            "UTF-8 text.") from None
+    except SettingsError as error:
+        raise SettingsError(f"--settings {path}: "
+                            f"{re.sub(r'^(study|run)[.]', '', str(error))}") from None
 
 # %% ../nbs/25_cli.ipynb #ea87cebf
 COMMANDS = {  # name: class, example
@@ -432,19 +491,25 @@ COMMANDS = {  # name: class, example
     "push": (Push, "sftdpo push runs/one OWNER/NAME"),
     "fetch": (Fetch, "sftdpo fetch smollm2-135m"),
     "bench": (Bench, "sftdpo bench --tasks sonnet --batch-sizes 8 --out runs/speed.json")}
-CHAPTERS = {"a first look": ("quickstart",), "your data": ("data", "recommend"), "a study": ("plan", "compare", "report", "reproduce"),
-            "one model": ("train", "evaluate", "predict", "generate", "submit", "push"), "this machine": ("fetch", "bench")}
+CHAPTERS = {"a first look": ("quickstart",), "your data": ("data", "recommend"),
+            "a study": ("plan", "compare", "report", "reproduce"),
+            "one model": ("train", "evaluate", "predict", "generate", "submit", "push"),
+            "this machine": ("fetch", "bench")}
 
 # %% ../nbs/25_cli.ipynb #4000d1e1
 def overview() -> str:
     "The list of commands, each described in a line or two."
-    lines = ["usage: sftdpo COMMAND [OPTIONS]", "", "SFT, DPO, or SFT then DPO? Full fine-tuning or LoRA?"]
+    lines = ["usage: sftdpo COMMAND [OPTIONS]", "",
+             "SFT, DPO, or SFT then DPO? Full fine-tuning or LoRA?"]
     known = {name for names in CHAPTERS.values() for name in names}
     chapters = CHAPTERS | {"more": tuple(name for name in COMMANDS if name not in known)}
     for title, names in chapters.items():
         if names: lines += ["", f"{title}:"]
-        for name in names: lines += textwrap.wrap(COMMANDS[name][0].__doc__, 80, initial_indent=f"  {name:<13}", subsequent_indent=" " * 15)
-    return "\n".join([*lines, "", "`sftdpo COMMAND --help` has an example and the options of a command."])
+        for name in names:
+            lines += textwrap.wrap(COMMANDS[name][0].__doc__, 80, initial_indent=f"  {name:<13}",
+                                   subsequent_indent=" " * 15)
+    return "\n".join([*lines, "",
+                      "`sftdpo COMMAND --help` has an example and the options of a command."])
 
 # %% ../nbs/25_cli.ipynb #5e0be818
 def defaults_of(
@@ -452,10 +517,13 @@ def defaults_of(
     words: list[str],  # typed after it
 ):
     "A command with its defaults, those of a settings file among them; nothing where it has none."
-    pieces = [piece for word in words for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
+    pieces = [piece for word in words
+              for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
     file = next((word for before, word in zip(pieces, pieces[1:]) if before == "--settings"), None)
-    if name in ("compare", "plan"): return COMMANDS[name][0](read_study_settings(file) if file else Study())
-    return {"train": lambda: Train(Run()), "bench": lambda: Bench(Benchmark())}.get(name, lambda: None)()
+    if name in ("compare", "plan"):
+        return COMMANDS[name][0](read_study_settings(file) if file else Study())
+    return {"train": lambda: Train(Run()),
+            "bench": lambda: Bench(Benchmark())}.get(name, lambda: None)()
 
 # %% ../nbs/25_cli.ipynb #c0292029
 @contextlib.contextmanager
@@ -466,10 +534,12 @@ def one_line_errors():
         with contextlib.redirect_stderr(printed): yield
     except SystemExit as left:
         if not left.code: raise
-        _, *lines = [line.strip("│| ") for line in printed.getvalue().strip().splitlines()]  # the first one is a title, perhaps with a rule below it
+        # the first one is a title, perhaps with a rule below it
+        _, *lines = [line.strip("│| ") for line in printed.getvalue().strip().splitlines()]
         rules = [i for i, line in enumerate(lines) if i and line and not line.strip("╰╯─-+")]
         text = [line for line in lines[:rules[0] if rules else None] if line.strip("╰╯─-+")]
-        raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "", " ".join(text))) from None
+        raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "",
+                                   " ".join(text))) from None
 
 # %% ../nbs/25_cli.ipynb #a4b397db
 def parse(
@@ -481,16 +551,22 @@ def parse(
         print(overview())
         sys.exit(0 if words else 2)
     name, *rest = words
-    if name not in COMMANDS: raise SettingsError(f"sftdpo has no command {name!r}{nearest(name, COMMANDS) or ': `sftdpo --help` lists them.'}")
+    if name not in COMMANDS:
+        raise SettingsError("sftdpo has no command "
+                            f"{name!r}{nearest(name, COMMANDS) or ': `sftdpo --help` lists them.'}")
     kind, example = COMMANDS[name]
     default = defaults_of(name, [] if asks else rest)
     options = options_of(kind, default)
     if asks:
         print(help_text(name, kind.__doc__, example, options, "--help-all" in asks))
         sys.exit(0)
-    if not any(option.name == "tasks" for option in options): rest = ["--task" if word == "--tasks" else word for word in rest]  # messages name the option of `compare`
+    # messages name the option of `compare`
+    if not any(option.name == "tasks" for option in options):
+        rest = ["--task" if word == "--tasks" else word for word in rest]
     check_words(name, rest, options)
-    with one_line_errors(): return tyro.cli(kind, prog=f"sftdpo {name}", args=rest, **({} if default is None else {"default": default}))
+    with one_line_errors():
+        return tyro.cli(kind, prog=f"sftdpo {name}", args=rest,
+                        **({} if default is None else {"default": default}))
 
 # %% ../nbs/25_cli.ipynb #073b2f0c
 def as_typed(
@@ -498,11 +574,15 @@ def as_typed(
     command: str,          # that was asked for
 ) -> str:
     "The message of a settings error, with the option's name as typed."
-    if unknown := re.match(r"a field of \w+ = ('.*?') cannot be used: (.*)", str(error), re.DOTALL): return f"There is no setting {unknown[1]}: {unknown[2]}"
-    found = re.match(r"(?:(?:run|study|execution|benchmark)\.)?([a-z]\w*(?:\.\w+)?)((?:\[[^]]*\])*) = (.*?) cannot be used: (.*)", str(error), re.DOTALL)
+    if unknown := re.match(r"a field of \w+ = ('.*?') cannot be used: (.*)", str(error), re.DOTALL):
+        return f"There is no setting {unknown[1]}: {unknown[2]}"
+    found = re.match(
+        r"(?:(?:run|study|execution|benchmark)\.)?([a-z]\w*(?:\.\w+)?)((?:\[[^]]*\])*) = (.*?) "
+        r"cannot be used: (.*)", str(error), re.DOTALL)
     if not found or command not in COMMANDS: return str(error)
     name, key, value, remedy = found.groups()
-    flag, known = name.replace("_", "-"), [option.name for option in options_of(COMMANDS[command][0], defaults_of(command, []))]
+    flag, known = (name.replace("_", "-"), [
+        option.name for option in options_of(COMMANDS[command][0], defaults_of(command, []))])
     flag = next((one for one in (flag, f"{flag}s", flag.rstrip("s")) if one in known), flag)
     where = f" {key.strip('[]')}" if key.startswith("['") else ""
     if value.startswith("("): value = value.strip("()").replace(",", "").replace("'", "")
@@ -516,11 +596,16 @@ def without_effect(
     "A sentence for each typed option without effect, because no recipe has such a stage or no cell uses LoRA."
     holder = getattr(command, "study", None) or getattr(command, "run", None)
     if not holder: return []
-    recipes, tunings = (getattr(holder, f"{name}s", None) or (getattr(holder, name),) for name in ("recipe", "tuning"))
-    used = {kind for recipe in recipes for kinds in (RECIPES[recipe].stages, *RECIPES[recipe].depths) for kind in kinds} | ({"lora"} & set(tunings))
+    recipes, tunings = (getattr(holder, f"{name}s", None) or (getattr(holder, name),)
+                        for name in ("recipe", "tuning"))
+    used = ({kind for recipe in recipes
+             for kinds in (RECIPES[recipe].stages, *RECIPES[recipe].depths) for kind in kinds}
+            | ({"lora"} & set(tunings)))
     typed = dict.fromkeys(word.partition("=")[0] for word in words)
-    what = dict(sft=f"{' '.join(recipes)} has no SFT stage", dpo=f"{' '.join(recipes)} has no DPO stage", lora="no cell is tuned by LoRA")
-    return [f"{flag} has no effect: {what[found[1]]}" for flag in typed if (found := re.match(r"--(sft|dpo|lora)\.", flag)) and found[1] not in used]
+    what = dict(sft=f"{' '.join(recipes)} has no SFT stage",
+                dpo=f"{' '.join(recipes)} has no DPO stage", lora="no cell is tuned by LoRA")
+    return [f"{flag} has no effect: {what[found[1]]}" for flag in typed
+            if (found := re.match(r"--(sft|dpo|lora)\.", flag)) and found[1] not in used]
 
 # %% ../nbs/25_cli.ipynb #42d9bcd7
 def main(
@@ -534,10 +619,12 @@ def main(
             for note in without_effect(command, words): print(f"note: {note}")
             command()
     except KeyboardInterrupt: sys.exit("\nstopped; the same command goes on from here")
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader, such as head, has closed the pipe
+    # the reader, such as head, has closed the pipe
+    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RuntimeError as error:  # pathlib raises it for ~name if there is no such user
         if isinstance(error, WorkFailed) or "home directory" not in str(error): raise
-        print(f"sftdpo: {next((word for word in words if '~' in word), '~')}: there is no user of that name: write the whole path", file=sys.stderr)
+        print(f"sftdpo: {next((word for word in words if '~' in word), '~')}: there is no user of "
+              "that name: write the whole path", file=sys.stderr)
         sys.exit(2)
     except SettingsError as error:
         print(f"sftdpo: {visible(as_typed(error, words[0]))}", file=sys.stderr)

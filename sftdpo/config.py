@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check',
            'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral',
-           'check_numbers', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'Run', 'base', 'resolve',
-           'LearningRates', 'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds',
-           'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant',
-           'identity']
+           'check_numbers', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'RunSettings', 'share_rows',
+           'Run', 'base', 'resolve', 'stages_of', 'LearningRates', 'Search', 'seed_in_fold', 'check_names',
+           'check_cells', 'check_search', 'check_seeds', 'StudySettings', 'cell_settings', 'Study', 'Execution',
+           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -24,6 +24,7 @@ from typing import Literal
 
 import yaml
 
+# %% ../nbs/11_config.ipynb #0716bd71
 from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, stage_changes
 
 # %% ../nbs/11_config.ipynb #218fbede
@@ -176,13 +177,14 @@ class LoRA(Settings):
     rank: int = 16  # rank r of the update
     alpha: float = 32.0  # scale: the update is multiplied by alpha / rank
     dropout: float = 0.0  # dropout on the adapter's input, in all stages
-    targets: tuple[str, ...] = ()  # names of the layers to adapt; default: every linear layer of the blocks
+    # names of the layers to adapt; default: every linear layer of the blocks
+    targets: tuple[str, ...] = ()
 
     def validate(self):
         _check_field(self, self.rank >= 1, "rank", "use a whole number from 1 up, such as 16")
         _check_field(self, self.alpha > 0, "alpha", "use a number above 0, such as twice the rank")
-        _check_field(self, 0 <= self.dropout < 1, "dropout", "use a share from 0 up to, not "
-                                                             "including, 1")
+        _check_field(self, 0 <= self.dropout < 1, "dropout",
+                     "use a share from 0 up to, not including, 1")
 
 # %% ../nbs/11_config.ipynb #e7f8d400
 @dataclass(frozen=True)
@@ -196,8 +198,8 @@ class Sampling(Settings):
     def validate(self):
         for name in ("samples", "max_new_tokens"):
             _check_field(self, getattr(self, name) >= 1, name, "use a whole number from 1 up")
-        _check_field(self, self.temperature >= 0, "temperature", "use 0 or a positive number, such "
-                                                                 "as 0.8")
+        _check_field(self, self.temperature >= 0, "temperature",
+                     "use 0 or a positive number, such as 0.8")
         _check_field(self, 0 < self.top_p <= 1, "top_p", "use a share above 0, up to 1")
 
 # %% ../nbs/11_config.ipynb #00b5e148
@@ -217,38 +219,54 @@ def decoding(
 @dataclass(frozen=True)
 class Reading(Settings):
     "How files are read, and what happens to rows that cannot be used."
-    prompt: str = ""  # column of the prompt, or a template with {column} names; default: recognised by its name
+    # column of the prompt, or a template with {column} names; default: recognised by its name
+    prompt: str = ""
     completion: str = ""  # column of the completion
     label: str = ""  # column of the label
     chosen: str = ""  # column of the chosen completion
     rejected: str = ""  # column of the rejected completion
     id: str = ""  # column that names each row; default: recognised, or the line number
-    verbalizers: dict[str, str] = field(default_factory=dict, hash=False)  # the answer for each label: 0 negative 1 positive; default: the label's own text
+    # the answer for each label: 0 negative 1 positive; default: the label's own text
+    verbalizers: dict[str, str] = field(default_factory=dict, hash=False)
     test: str | None = None  # file that judges; default: a part of the data
-    validation: str | None = None  # file that picks learning rates; default: a part of the training data
-    columns: tuple[str, ...] = ()  # names of the columns, if a CSV file has no header; default: its first line
+    # file that picks learning rates; default: a part of the training data
+    validation: str | None = None
+    # names of the columns, if a CSV file has no header; default: its first line
+    columns: tuple[str, ...] = ()
     delimiter: str = ""  # what separates columns; default: detected
     encoding: str = "utf-8"  # of text files
-    conversations: Literal["template", "write", "stop"] = "template"  # cells with a conversation: read it through the backbone's chat template, write it as text with "User:" and "Assistant:", or stop
-    special_tokens: Literal["plain", "interpret"] = "plain"  # special tokens that stand in prompts, such as <|im_start|>: plain characters, or interpreted
-    split: str = ""  # what the completion follows in rows of one text, such as '### Assistant:' or \n; its last place counts
-    scores: tuple[str, ...] = ()  # two columns with the scores of chosen and rejected; in each row the text with the higher score is chosen
-    beginning: Literal["keep", "cut"] = "keep"  # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their common beginning is the prompt
-    similar_labels: Literal["keep", "merge"] = "keep"  # labels that differ only in case and white space: keep them apart, or merge them
+    # cells with a conversation: read it through the backbone's chat template, write it as text with
+    # "User:" and "Assistant:", or stop
+    conversations: Literal["template", "write", "stop"] = "template"
+    # special tokens that stand in prompts, such as <|im_start|>: plain characters, or interpreted
+    special_tokens: Literal["plain", "interpret"] = "plain"
+    # what the completion follows in rows of one text, such as '### Assistant:' or \n; its last
+    # place counts
+    split: str = ""
+    # two columns with the scores of chosen and rejected; in each row the text with the higher score
+    # is chosen
+    scores: tuple[str, ...] = ()
+    # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their
+    # common beginning is the prompt
+    beginning: Literal["keep", "cut"] = "keep"
+    # labels that differ only in case and white space: keep them apart, or merge them
+    similar_labels: Literal["keep", "merge"] = "keep"
     unusable: Literal["stop", "drop"] = "stop"  # stop at unusable rows, or drop them
-    leaked: Literal["keep", "drop"] = "keep"  # training rows that are also in the test or validation rows
-    too_long: Literal["stop", "drop", "truncate"] = "stop"  # rows longer than the backbone can read; truncate cuts the beginning of the prompt
+    # training rows that are also in the test or validation rows
+    leaked: Literal["keep", "drop"] = "keep"
+    # rows longer than the backbone can read; truncate cuts the beginning of the prompt
+    too_long: Literal["stop", "drop", "truncate"] = "stop"
     end_of_text: bool = True  # completions end with the end-of-text token; labels never do
 
     def validate(self):
         _check_field(self, len(self.scores) in (0, 2), "scores",
                      "name two columns, that of the chosen completion first")
-        _check_field(self, len(self.delimiter) <= 1, "delimiter", "use one character, such as ',' "
-                                                                  "or ';'")
+        _check_field(self, len(self.delimiter) <= 1, "delimiter",
+                     "use one character, such as ',' or ';'")
         try: "".encode(self.encoding)
         except LookupError:
-            _check_field(self, False, "encoding", "use a name that Python knows, such as 'utf-8' "
-                                                  "or 'latin-1'")
+            _check_field(self, False, "encoding",
+                         "use a name that Python knows, such as 'utf-8' or 'latin-1'")
 
 # %% ../nbs/11_config.ipynb #0da70be6
 def neutral(default):
@@ -267,19 +285,18 @@ def check_numbers(
     "A stage's numbers are in their range."
     for name, example in _positive.items():
         value = getattr(stage, name)
-        _check_field(stage, value is None or value > 0, name, "use a number above 0, such as "
-                                                              f"{example}")
+        _check_field(stage, value is None or value > 0, name,
+                     f"use a number above 0, such as {example}")
     _check_field(stage, 0 <= stage.warmup <= 1, "warmup", "use a share from 0 to 1")
     _check_field(stage, stage.weight_decay >= 0, "weight_decay", "use 0 or a positive number")
-    _check_field(stage, 0 <= stage.dropout < 1, "dropout", "use a share from 0 up to, not "
-                                                           "including, 1")
+    _check_field(stage, 0 <= stage.dropout < 1, "dropout",
+                 "use a share from 0 up to, not including, 1")
     _check_field(stage, 0 <= stage.label_smoothing < 0.5, "label_smoothing",
                  "use a share from 0 up to, not including, 0.5")
-    _check_field(stage, stage.sft_weight >= 0, "sft_weight", "use 0 or a positive number, such as "
-                                                             "1")
-    for name in _not_negative: _check_field(stage, getattr(stage, name) >= 0, name, "use 0 or a "
-                                                                                    "positive "
-                                                                                    "number")
+    _check_field(stage, stage.sft_weight >= 0, "sft_weight",
+                 "use 0 or a positive number, such as 1")
+    for name in _not_negative:
+        _check_field(stage, getattr(stage, name) >= 0, name, "use 0 or a positive number")
 
 # %% ../nbs/11_config.ipynb #f6062e39
 LOSSES = dict.fromkeys(("sigmoid", "hinge", "ipo"))  # DPO's losses by name
@@ -288,32 +305,51 @@ LOSSES = dict.fromkeys(("sigmoid", "hinge", "ipo"))  # DPO's losses by name
 @dataclass(frozen=True)
 class Stage(Settings):
     "One training phase: a loss, and how it is minimised."
-    kind: Literal["sft", "dpo"] = "sft"  # the loss: supervised fine-tuning, or direct preference optimization
+    # the loss: supervised fine-tuning, or direct preference optimization
+    kind: Literal["sft", "dpo"] = "sft"
     learning_rate: float | None = None  # peak learning rate of AdamW; default: the recommended one
-    epochs: int | None = None  # passes over the data, more if it is small; default: the recommended number, or enough for the least number of steps
-    batch_size: int | None = None  # examples (or pairs) per optimizer step; default: the recommended number
-    steps: int | None = neutral(None)  # optimizer steps at least, where no epochs are given; default: 200 (labels) or 30 (texts)
-    micro_batch_size: int | None = neutral(None)  # examples in memory at once; default: the whole batch
-    gradient_checkpointing: bool = neutral(False)  # save memory by computing activations twice: slower
-    schedule: Literal["linear", "cosine", "constant"] = "linear"  # shape of the learning rate after warm-up
+    # passes over the data, more if it is small; default: the recommended number, or enough for the
+    # least number of steps
+    epochs: int | None = None
+    # examples (or pairs) per optimizer step; default: the recommended number
+    batch_size: int | None = None
+    # optimizer steps at least, where no epochs are given; default: 200 (labels) or 30 (texts)
+    steps: int | None = neutral(None)
+    # examples in memory at once; default: the whole batch
+    micro_batch_size: int | None = neutral(None)
+    # save memory by computing activations twice: slower
+    gradient_checkpointing: bool = neutral(False)
+    # shape of the learning rate after warm-up
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.1  # share of the steps in which the learning rate rises from 0
     weight_decay: float = 0.0  # AdamW's decoupled weight decay
     max_gradient_norm: float = 1.0  # gradients are scaled down to this norm
-    dropout: float = 0.0  # dropout probability of all layers, in place of the backbone's own; the same in all stages
-    beta: float = 0.1  # DPO: strength of the pull towards the reference (Rafailov et al. 2023, equation 7)
+    # dropout probability of all layers, in place of the backbone's own; the same in all stages
+    dropout: float = 0.0
+    # DPO: strength of the pull towards the reference (Rafailov et al. 2023, equation 7)
+    beta: float = 0.1
     label_smoothing: float = 0.0  # DPO: assumed share of pairs whose preference is flipped (cDPO)
-    rejected: "Literal[tuple(known_pair_builders())] | None" = None  # DPO: how rejected completions are made; default: the task's own way
-    wrong_label: Literal["chance", "favourite"] = "chance"  # DPO, three labels or more: which wrong label flip rejects: one drawn by chance, or the base model's likeliest
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 if the hardware is fast at it
+    # DPO: how rejected completions are made; default: the task's own way
+    rejected: "Literal[tuple(known_pair_builders())] | None" = None
+    # DPO, three labels or more: which wrong label flip rejects: one drawn by chance, or the base
+    # model's likeliest
+    wrong_label: Literal["chance", "favourite"] = "chance"
+    # arithmetic; auto: bf16 if the hardware is fast at it
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: Literal["sftdpo", "trl"] = "sftdpo"  # which trainer runs the stage
-    loss: str = "sigmoid"  # DPO: the loss of a margin: sigmoid (as in DPO), hinge (SLiC-HF), ipo, or a registered loss
-    sft_weight: float = 0.0  # DPO: weight of an SFT loss on the chosen completion, added to DPO's; 0: DPO alone
-    checkpoint_minutes: float = neutral(5.0)  # minutes between checkpoints, from which a stopped stage continues; 0: none
+    # DPO: the loss of a margin: sigmoid (as in DPO), hinge (SLiC-HF), ipo, or a registered loss
+    loss: str = "sigmoid"
+    # DPO: weight of an SFT loss on the chosen completion, added to DPO's; 0: DPO alone
+    sft_weight: float = 0.0
+    # minutes between checkpoints, from which a stopped stage continues; 0: none
+    checkpoint_minutes: float = neutral(5.0)
     checkpoint_steps: int = neutral(0)  # steps between checkpoints; 0: by minutes alone
-    evaluations: int = neutral(4)  # how often the held-out rows are scored on the way; the start is always scored
+    # how often the held-out rows are scored on the way; the start is always scored
+    evaluations: int = neutral(4)
 
     def __post_init__(self):
-        if self.dropout is None: object.__setattr__(self, "dropout", 0.0)  # so written by earlier versions
+        # so written by earlier versions
+        if self.dropout is None: object.__setattr__(self, "dropout", 0.0)
         super().__post_init__()
 
     @property
@@ -332,8 +368,9 @@ class Stage(Settings):
         _check_field(self, not self.label_smoothing or self.loss == "sigmoid", "label_smoothing",
                      f"it belongs to the loss 'sigmoid', and loss is {self.loss!r}")
         size, part = self.batch_size, self.micro_batch_size
-        _check_field(self, not size or not part or size % part == 0, "micro_batch_size", "use a divisor of the batch size "
-                                                        f"{self.batch_size}")
+        _check_field(self, not size or not part or size % part == 0,
+                     "micro_batch_size", "use a divisor of the batch size "
+                     f"{self.batch_size}")
 
 # %% ../nbs/11_config.ipynb #b678da8b
 def named_paths(
@@ -344,8 +381,8 @@ def named_paths(
     for word in words:
         name, _, path = word.partition("=")
         usable = name.replace("_", "a").replace("-", "a").isalnum() and path
-        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; "
-                                                "a name has letters, digits, '-' and '_'")
+        check(bool(usable), "also_judge", word, "write NAME=PATH, such as hans=data/hans.csv; a "
+              "name has letters, digits, '-' and '_'")
         check(name not in ("test", "validation", "train", *found), "also_judge", word,
               f"the name {name} is taken: use another one")
         found[name] = path
@@ -357,7 +394,8 @@ def _check_folds(run):
     _check_field(run, run.folds == 0 or run.folds > 1, "folds",
                  "use a whole number from 2 up, or leave it out for one split")
     known, remedy = (0,), "give run.folds too, or leave it out"
-    if run.folds: known, remedy = range(1, run.folds + 1), f"use a whole number from 1 to {run.folds}"
+    if run.folds:
+        known, remedy = range(1, run.folds + 1), f"use a whole number from 1 to {run.folds}"
     _check_field(run, run.fold in known, "fold", remedy)
     _check_field(run, run.split is None or 0 < run.split < 1, "split",
                  "use a share between 0 and 1, such as 0.5")
@@ -377,8 +415,8 @@ def check_values(
         _check_field(run, getattr(run, name) is None or getattr(run, name) >= 1, name,
                      "use a whole number from 1 up, or leave it out for all")
     rate = run.second_sft_rate
-    _check_field(run, rate is None or rate > 0, "second_sft_rate", "use a number above 0, such as "
-                                                                   "5e-5")
+    _check_field(run, rate is None or rate > 0, "second_sft_rate",
+                 "use a number above 0, such as 5e-5")
     _check_folds(run)
     _check_field(run, run.dpo_sft_weight > 0, "dpo_sft_weight", "use a number above 0, such as 1")
     _check_field(run, bool(run.held_out_text), "held_out_text",
@@ -402,10 +440,10 @@ def check_suits_task(
     check(bool(task.sources) or run.data not in ("embedded", "hub"), "run.data", run.data,
           f"the task {run.task} needs data of your own: give the path of a file or folder")
 
-# %% ../nbs/11_config.ipynb #653f0ec7
+# %% ../nbs/11_config.ipynb #5b47e534
 @dataclass(frozen=True)
-class Run(Settings):
-    "A cell (recipe and tuning) with one seed, on one task, backbone and data size."
+class RunSettings(Settings):
+    "What is set for a run: one recipe, tuning and seed, on one task, backbone and data size."
     task: "Literal[tuple(TASKS)]" = "paraphrase"  # what is learned
     backbone: str = "bard"  # the model to start from
     data: str = "embedded"  # "embedded", "hub", or the path of a folder or file
@@ -413,22 +451,46 @@ class Run(Settings):
     test_size: int | None = None  # examples judged; default: all of them
     recipe: "Literal[tuple(RECIPES)]" = "sft"  # which stages, in which order
     tuning: TuningName = "full"  # all weights, or LoRA's
-    seed: int = 0  # of the subset, the order, dropout, the adapter's initial weights and the samples
-    folds: int = 0  # deal the rows into so many folds, each of which judges once; 0: the split as published, or made by chance
+    # of the subset, the order, dropout, the adapter's initial weights and the samples
+    seed: int = 0
+    # deal the rows into so many folds, each of which judges once; 0: the split as published, or
+    # made by chance
+    folds: int = 0
     fold: int = 0  # the fold that judges, from 1 up
-    judge: Literal["test", "validation"] = "test"  # the rows that judge; validation: those that pick learning rates
+    # the rows that judge; validation: those that pick learning rates
+    judge: Literal["test", "validation"] = "test"
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
-    second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
+    # learning rate of the second stage of sft-sft; default: that of the first
+    second_sft_rate: float | None = None
     dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
-    split: float | None = None  # recipes of two stages: share of the training examples for the first stage, the others are for the second; default: both train on all
+    # recipes of two stages: share of the training examples for the first stage, the others are for
+    # the second; default: both train on all
+    split: float | None = None
     lora: LoRA = LoRA()  # LoRA's settings; a full run ignores them
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
     held_out_text: str = "embedded"  # text file to measure forgetting
-    also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH; nothing is trained or chosen on them
-    shuffle_labels: bool = False  # control: permute the training answers, so that there is nothing to learn
+    # further sets to judge on, each as NAME=PATH; nothing is trained or chosen on them
+    also_judge: tuple[str, ...] = ()
+    # control: permute the training answers, so that there is nothing to learn
+    shuffle_labels: bool = False
 
+# %% ../nbs/11_config.ipynb #f62f4acc
+def share_rows(
+    rows: int | None,      # training examples; None: unknown
+    split: float | None,   # share of the first stage; None: every stage trains on all
+    stages: int,           # how many there are
+) -> list[int | None]:
+    "How many training examples each stage of a recipe gets."
+    if split is None or stages < 2 or rows is None: return [rows] * stages
+    first = min(max(round(split * rows), 1), rows - 1)
+    return [first] + [rows - first] * (stages - 1)
+
+# %% ../nbs/11_config.ipynb #653f0ec7
+@dataclass(frozen=True)
+class Run(RunSettings):
+    "A cell (recipe and tuning) with one seed, on one task, backbone and data size."
     def validate(self):
         check_values(self)
         check_suits_task(self)
@@ -467,21 +529,12 @@ class Run(Settings):
 
     def stage_sizes(self, rows: int | None) -> list[int | None]:
         "How many of the training examples each stage trains on."
-        number = len(RECIPES[self.recipe].stages)
-        if not self.splits or rows is None: return [rows] * number
-        first = min(max(round(self.split * rows), 1), rows - 1)
-        return [first] + [rows - first] * (number - 1)
+        return share_rows(rows, self.split, len(RECIPES[self.recipe].stages))
 
     @cached_property
     def stages(self) -> list[Stage]:
         "The stages of the recipe, in order, with every default filled in."
-        resolved = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}
-        def setting(name):
-            kind, _, rest = name.partition(".")
-            return getattr(resolved[kind], rest) if rest else getattr(self, name)
-        recipe = RECIPES[self.recipe]
-        return [resolved[kind].replace(**changes) if changes else resolved[kind]
-                for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
+        return stages_of(self)
 
 # %% ../nbs/11_config.ipynb #b616843d
 @lru_cache
@@ -514,6 +567,19 @@ def resolve(
     "The stage with its defaults (rate, epochs, batch size, rejected completions) filled in."
     return _resolved(stage, run.backbone, TASKS[run.task], run.tuning, rows)
 
+# %% ../nbs/11_config.ipynb #6975d114
+def stages_of(
+    run: Run,  # any run
+) -> list[Stage]:
+    "The stages of a run's recipe, in order, with every default filled in."
+    resolved = {kind: resolve(getattr(run, kind), run) for kind in ("sft", "dpo")}
+    def setting(name):
+        kind, _, rest = name.partition(".")
+        return getattr(resolved[kind], rest) if rest else getattr(run, name)
+    recipe = RECIPES[run.recipe]
+    return [resolved[kind].replace(**changes) if changes else resolved[kind]
+            for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
+
 # %% ../nbs/11_config.ipynb #e270ef42
 @dataclass(frozen=True)
 class LearningRates(Settings):
@@ -531,7 +597,9 @@ class Search(Settings):
     factor: float = 3.0  # neighbouring learning rates differ by this factor
     betas: tuple[float, ...] = (0.1,)  # DPO: values of beta to try
     seeds: tuple[int, ...] = (900, 901, 902)  # seeds of the trials; the study may not use them
-    further: int = 4  # further trials, the same for all cells, while the best rate of any cell is the lowest or highest tried
+    # further trials, the same for all cells, while the best rate of any cell is the lowest or
+    # highest tried
+    further: int = 4
     train_size: int | None = None  # training examples per trial; default: as in the study
 
     def validate(self):
@@ -571,7 +639,8 @@ def check_cells(
 ):
     "Swept settings have values, and settings of single cells name cells of the study."
     for name, values in study.sweep.items():
-        check(isinstance(values, (list, tuple)) and len(values) > 0, f"study.sweep[{name!r}]", values,
+        check(isinstance(values, (list, tuple)) and len(values) > 0,
+              f"study.sweep[{name!r}]", values,
               "give a list of values")
     recipes = dict.fromkeys(name for one in study.recipes for name in (one, *RECIPES[one].stages))
     for name in study.cells:
@@ -606,26 +675,32 @@ def check_seeds(
     check(not both, "study.search.seeds", study.search.seeds,
           f"seeds that choose do not report, and {both} do both: use others")
 
-# %% ../nbs/11_config.ipynb #14cdd262
+# %% ../nbs/11_config.ipynb #f385b7da
 @dataclass(frozen=True)
-class Study(Settings):
-    "A set of runs and what they show."
+class StudySettings(Settings):
+    "What is set for a study: what is compared, on which data, how it is trained and judged."
     name: str = "study"  # its name in results and tables
     tasks: "tuple[Literal[tuple(TASKS)], ...]" = ("paraphrase",)  # what is learned
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
     data: str = "embedded"  # embedded, hub, or the path of a folder or file
     train_size: int | None = None  # training examples per run; default: all
     test_size: int | None = None  # examples judged; default: all
-    recipes: "tuple[Literal[tuple(RECIPES)], ...]" = ("sft", "dpo", "sft-dpo")  # the base model is always judged too
+    # the base model is always judged too
+    recipes: "tuple[Literal[tuple(RECIPES)], ...]" = ("sft", "dpo", "sft-dpo")
     tunings: tuple[TuningName, ...] = ("full", "lora")  # all weights, or LoRA's
     seeds: tuple[int, ...] = (0,)  # one run per cell and seed
-    folds: int = 0  # deal the rows into so many folds, each of which judges once; 0: the split as published, or made by chance
+    # deal the rows into so many folds, each of which judges once; 0: the split as published, or
+    # made by chance
+    folds: int = 0
     learning_rates: LearningRates = LearningRates()  # per kind of stage and tuning
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
-    second_sft_rate: float | None = None  # learning rate of the second stage of sft-sft; default: that of the first
+    # learning rate of the second stage of sft-sft; default: that of the first
+    second_sft_rate: float | None = None
     dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
-    split: float | None = None  # recipes of two stages: share of the training examples for the first stage, the others are for the second; default: both train on all
+    # recipes of two stages: share of the training examples for the first stage, the others are for
+    # the second; default: both train on all
+    split: float | None = None
     lora: LoRA = LoRA()  # LoRA's settings
     sampling: Sampling = Sampling()  # how texts are continued
     reading: Reading = Reading()  # how files are read
@@ -633,10 +708,31 @@ class Study(Settings):
     also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH
     search: Search = Search()  # how each cell's learning rate is picked
     shuffle_labels: bool = False  # control: permute the training answers
-    weights: Literal["none", "best", "all"] = "none"  # models to keep: none, each cell's best on the validation rows, or all
-    cells: dict[str, float] = field(default_factory=dict, hash=False)  # settings of single cells, such as 'sft-dpo lora dpo.beta' 0.05
-    sweep: dict[str, str | list] = field(default_factory=dict, hash=False)  # further settings to vary, each with its values, such as dpo.beta 0.05,0.1
+    # models to keep: none, each cell's best on the validation rows, or all
+    weights: Literal["none", "best", "all"] = "none"
+    # settings of single cells, such as 'sft-dpo lora dpo.beta' 0.05
+    cells: dict[str, float] = field(default_factory=dict, hash=False)
+    # further settings to vary, each with its values, such as dpo.beta 0.05,0.1
+    sweep: dict[str, str | list] = field(default_factory=dict, hash=False)
 
+# %% ../nbs/11_config.ipynb #d8f1ca47
+def cell_settings(
+    rates: LearningRates,     # of the study
+    cells: dict[str, float],  # words of a cell and a setting: value
+    *cell: str,               # task, recipe, tuning
+) -> dict[str, float]:        # dotted name: value
+    "The settings of a single cell: its learning rates, and what `cells` says of it."
+    given = {kind: getattr(rates, f"{kind}_{cell[-1]}") for kind in ("sft", "dpo")}
+    found = {f"{kind}.learning_rate": rate for kind, rate in given.items() if rate is not None}
+    for name, value in cells.items():
+        *words, setting = name.split()
+        if set(words) <= set(cell): found[setting] = value
+    return found
+
+# %% ../nbs/11_config.ipynb #14cdd262
+@dataclass(frozen=True)
+class Study(StudySettings):
+    "A set of runs and what they show."
     def validate(self):
         for one in (check_names, check_cells, check_search, check_seeds): one(self)
         self.runs(self.seeds[:1])  # raises what a run would
@@ -648,12 +744,7 @@ class Study(Settings):
 
     def overrides(self, task: str, recipe: str, tuning: str) -> dict:
         "The settings of a single cell: its learning rates, and what `cells` says of it."
-        rates = {kind: getattr(self.learning_rates, f"{kind}_{tuning}") for kind in ("sft", "dpo")}
-        found = {f"{kind}.learning_rate": rate for kind, rate in rates.items() if rate is not None}
-        for name, value in self.cells.items():
-            *words, setting = name.split()
-            if set(words) <= {task, recipe, tuning}: found[setting] = value
-        return found
+        return cell_settings(self.learning_rates, self.cells, task, recipe, tuning)
 
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
         "Every cell's runs, each with the swept values; a run may have one that does not affect it."
@@ -673,7 +764,8 @@ class Study(Settings):
         found, shared = [], self.shared | {"fold": self.every_fold[0]}
         cell = Run(**shared, task=task, recipe=recipe, tuning=tuning)
         cell = cell.replace(**self.overrides(task, recipe, tuning))
-        for fold, seed, *values in product(self.every_fold, seeds, *map(tuple, self.sweep.values())):
+        for fold, seed, *values in product(self.every_fold, seeds,
+                                           *map(tuple, self.sweep.values())):
             swept = dict(zip(self.sweep, values))
             changes = dict(fold=fold, seed=seed_in_fold(seed, fold)) | swept
             found.append((cell.replace(**changes), swept))
@@ -688,13 +780,18 @@ class Study(Settings):
 @dataclass(frozen=True)
 class Execution(Settings):
     "Who trains: this process, several, or a Ray cluster."
-    executor: Literal["local", "ray"] = "local"  # local: processes on this machine; ray: a Ray cluster, which must see the same folder
+    # local: processes on this machine; ray: a Ray cluster, which must see the same folder
+    executor: Literal["local", "ray"] = "local"
     workers: int = 1  # processes, sharing cores or GPUs
-    cpus_per_run: int | None = None  # Ray: cores per run; default: the machine's cores divided among the workers
-    gpus_per_run: float | None = None  # Ray: GPUs per run, also parts of one; default: one where there are GPUs
-    ray_address: str | None = None  # Ray: an existing cluster, such as auto or ray://host:10001; default: one is started here
+    # Ray: cores per run; default: the machine's cores divided among the workers
+    cpus_per_run: int | None = None
+    # Ray: GPUs per run, also parts of one; default: one where there are GPUs
+    gpus_per_run: float | None = None
+    # Ray: an existing cluster, such as auto or ray://host:10001; default: one is started here
+    ray_address: str | None = None
     retry_failed: bool = False  # retry runs that failed before
-    report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()  # trackers that show the curves of every stage; their packages must be installed
+    # trackers that show the curves of every stage; their packages must be installed
+    report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()
 
     def validate(self):
         check(not (self.report_to and self.executor == "ray"), "execution.report_to",
@@ -702,30 +799,37 @@ class Execution(Settings):
               "it works with the local executor only; leave it out, or use --executor local")
         _check_field(self, self.workers >= 1, "workers", "use a whole number from 1 up")
         cpus, gpus = self.cpus_per_run, self.gpus_per_run
-        _check_field(self, cpus is None or cpus >= 1, "cpus_per_run", "use a whole number from 1 "
-                                                                      "up")
+        _check_field(self, cpus is None or cpus >= 1, "cpus_per_run",
+                     "use a whole number from 1 up")
         _check_field(self, gpus is None or gpus >= 0, "gpus_per_run", "use 0 or a positive number")
 
 # %% ../nbs/11_config.ipynb #fe0f0ec1
-SPEED = "speed.json"        # a benchmark's file; in a study's folder, or beside it, it decides on time
+# a benchmark's file; in a study's folder, or beside it, it decides on time
+SPEED = "speed.json"
 IN_TURNS = "full and lora"  # the tuning of a benchmark's configuration in which both take turns
 
 # %% ../nbs/11_config.ipynb #9534bf80
 @dataclass(frozen=True)
 class Benchmark(Settings):
     "Which engines are timed side by side, on what."
-    what: tuple[Literal["train", "tunings", "score", "sample"], ...] = ("train", "score", "sample")  # training, training with full and LoRA in turns, scoring prompts, drawing texts
+    # training, training with full and LoRA in turns, scoring prompts, drawing texts
+    what: tuple[Literal["train", "tunings", "score", "sample"], ...] = ("train", "score", "sample")
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
-    tasks: tuple[Literal["paraphrase", "sonnet"], ...] = ("paraphrase", "sonnet")  # training: whose rows
+    # training: whose rows
+    tasks: tuple[Literal["paraphrase", "sonnet"], ...] = ("paraphrase", "sonnet")
     data: str = "embedded"  # question pairs: embedded, hub, or the path of a folder or file
     kinds: tuple[Literal["sft", "dpo"], ...] = ("sft", "dpo")  # training: the loss
     tunings: tuple[TuningName, ...] = ("full", "lora")  # training: all weights, or LoRA's
     batch_sizes: tuple[int, ...] = (8, 32)  # training: examples (or pairs) per optimizer step
-    engines: tuple[Literal["sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain"], ...] = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")  # the engines to compare; all are in memory at once
+    # the engines to compare; all are in memory at once
+    engines: tuple[Literal["sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain"], ...] = (
+        "sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")
     rounds: int = 5  # timed turns of each engine, after one warm-up turn
     steps: int = 1  # training: optimizer steps in a turn
-    minutes: float = 30.0  # time limit of a configuration: no round starts after it; the result has the number of rounds
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # arithmetic; auto: bf16 where the hardware multiplies it fast
+    # time limit of a configuration: no round starts after it; the result has the number of rounds
+    minutes: float = 30.0
+    # arithmetic; auto: bf16 where the hardware multiplies it fast
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     learning_rate: float = 1e-5  # training: the same for all
     lora: LoRA = LoRA()  # LoRA's settings
     prompts: int = 1000  # scoring: prompts in a turn
@@ -737,8 +841,8 @@ class Benchmark(Settings):
         for name in ("rounds", "steps", "prompts", "texts", "minutes", "learning_rate"):
             _check_field(self, getattr(self, name) > 0, name, "use a number above 0")
         for size in self.batch_sizes:
-            check(size > 0, "benchmark.batch_sizes", size, "use whole numbers above 0, such as 8 "
-                                                           "32")
+            check(size > 0, "benchmark.batch_sizes", size,
+                  "use whole numbers above 0, such as 8 32")
         _check_field(self, "sftdpo" in self.engines, "engines",
                      "name sftdpo among them: the others are held against it")
 
@@ -785,7 +889,8 @@ def check_yaml(
         line = f"line {event.start_mark.line + 1}"
         if isinstance(event, yaml.AliasEvent):
             raise SettingsError(f"{line} has the alias *{event.anchor}: write the value out.")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event,
+                            yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MOST_YAML["levels"]:
             raise SettingsError(f"{line} is nested deeper than {MOST_YAML['levels']} levels: "
                                 "is it a settings file?")

@@ -179,7 +179,8 @@ class TaskData:
         sizes = {split: len(examples) for split, examples in self.splits.items()}
         balance = {split: _balance(examples, self.verbalizers)
                    for split, examples in self.splits.items()}
-        return dict(task=self.task, data=self.name, source=self.source, fingerprint=self.fingerprint,
+        return dict(task=self.task,
+                    data=self.name, source=self.source, fingerprint=self.fingerprint,
                     sizes=sizes, balance=balance if self.verbalizers else {})
 
     def __repr__(self):
@@ -189,7 +190,8 @@ class TaskData:
     def _repr_markdown_(self):
         source, name = plain_markdown(self.source), plain_markdown(self.name)
         return (f"**{self.task}**, {name}: {source}\n\n"
-                f"{_sizes_table(self.describe(), self.verbalizers)}\n\nFingerprint `{self.fingerprint[:12]}`")
+                f"{_sizes_table(self.describe(), self.verbalizers)}\n\nFingerprint "
+                f"`{self.fingerprint[:12]}`")
 
 # %% ../nbs/01_data.ipynb #695ade42
 def _sizes_table(about: dict, answers: tuple[str, ...]) -> str:
@@ -251,8 +253,10 @@ def _course_sonnets(folder: Path, encoding: str) -> TaskData:
     "The sonnets in the course's folder: its dev set judges."
     train, test = (read_sonnets(folder/name, encoding=encoding)
                    for name in ("sonnets.txt", "TRUE_sonnets_held_out_dev.txt"))
-    source = f"Numbered sonnets of the folder {folder.name}: its dev set judges, 12 of its train set validation."
-    return TaskData("sonnet", f"{folder.name}-course", train[:-12], train[-12:], test, (), True, source)
+    source = (f"Numbered sonnets of the folder {folder.name}: its dev set judges, 12 of its train "
+              "set validation.")
+    return TaskData("sonnet", f"{folder.name}-course", train[:-12], train[-12:], test, (), True,
+                    source)
 
 # %% ../nbs/01_data.ipynb #cddf0c08
 def _book_of_sonnets(path, encoding: str, said) -> list[Example]:
@@ -365,7 +369,8 @@ def _made_examples(table: Table, shape: Shape, make,
     return _named(examples, lines), problems
 
 # %% ../nbs/01_data.ipynb #2e74a846
-def _pair_examples(table: Table, shape: Shape, labelled=True) -> tuple[list[Example], list[Problem]]:
+def _pair_examples(table: Table, shape: Shape,
+                   labelled=True) -> tuple[list[Example], list[Problem]]:
     "Question pairs of a table."
     return _made_examples(table, shape, _pair_example, () if labelled else ("label",))
 
@@ -444,7 +449,8 @@ def read_question_pairs(
 
 # %% ../nbs/01_data.ipynb #1b123c57
 MOST_LABELS = 256  # more are taken for a free text
-_missing_values = {"nan", "null", "na", "n/a", "#n/a", "<na>", "<null>"}  # as tables write it, in any case
+# as tables write it, in any case
+_missing_values = {"nan", "null", "na", "n/a", "#n/a", "<na>", "<null>"}
 
 def _label_key(value) -> str:
     "A label without white space around it; 1.0 is 1."
@@ -505,7 +511,8 @@ def _answers(counts: Counter, reading: Reading, file: str, column: str) -> dict[
     if reading.verbalizers: answers = _chosen_answers(counts, reading, file, column)
     elif not (answers := _own_answers(counts, file, column)): return {}
     if len(answers) < 2:
-        held = f"{len(answers)} label{'s' * (len(answers) != 1)} ({', '.join(map(repr, answers)) or 'none'})"
+        held = (f"{len(answers)} label{'s' * (len(answers) != 1)} "
+                f"({', '.join(map(repr, answers)) or 'none'})")
         raise DataError(f"{file}: the column {column!r} holds {held}, and telling labels apart "
                         "needs two: is it the right column? --reading.label COLUMN")
     if len(set(answers.values())) < len(answers):
@@ -838,7 +845,8 @@ def rare_labels(
     return {answer: rows for answer, rows in counts.items() if rows < RARE}
 
 # %% ../nbs/01_data.ipynb #93256fbc
-def _favourites(examples: Sequence[Example], verbalizers: Sequence[str], probabilities) -> list[str]:
+def _favourites(examples: Sequence[Example], verbalizers: Sequence[str],
+                probabilities) -> list[str]:
     "Of each example the wrong answer with the highest probability."
     if probabilities is None or len(probabilities) != len(examples):
         given = 0 if probabilities is None else len(probabilities)
@@ -879,12 +887,15 @@ def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> s
     "Take out a test table without labels (or all -1, as in GLUE); the note says who judges then."
     if task != "labels" or "test" not in tables or reading.test: return ""
     train, test = tables["train"], tables["test"]
-    try: label, known = (find_shape(t.columns, task, reading).columns["label"] for t in (test, train))
+    try:
+        label, known = (find_shape(t.columns, task, reading).columns["label"]
+                        for t in (test, train))
     except DataError: return ""  # told for each file later
     if set(_label_keys(test, label)) - {"-1"} or "-1" in _label_keys(train, known): return ""
     del tables["test"]
     if "validation" in tables: tables["test"] = tables.pop("validation")
-    judge = f"{Path(tables['test'].file).name} judges" if "test" in tables else "a part of train judges"
+    judge = (f"{Path(tables['test'].file).name} judges" if "test" in tables
+             else "a part of train judges")
     return f"{Path(test.file).name} has no labels and is not used: {judge}"
 
 # %% ../nbs/01_data.ipynb #b51c441c
@@ -918,7 +929,8 @@ def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=()
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:
     "Notes on files that take their parts from other columns than train."
     def parts(shape):
-        return shape.pieces, {part: column for part, column in shape.columns.items() if part != "id"}
+        return (shape.pieces,
+                {part: column for part, column in shape.columns.items() if part != "id"})
     return [f"the {role} file takes its parts from other columns than train."
             f"{_differ(tables['train'], tables[role])}"
             for role in ("validation", "test")
@@ -929,7 +941,8 @@ def _asked(counts: Counter) -> list[str]:
     "A question for each label that may be another one misspelt."
     notes = []
     for label, other in nearly_equal(counts):
-        merge = " (--reading.similar-labels merge makes them one)" if _alike(label) == _alike(other) else ""
+        merge = (" (--reading.similar-labels merge makes them one)"
+                 if _alike(label) == _alike(other) else "")
         notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}: "
                      f"did you mean {other!r}, which stands in {counts[other]:,}?{merge}")
     return notes
@@ -954,7 +967,8 @@ def _told_source(task: str, data, tables: dict[str, Table]) -> str:
     "One sentence on where the data comes from."
     where = Path(str(data)).name if isinstance(data, (str, Path)) else "an object in Python"
     verbs = dict(test="judges", validation="chooses")
-    said = [f"{Path(tables[role].file).name} {verb}" for role, verb in verbs.items() if role in tables]
+    said = [f"{Path(tables[role].file).name} {verb}"
+            for role, verb in verbs.items() if role in tables]
     return f"{TASKS[task].title} of {where}: {' and '.join(said) or 'split by sftdpo'}."
 
 # %% ../nbs/01_data.ipynb #7e71e1af
@@ -980,13 +994,15 @@ def _from_tables(task, data, reading) -> TaskData:
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()},
                     published=record.published and "test" in found)
-    if reading.conversations != "stop" and (note := several_answers(given["train"])): notes.append(note)
+    if reading.conversations != "stop" and (note := several_answers(given["train"])):
+        notes.append(note)
     problems = [p for _, _, problems in found.values() for p in problems]
     intake = Intake([_file_record(role, *one) for role, one in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
     name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
     return TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
-                    record.answers != "labels" and reading.end_of_text, _told_source(task, data, tables),
+                    record.answers != "labels" and reading.end_of_text,
+                    _told_source(task, data, tables),
                     intake, foldable=list(tables) == ["train"])
 
 # %% ../nbs/01_data.ipynb #eb545902
@@ -1010,7 +1026,8 @@ def _other_prompt(reading: Reading, known: dict[str, str], shape: Shape) -> list
     return [f"in training the prompt was {before!r}, here it is {shape.template!r}"]
 
 # %% ../nbs/01_data.ipynb #a1559c74
-def _judged_answers(table: Table, column: str, reading: Reading, learned: dict) -> tuple[dict, dict]:
+def _judged_answers(table: Table, column: str, reading: Reading,
+                    learned: dict) -> tuple[dict, dict]:
     "The answers for a file's labels, and the labels that count as another."
     counts = _label_keys(table, column)
     answers = learned or _answers(counts, reading, table.file, column)
@@ -1070,7 +1087,8 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     shape = _shape_of(table, task, reading, skip=_answer_parts)
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    intake = Intake([_file_record("test", table, examples, problems)], shape, tuple(answers), problems,
+    intake = Intake([_file_record("test", table, examples, problems)], shape,
+                    tuple(answers), problems,
                     notes=_other_prompt(reading, columns, shape))
     return _interpreted(examples, reading), intake
 
@@ -1125,7 +1143,8 @@ def _quora_pairs() -> TaskData:
     splits, empty = _hub_pairs()
     train, validation = _hold_out(splits["train"], 0)
     left = f"{empty} pairs with an empty question left out"
-    return TaskData("paraphrase", "qqp-hub", train, validation, splits["validation"], verbalizers, False,
+    return TaskData("paraphrase",
+                    "qqp-hub", train, validation, splits["validation"], verbalizers, False,
                     f"Quora Question Pairs as in GLUE, from the Hub; {left}.",
                     Intake(notes=[left] if empty else []))
 
@@ -1204,7 +1223,8 @@ def _in_template(e: Example, tokenizer, frame) -> Example:
     "An example as the chat template writes it; a `ValueError` where it cannot."
     if not isinstance(e.prompt, Conversation): return e
     turns = e.prompt.turns
-    def answer(text): return chat_answer(turns, text, tokenizer, frame) if text and e.label is None else text
+    def answer(text):
+        return chat_answer(turns, text, tokenizer, frame) if text and e.label is None else text
     return replace(e, prompt=chat_prompt(turns, tokenizer, frame),
                    completion=answer(e.completion), rejected=answer(e.rejected))
 
@@ -1222,7 +1242,8 @@ def _check_refused(data: TaskData, splits: dict, refused: list[Problem], unusabl
     emptied = any(data.splits[split] and not splits[split] for split in splits)
     if not refused or unusable != "stop" and not emptied: return
     count = sum(isinstance(e.prompt, Conversation) for some in data.splits.values() for e in some)
-    first = "; ".join(f"{p.place}: {p.reason}" for p in refused[:3]) + " and others" * (len(refused) > 3)
+    first = ("; ".join(f"{p.place}: {p.reason}" for p in refused[:3])
+             + " and others" * (len(refused) > 3))
     raise UnusableRows(
         f"{data.name}: {counted(len(refused), 'conversation')} of {count:,} cannot be used with "
         f"the chat template of {tokenizer.name_or_path or 'this backbone'}: {first}. Correct or "
@@ -1269,7 +1290,8 @@ def with_special_tokens_read(
             if e.label is not None: return e
             rejected = e.rejected and _without_end(e.rejected, specials)
             return replace(e, completion=_without_end(e.completion, specials), rejected=rejected)
-        data = replace(data, **{split: [ended(e) for e in some] for split, some in data.splits.items()})
+        data = replace(data,
+                       **{split: [ended(e) for e in some] for split, some in data.splits.items()})
     return with_chat_template(data, tokenizer, unusable)
 
 # %% ../nbs/01_data.ipynb #0df75ce4

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+# %% ../nbs/06_evaluate.ipynb #5e94fc93
 from .batches import score
 from .config import Sampling, decoding
 from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows
@@ -67,7 +68,8 @@ from .model import context_length
 from .tasks import TASKS, find_function
 
 # %% ../nbs/06_evaluate.ipynb #5b7e90aa
-_all_ = ["at_temperature", "baselines", "best_threshold", "calibration_error", "calibration_interval",
+_all_ = ["at_temperature",
+         "baselines", "best_threshold", "calibration_error", "calibration_interval",
          "characters", "choose_tokens", "chrf", "chrf_at_length", "chrf_corpus", "chrf_matched",
          "Continuation", "continuations", "decoding", "divergences", "entropy", "first_characters",
          "fit_temperature", "form", "generate_ids", "iambic", "kl_divergence", "mean_interval",
@@ -151,7 +153,8 @@ def classification_metrics(
     macro_f1 = f1_score(predictions.label, predictions.prediction, average="macro", zero_division=0)
     return {
         **with_interval("accuracy", predictions.correct), **disjoint_accuracy(predictions),
-        "macro_f1": float(macro_f1), **calibration_metrics(probabilities.max(1), predictions.correct),
+        "macro_f1": float(macro_f1),
+        **calibration_metrics(probabilities.max(1), predictions.correct),
         **with_interval("nll", -np.log(gold.clip(1e-300))),
         "entropy": float(entropy(probabilities).mean()),
         "verbalizer_mass": float(predictions["mass"].mean())}
@@ -206,7 +209,8 @@ def judged_sonnet(
     wanted = 14 - (example.prompt.rstrip("\n").count("\n") + 1)
     poem = first_lines(text, wanted)
     enough = characters(text) >= characters(example.completion)
-    return {"chrf": chrf_at_length(text, example.completion), **form(example.prompt, poem, True, training),
+    return {"chrf": chrf_at_length(text, example.completion),
+            **form(example.prompt, poem, True, training),
             "full_length": float(enough and _lines_of(poem) == wanted),
             "repeated_4grams": repeated_share(poem)}
 
@@ -229,7 +233,8 @@ def completion_metrics(
 ) -> dict[str, float]:    # chrf, nll and their intervals over prompts; chrf_matched, the shares
     "Means over the samples of a prompt first, then over prompts."
     numbers = table.drop(columns=["prompt", "sample", "generated", "true"]).groupby("id").mean()
-    return {**with_interval("chrf", numbers.pop("chrf")), **with_interval("nll", numbers.pop("nll")),
+    return {**with_interval("chrf", numbers.pop("chrf")),
+            **with_interval("nll", numbers.pop("nll")),
             **numbers.mean().to_dict()}
 
 # %% ../nbs/06_evaluate.ipynb #d20f6aaf
@@ -261,13 +266,15 @@ def judged_completion(
             "repeated_4grams": repeated_share(text)}
 
 # %% ../nbs/06_evaluate.ipynb #0a4d92f9
-def _table_of_samples(examples: list[Example], nll: list[float], found: list, judged) -> pd.DataFrame:
+def _table_of_samples(examples: list[Example], nll: list[float], found: list,
+                      judged) -> pd.DataFrame:
     "One row per sample; `judged` gives the text that was drawn, and its measures."
     table = []
     for example, likelihood, samples in zip(examples, nll, found):
         for number, drawn in enumerate(samples):
             text, measures = judged(example, drawn)
-            table.append({"id": example.id, "prompt": example.prompt, "sample": number, "generated": text,
+            table.append({"id": example.id, "prompt": example.prompt,
+                          "sample": number, "generated": text,
                           "true": example.completion, "nll": likelihood, **measures})
     return pd.DataFrame(table)
 
@@ -290,7 +297,8 @@ def _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precisio
     nll = nats_per_token(model, tokenizer, data, examples, precision)
     lines = 14 - (examples[0].prompt.rstrip("\n").count("\n") + 1)
     lengths = [characters(example.completion) for example in examples]
-    found = continuations(model, tokenizer, _column(examples, "prompt"), sampling, seed, lines, lines,
+    found = continuations(model,
+                          tokenizer, _column(examples, "prompt"), sampling, seed, lines, lines,
                           lengths, precision)
     training = seen(data.train)
     def judged(example, one):

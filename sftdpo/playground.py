@@ -28,6 +28,7 @@ import ipywidgets as widgets
 import pandas as pd
 from markupsafe import Markup
 
+# %% ../nbs/24_playground.ipynb #d111c081
 from .claims import judge_claims
 from .config import Execution, Reading, SettingsError, Study, from_yaml, to_dict, to_yaml
 from .engine.folder import StudyFolder
@@ -37,47 +38,22 @@ from .engine.safe_files import refuse_links, write_text
 from .engine.store import with_searched_rates
 from .engine.timing import Plan, existing_parent, known_times, seconds_left, time_in_words, trials_in_words
 from .engine.tree import stage_tree
+from .page import live, views
 from .page.ask import Ask, kept_models
 from .page.forms import FULL, NAME, PRESETS, WRONG, Form, beside, field_of, field_paths, in_page_words
-from sftdpo.page.live import (
-    AtWork,
-    begin_command,
-    begin_study,
-    command_words,
-    estimate,
-    format_last,
-    how_it_ended,
-    live_history,
-    progress_of,
-    recommend_words,
-    recommendation_in,
-    refuse_busy,
-    settings_file,
-    working,
-)
 from .page.own_file import Doors, OwnFile
-from sftdpo.page.views import (
-    Predictions,
-    answers_of,
-    cells_html,
-    commands_html,
-    figures_html,
-    notes_of,
-    picture_html,
-    read_parts,
-    relative_files,
-    texts_html,
-    verdicts_html,
-)
 from .plots import learning_curves
 from .reading.examples import DataError
 from .report import data, failures_of, figure
 from .study import check_study_folder
 
 # %% ../nbs/24_playground.ipynb #0b60916e
-COLOURS = {"done": "#1a8f6a", "running": "#2f7ed8", "failed": "#d2571e"}  # of bars, on light and dark; the word stands beside
-BAR = Markup('<tr><td style="padding:1px 12px 1px {}px">{}</td><td class="sftdpo-bar"><div role="progressbar" aria-label="{}" aria-valuenow="{}"><div '
-             'style="width:{}%;background:{}"></div></div></td><td class="sftdpo-state">{}</td></tr>')
+# of bars, on light and dark; the word stands beside
+COLOURS = {"done": "#1a8f6a", "running": "#2f7ed8", "failed": "#d2571e"}
+BAR = Markup('<tr><td style="padding:1px 12px 1px {}px">{}</td><td '
+             'class="sftdpo-bar"><div role="progressbar" aria-label="{}" aria-valuenow="{}"><div '
+             'style="width:{}%;background:{}"></div></div></td><td '
+             'class="sftdpo-state">{}</td></tr>')
 
 
 def state_in_words(
@@ -88,7 +64,7 @@ def state_in_words(
     step = f" · {from_there}step {node.step} of {node.steps}" if node.steps else ""
     return f"{node.state}{step}" + (f" · loss {node.loss:.3f}" if node.loss == node.loss else "")
 
-
+# %% ../nbs/24_playground.ipynb #0d959f27
 def progress_html(
     table: pd.DataFrame,  # from `progress_of`
     left: str = "",       # the time that is left, in words
@@ -96,7 +72,8 @@ def progress_html(
     "Each node's state with a bar."
     def row(node):
         label, percent = data(node.label), round(100 * node.done)
-        return BAR.format(16 * node.depth, label, label, percent, percent, COLOURS.get(node.state, "#8a7a1f"), data(state_in_words(node)))
+        return BAR.format(16 * node.depth, label, label, percent, percent,
+                          COLOURS.get(node.state, "#8a7a1f"), data(state_in_words(node)))
     rows = Markup("").join(row(node) for node in table.itertuples())
     return Markup('<div>{}</div><table class="sftdpo-progress">{}</table>').format(data(left), rows)
 
@@ -107,7 +84,8 @@ def time_left(
 ) -> str:
     "The time that is left, in words; what is not known is said."
     if whole: return f"about {time_in_words(seconds)} left"
-    return f"more than {time_in_words(seconds)} left; some stages have no time yet" if seconds >= 1 else "time left: unknown until a stage of each kind is done"
+    return (f"more than {time_in_words(seconds)} left; some stages have no time yet" if seconds >= 1
+            else "time left: unknown until a stage of each kind is done")
 
 # %% ../nbs/24_playground.ipynb #0e84812f
 def save_settings(
@@ -130,19 +108,22 @@ def load_settings(
     "Read a study's settings; an error does not repeat what the file holds."
     path = Path(path).expanduser()
     path = StudyFolder(path).settings if path.is_dir() else path
-    if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST_SETTINGS): raise ValueError(f"{path} is no file of settings.")
+    if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST_SETTINGS):
+        raise ValueError(f"{path} is no file of settings.")
     try: return from_yaml(Study, path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         field = field_of(str(error), field_paths(Study)) if isinstance(error, SettingsError) else ""
-        what = f"its field {field} cannot be used" if field else "it does not hold the settings of a study"
-    raise SettingsError(f"{path} cannot be loaded: {what}. In a shell, sftdpo plan --settings {shlex.quote(str(path))} says more.")
+        what = (f"its field {field} cannot be used" if field
+                else "it does not hold the settings of a study")
+    raise SettingsError(f"{path} cannot be loaded: {what}. In a shell, sftdpo plan --settings "
+                        f"{shlex.quote(str(path))} says more.")
 
 # %% ../nbs/24_playground.ipynb #8dd6f6f9
 def begun_settings(
     folder: Path,  # of a study
 ) -> Path:
     "Where its settings stand: in the folder, or beside it while its process is loading the libraries."
-    return folder if StudyFolder(folder).begun else settings_file(folder)
+    return folder if StudyFolder(folder).begun else live.settings_file(folder)
 
 # %% ../nbs/24_playground.ipynb #ca683dd0
 def folder_of(
@@ -154,8 +135,12 @@ def folder_of(
         folder = Path(text).expanduser().absolute()
         there = existing_parent(folder)
         StudyFolder(folder).settings.exists()  # raises where one may not look
-    except RuntimeError: raise ValueError(f"There is no user {text.split('/')[0]} here: write the folder in full.") from None
-    except OSError as error: raise ValueError(f"{text} cannot be used ({error.strerror}): name another folder.") from None
+    except RuntimeError:
+        raise ValueError(f"There is no user {text.split('/')[0]} here: write the folder in "
+                         "full.") from None
+    except OSError as error:
+        raise ValueError(f"{text} cannot be used ({error.strerror}): name another "
+                         "folder.") from None
     if not there.is_dir(): raise ValueError(f"{there} is a file: name a folder.")
     return folder
 
@@ -164,8 +149,10 @@ def error_sentence(
     error: Exception,  # anything that was raised
 ) -> str:
     "An error as a sentence."
-    if isinstance(error, OSError) and error.strerror: return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}."
-    return in_page_words(str(error)) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename2 or error.filename or 'the disk'}: {error.strerror}."
+    return (in_page_words(str(error)) if isinstance(error, (ValueError, OSError))
+            else f"{type(error).__name__}: {error}")
 
 # %% ../nbs/24_playground.ipynb #94d96a01
 def message(
@@ -173,7 +160,8 @@ def message(
     wrong: bool = False,  # is it an error?
 ) -> Markup:
     "A line of text for the page."
-    return Markup('<div role="status" class="sftdpo-message" style="{}">{}</div>').format(WRONG if wrong else "", data(text, 1000)) if text else Markup("")
+    return Markup('<div role="status" class="sftdpo-message" style="{}">{}</div>').format(
+        WRONG if wrong else "", data(text, 1000)) if text else Markup("")
 
 # %% ../nbs/24_playground.ipynb #9f38bffb
 def estimate_html(
@@ -181,7 +169,8 @@ def estimate_html(
 ) -> Markup:
     "An estimate: runs and time first, memory and disk small below."
     runs, time, *rest = [*text.split(" · "), ""]
-    return message(f"{runs} · {time}" if time else runs) + (beside(visible(" · ".join(rest).strip(" ·"))) if any(rest) else "")
+    return (message(f"{runs} · {time}" if time else runs)
+            + (beside(visible(" · ".join(rest).strip(" ·"))) if any(rest) else ""))
 
 # %% ../nbs/24_playground.ipynb #738140af
 def button(
@@ -191,11 +180,12 @@ def button(
     style: str = "",  # of ipywidgets: primary, danger
 ) -> widgets.Button:
     "A button."
-    one = widgets.Button(description=text, tooltip=hint, button_style=style, layout=widgets.Layout(width="auto", align_self="flex-start"))
+    one = widgets.Button(description=text, tooltip=hint, button_style=style,
+                         layout=widgets.Layout(width="auto", align_self="flex-start"))
     one.on_click(lambda _: pressed())
     return one
 
-
+# %% ../nbs/24_playground.ipynb #e79d5f33
 def part(
     title: str,  # above it
     *inside,     # widgets
@@ -206,7 +196,8 @@ def part(
     return whole
 
 # %% ../nbs/24_playground.ipynb #ada376d8
-PAGE_STYLE = f"<style>\n{(files('sftdpo') / 'assets' / 'page.css').read_text(encoding='utf-8')}</style>"
+PAGE_STYLE = (
+    f"<style>\n{(files('sftdpo') / 'assets' / 'page.css').read_text(encoding='utf-8')}</style>")
 
 # %% ../nbs/24_playground.ipynb #507b8b0f
 class SettingsFile:
@@ -218,8 +209,10 @@ class SettingsFile:
         say,   # called with a sentence, and whether it is an error
     ):
         self.give, self.take, self.say, self.may_replace = give, take, say, None
-        self.path = widgets.Text(value="study.yaml", description="YAML file", style=NAME, layout=FULL)
-        self.save_button = button("Save", "write the settings as YAML; a file that is there is replaced only when you press it once more", self.save)
+        self.path = widgets.Text(value="study.yaml", description="YAML file", style=NAME,
+                                 layout=FULL)
+        self.save_button = button("Save", "write the settings as YAML; a file that is there is "
+                                  "replaced only when you press it once more", self.save)
         self.path.observe(lambda change: self.ask_again(), "value")
         row = widgets.HBox([self.save_button, button("Load", "read settings from YAML", self.load)])
         self.widget = widgets.VBox([self.path, row])
@@ -232,36 +225,45 @@ class SettingsFile:
         "Is there a file that nobody said may be replaced? Then ask."
         if not os.path.lexists(path) or self.may_replace == path: return False
         self.may_replace, self.save_button.description = path, "Replace"
-        self.say(f"{path} is there already. Press Replace to write these settings over it, or name another file.", wrong=True)
+        self.say(f"{path} is there already. Press Replace to write these settings over it, or name "
+                 "another file.", wrong=True)
         return True
 
     def save(self):
-        "Write the settings; a file that is there is replaced only if Save, which then says Replace, is pressed once more."
-        if self.give() is None: return self.say("There are mistakes in the form: what is saved could not be used.", wrong=True)
+        "Write the settings; a file that is there is replaced if Save, then Replace, is pressed again."
+        if self.give() is None:
+            return self.say("There are mistakes in the form: what is saved could not be used.",
+                            wrong=True)
         try:
             path = Path(self.path.value).expanduser().absolute()
             if self.taken(path): return
             self.say(f"Saved: {save_settings(self.give(), path)}")
-        except (ValueError, OSError, RuntimeError) as error: self.say(error_sentence(error), wrong=True)
+        except (ValueError, OSError, RuntimeError) as error:
+            self.say(error_sentence(error), wrong=True)
         self.ask_again()
 
     def load(self):
         "Read settings."
-        try: self.take(load_settings(self.path.value), f"Loaded: {Path(self.path.value).expanduser().absolute()}")
-        except (ValueError, OSError, RuntimeError) as error: self.say(error_sentence(error), wrong=True)
+        try:
+            self.take(load_settings(self.path.value),
+                      f"Loaded: {Path(self.path.value).expanduser().absolute()}")
+        except (ValueError, OSError, RuntimeError) as error:
+            self.say(error_sentence(error), wrong=True)
 
 # %% ../nbs/24_playground.ipynb #571fce8f
 class Course:
     "How far the work is."
     def __init__(self):
-        self.progress, self.curves, self.log, self.table = widgets.HTML(), widgets.HTML(), widgets.HTML(), None
+        self.progress, self.curves, self.log, self.table = (widgets.HTML(), widgets.HTML(),
+                                                            widgets.HTML(), None)
         self.widget = widgets.VBox([self.progress, self.log, self.curves])
         self.clear()
 
     def clear(self):
         "Forget what was shown."
         self.table, self.drawn = None, None
-        self.progress.value, self.log.value, self.curves.value = beside("Nothing works here yet. Press Run."), "", ""
+        self.progress.value, self.log.value, self.curves.value = (
+            beside("Nothing works here yet. Press Run."), "", "")
 
     def show(self, table: pd.DataFrame, left: str = ""):
         "Show how far each stage is."
@@ -274,7 +276,8 @@ class Course:
     def say(self, text: str, whole: bool = False):
         "Show what the process says, folded or not."
         block = Markup('<pre class="sftdpo-log">{}</pre>').format(visible(text))
-        folded = Markup("<details><summary>what the process says</summary>{}</details>").format(block)
+        folded = Markup("<details><summary>what the process says</summary>{}</details>").format(
+            block)
         self.log.value = "" if not text else block if whole else folded
 
     def draw(self, lines: list):  # task, history
@@ -283,19 +286,22 @@ class Course:
         if size == self.drawn or not sum(size): return None
         self.drawn = size
         captions = "Lines: training loss, smoothed; marks: held-out rows."
-        return [figure(learning_curves(history), f"Learning curves, {task}", captions) for task, history in lines if len(history)]
+        return [figure(learning_curves(history), f"Learning curves, {task}", captions)
+                for task, history in lines if len(history)]
 
 # %% ../nbs/24_playground.ipynb #c57cf77d
 def read_on_page(
     folder: Path,  # of a study
 ) -> dict:
     "What is finished in a folder."
-    parts = read_parts(folder)
-    return dict(folder=folder, cells=cells_html(parts, notes_of(folder, parts)), figures=figures_html(parts), texts=texts_html(parts),
-                verdicts=verdicts_html(judge_claims(folder)) if parts else nothing_yet(), models=kept_models(folder),
-                answers={part["task"]: answers_of(folder, part["task"]) for part in parts})
+    parts = views.read_parts(folder)
+    return dict(folder=folder, cells=views.cells_html(parts, views.notes_of(folder, parts)),
+                figures=views.figures_html(parts), texts=views.texts_html(parts),
+                verdicts=views.verdicts_html(judge_claims(folder)) if parts else nothing_yet(),
+                models=kept_models(folder),
+                answers={part["task"]: views.answers_of(folder, part["task"]) for part in parts})
 
-
+# %% ../nbs/24_playground.ipynb #ee1c713b
 def nothing_yet() -> Markup: return Markup("<p><i>No run is finished yet.</i></p>")
 
 # %% ../nbs/24_playground.ipynb #8a76d44d
@@ -305,8 +311,10 @@ class Results:
         self,
         later,  # (read, show, fail): calls `read` beside the page
     ):
-        self.views = {name: widgets.HTML() for name in ("Cells", "Verdicts", "Figures", "Texts", "Command")}
-        self.predictions, self.ask, self.of, self.recommendation = widgets.VBox(), Ask(later), widgets.HTML(), widgets.HTML()
+        self.views = {name: widgets.HTML()
+                      for name in ("Cells", "Verdicts", "Figures", "Texts", "Command")}
+        self.predictions, self.ask, self.of, self.recommendation = (widgets.VBox(), Ask(later),
+                                                                    widgets.HTML(), widgets.HTML())
         pages = dict(self.views, Predictions=self.predictions, Try=self.ask.widget)
         order = ("Cells", "Verdicts", "Figures", "Texts", "Predictions", "Try", "Command")
         self.tabs = widgets.Tab([pages[name] for name in order], titles=order, selected_index=0)
@@ -316,31 +324,38 @@ class Results:
     def clear(self, folder: Path | None):
         "Show nothing yet, of a folder."
         self.of.value = beside(visible(folder)) if folder else ""
-        for name in ("Cells", "Verdicts", "Figures", "Texts"): self.views[name].value = nothing_yet()
+        for name in ("Cells", "Verdicts", "Figures", "Texts"):
+            self.views[name].value = nothing_yet()
         self.predictions.children, self.recommendation.value = [widgets.HTML(nothing_yet())], ""
         self.ask.show({})
 
     def show(self, found: dict):
         "Show what was read."
         self.clear(found["folder"])
-        for name in ("Cells", "Figures", "Texts", "Verdicts"): self.views[name].value = found[name.lower()] or nothing_yet()
-        def box(task, answers): return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(data(task))), Predictions(answers).widget])
+        for name in ("Cells", "Figures", "Texts", "Verdicts"):
+            self.views[name].value = found[name.lower()] or nothing_yet()
+        def box(task, answers):
+            return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(data(task))),
+                                 views.Predictions(answers).widget])
         boxes = [box(task, answers) for task, answers in found["answers"].items() if len(answers)]
         self.predictions.children = boxes or [widgets.HTML(nothing_yet())]
         self.ask.show(found["models"])
 
     def recommend(self, text: str, folder: Path):
         "Show a recommendation, and the model that comes with it."
-        lines = Markup("").join(Markup("<p>{}</p>").format(data(line, 2000)) for line in text.splitlines() if line.strip())
-        self.recommendation.value = Markup('<div class="sftdpo-recommendation"><h3>Recommendation</h3>{}</div>').format(lines) if text else ""
+        lines = Markup("").join(Markup("<p>{}</p>").format(data(line, 2000))
+                                for line in text.splitlines() if line.strip())
+        self.recommendation.value = Markup(
+            '<div class="sftdpo-recommendation"><h3>Recommendation</h3>{}</div>').format(
+                lines) if text else ""
         self.of.value = beside(visible(folder))
         self.ask.show(kept_models(folder))
 
 # %% ../nbs/24_playground.ipynb #92c073cd
-class Recommending(AtWork):
+class Recommending(live.AtWork):
     "The process that recommends how to train on a file."
 
-
+# %% ../nbs/24_playground.ipynb #310d6be1
 RECOMMENDATION = "recommendation"  # what `recommend` calls its study
 
 
@@ -348,15 +363,16 @@ def is_recommendation(
     folder: Path,  # of any work
 ) -> bool:
     "Was the folder made by `recommend`?"
-    with contextlib.suppress(ValueError, OSError): return StudyFolder(folder).begun and StudyFolder(folder).study().name == RECOMMENDATION
+    with contextlib.suppress(ValueError, OSError):
+        return StudyFolder(folder).begun and StudyFolder(folder).study().name == RECOMMENDATION
     return False
 
-
+# %% ../nbs/24_playground.ipynb #90f33884
 def found_at_work(
     folder: Path,  # of any work
-) -> AtWork:
+) -> live.AtWork:
     "The process that works on a folder, of the right kind."
-    return (Recommending if is_recommendation(folder) else AtWork)(folder)
+    return (Recommending if is_recommendation(folder) else live.AtWork)(folder)
 
 # %% ../nbs/24_playground.ipynb #2ead0c63
 def measure_apart(
@@ -364,23 +380,30 @@ def measure_apart(
     folder: Path,  # of the study; the times are kept beside it
 ):
     "Time a few steps in another process; a `ValueError` says why it could not."
-    path = save_settings(study, settings_file(folder))
-    done = subprocess.run([sys.executable, "-c", "import sys; from sftdpo.engine.timing import measure; measure(*sys.argv[1:])", str(path), str(path.parent)], capture_output=True, text=True)
+    path = save_settings(study, live.settings_file(folder))
+    done = subprocess.run([sys.executable, "-c", "import sys; from sftdpo.engine.timing "
+                           "import measure; measure(*sys.argv[1:])", str(path), str(path.parent)],
+                          capture_output=True, text=True)
     last = done.stderr.strip().split("\n")[-1]
-    if done.returncode: raise ValueError(re.sub(r"^[\w.]+: ", "", last) if done.returncode > 0 else how_it_ended(done.returncode, False, pd.DataFrame())[0])
+    if done.returncode:
+        raise ValueError(re.sub(r"^[\w.]+: ", "", last) if done.returncode > 0
+                         else live.how_it_ended(done.returncode, False, pd.DataFrame())[0])
 
 # %% ../nbs/24_playground.ipynb #e60f136c
 BUILT_IN = {"question pairs": "paraphrase", "sonnets": "sonnet"}  # data in the package: its task
 MINE = "my own file"
-ABOUT = {"question pairs": "Generated in the package: do two questions mean the same?", "sonnets": "Shakespeare's, in the package: how does a sonnet go on?",
-         MINE: "A table of texts: choose it, look at its rows, confirm its columns.", None: "Named under “Name, data and folds” below."}
+ABOUT = {"question pairs": "Generated in the package: do two questions mean the same?",
+         "sonnets": "Shakespeare's, in the package: how does a sonnet go on?",
+         MINE: "A table of texts: choose it, look at its rows, confirm its columns.",
+         None: "Named under “Name, data and folds” below."}
 
 
 def source_of(
     study: Study,  # any
 ) -> str | None:   # none of the page's own
     "Which data a study is about, as the page offers it."
-    if study.data == "embedded": return next((name for name, task in BUILT_IN.items() if study.tasks == (task,)), None)
+    if study.data == "embedded":
+        return next((name for name, task in BUILT_IN.items() if study.tasks == (task,)), None)
     return None if study.data.startswith("hub") else MINE
 
 # %% ../nbs/24_playground.ipynb #1a43457b
@@ -390,39 +413,50 @@ def preset_row(
     pressed,       # called when it is chosen
 ) -> widgets.HBox:
     "A preset: a button, and what it takes."
-    row = widgets.HBox([button(name, "fill the form with this preset", pressed), widgets.HTML(beside(purpose))])
+    row = widgets.HBox([button(name, "fill the form with this preset", pressed),
+                        widgets.HTML(beside(purpose))])
     row.add_class("sftdpo-preset")
     return row
 
-
+# %% ../nbs/24_playground.ipynb #90062daa
 class PageForm:
     "The left column."
     def make_form(self, folder: str):
         "What is compared, on which data, and where results go."
-        self.form, self.who = Form(Study, lambda form: self.changed()), Form(Execution, lambda form: self.changed())
+        self.form, self.who = (Form(Study, lambda form: self.changed()),
+                               Form(Execution, lambda form: self.changed()))
         self.form.sections["compare"].add_class("sftdpo-compare")
         self.who_fold = widgets.Accordion([self.who.widget], selected_index=None)
         self.yaml = SettingsFile(lambda: self.form.settings, self.take, self.say)
         self.seldom = widgets.VBox([self.form.accordion, self.who_fold, self.yaml.widget])
-        return [part("Data", *self.data_part()), part("Presets", *self.presets()), part("Compare", self.form.sections["compare"]),
-                part("How much", self.form.sections["size"]), part("Where results go", *self.place_part(folder)), part("Advanced settings", self.seldom, self.form.note)]
+        return [part("Data", *self.data_part()),
+                part("Presets", *self.presets()), part("Compare", self.form.sections["compare"]),
+                part("How much", self.form.sections["size"]),
+                part("Where results go", *self.place_part(folder)),
+                part("Advanced settings", self.seldom, self.form.note)]
 
     def presets(self) -> list:
         "A row for each preset."
-        return [preset_row(name, purpose, partial(self.preset, name)) for name, (purpose, _) in PRESETS.items()]
+        return [preset_row(name, purpose, partial(self.preset, name))
+                for name, (purpose, _) in PRESETS.items()]
 
     def data_part(self) -> list:
         "Built-in data, or a file of one's own."
-        self.source = widgets.ToggleButtons(options=[*BUILT_IN, MINE], value=None, style={"button_width": "auto"})
+        self.source = widgets.ToggleButtons(options=[*BUILT_IN, MINE], value=None,
+                                            style={"button_width": "auto"})
         self.about, self.data_note = widgets.HTML(), widgets.HTML()
-        self.own = OwnFile(Doors(self.use_file, self.recommend, self.later, lambda: (self.home or Path("runs/new").absolute()).parent / "uploads",
-                                 lambda: self.form.settings.backbone if self.form.settings else "bard", self.inputs.readers))
+        self.own = OwnFile(
+            Doors(self.use_file, self.recommend,
+                  self.later, lambda: (self.home or Path("runs/new").absolute()).parent / "uploads",
+                  lambda: self.form.settings.backbone if self.form.settings else "bard",
+                  self.inputs.readers))
         self.source.observe(lambda change: self.choose_source(change.new), "value")
         return [self.source, self.about, self.data_note, self.own.widget]
 
     def place_part(self, folder: str) -> list:
         "The folder of results."
-        self.folder, self.place = widgets.Text(value=folder, description="folder", style=NAME, layout=FULL), widgets.HTML()
+        self.folder, self.place = (widgets.Text(value=folder, description="folder", style=NAME,
+                                                layout=FULL), widgets.HTML())
         self.folder.observe(lambda change: self.changed(), "value")
         self.open_button = button("Open", "show what an existing folder holds", self.open)
         field = widgets.VBox([self.folder, self.place])
@@ -435,14 +469,19 @@ class PageRun:
     def make_run(self):
         "What the study takes, the buttons, how far it is, what came out."
         self.told, self.noted = widgets.HTML(), widgets.HTML()
-        self.run_button = button("Run", "train and judge what is not yet in the folder", self.run, "primary")
-        self.stop_button = button("Stop", "what is finished stays; the stage under way goes back to its last checkpoint, and Resume goes on from there", self.halt, "danger")
-        self.measure_button = button("Measure", "time a few steps of each kind of work that has no time yet", self.measure)
+        self.run_button = button("Run", "train and judge what is not yet in the folder", self.run,
+                                 "primary")
+        self.stop_button = button("Stop", "what is finished stays; the stage under way goes "
+                                  "back to its last checkpoint, and Resume goes on from there",
+                                  self.halt, "danger")
+        self.measure_button = button(
+            "Measure", "time a few steps of each kind of work that has no time yet", self.measure)
         self.show_button = button("Show results", "read what is finished so far", self.show_results)
         row = widgets.HBox([self.run_button, self.stop_button, self.measure_button])
         row.add_class("sftdpo-row")
         self.course, self.results = Course(), Results(self.later)
-        return [part("Run", self.noted, row, self.told), part("Progress", self.course.widget), part("Results", self.show_button, self.results.widget)]
+        return [part("Run", self.noted, row, self.told), part("Progress", self.course.widget),
+                part("Results", self.show_button, self.results.widget)]
 
     def say(self, text: str, wrong: bool = False): self.told.value = message(text, wrong)
 
@@ -452,7 +491,8 @@ def on_data_of(
     study: Study,  # a preset
 ) -> Study:
     "A preset on the data of another study, with all its rows."
-    return study.replace(data=now.data, tasks=now.tasks, reading=now.reading, train_size=None, test_size=None)
+    return study.replace(data=now.data, tasks=now.tasks, reading=now.reading, train_size=None,
+                         test_size=None)
 
 # %% ../nbs/24_playground.ipynb #fedb2ca6
 class PageChanges:
@@ -461,7 +501,9 @@ class PageChanges:
     def execution(self) -> Execution: return self.who.settings or Execution()
 
     @property
-    def wrong(self) -> int: return len(self.form.problems) + len(self.who.problems) + (self.home is None)  # fields to mend
+    # fields to mend
+    def wrong(self) -> int:
+        return len(self.form.problems) + len(self.who.problems) + (self.home is None)
 
     def take(self, study: Study, why: str = ""):
         "Fill the form."
@@ -481,14 +523,18 @@ class PageChanges:
         self.form.mark()  # what was refused before may do now
         self.locate()
         self.dress()
-        if self.wrong: self.noted.value = message(f"{self.wrong} to mend in the form, then there is an estimate.")
+        if self.wrong:
+            self.noted.value = message(f"{self.wrong} to mend in the form, then there is an "
+                                       "estimate.")
         else: self.foresee()
 
     def foresee(self):
         "Show the command, and begin an estimate; while a process works, its progress says what is left."
-        self.results.views["Command"].value = commands_html(self.form.settings, self.home, command_words(self.home, self.execution))
+        self.results.views["Command"].value = views.commands_html(
+            self.form.settings, self.home, live.command_words(self.home, self.execution))
         if self.process is None: return self.later(self.looking(), self.note, self.refuse, wait=0.6)
-        self.noted.value = message("" if self.form.settings == self.begun_with else "What you change now counts from the next run.")
+        self.noted.value = message("" if self.form.settings == self.begun_with
+                                   else "What you change now counts from the next run.")
 
     def locate(self):
         "Where the folder is, or why it cannot be used."
@@ -508,7 +554,8 @@ class PageLooks:
     def dress(self):
         "Buttons and titles as the state has them."
         at_work, self.run_button.description = self.process is not None, self.run_word
-        self.run_button.disabled = at_work or self.measuring or self.wrong > 0 or self.run_word == "Finished"
+        self.run_button.disabled = (at_work or self.measuring or self.wrong > 0
+                                    or self.run_word == "Finished")
         self.measure_button.disabled = self.run_button.disabled or not self.unknown
         self.stop_button.disabled = not at_work
         self.open_button.disabled = self.show_button.disabled = self.home is None
@@ -521,24 +568,28 @@ class PageLooks:
         if not choosing: self.quiet, self.source.value, self.quiet = True, source, False
         shown = self.source.value
         self.own.widget.layout.display = None if shown == MINE else "none"
-        used = f"In use: {self.form.settings.data} ({', '.join(self.form.settings.tasks)})." if source == MINE else ""
+        used = (f"In use: {self.form.settings.data} ({', '.join(self.form.settings.tasks)})."
+                if source == MINE else "")
         self.about.value = beside(ABOUT[shown]) + beside(visible(used)) * bool(used)
 
     def choose_source(self, name: str | None):
         "Built-in data is taken at once; a file is looked at first."
         if self.quiet or name is None: return
         self.asked_for_file = name == MINE
-        if name in BUILT_IN: self.form.fill(dict(data="embedded", tasks=[BUILT_IN[name]]) | reading_values(Reading()))
+        if name in BUILT_IN:
+            self.form.fill(dict(data="embedded", tasks=[BUILT_IN[name]])
+                           | reading_values(Reading()))
         else: self.dress()
 
     def use_file(self, path: str, task: str, reading: Reading):
         "Compare on a file; sizes that were meant for other data go."
         self.asked_for_file = False
-        values = dict(data=path, tasks=[task], train_size=None, test_size=None) | reading_values(reading)
+        values = (dict(data=path, tasks=[task], train_size=None, test_size=None)
+                  | reading_values(reading))
         self.form.fill(values)
         self.say(f"{path} is used. Its rows are read as {task}.")
 
-
+# %% ../nbs/24_playground.ipynb #c98a4e78
 def reading_values(
     reading: Reading,  # how a file is read
 ) -> dict:             # dotted name: plain value
@@ -550,12 +601,15 @@ class PageTraining:
     "What the buttons for the training do."
     def run(self):
         "Begin, or go on; what failed is tried again."
-        try: process = AtWork(self.home, begin_study(self.form.settings, self.home, self.execution.replace(retry_failed=True)))
+        try:
+            process = live.AtWork(self.home,
+                                  live.begin_study(self.form.settings, self.home,
+                                                   self.execution.replace(retry_failed=True)))
         except (ValueError, OSError) as error: return self.refuse(error)
         self.say("Begun. It takes some seconds until the libraries are loaded.")
         self.watch(process)
 
-    def watch(self, process: AtWork | None):
+    def watch(self, process: live.AtWork | None):
         "Follow a process, or read a folder at which none works; what another folder has shown goes."
         self.process, self.planned, self.done, self.noted.value = process, None, False, ""
         self.begun_with, self.finished = self.form.settings, None
@@ -576,10 +630,12 @@ class PageTraining:
         "Time a few steps, in another process."
         def over(problem=None):
             self.measuring = False
-            self.say(f"Nothing was measured. {error_sentence(problem)}" if problem else "", wrong=bool(problem))
+            self.say(f"Nothing was measured. {error_sentence(problem)}" if problem else "",
+                     wrong=bool(problem))
             self.changed()
         self.say("Measuring a few steps …")
-        self.measuring = self.later(partial(measure_apart, self.form.settings, self.home), over, over, apart=True) is not None
+        self.measuring = self.later(partial(measure_apart, self.form.settings, self.home), over,
+                                    over, apart=True) is not None
         self.dress()
 
 # %% ../nbs/24_playground.ipynb #ebc25247
@@ -588,15 +644,19 @@ class PageOpening:
     def open(self):
         "Show an existing folder: its settings, its results, and the process that is at it, if there is one."
         before = self.process
-        here, at_work = before is not None and before.folder == self.home, working(self.home) is not None
+        here, at_work = (before is not None and before.folder == self.home,
+                         live.working(self.home) is not None)
         if not (here or at_work or StudyFolder(self.home).begun): return self.open_nothing()
         try:
             refuse_links(self.home)
-            if not is_recommendation(self.home): self.take(load_settings(begun_settings(self.home)), f"Opened: {self.home}")
+            if not is_recommendation(self.home):
+                self.take(load_settings(begun_settings(self.home)), f"Opened: {self.home}")
         except (ValueError, OSError) as error: return self.say(error_sentence(error), wrong=True)
         if here: return  # it is followed already
         if at_work: self.say(f"A process is at work on {self.home}.")
-        elif before: self.say(f"Opened: {self.home}. The process at work on {before.folder} goes on; open that folder to follow it.")
+        elif before:
+            self.say(f"Opened: {self.home}. The process at work on {before.folder} goes on; open "
+                     "that folder to follow it.")
         self.watch(found_at_work(self.home) if at_work else None)
 
     def open_nothing(self):
@@ -609,13 +669,15 @@ class PageOpening:
 
     def recommend(self, path: str, task: str, reading: Reading, minutes: float):
         "Begin a recommendation for a file, in a folder of its own."
-        if self.process is not None: return self.say("A process is at work: stop it first.", wrong=True)
+        if self.process is not None:
+            return self.say("A process is at work: stop it first.", wrong=True)
         folder = (self.home or Path("runs/new").absolute()).parent / f"recommend-{Path(path).stem}"
         backbone = self.form.settings.backbone if self.form.settings else "bard"
         try:
-            refuse_busy(folder)
+            live.refuse_busy(folder)
             if not is_recommendation(folder): check_study_folder(folder, Study(RECOMMENDATION))
-            process = Recommending(folder, begin_command(folder, recommend_words(task, path, reading, backbone, minutes, folder)[1:]))
+            process = Recommending(folder, live.begin_command(
+                folder, live.recommend_words(task, path, reading, backbone, minutes, folder)[1:]))
         except (ValueError, OSError) as error: return self.say(error_sentence(error), wrong=True)
         self.say(f"Trying ways to train on {path}, for {minutes:g} minutes at most.")
         self.watch(process)
@@ -623,7 +685,10 @@ class PageOpening:
 # %% ../nbs/24_playground.ipynb #305e9d2e
 class PageEstimates:
     "What the settings would take, or why they cannot be used."
-    def looking(self) -> partial: return partial(estimate, self.form.settings, self.home, self.execution.workers, self.inputs)  # of the settings as they are now
+    # of the settings as they are now
+    def looking(self) -> partial:
+        return partial(live.estimate, self.form.settings, self.home, self.execution.workers,
+                       self.inputs)
 
     def look(self) -> Plan:
         "What the study takes; raises what `compare` would."
@@ -639,9 +704,13 @@ class PageEstimates:
 
     def refuse(self, error: Exception):
         "Show why the study cannot be run, beside the field if it is of one."
-        path = field_of(str(error), self.form.entries) if isinstance(error, SettingsError) else "data" if isinstance(error, DataError) else ""
-        lost = [name for name in relative_files(self.form.settings) if not os.path.exists(name)] if path == "data" else []
-        words = error_sentence(error) + (f" {lost[0]} was looked for in {Path.cwd()}." if lost else "")
+        path = (field_of(str(error), self.form.entries) if isinstance(error, SettingsError)
+                else "data" if isinstance(error, DataError) else "")
+        lost = ([name
+                 for name in views.relative_files(self.form.settings) if not os.path.exists(name)]
+                if path == "data" else [])
+        words = (error_sentence(error) + (f" {lost[0]} was looked for in {Path.cwd()}." if lost
+                                          else ""))
         if path: self.form.mark({path: words})
         self.noted.value = message(words, wrong=True)
         self.run_button.disabled = self.measure_button.disabled = True
@@ -656,29 +725,37 @@ class PageCourse:
         "How far the work is: that of the process, as long as there is one, whatever the fields say."
         folder = self.followed
         if isinstance(self.process, Recommending) or is_recommendation(folder):
-            return dict(folder=folder, said=format_last(folder, 40), recommendation=recommendation_in(folder))
-        study = with_searched_rates(load_settings(begun_settings(folder)) if self.process or self.form.settings is None else self.form.settings, folder)
+            return dict(folder=folder, said=live.format_last(folder, 40),
+                        recommendation=live.recommendation_in(folder))
+        study = with_searched_rates(load_settings(begun_settings(folder)) if self.process
+                                    or self.form.settings is None else self.form.settings, folder)
         if study != self.planned: self.planned, self.nodes = study, stage_tree(study, self.inputs)
-        lines = [(task, live_history(folder, self.nodes, task)) for task in study.tasks]
-        return dict(folder=folder, table=progress_of(folder, self.nodes), left=self.left_of(folder, study), log=format_last(folder), curves=self.course.draw(lines))
+        lines = [(task, live.live_history(folder, self.nodes, task)) for task in study.tasks]
+        return dict(folder=folder, table=live.progress_of(folder, self.nodes),
+                    left=self.left_of(folder, study), log=live.format_last(folder),
+                    curves=self.course.draw(lines))
 
     def left_of(self, folder: Path, study: Study) -> str:
         "What is left, in words, while a process works."
         if self.process is None: return ""
         place = StudyFolder(folder)
         seconds = seconds_left(place, self.nodes, known_times(place), self.execution.workers)
-        return " · ".join(one for one in (trials_in_words(place, study, self.inputs), time_left(*seconds)) if one)
+        return " · ".join(one for one in (trials_in_words(place, study, self.inputs),
+                                          time_left(*seconds)) if one)
 
     def tick(self, found: dict):
         "Show how far the work is, if it is still this folder's."
         if found["folder"] != self.followed: return
         if "said" in found:
             self.course.say(found["said"], whole=True)
-            return self.results.recommend(found["recommendation"], found["folder"]) if found["recommendation"] else None
+            return (self.results.recommend(found["recommendation"], found["folder"])
+                    if found["recommendation"] else None)
         self.done = bool((found["table"].state == "done").all())
         self.course.show(found["table"], found["left"] if self.process and not self.done else "")
         self.course.say(found["log"])
-        if found["curves"]: self.course.curves.value = Markup("").join(picture_html(image) for image in found["curves"])
+        if found["curves"]:
+            self.course.curves.value = Markup("").join(views.picture_html(image)
+                                                       for image in found["curves"])
 
     def read(self, folder: Path) -> dict: return read_on_page(folder)
 
@@ -699,40 +776,50 @@ def outputs_in(
     inner = [one for child in getattr(widget, "children", ()) for one in outputs_in(child)]
     return inner + [widget] * isinstance(widget, (widgets.HTML, widgets.Button))
 
-
+# %% ../nbs/24_playground.ipynb #eaffdda3
 class PageFollowing:
     "Work beside the page, and a look at the process every second."
     def ended(self):
         "Say how the process ended."
         if self.process is None: return
         process, self.process = self.process, None
-        done = bool(recommendation_in(process.folder)) if isinstance(process, Recommending) else self.done
-        said, wrong = how_it_ended(process.poll(), done, failures_of(process.folder), format_last(process.folder, 3))
+        done = (bool(live.recommendation_in(process.folder)) if isinstance(process, Recommending)
+                else self.done)
+        said, wrong = live.how_it_ended(process.poll(), done, failures_of(process.folder),
+                                        live.format_last(process.folder, 3))
         if self.done and not wrong: self.finished = process.folder, self.begun_with
         self.course.rest()
         self.say(said, wrong)
         self.dress()
 
     def later(self, read, show, fail=None, wait: float = 0.0, apart: bool = False):
-        "Call `read` beside the page, and `show` with what it found, or `fail` with its error; where there is no event loop, as in a test, nothing is done."
-        with contextlib.suppress(RuntimeError): return asyncio.get_running_loop().create_task(self.beside(read, show, fail, wait, apart, self.version))
+        "Call `read` beside the page, then `show` or `fail`; nothing without an event loop, as in a test."
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop().create_task(self.beside(read, show, fail, wait, apart,
+                                                                      self.version))
 
-    async def beside(self, read, show, fail=None, wait=0.0, apart=False, version=None):  # apart: what takes minutes does not keep the rest waiting
+    # apart: what takes minutes does not keep the rest waiting
+    async def beside(self, read, show, fail=None, wait=0.0, apart=False, version=None):
         await asyncio.sleep(wait)
         if wait and version != self.version: return  # changed again meanwhile
-        try: found = await asyncio.get_running_loop().run_in_executor(None if apart else self.pool, read)
-        except Exception as error: show, found = fail or (lambda error: self.say(error_sentence(error), wrong=True)), error
-        if not wait or version == self.version: show(found)  # what was found of older settings is of no use
+        try:
+            found = await asyncio.get_running_loop().run_in_executor(None if apart else self.pool,
+                                                                     read)
+        except Exception as error:
+            show, found = fail or (lambda error: self.say(error_sentence(error), wrong=True)), error
+        # what was found of older settings is of no use
+        if not wait or version == self.version: show(found)
 
     async def say_again(self, after=(3, 7, 20)):  # seconds
-        "Send what the page says once more: Voilà loses what changes between the notebook's end and the browser's start."
+        "Send what the page says again: Voilà loses what changes before the browser's start."
         for seconds in after:
             await asyncio.sleep(seconds)
             for one in outputs_in(self.widget): one.send_state()
 
     def follow(self):
         "Look at the process until it ends, then show the results."
-        with contextlib.suppress(RuntimeError): return asyncio.get_running_loop().create_task(self.follows())
+        with contextlib.suppress(RuntimeError):
+            return asyncio.get_running_loop().create_task(self.follows())
 
     async def follows(self):
         process, folder = self.process, self.followed
@@ -741,30 +828,39 @@ class PageFollowing:
             await self.beside(self.read_course, self.tick)
             if self.process is not process: return  # another folder was opened meanwhile
             if over: break
-            await asyncio.sleep(max(self.every, 3 * (time.monotonic() - began)))  # at most a quarter of the time
+            # at most a quarter of the time
+            await asyncio.sleep(max(self.every, 3 * (time.monotonic() - began)))
         self.ended()
-        if StudyFolder(folder).finished_runs() and not is_recommendation(folder): await self.beside(partial(self.read, folder), self.show)
+        if StudyFolder(folder).finished_runs() and not is_recommendation(folder):
+            await self.beside(partial(self.read, folder), self.show)
         self.changed()
 
 # %% ../nbs/24_playground.ipynb #cf1f019e
-class Playground(PageForm, PageRun, PageChanges, PageLooks, PageTraining, PageOpening, PageEstimates, PageCourse, PageFollowing):
+class Playground(PageForm, PageRun, PageChanges, PageLooks, PageTraining, PageOpening,
+                 PageEstimates, PageCourse, PageFollowing):
     "One page for a study: its settings, its training, its results."
     def __init__(
         self,
         folder: str | Path = "runs/playground",  # for results; an existing one is opened
-        study: Study | None = None,              # to begin with; default: the quick look, or what the folder holds
+        # to begin with; default: the quick look, or what the folder holds
+        study: Study | None = None,
         every: float = 1.0,                      # seconds between looks at a process
     ):
-        self.every, self.process, self.planned, self.nodes, self.version, self.pool = every, None, None, [], 0, ThreadPoolExecutor(1)
-        self.home, self.shown, self.unknown, self.measuring, self.done = None, None, (), False, False
+        self.every, self.process, self.planned, self.nodes, self.version, self.pool = (
+            every, None, None, [], 0, ThreadPoolExecutor(1))
+        self.home, self.shown, self.unknown, self.measuring, self.done = (None, None, (), False,
+                                                                          False)
         self.begun_with, self.finished, self.quiet, self.asked_for_file = None, None, False, False
         self.inputs = Inputs()  # data and backbones, read once for this page
-        columns = widgets.Box([widgets.VBox(self.make_form(str(folder))), widgets.VBox(self.make_run())])
+        columns = widgets.Box([widgets.VBox(self.make_form(str(folder))),
+                               widgets.VBox(self.make_run())])
         columns.add_class("sftdpo-columns")
         self.widget = widgets.VBox([widgets.HTML(PAGE_STYLE), columns])
         self.widget.add_class("sftdpo-playground")
         self.form.set(study or PRESETS["quick look"][1])
-        if self.home and (StudyFolder(self.home).begun or working(self.home) is not None): self.open()
-        with contextlib.suppress(RuntimeError): asyncio.get_running_loop().create_task(self.say_again())
+        if self.home and (StudyFolder(self.home).begun or live.working(self.home) is not None):
+            self.open()
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().create_task(self.say_again())
 
     def _repr_mimebundle_(self, **kwargs): return self.widget._repr_mimebundle_(**kwargs)

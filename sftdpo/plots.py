@@ -7,11 +7,11 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'ROUND_NUMBERS', 'FEWEST_IN_BIN', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of',
            'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds',
            'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course',
-           'row_in_words', 'cell_comparison', 'round_ticks', 'against', 'against_time', 'against_parameters',
-           'pairs_of_metrics', 'draw_runs', 'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes',
-           'scale_sizes', 'displaced_pairs', 'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis',
-           'rate_curves', 'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration',
-           'side_by_side']
+           'row_in_words', 'draw_cell', 'name_rows', 'cell_comparison', 'round_ticks', 'recipe_handles', 'scale_costs',
+           'draw_costs', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
+           'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
+           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at',
+           'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+# %% ../nbs/21_plots.ipynb #b8ca8e68
 from .engine.plain_text import visible
 from .engine.store import task_of
 from .tables import cell_intervals, costs_of, format_time, with_cells
@@ -47,7 +48,8 @@ def short(
 
 # %% ../nbs/21_plots.ipynb #615ed79d
 INK, FAINT = "#21262d", "#d4d9de"  # lines and letters; the grid
-DARK = {INK: "#d5dbe1", FAINT: "#3c444d", "#0173b2": "#4fa9e2"}  # what they, and the palette's dark blue, become on a dark page
+# what they, and the palette's dark blue, become on a dark page
+DARK = {INK: "#d5dbe1", FAINT: "#3c444d", "#0173b2": "#4fa9e2"}
 SIZE = 6.4  # inches: the width of a figure
 
 # %% ../nbs/21_plots.ipynb #417d15c9
@@ -65,12 +67,15 @@ class Picture(Figure):
         "The figure as SVG: no scripts, no fonts, nothing from elsewhere; readable on light and on dark."
         file = io.StringIO()
         with matplotlib.rc_context({"svg.fonttype": "path", "svg.hashsalt": "sftdpo"}):
-            self.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+            self.savefig(file, format="svg", transparent=True,
+                         metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         drawn = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", file.getvalue(), flags=re.DOTALL)
         for place, colour in enumerate(DARK): drawn = drawn.replace(colour, f"var(--c{place})")
-        light, dark = ("".join(f"--c{place}:{colour};" for place, colour in enumerate(colours)) for colours in (DARK, DARK.values()))
+        light, dark = ("".join(f"--c{place}:{colour};" for place, colour in enumerate(colours))
+                       for colours in (DARK, DARK.values()))
         style = f"<style>svg{{{light}}}@media (prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
-        return re.sub(r"(<svg[^>]*>)", lambda found: found[1] + style, drawn[drawn.index("<svg"):], count=1)
+        return re.sub(r"(<svg[^>]*>)", lambda found: found[1] + style, drawn[drawn.index("<svg"):],
+                      count=1)
 
     def png(
         self,
@@ -78,21 +83,27 @@ class Picture(Figure):
     ) -> bytes:
         "The figure as PNG, on white."
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=dots, facecolor="white", pil_kwargs=dict(optimize=True))
+        self.savefig(file, format="png", dpi=dots, facecolor="white",
+                     pil_kwargs=dict(optimize=True))
         return file.getvalue()
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         uri = base64.b64encode(self.png(85)).decode()
-        return {"text/html": f'<img alt="{html.escape(self.alternative)}" src="data:image/png;base64,{uri}">', "text/plain": self.alternative}
+        return {"text/html": f'<img alt="{html.escape(self.alternative)}" '
+                f'src="data:image/png;base64,{uri}">', "text/plain": self.alternative}
 
 # %% ../nbs/21_plots.ipynb #549330f8
 def style():
     "Seaborn's look for the figures of this module, as a context."
-    ticks = {f"{axis}tick.{what}": value for axis in "xy" for what, value in dict(color=INK, labelcolor=INK, labelsize=8.5).items()}
+    ticks = {f"{axis}tick.{what}": value for axis in "xy"
+             for what, value in dict(color=INK, labelcolor=INK, labelsize=8.5).items()}
     return matplotlib.rc_context(dict(sns.axes_style("whitegrid")) | ticks | {
-        "text.parse_math": False, "axes.formatter.use_mathtext": False, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "grid.color": FAINT,
-        "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "legend.fontsize": 9, "legend.frameon": False, "axes.linewidth": 0.8, "grid.linewidth": 0.6,
-        "figure.facecolor": "white", "axes.facecolor": "none", "axes.spines.top": False, "axes.spines.right": False})
+        "text.parse_math": False, "axes.formatter.use_mathtext": False,
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "grid.color": FAINT,
+        "font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9,
+        "legend.fontsize": 9, "legend.frameon": False, "axes.linewidth": 0.8, "grid.linewidth": 0.6,
+        "figure.facecolor": "white", "axes.facecolor": "none", "axes.spines.top": False,
+        "axes.spines.right": False})
 
 # %% ../nbs/21_plots.ipynb #bed198ab
 def panels(
@@ -121,7 +132,8 @@ def nothing(
     return picture
 
 # %% ../nbs/21_plots.ipynb #9fc91d4f
-LINES = ["-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 3)), (0, (12, 2, 2, 2))]
+LINES = ["-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)),
+         (0, (3, 1, 1, 1, 1, 1)), (0, (2, 3)), (0, (12, 2, 2, 2))]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "p", "<", ">"]
 
 
@@ -132,11 +144,14 @@ def looks_of(
     colours, looks, free = sns.color_palette("colorblind"), {}, iter(range(2, 10**9))
     for name in names:
         number = {"full": 0, "lora": 1}.get(name, None)
-        if name == "before training": looks[name] = dict(color=INK, linestyle=LINES[2], marker="D", fillstyle="full")
+        if name == "before training":
+            looks[name] = dict(color=INK, linestyle=LINES[2], marker="D", fillstyle="full")
         else:
             number = next(free) if number is None else number
             colour = colours[[0, 1, 2, 4, 3, 5, 8, 9][number % 8]]
-            looks[name] = dict(color=colour, linestyle=LINES[number % 8], marker=MARKERS[number % 10], fillstyle="none" if number % 2 else "full")
+            looks[name] = dict(color=colour,
+                               linestyle=LINES[number % 8], marker=MARKERS[number % 10],
+                               fillstyle="none" if number % 2 else "full")
     return looks
 
 # %% ../nbs/21_plots.ipynb #232f9595
@@ -162,10 +177,15 @@ def legend(
     marker: bool = True,           # show the marker?
 ):
     "One legend above all panels."
-    style_of = lambda look: look | ({} if line else {"linestyle": "none"}) | ({} if marker else {"marker": ""})
-    handles = [Line2D([], [], markersize=5, label=short(name, 40), **style_of(look)) for name, look in looks.items()] + list(others)
+    style_of = (lambda look: look | ({} if line else {"linestyle": "none"})
+                | ({} if marker else {"marker": ""}))
+    handles = ([Line2D([], [], markersize=5, label=short(name, 40), **style_of(look))
+                for name, look in looks.items()] + list(others))
     widest = max([len(handle.get_label()) for handle in handles], default=1)
-    if handles: picture.legend(handles=handles, loc="outside upper center", ncols=max(1, min(len(handles), 92 // (widest + 7))), handlelength=2.6, columnspacing=1.4)
+    if handles:
+        picture.legend(handles=handles, loc="outside upper center",
+                       ncols=max(1, min(len(handles), 92 // (widest + 7))), handlelength=2.6,
+                       columnspacing=1.4)
 
 # %% ../nbs/21_plots.ipynb #f2b197c0
 def axis_title(
@@ -183,16 +203,18 @@ def number(
     if value == 0: return "0"
     size = abs(value)
     for least, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= least: return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[letter]:.3g}{letter}".replace("-", "−")
+        if size >= least:
+            return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[letter]:.3g}{letter}".replace("-", "−")
     return (f"{value:,.0f}" if size >= 100 else f"{value:.3g}").replace("-", "−")
 
-
+# %% ../nbs/21_plots.ipynb #e7e2dc5e
 def listed(
     parts: list[str],  # phrases
     most: int = 12,    # more are counted
 ) -> str:
     "Phrases in a row, the last ones counted if there are many."
-    return "; ".join(parts[:most]) + (f"; and {len(parts) - most} more" if len(parts) > most else "")
+    return ("; ".join(parts[:most]) + (f"; and {len(parts) - most} more" if len(parts) > most
+                                       else ""))
 
 # %% ../nbs/21_plots.ipynb #ce034586
 def stages_of(
@@ -200,21 +222,32 @@ def stages_of(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:          # with the columns path, cell and line; shared stages once
     "The steps of each stage under the path that leads to it."
-    if history.empty: return history.reindex(columns=list(dict.fromkeys([*history, "path", "cell", "line"])))
+    if history.empty:
+        return history.reindex(columns=list(dict.fromkeys([*history, "path", "cell", "line"])))
     history = with_cells(history, variants)
-    history = history.sort_values(["cell", "stage"], kind="stable")  # a shared stage is the simplest recipe's
+    # a shared stage is the simplest recipe's
+    history = history.sort_values(["cell", "stage"], kind="stable")
     def path(recipe, stage, kind):
-        before = [name.upper() for name in RECIPES[recipe].stages[:int(stage) - 1]] if recipe in RECIPES else []
-        return " → ".join([*before, str(kind).upper()]) + (", longer" if recipe in RECIPES and len(RECIPES[recipe].depths[int(stage) - 1]) > 1 else "")
+        before = ([name.upper() for name in RECIPES[recipe].stages[:int(stage) - 1]]
+                  if recipe in RECIPES else [])
+        return (" → ".join([*before, str(kind).upper()])
+                + (", longer" if recipe in RECIPES
+                   and len(RECIPES[recipe].depths[int(stage) - 1]) > 1 else ""))
     kinds = history[["recipe", "stage", "kind"]].drop_duplicates()
-    history = history.merge(kinds.assign(path=[path(*values) for values in kinds.itertuples(index=False)]), on=["recipe", "stage", "kind"])
+    history = history.merge(kinds.assign(path=[path(*values)
+                                               for values in kinds.itertuples(index=False)]),
+                            on=["recipe", "stage", "kind"])
     watched = [name for name in ("step", "loss", "held_out_loss") if name in history]
-    marks = history.groupby(["run", "stage"], sort=False)[watched].apply(lambda part: part.to_numpy(float).tobytes()).rename("mark").reset_index()
+    marks = history.groupby(["run", "stage"], sort=False)[watched].apply(
+        lambda part: part.to_numpy(float).tobytes()).rename("mark").reset_index()
     place = ["path", "tuning", "seed", "fold"]
-    first = history[["run", "stage", *place]].drop_duplicates().merge(marks, on=["run", "stage"]).drop_duplicates([*place, "mark"])
-    first["alone"] = (first.groupby(place)["run"].transform("size") == 1).groupby([first["path"], first["tuning"]]).transform("all")
+    first = history[["run", "stage", *place]].drop_duplicates().merge(
+        marks, on=["run", "stage"]).drop_duplicates([*place, "mark"])
+    first["alone"] = (first.groupby(place)["run"].transform("size") == 1).groupby(
+        [first["path"], first["tuning"]]).transform("all")
     history = history.merge(first[["run", "stage", "alone"]], on=["run", "stage"])
-    names = history["tuning"].where(history["alone"], history["cell"].astype(str))  # several under one path: say which
+    # several under one path: say which
+    names = history["tuning"].where(history["alone"], history["cell"].astype(str))
     return history.assign(line=pd.Categorical(names, [*dict.fromkeys(names)]))
 
 # %% ../nbs/21_plots.ipynb #3883c4ac
@@ -225,8 +258,10 @@ def smoothed(
 ) -> pd.DataFrame:          # the lines where the column has a value
     "The column averaged over a window that moves through each run's stage."
     history = history.dropna(subset=[column]).sort_values(["run", "stage", "step"])
-    def roll(values): return values.rolling(max(1, round(share * len(values))), center=True, min_periods=1).mean()
-    return history.assign(**{column: history.groupby(["run", "stage"], sort=False)[column].transform(roll)})
+    def roll(values):
+        return values.rolling(max(1, round(share * len(values))), center=True, min_periods=1).mean()
+    return history.assign(
+        **{column: history.groupby(["run", "stage"], sort=False)[column].transform(roll)})
 
 # %% ../nbs/21_plots.ipynb #81d0c61c
 def over_seeds(
@@ -239,7 +274,8 @@ def over_seeds(
     if history.empty: return pd.DataFrame(columns=["mean", "min", "max"], dtype=float)
     if history["step"].nunique() > points:
         width = (history["step"].max() - history["step"].min()) / points
-        history = history.assign(step=(history["step"] / width).round() * width).groupby(["run", "step"])[column].mean().reset_index()
+        history = history.assign(step=(history["step"] / width).round() * width).groupby(
+            ["run", "step"])[column].mean().reset_index()
     return history.groupby("step")[column].agg(["mean", "min", "max"])
 
 # %% ../nbs/21_plots.ipynb #ad2a05b1
@@ -251,8 +287,11 @@ def draw_course(
 ):
     "A line through the means, with a band from the lowest to the highest seed."
     if table.empty: return
-    axis.plot(table.index, table["mean"], **{"linewidth": 1.6, "markersize": 4.5, "markeredgewidth": 1.1} | look)
-    if band and (table["max"] > table["min"]).any(): axis.fill_between(table.index, table["min"], table["max"], color=look["color"], alpha=0.18, linewidth=0)
+    axis.plot(table.index, table["mean"],
+              **{"linewidth": 1.6, "markersize": 4.5, "markeredgewidth": 1.1} | look)
+    if band and (table["max"] > table["min"]).any():
+        axis.fill_between(table.index, table["min"], table["max"], color=look["color"], alpha=0.18,
+                          linewidth=0)
 
 # %% ../nbs/21_plots.ipynb #38359b98
 def name_axes(
@@ -271,14 +310,16 @@ def from_to(
     course: pd.DataFrame,  # from `over_seeds`
 ) -> str:
     "Where a line begins and where it ends."
-    return f"from {number(course['mean'].iloc[0])} to {number(course['mean'].iloc[-1])}" if len(course) else "unknown"
+    return (f"from {number(course['mean'].iloc[0])} to {number(course['mean'].iloc[-1])}"
+            if len(course) else "unknown")
 
-
+# %% ../nbs/21_plots.ipynb #0495be55
 def left_grey(
     names: list[str],  # of all lines
 ) -> str:
     "How many lines are not told apart."
-    return f" Of {len(names)} lines the last {len(names) - MOST_LINES} are grey." if len(names) > MOST_LINES else ""
+    return (f" Of {len(names)} lines the last {len(names) - MOST_LINES} are grey."
+            if len(names) > MOST_LINES else "")
 
 # %% ../nbs/21_plots.ipynb #a649755b
 def learning_curves(
@@ -287,8 +328,10 @@ def learning_curves(
 ) -> Picture:
     "Training loss and held-out loss of each stage, a panel per path, with bands over seeds."
     if len(history) and "path" not in history: history = stages_of(history, variants)
-    if "loss" not in history or history["loss"].notna().sum() == 0: return nothing("No stage has been trained yet: there are no learning curves.")
-    paths, (names, looks), words = list(dict.fromkeys(history["path"])), lines_of_figure(history), []
+    if "loss" not in history or history["loss"].notna().sum() == 0:
+        return nothing("No stage has been trained yet: there are no learning curves.")
+    paths, (names, looks), words = (list(dict.fromkeys(history["path"])), lines_of_figure(history),
+                                    [])
     with style():
         picture, axes = panels(len(paths))
         for path, axis in zip(paths, axes):
@@ -297,17 +340,23 @@ def learning_curves(
                 part = history[(history["path"] == path) & (history["line"] == name)]
                 if part.empty: continue
                 look, course = looks.get(name, GREY), over_seeds(smoothed(part, "loss"), "loss")
-                held_out = over_seeds(part, "held_out_loss") if "held_out_loss" in part else course[:0]
+                held_out = (over_seeds(part, "held_out_loss") if "held_out_loss" in part
+                            else course[:0])
                 draw_course(axis, course, look | {"marker": ""}, band=name in looks)
-                draw_course(axis, held_out, look | {"linestyle": "none", "marker": look["marker"] or "."}, band=False)
+                draw_course(axis, held_out, look | {"linestyle": "none",
+                                                    "marker": look["marker"] or "."}, band=False)
                 seeds = len(part[["seed", "fold"]].drop_duplicates())
-                words.append(f"{path}, {short(name, 60)}: training loss {from_to(course)}" + (f", held-out loss {from_to(held_out)}" if len(held_out) else "")
-                             + f", {int(part['step'].max())} steps, {seeds} {'seeds' if seeds > 1 else 'seed'}")
+                words.append(f"{path}, {short(name, 60)}: training loss {from_to(course)}"
+                             + (f", held-out loss {from_to(held_out)}" if len(held_out) else "")
+                             + f", {int(part['step'].max())} steps, {seeds} "
+                             f"{'seeds' if seeds > 1 else 'seed'}")
         for axis in axes: axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         name_axes(axes, min(2, len(paths)), "optimizer step", "loss")
-        marks = [Line2D([], [], color=INK, linestyle="none", marker="o", markersize=4.5, label="marks: held-out rows")] if "held_out_loss" in history else []
+        marks = ([Line2D([], [], color=INK, linestyle="none", marker="o", markersize=4.5,
+                         label="marks: held-out rows")] if "held_out_loss" in history else [])
         legend(picture, {name: look | {"marker": ""} for name, look in looks.items()}, marks)
-    picture.alternative = f"Learning curves, one panel per stage. {listed(words)}." + left_grey(names)
+    picture.alternative = (f"Learning curves, one panel per stage. {listed(words)}."
+                           + left_grey(names))
     return picture
 
 # %% ../nbs/21_plots.ipynb #293a2418
@@ -319,8 +368,11 @@ def watched_in(
 ) -> tuple[tuple[str, ...], str]:  # columns; the words for the rows they are of
     "The columns to draw: of held-out pairs if evaluated often enough, otherwise of training pairs."
     held_out = tuple(f"held_out_{name}" for name in DPO_COLUMNS)
-    for columns, rows, least in ((held_out, "held-out pairs", 3), (DPO_COLUMNS, "training pairs, smoothed", 1)):
-        if all(name in history and history.loc[history[name].notna(), "step"].nunique() >= least for name in columns): return columns, rows
+    for columns, rows, least in ((held_out, "held-out pairs", 3),
+                                 (DPO_COLUMNS, "training pairs, smoothed", 1)):
+        if all(name in history and history.loc[history[name].notna(), "step"].nunique() >= least
+               for name in columns):
+            return columns, rows
     return (), ""
 
 # %% ../nbs/21_plots.ipynb #a8516e97
@@ -332,9 +384,12 @@ def dpo_course(
     if len(history) and "path" not in history: history = stages_of(history, variants)
     history = history[history["kind"] == "dpo"] if len(history) else history
     columns, rows = watched_in(history)
-    if not columns: return nothing("No DPO stage has been trained yet: there are no reward margins.")
-    paths, (names, looks), words = list(dict.fromkeys(history["path"])), lines_of_figure(history), []
-    styles = {"margin": {}, "chosen": {"linestyle": "-", "fillstyle": "full"}, "rejected": {"linestyle": LINES[2], "fillstyle": "none"}}
+    if not columns:
+        return nothing("No DPO stage has been trained yet: there are no reward margins.")
+    paths, (names, looks), words = (list(dict.fromkeys(history["path"])), lines_of_figure(history),
+                                    [])
+    styles = {"margin": {}, "chosen": {"linestyle": "-", "fillstyle": "full"},
+              "rejected": {"linestyle": LINES[2], "fillstyle": "none"}}
     with style():
         picture, axes = panels(2 * len(paths), height=2.3, across=len(paths), sharex="col")
         for path, above, below in zip(paths, axes, axes[len(paths):]):
@@ -343,19 +398,26 @@ def dpo_course(
             for name in names:
                 part = history[(history["path"] == path) & (history["line"] == name)]
                 if part.empty: continue
-                look, said_here = looks.get(name, GREY) | ({} if "held" in rows else {"marker": ""}), []
+                look, said_here = (looks.get(name, GREY) | ({} if "held" in rows
+                                                            else {"marker": ""}), [])
                 for column, (what, special) in zip(columns, styles.items()):
-                    one = part.dropna(subset=[column]).sort_values("step") if "held" in rows else smoothed(part, column)
+                    one = (part.dropna(subset=[column]).sort_values("step") if "held" in rows
+                           else smoothed(part, column))
                     said_here.append(from_to(over_seeds(one, column)))
-                    if what != "margin": one = one.assign(**{column: one[column] - one.groupby("run")[column].transform("first")})
-                    draw_course(above if what == "margin" else below, over_seeds(one, column), look | special, band=name in looks and what != "rejected")
-                words.append("{}, {}: reward margin {}; log-probability of the chosen completion {}, of the rejected one {}".format(path, short(name, 60), *said_here))
+                    if what != "margin":
+                        one = one.assign(
+                            **{column: one[column] - one.groupby("run")[column].transform("first")})
+                    draw_course(above if what == "margin" else below, over_seeds(one, column),
+                                look | special, band=name in looks and what != "rejected")
+                words.append("{}, {}: reward margin {}; log-probability of the chosen completion "
+                             "{}, of the rejected one {}".format(path, short(name, 60), *said_here))
         axes[0].set_ylabel("reward margin")
         axes[len(paths)].set_ylabel("change of log-probability")
         for axis in axes[len(paths):]:
             axis.set_xlabel("optimizer step")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        kinds = [Line2D([], [], color=INK, linestyle=styles[what]["linestyle"], label=f"below: {what}") for what in ("chosen", "rejected")]
+        kinds = [Line2D([], [], color=INK, linestyle=styles[what]["linestyle"],
+                        label=f"below: {what}") for what in ("chosen", "rejected")]
         legend(picture, looks, kinds, line=False)
     picture.alternative = f"Over each DPO stage, on {rows}. {listed(words)}." + left_grey(names)
     return picture
@@ -370,7 +432,38 @@ def row_in_words(
 ) -> str:
     "A cell's mean and interval as text."
     ends = format_interval(cell.low, cell.high, metric, between=" to ")
-    return f"{short(cell.cell, 60)} {format_metric(cell.mean, metric)} ({f'{ends}{metric.sign}' if ends else 'no interval'})"
+    return (f"{short(cell.cell, 60)} {format_metric(cell.mean, metric)} "
+            f"({f'{ends}{metric.sign}' if ends else 'no interval'})")
+
+# %% ../nbs/21_plots.ipynb #b0c3532a
+def draw_cell(
+    axis,            # to draw on
+    row: int,        # from the top
+    cell,            # a line of `cell_intervals`
+    metric: Metric,  # what it is of
+    look: dict,      # from `looks_of`
+):
+    "One cell: its interval, its mean, and the mean as a number at the right."
+    factor, look = metric.factor, look | {"linestyle": "none"}
+    reach = factor * np.array([[cell.mean - cell.low], [cell.high - cell.mean]])
+    if np.isfinite(reach).all():
+        axis.errorbar(factor * cell.mean, row, xerr=reach, capsize=2.5, elinewidth=1.4,
+                      color=look["color"])
+    axis.plot(factor * cell.mean, row, markersize=6.5, markeredgewidth=1.4, **look)
+    axis.annotate(format_metric(cell.mean, metric), (1, row), xytext=(6, 0),
+                  xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center")
+
+# %% ../nbs/21_plots.ipynb #b3800680
+def name_rows(
+    axis,   # with a row per cell
+    names,  # of the cells, from the top
+):
+    "The names at the left of rows, and nothing else there."
+    axis.set_yticks(range(len(names)), [short(name, 44) for name in names])
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.grid(False, axis="y")
+    axis.tick_params(axis="y", length=0)
+    axis.spines["left"].set_visible(False)
 
 # %% ../nbs/21_plots.ipynb #49bc075a
 def cell_comparison(
@@ -380,38 +473,42 @@ def cell_comparison(
 ) -> Picture:
     "A row per cell: its mean, its interval, and what is reached without training."
     metric = metric_named(metric)
-    beside = {name: value for name, value in (beside or {}).items() if value is not None and np.isfinite(value)}
+    beside = {name: value for name, value in (beside or {}).items() if value is not None
+              and np.isfinite(value)}
     intervals = intervals[np.isfinite(intervals["mean"].astype(float))]
     if intervals.empty: return nothing("No run has been judged yet: there are no cells to compare.")
     shown = intervals.loc[intervals["mean"].nlargest(MOST_ROWS).index.sort_values()]
-    factor, looks = metric.factor, looks_of(dict.fromkeys(shown["tuning"].where(shown["recipe"] != "base", "before training")))
+    factor, looks = metric.factor, looks_of(
+        dict.fromkeys(shown["tuning"].where(shown["recipe"] != "base", "before training")))
     with style():
         picture = Picture(1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2))
         axis = picture.subplots()
         for row, cell in enumerate(shown.itertuples()):
-            look = looks["before training" if cell.recipe == "base" else cell.tuning] | {"linestyle": "none"}
-            reach = factor * np.array([[cell.mean - cell.low], [cell.high - cell.mean]])
-            if np.isfinite(reach).all(): axis.errorbar(factor * cell.mean, row, xerr=reach, capsize=2.5, elinewidth=1.4, color=look["color"])
-            axis.plot(factor * cell.mean, row, markersize=6.5, markeredgewidth=1.4, **look)
-            axis.annotate(format_metric(cell.mean, metric), (1, row), xycoords=axis.get_yaxis_transform(), xytext=(6, 0), textcoords="offset points", va="center")
-        lines = [axis.axvline(factor * value, color=INK, linewidth=1.1, linestyle=LINES[2 + place % 4], label=f"{short(name, 34)} {format_metric(value, metric)}")
+            draw_cell(axis, row, cell, metric,
+                      looks["before training" if cell.recipe == "base" else cell.tuning])
+        lines = [axis.axvline(factor * value,
+                              color=INK, linewidth=1.1, linestyle=LINES[2 + place % 4],
+                              label=f"{short(name, 34)} {format_metric(value, metric)}")
                  for place, (name, value) in enumerate(beside.items())]
-        axis.set_yticks(range(len(shown)), [short(cell, 44) for cell in shown["cell"]])
-        axis.set_ylim(len(shown) - 0.5, -0.5)
+        name_rows(axis, shown["cell"])
         axis.set_xlabel(axis_title(metric))
-        axis.grid(False, axis="y")
-        axis.tick_params(axis="y", length=0)
-        axis.spines["left"].set_visible(False)
         legend(picture, looks, line=False)
-        if lines: picture.legend(handles=lines, loc="outside lower center", ncols=min(2, len(lines)), handlelength=2.6)
-    rows = [row_in_words(cell, metric) for cell in intervals.sort_values("mean", ascending=False).itertuples()]
-    without = f" Without training: {listed([f'{short(name, 60)} {format_metric(value, metric)}' for name, value in beside.items()])}." if beside else ""
-    cut = f" The {MOST_ROWS} highest of {len(intervals)} cells are drawn." if len(intervals) > MOST_ROWS else ""
-    picture.alternative = f"Each cell's mean {metric.title} with its 95 % interval, from high to low: {listed(rows)}.{without}{cut}"
+        if lines:
+            picture.legend(handles=lines, loc="outside lower center", ncols=min(2, len(lines)),
+                           handlelength=2.6)
+    rows = [row_in_words(cell, metric)
+            for cell in intervals.sort_values("mean", ascending=False).itertuples()]
+    known = [f"{short(name, 60)} {format_metric(value, metric)}" for name, value in beside.items()]
+    without = f" Without training: {listed(known)}." if beside else ""
+    cut = (f" The {MOST_ROWS} highest of {len(intervals)} cells are drawn."
+           if len(intervals) > MOST_ROWS else "")
+    picture.alternative = (f"Each cell's mean {metric.title} with its 95 % interval, from high to "
+                           f"low: {listed(rows)}.{without}{cut}")
     return picture
 
 # %% ../nbs/21_plots.ipynb #57b059a9
-ROUND_TIMES = [*(base * 10**power for power in range(-3, 1) for base in (1, 2, 5)), 10, 20, 30, *(60 * one for one in (1, 2, 5, 10, 20, 30)),
+ROUND_TIMES = [*(base * 10**power for power in range(-3, 1) for base in (1, 2, 5)),
+               10, 20, 30, *(60 * one for one in (1, 2, 5, 10, 20, 30)),
                *(3600 * one for one in (1, 2, 5, 10)), *(86400 * one for one in (1, 2, 5, 10))]
 ROUND_NUMBERS = [base * 10**power for power in range(13) for base in (1, 2, 5)]
 
@@ -424,7 +521,59 @@ def round_ticks(
     "A few round numbers within the range of the values, or around it."
     low, high = min(values) / 1.3, max(values) * 1.3
     inside = [one for one in candidates if low <= one <= high]
-    return inside[:: math.ceil(len(inside) / most)] if len(inside) > 1 else [min(values), max(values)] if max(values) > 1.2 * min(values) else [min(values)]
+    return (inside[:: math.ceil(len(inside) / most)] if len(inside) > 1
+            else [min(values), max(values)] if max(values) > 1.2 * min(values) else [min(values)])
+
+# %% ../nbs/21_plots.ipynb #8b92e4cc
+def recipe_handles(
+    markers: dict[str, str],   # recipe: its mark
+    tunings: dict[str, dict],  # tuning: its look
+    **look,                    # of all marks
+) -> list[Line2D]:
+    "The handles of a legend where the form of a mark is the recipe, and its colour the tuning."
+    def handle(name, **own):
+        return Line2D([], [], linestyle="none", markersize=7, label=short(name, 20), **look, **own)
+    return [*(handle(name, color=INK, marker=marker, fillstyle="none")
+              for name, marker in markers.items()),
+            *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"])
+              for name, look in tunings.items())]
+
+# %% ../nbs/21_plots.ipynb #b76c5085
+def scale_costs(
+    axis,                     # whose horizontal axis is a cost
+    costs: pd.Series,         # all that is drawn
+    candidates: list[float],  # where ticks may be
+    says,                     # gives a cost as text
+):
+    "A logarithmic axis with a few round numbers as people say them."
+    axis.set_xscale("log")
+    ticks = round_ticks(costs, candidates)
+    axis.set_xticks(ticks, [says(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
+    axis.set_xlim(min([*ticks, costs.min()]) / 1.25, max([*ticks, costs.max()]) * 1.25)
+
+# %% ../nbs/21_plots.ipynb #f98e7181
+def draw_costs(
+    axis,                      # to draw on
+    costs: pd.DataFrame,       # a line per run: its recipe, tuning, cost x and value
+    cells: pd.DataFrame,       # a line per cell: the same as means, x and y
+    factor: float,             # of the metric
+    tunings: dict[str, dict],  # tuning: its look
+    markers: dict[str, str],   # recipe: its mark
+):
+    "Small marks for runs, large ones for cells; recipes of the same cost stand beside one another."
+    aside = ({recipe: 1 + 0.05 * (place - (len(markers) - 1) / 2)
+              for place, recipe in enumerate(markers)}
+             if costs.groupby("tuning")["x"].nunique().max() == 1 else {})
+    for (recipe, tuning), means in cells.groupby(["recipe", "tuning"]):
+        look = dict(color=tunings[tuning]["color"], fillstyle=tunings[tuning]["fillstyle"],
+                    marker=markers[recipe], linestyle="none")
+        runs = costs[(costs["recipe"] == recipe) & (costs["tuning"] == tuning)]
+        if len(runs) > len(means):
+            axis.plot(runs["x"] * aside.get(recipe, 1), factor * runs["value"], **look,
+                      markersize=3.2, alpha=0.55, markeredgewidth=0.8)
+        axis.plot(means["x"] * aside.get(recipe, 1), factor * means["y"], **look, markersize=9,
+                  markeredgewidth=1.6)
 
 # %% ../nbs/21_plots.ipynb #7c8c5556
 def against(
@@ -437,33 +586,27 @@ def against(
 ) -> Picture:
     "The primary metric against a cost: small marks are runs, large ones cells."
     metric = metric_named(metric)
-    costs = costs[(costs["recipe"] != "base") & np.isfinite(costs[[column, "value"]].astype(float)).all(axis=1) & (costs[column] > 0)]
+    costs = costs[(costs["recipe"] != "base") & np.isfinite(
+        costs[[column, "value"]].astype(float)).all(axis=1) & (costs[column] > 0)]
     if costs.empty: return nothing(f"No run has recorded its {title}: there is nothing to draw.")
-    factor, tunings = metric.factor, looks_of(dict.fromkeys(costs["tuning"]))
+    tunings = looks_of(dict.fromkeys(costs["tuning"]))
     markers = dict(zip(dict.fromkeys(costs.sort_values("cell")["recipe"]), MARKERS * 9))
-    # recipes that cost the same would hide one another: each is drawn a little beside the next
-    aside = {recipe: 1 + 0.05 * (place - (len(markers) - 1) / 2) for place, recipe in enumerate(markers)} if costs.groupby("tuning")[column].nunique().max() == 1 else {}
-    cells = costs.groupby("cell", observed=True).agg(recipe=("recipe", "first"), tuning=("tuning", "first"), x=(column, "mean"), y=("value", "mean"))
+    cells = costs.groupby("cell", observed=True).agg(recipe=("recipe", "first"),
+                                                     tuning=("tuning", "first"), x=(column, "mean"),
+                                                     y=("value", "mean"))
     with style():
         picture = Picture(3.2)
         axis = picture.subplots()
-        for (recipe, tuning), means in cells.groupby(["recipe", "tuning"]):
-            look = dict(color=tunings[tuning]["color"], fillstyle=tunings[tuning]["fillstyle"], marker=markers[recipe], linestyle="none")
-            runs = costs[(costs["recipe"] == recipe) & (costs["tuning"] == tuning)]
-            if len(runs) > len(means): axis.plot(runs[column] * aside.get(recipe, 1), factor * runs["value"], **look, markersize=3.2, alpha=0.55, markeredgewidth=0.8)
-            axis.plot(means["x"] * aside.get(recipe, 1), factor * means["y"], **look, markersize=9, markeredgewidth=1.6)
-        axis.set_xscale("log")
-        ticks = round_ticks(costs[column], candidates)
-        axis.set_xticks(ticks, [says(tick) for tick in ticks])
-        axis.set_xticks([], minor=True)
-        axis.set_xlim(min([*ticks, costs[column].min()]) / 1.25, max([*ticks, costs[column].max()]) * 1.25)
+        draw_costs(axis, costs.assign(x=costs[column]), cells, metric.factor, tunings, markers)
+        scale_costs(axis, costs[column], candidates, says)
         axis.set(xlabel=title, ylabel=axis_title(metric))
-        handle = lambda name, **look: Line2D([], [], linestyle="none", markersize=7, markeredgewidth=1.4, label=short(name, 20), **look)
-        legend(picture, {}, [*(handle(name, color=INK, marker=marker, fillstyle="none") for name, marker in markers.items()),
-                             *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"]) for name, look in tunings.items())])
-    rows = [f"{short(cell, 60)} {format_metric(one.y, metric)} at {says(one.x)}" for cell, one in cells.sort_values("y", ascending=False).iterrows()]
-    picture.alternative = (f"{axis_title(metric)} against {title}, each cell's mean, from high to low: {listed(rows)}. "
-                           f"Least {title}: {short(cells['x'].idxmin(), 60)}; most: {short(cells['x'].idxmax(), 60)}.")
+        legend(picture, {}, recipe_handles(markers, tunings, markeredgewidth=1.4))
+    rows = [f"{short(cell, 60)} {format_metric(one.y, metric)} at {says(one.x)}"
+            for cell, one in cells.sort_values("y", ascending=False).iterrows()]
+    picture.alternative = (f"{axis_title(metric)} against {title}, each cell's "
+                           f"mean, from high to low: {listed(rows)}. "
+                           f"Least {title}: {short(cells['x'].idxmin(), 60)}; most: "
+                           f"{short(cells['x'].idxmax(), 60)}.")
     return picture
 
 # %% ../nbs/21_plots.ipynb #352b0f1a
@@ -474,7 +617,7 @@ def against_time(
     "The primary metric against the wall-clock time of training."
     return against(costs, "seconds", metric, "training time", format_time, ROUND_TIMES)
 
-
+# %% ../nbs/21_plots.ipynb #a53202fa
 def against_parameters(
     costs: pd.DataFrame,  # from `costs_of`
     metric: Metric | str,       # the primary one
@@ -490,8 +633,10 @@ def pairs_of_metrics(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:          # run, cell, recipe, tuning, seed, x, y
     "Two metrics of each trained run that has both."
-    place, trained = ["run", "recipe", "tuning", "seed", "fold"], results[results["recipe"] != "base"]
-    wide = trained.pivot_table(index=place, columns="metric", values="value", sort=False).reindex(columns=[x, y]).dropna().reset_index()
+    place, trained = (["run", "recipe", "tuning", "seed", "fold"],
+                      results[results["recipe"] != "base"])
+    wide = trained.pivot_table(index=place, columns="metric", values="value",
+                               sort=False).reindex(columns=[x, y]).dropna().reset_index()
     wide.columns = [*place, "x", "y"]
     return with_cells(wide, variants)
 
@@ -506,10 +651,9 @@ def draw_runs(
     markers = dict(zip(dict.fromkeys(points.sort_values("cell")["recipe"]), MARKERS * 9))
     for (recipe, tuning), part in points.groupby(["recipe", "tuning"]):
         look = tunings[tuning] | dict(marker=markers[recipe], linestyle="none")
-        axis.plot(factors[0] * part["x"], factors[1] * part["y"], markersize=6, markeredgewidth=1.2, alpha=0.8, **look)
-    def handle(name, **look): return Line2D([], [], linestyle="none", markersize=7, label=short(name, 20), **look)
-    return [*(handle(name, color=INK, marker=marker, fillstyle="none") for name, marker in markers.items()),
-            *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"]) for name, look in tunings.items())]
+        axis.plot(factors[0] * part["x"], factors[1] * part["y"], markersize=6, markeredgewidth=1.2,
+                  alpha=0.8, **look)
+    return recipe_handles(markers, tunings)
 
 # %% ../nbs/21_plots.ipynb #7a2a20ae
 def metric_against(
@@ -530,11 +674,13 @@ def metric_against(
         axis.set(xlabel=axis_title(x), ylabel=axis_title(y))
         legend(picture, {}, handles)
     means = points.groupby("cell", observed=True)[["x", "y"]].mean()
-    rows = [f"{short(cell, 60)} {format_metric(one.y, y)} at {format_metric(one.x, x)}" for cell, one in means.iterrows()]
-    picture.alternative = f"{axis_title(y)} against {axis_title(x)}, {len(points)} runs. Means of the cells: {listed(rows)}."
+    rows = [f"{short(cell, 60)} {format_metric(one.y, y)} at {format_metric(one.x, x)}"
+            for cell, one in means.iterrows()]
+    picture.alternative = (f"{axis_title(y)} against {axis_title(x)}, {len(points)} runs. Means of "
+                           f"the cells: {listed(rows)}.")
     return picture
 
-
+# %% ../nbs/21_plots.ipynb #5a0a4d94
 def against_forgetting(
     results: pd.DataFrame,  # from `read_results`, of one task
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
@@ -549,7 +695,8 @@ def against_examples(
     beside: dict[str, float] | None = None,  # what is reached without training: name, value
 ) -> Picture:
     "The score against the number of training examples, with intervals."
-    if sizes["train_size"].nunique() < 2: return nothing("The study has one size of training set: there is no curve over sizes.")
+    if sizes["train_size"].nunique() < 2:
+        return nothing("The study has one size of training set: there is no curve over sizes.")
     metric, recipes, words = metric_named(metric), list(dict.fromkeys(sizes["recipe"])), []
     looks = looks_of(dict.fromkeys(sizes["tuning"]))
     with style():
@@ -558,14 +705,18 @@ def against_examples(
             axis.set_title(recipe)
             for tuning, part in sizes[sizes["recipe"] == recipe].groupby("tuning"):
                 draw_sizes(axis, part, metric, looks[tuning])
-                ends = [f"{format_metric(line.mean, metric)} with {line.train_size:,}" for line in part.itertuples()]
+                ends = [f"{format_metric(line.mean, metric)} with {line.train_size:,}"
+                        for line in part.itertuples()]
                 words.append(f"{recipe} {tuning}: {', '.join(ends)}")
-            for value in (beside or {}).values(): axis.axhline(metric.factor * value, color=INK, linewidth=0.9, linestyle=LINES[2])
+            for value in (beside or {}).values():
+                axis.axhline(metric.factor * value, color=INK, linewidth=0.9, linestyle=LINES[2])
         for axis in axes: scale_sizes(axis, sorted(set(sizes["train_size"])))
         name_axes(axes, 3, "training examples", axis_title(metric))
-        marks = [Line2D([], [], color=INK, linewidth=0.9, linestyle=LINES[2], label=name) for name in beside or {}]
+        marks = [Line2D([], [], color=INK, linewidth=0.9, linestyle=LINES[2], label=name)
+                 for name in beside or {}]
         legend(picture, looks, marks)
-    picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words)}."
+    picture.alternative = (f"{axis_title(metric)} against the number of training examples. "
+                           f"{listed(words)}.")
     return picture
 
 # %% ../nbs/21_plots.ipynb #3f999c2d
@@ -576,10 +727,12 @@ def draw_sizes(
     look: dict,           # of its line
 ):
     "A line through the means, the band of the intervals behind it."
-    axis.fill_between(part["train_size"], metric.factor * part["low"], metric.factor * part["high"], color=look["color"], alpha=0.15, linewidth=0)
-    axis.plot(part["train_size"], metric.factor * part["mean"], **look | {"markersize": 5, "linewidth": 1.6})
+    axis.fill_between(part["train_size"], metric.factor * part["low"], metric.factor * part["high"],
+                      color=look["color"], alpha=0.15, linewidth=0)
+    axis.plot(part["train_size"], metric.factor * part["mean"],
+              **look | {"markersize": 5, "linewidth": 1.6})
 
-
+# %% ../nbs/21_plots.ipynb #68dce848
 def scale_sizes(
     axis,              # matplotlib axes
     sizes: list[int],  # that were trained
@@ -619,11 +772,15 @@ def displacement(
         axis.axhline(0, color=INK, linewidth=0.8)
         for name in names:
             change = table.loc[table["cell"] == name, "chosen_change"].to_numpy()
-            axis.plot(100 * (np.arange(len(change)) + 0.5) / len(change), change, **{"linewidth": 1.6} | looks.get(name, GREY) | {"marker": ""})
-            words.append(f"{short(name, 60)} {100 * (change < 0).mean():.0f} % lose, from {number(change[0])} to {number(change[-1])} nats")
-        axis.set(xlabel="pairs, %, those that lose most first", ylabel="change of chosen log-probability, nats")
+            axis.plot(100 * (np.arange(len(change)) + 0.5) / len(change), change,
+                      **{"linewidth": 1.6} | looks.get(name, GREY) | {"marker": ""})
+            words.append(f"{short(name, 60)} {100 * (change < 0).mean():.0f} % lose, from "
+                         f"{number(change[0])} to {number(change[-1])} nats")
+        axis.set(xlabel="pairs, %, those that lose most first",
+                 ylabel="change of chosen log-probability, nats")
         legend(picture, looks, marker=False)
-    picture.alternative = f"What the chosen completions of held-out pairs win or lose: {listed(words)}.{left_grey(names)}"
+    picture.alternative = ("What the chosen completions of held-out pairs win or lose: "
+                           f"{listed(words)}.{left_grey(names)}")
     return picture
 
 # %% ../nbs/21_plots.ipynb #0a8bba3e
@@ -633,7 +790,9 @@ def trials_of(
     "The trials of a search, ordered by rate."
     scores = search["seed_scores"] if "seed_scores" in search else search["score"]
     seeds = [[float(one) for one in str(line).split()] for line in scores]
-    return search.assign(low=[min(one) for one in seeds], high=[max(one) for one in seeds]).sort_values(["recipe", "tuning", "learning_rate"], kind="stable")
+    return search.assign(low=[min(one) for one in seeds],
+                         high=[max(one) for one in seeds]).sort_values(
+                             ["recipe", "tuning", "learning_rate"], kind="stable")
 
 # %% ../nbs/21_plots.ipynb #cfe53d8a
 def draw_trials(
@@ -644,11 +803,16 @@ def draw_trials(
 ):
     "A line through the trials, the band over search seeds, the chosen rate filled."
     trials = trials[np.isfinite(trials["score"].astype(float))]
-    axis.plot(trials["learning_rate"], factor * trials["score"], **look | {"fillstyle": "none", "linewidth": 1.4, "markersize": 5})
-    axis.fill_between(trials["learning_rate"], factor * trials["low"], factor * trials["high"], color=look["color"], alpha=0.18, linewidth=0)
+    axis.plot(trials["learning_rate"], factor * trials["score"],
+              **look | {"fillstyle": "none", "linewidth": 1.4, "markersize": 5})
+    axis.fill_between(trials["learning_rate"], factor * trials["low"], factor * trials["high"],
+                      color=look["color"], alpha=0.18, linewidth=0)
     for one in trials[trials["chosen"]].itertuples():
-        axis.plot(one.learning_rate, factor * one.score, **look | {"fillstyle": "full", "markersize": 9, "linestyle": "none"})
-        if one.at_edge: axis.annotate("edge", (one.learning_rate, factor * one.score), xytext=(0, 8), textcoords="offset points", ha="center")
+        axis.plot(one.learning_rate, factor * one.score,
+                  **look | {"fillstyle": "full", "markersize": 9, "linestyle": "none"})
+        if one.at_edge:
+            axis.annotate("edge", (one.learning_rate, factor * one.score), xytext=(0, 8),
+                          textcoords="offset points", ha="center")
 
 # %% ../nbs/21_plots.ipynb #6bfd88d8
 def chosen_in_words(
@@ -657,10 +821,12 @@ def chosen_in_words(
 ) -> str:
     "What was chosen of how many trials, and how much the worst one loses."
     finite = trials[np.isfinite(trials["score"].astype(float))]
-    best = (trials[trials["chosen"]] if trials["chosen"].any() else finite.nlargest(1, "score")).iloc[0]
+    best = (trials[trials["chosen"]] if trials["chosen"].any()
+            else finite.nlargest(1, "score")).iloc[0]
     edge = ", at the edge of what was tried" if best["at_edge"] else ""
     worst = format_metric(finite["score"].min(), metric)
-    return f"{best['recipe']} {best['tuning']} {best['learning_rate']:.3g} of {len(trials)} trials{edge}: {format_metric(best['score'], metric)}, the worst trial {worst}"
+    return (f"{best['recipe']} {best['tuning']} {best['learning_rate']:.3g} of {len(trials)} "
+            f"trials{edge}: {format_metric(best['score'], metric)}, the worst trial {worst}")
 
 # %% ../nbs/21_plots.ipynb #739cfa1c
 def rate_axis(
@@ -683,18 +849,21 @@ def rate_curves(
     if search.empty: return nothing("No learning rates were searched.")
     trials, metric = trials_of(search), metric_named(search["metric"].iloc[0])
     recipes = [name for name in [*RECIPES, *trials["recipe"]] if name in set(trials["recipe"])]
-    recipes, looks, words = list(dict.fromkeys(recipes)), looks_of(dict.fromkeys(trials["tuning"])), []
+    recipes, looks, words = (list(dict.fromkeys(recipes)),
+                             looks_of(dict.fromkeys(trials["tuning"])), [])
     with style():
         picture, axes = panels(len(recipes), height=2.4)
         for recipe, axis in zip(recipes, axes):
             axis.set_title(short(recipe))
             for tuning, cell in trials[trials["recipe"] == recipe].groupby("tuning"):
-                for _, part in cell.groupby("beta", dropna=False): draw_trials(axis, part, looks[tuning], metric.factor)
+                for _, part in cell.groupby("beta", dropna=False):
+                    draw_trials(axis, part, looks[tuning], metric.factor)
                 words.append(chosen_in_words(cell, metric))
             rate_axis(axis, trials["learning_rate"])
         name_axes(axes, 2, "learning rate", axis_title(metric))
         legend(picture, looks)
-    picture.alternative = f"{axis_title(metric)} of each trial against its learning rate. Chosen: {listed(words)}."
+    picture.alternative = (f"{axis_title(metric)} of each trial against its learning rate. Chosen: "
+                           f"{listed(words)}.")
     return picture
 
 # %% ../nbs/21_plots.ipynb #08891cee
@@ -703,9 +872,12 @@ def score_at(
     rate: float,           # asked for
 ) -> tuple[float, float]:  # the rate that the score is of, the score
     "The score of a cell at a learning rate, as far as it was tried."
-    best = trials[np.isfinite(trials["score"].astype(float))].groupby("learning_rate")["score"].max()  # of several betas
+    # of several betas
+    best = trials[np.isfinite(trials["score"].astype(float))].groupby(
+        "learning_rate")["score"].max()
     rate = min(max(rate, best.index.min()), best.index.max())
-    return rate, float(np.interp(math.log(rate), np.log(best.index.to_numpy(float)), best.to_numpy(float)))
+    return (rate, float(np.interp(math.log(rate), np.log(best.index.to_numpy(float)),
+                                  best.to_numpy(float))))
 
 # %% ../nbs/21_plots.ipynb #dbf15de8
 def one_rate_for_all(
@@ -716,12 +888,17 @@ def one_rate_for_all(
     for recipe, trials in search.groupby("recipe", sort=False):
         cells = {tuning: part for tuning, part in trials.groupby("tuning")}
         if set(cells) != {"full", "lora"}: continue
-        own = {tuning: part.loc[part["score"].idxmax(), "learning_rate"] for tuning, part in cells.items()}
-        asked = {"each its own": own} | {f"that of {one}": dict.fromkeys(own, own[one]) for one in ("full", "lora")}
+        own = {tuning: part.loc[part["score"].idxmax(), "learning_rate"]
+               for tuning, part in cells.items()}
+        asked = ({"each its own": own} | {f"that of {one}": dict.fromkeys(own, own[one])
+                                          for one in ("full", "lora")})
         for name, rates in asked.items():
-            (full_rate, full), (lora_rate, lora) = (score_at(cells[tuning], rates[tuning]) for tuning in ("full", "lora"))
-            lines.append(dict(recipe=recipe, rate=name, full=full, lora=lora, difference=full - lora, full_rate=full_rate, lora_rate=lora_rate))
-    return pd.DataFrame(lines, columns=["recipe", "rate", "full", "lora", "difference", "full_rate", "lora_rate"])
+            (full_rate, full), (lora_rate, lora) = (score_at(cells[tuning], rates[tuning])
+                                                    for tuning in ("full", "lora"))
+            lines.append(dict(recipe=recipe, rate=name, full=full, lora=lora,
+                              difference=full - lora, full_rate=full_rate, lora_rate=lora_rate))
+    return pd.DataFrame(lines, columns=["recipe", "rate", "full", "lora", "difference", "full_rate",
+                                        "lora_rate"])
 
 # %% ../nbs/21_plots.ipynb #e0752b99
 def reliability(
@@ -730,19 +907,25 @@ def reliability(
     bins: int = 10,          # of equal width
 ) -> pd.DataFrame:           # one line per cell and bin: confidence, accuracy, answers
     "Mean probability of the given answer, and share of right answers, per cell and bin; all seeds together."
-    columns, group = [name for name in examples if name.startswith("probability_")], ["cell", "recipe", "tuning", "line", "bin"]
-    if not columns or "correct" not in examples: return pd.DataFrame(columns=[*group, "confidence", "accuracy", "answers"])
+    columns, group = ([name for name in examples if name.startswith("probability_")],
+                      ["cell", "recipe", "tuning", "line", "bin"])
+    if not columns or "correct" not in examples:
+        return pd.DataFrame(columns=[*group, "confidence", "accuracy", "answers"])
     table = with_cells(examples, variants)
-    table = table.assign(confidence=table[columns].max(axis=1)).dropna(subset=["confidence", "correct"])
+    table = table.assign(confidence=table[columns].max(axis=1)).dropna(
+        subset=["confidence", "correct"])
     table["bin"] = np.clip(np.ceil(table["confidence"] * bins) - 1, 0, bins - 1).astype(int)
-    return table.groupby(group, observed=True).agg(confidence=("confidence", "mean"), accuracy=("correct", "mean"), answers=("correct", "size")).reset_index()
+    return table.groupby(group, observed=True).agg(confidence=("confidence", "mean"),
+                                                   accuracy=("correct", "mean"),
+                                                   answers=("correct", "size")).reset_index()
 
 # %% ../nbs/21_plots.ipynb #d6d7a687
 def calibration_gap(
     bins: pd.DataFrame,  # from `reliability`, of one cell
 ) -> float:              # in [0, 1]
     "Expected calibration error."
-    return float((bins["answers"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / bins["answers"].sum())
+    return float((bins["answers"] * (bins["accuracy"] - bins["confidence"]).abs()).sum() / bins[
+        "answers"].sum())
 
 # %% ../nbs/21_plots.ipynb #2ad5a7dd
 FEWEST_IN_BIN = 10  # answers; the share of right ones among fewer says little
@@ -751,8 +934,10 @@ FEWEST_IN_BIN = 10  # answers; the share of right ones among fewer says little
 def calibration(
     bins: pd.DataFrame,  # from `reliability`
 ) -> Picture:
-    "Share of right answers against the answers' probability, a panel per recipe; marks grow with the number of answers; bins of few are not drawn."
-    if bins.empty: return nothing("No run says how probable its answers were: there is no calibration to draw.")
+    "Share of right answers against their probability, a panel per recipe; larger marks: more answers."
+    if bins.empty:
+        return nothing("No run says how probable its answers were: there is no calibration to "
+                       "draw.")
     (names, looks), recipes, words = lines_of_figure(bins), list(dict.fromkeys(bins["recipe"])), []
     least, across = max(0., math.floor(10 * bins["confidence"].min()) / 10), min(3, len(recipes))
     percent = FuncFormatter(lambda value, place: f"{100 * value:.0f}")
@@ -766,18 +951,22 @@ def calibration(
                 if part.empty: continue
                 look, all_of_them = looks.get(name, GREY), part["answers"].sum()
                 drawn = part[part["answers"] >= FEWEST_IN_BIN]
-                axis.plot(drawn["confidence"], drawn["accuracy"], **look | {"marker": "", "linewidth": 1.2})
+                axis.plot(drawn["confidence"], drawn["accuracy"],
+                          **look | {"marker": "", "linewidth": 1.2})
                 for one in drawn.itertuples():
                     size = 2.5 + 6 * math.sqrt(one.answers / all_of_them)
-                    axis.plot(one.confidence, one.accuracy, **look | {"linestyle": "none"}, markersize=size, markeredgewidth=1.1)
-                words.append(f"{short(part['cell'].iloc[0], 60)} {100 * calibration_gap(part):.1f} %")
+                    axis.plot(one.confidence, one.accuracy, **look | {"linestyle": "none"},
+                              markersize=size, markeredgewidth=1.1)
+                words.append(f"{short(part['cell'].iloc[0], 60)} {100 * calibration_gap(part):.1f} "
+                             "%")
             axis.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 2.5, 5]))
             axis.xaxis.set_major_formatter(percent)
             axis.yaxis.set_major_formatter(percent)
             axis.tick_params(labelbottom=True)
         name_axes(axes, across, "probability of answer, %", "right answers, %")
         legend(picture, looks)
-    picture.alternative = (f"Reliability: share of right answers against the probability of the answer given. Mean distance from the diagonal, "
+    picture.alternative = ("Reliability: share of right answers against "
+                           "the probability of the answer given. Mean distance from the diagonal, "
                            f"the calibration error: {listed(words, 16)}.{left_grey(names)}")
     return picture
 
@@ -787,13 +976,17 @@ def side_by_side(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
     prompts: int = 3,      # how many
     cells: int = 9,        # at most
-) -> pd.DataFrame:         # one line per prompt and cell: id, prompt, true, cell, run, seed, sample, generated, and chrf if it is there
+) -> pd.DataFrame:         # one line per prompt and cell: id, prompt, true, generated …
     "The first prompts with the true continuation and what each cell wrote: its lowest seed, its first sample."
-    columns = [name for name in ("id", "prompt", "true", "cell", "run", "seed", "sample", "generated", "chrf") if name in texts or name == "cell"]
+    columns = [name for name in ("id", "prompt", "true", "cell", "run", "seed", "sample",
+                                 "generated", "chrf") if name in texts or name == "cell"]
     if "generated" not in texts or texts.empty: return pd.DataFrame(columns=columns)
     table = with_cells(texts, variants)
-    table = table[table["cell"].isin(table["cell"].cat.remove_unused_categories().cat.categories[:cells])]
-    table = table.sort_values([name for name in ("fold", "seed", "sample") if name in table], kind="stable")
+    table = table[
+        table["cell"].isin(table["cell"].cat.remove_unused_categories().cat.categories[:cells])]
+    table = table.sort_values([name for name in ("fold", "seed", "sample") if name in table],
+                              kind="stable")
     ids = {one: place for place, one in enumerate([*dict.fromkeys(table["id"])][:prompts])}
     table = table[table["id"].isin(ids)].drop_duplicates(["id", "cell"])
-    return table.assign(place=table["id"].map(ids)).sort_values(["place", "cell"])[columns].reset_index(drop=True)
+    return table.assign(place=table["id"].map(ids)).sort_values(
+        ["place", "cell"])[columns].reset_index(drop=True)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['LEAST_ROWS', 'LEAST_OF_LABEL', 'FAR', 'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'way_of', 'with_rate',
-           'ways_to_try', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
-           'sentences_on', 'hour_more', 'train_on_all', 'recommend']
+           'ways_to_try', 'Ways', 'finish_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
+           'reason_to_decline', 'against_baselines', 'how_sure', 'sentences_on', 'hour_more', 'train_on_all',
+           'rows_of_file', 'concluded', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+# %% ../nbs/15_recommend.ipynb #7ca086e9
 from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
@@ -40,7 +42,8 @@ def honest(
     tried: pd.DataFrame,  # way, fold, seed, id, value: each way on each row
 ) -> tuple[pd.DataFrame, list[str]]:  # fold, seed, id, value; the way that was picked for each fold
     "The values of the best way, where each fold's way is picked by the other folds."
-    means, parts, picked = tried.groupby(["way", "fold"], sort=False)["value"].agg(["sum", "count"]), [], []
+    means, parts, picked = (tried.groupby(["way", "fold"],
+                                          sort=False)["value"].agg(["sum", "count"]), [], [])
     for fold, rows in tried.groupby("fold"):
         others = means.drop(index=fold, level="fold").groupby("way", sort=False).sum()
         picked.append((others["sum"] / others["count"]).idxmax())
@@ -54,6 +57,7 @@ def pool_of(
     "The rows that may train: all except those of a separate test file."
     return [*data.train, *data.validation, *(data.test if data.foldable else [])]
 
+# %% ../nbs/15_recommend.ipynb #5badbfb4
 def dealt(
     data: TaskData,  # as loaded
     folds: int,      # how many folds
@@ -61,12 +65,16 @@ def dealt(
 ) -> TaskData:
     "The data with one fold judging."
     rows = pool_of(data)
-    if not fold: return TaskData(**{**vars_of(data), "train": rows, "validation": rows[:1], "test": data.test})
+    if not fold:
+        return TaskData(**{**vars_of(data), "train": rows, "validation": rows[:1],
+                           "test": data.test})
     test = deal(rows, folds, seed=0)[fold - 1]
     judging = set(map(id, test))
-    train, validation = _hold_out_texts([e for e in rows if id(e) not in judging], "recommend", max(1, len(rows) // 10))
+    train, validation = _hold_out_texts([e for e in rows if id(e) not in judging], "recommend",
+                                        max(1, len(rows) // 10))
     return TaskData(**{**vars_of(data), "train": train, "validation": validation, "test": test})
 
+# %% ../nbs/15_recommend.ipynb #a4ae55a2
 def vars_of(
     data: TaskData,  # any
 ) -> dict:
@@ -83,9 +91,12 @@ def too_little(
     "Why a file is too small for a recommendation, and what would help."
     rows, labels = pool_of(data), data.intake.labels or data.verbalizers
     if len(rows) < LEAST_ROWS:
-        return f"{data.name} has {counted(len(rows), 'row')} that may train: at least {LEAST_ROWS} are needed before one way to train can be told from another. Collect more."
+        return (f"{data.name} has {counted(len(rows), 'row')} that may train: at "
+                f"least {LEAST_ROWS} are needed before one way to train can be told from another. "
+                "Collect more.")
     counts = Counter(e.label for e in rows if e.label is not None)
-    few = {label: counts[i] for i, label in enumerate(labels) if counts and counts[i] < LEAST_OF_LABEL}
+    few = {label: counts[i]
+           for i, label in enumerate(labels) if counts and counts[i] < LEAST_OF_LABEL}
     if few:
         named = ", ".join(f"{label!r} has {counted(n, 'row')}" for label, n in few.items())
         return (f"{named}, and a label needs at least {LEAST_OF_LABEL} to be learned and judged: "
@@ -100,6 +111,7 @@ def way_of(
     rates = " then ".join(f"{stage.learning_rate:.2g}" for stage in run.stages)
     return f"{run.cell}, learning rate {rates}, {counted(run.stages[-1].epochs, 'epoch')}"
 
+# %% ../nbs/15_recommend.ipynb #007cb0e0
 def with_rate(
     run: Run,            # with every choice resolved
     kind: str,           # sft or dpo
@@ -108,8 +120,11 @@ def with_rate(
 ) -> Run:
     "The run with another rate or depth of one kind of stage."
     stage = getattr(run, kind)
-    return run.replace(**{kind: stage.replace(learning_rate=float(f"{stage.learning_rate * rate:.3g}"), epochs=stage.epochs * depth)})
+    return run.replace(
+        **{kind: stage.replace(learning_rate=float(f"{stage.learning_rate * rate:.3g}"),
+                               epochs=stage.epochs * depth)})
 
+# %% ../nbs/15_recommend.ipynb #6fca3672
 def ways_to_try(
     start: Run,                    # whose data and backbone are given
     rows: int,                     # how many rows train in a fold
@@ -120,7 +135,8 @@ def ways_to_try(
     cells = [resolved(recipe, tuning) for recipe in ("sft", "dpo") for tuning in ("full", "lora")]
     known = list(cells)
     def best(some): return max(some, key=score)
-    def of(recipe, tuning): return [run for run in known if (run.recipe, run.tuning) == (recipe, tuning)]
+    def of(recipe, tuning):
+        return [run for run in known if (run.recipe, run.tuning) == (recipe, tuning)]
     def new(run):
         known.append(run)
         return run
@@ -130,37 +146,46 @@ def ways_to_try(
     for rate in (1 / 3, 3):
         for run in cells: yield new(with_rate(run, run.recipe, rate))
     for rate in (1 / 3, 3):
-        for tuning in ("full", "lora"): yield new(with_rate(resolved("sft-dpo", tuning).replace(sft=best(of("sft", tuning)).sft), "dpo", rate))
-    for run in sorted((best(of(recipe, tuning)) for recipe in ("sft", "dpo") for tuning in ("full", "lora")), key=score, reverse=True):
+        for tuning in ("full", "lora"):
+            yield new(
+                with_rate(resolved("sft-dpo", tuning).replace(sft=best(of("sft", tuning)).sft),
+                          "dpo", rate))
+    for run in sorted((best(of(recipe, tuning)) for recipe in ("sft", "dpo")
+                       for tuning in ("full", "lora")), key=score, reverse=True):
         yield new(with_rate(run, run.recipe, depth=3))
     for rate in (1 / 9, 9):
         for run in cells: yield new(with_rate(run, run.recipe, rate))
 
 # %% ../nbs/15_recommend.ipynb #af2bf377
-class Trials:
-    "Tries ways to train on each fold, until a deadline."
-    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int, deadline: float, say=print):
-        self.folder, self.inputs, self.metric, self.folds, self.deadline, self.say = folder, inputs, metric, folds, deadline, say
+class Ways:
+    "Ways to train that were tried on each fold, what they reached, and what they take."
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
+        self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
         self.runs, self.tables, self.left_out, self.times = {}, {}, [], known_times(folder)
 
     def in_folds(self, run: Run) -> list[Run]:
         "The runs of one way, one per fold."
-        return [run.replace(folds=self.folds, fold=fold, seed=seed_in_fold(0, fold)) for fold in range(1, self.folds + 1)]
+        return [run.replace(folds=self.folds, fold=fold, seed=seed_in_fold(0, fold))
+                for fold in range(1, self.folds + 1)]
 
     def seconds(self, run: Run) -> float:
         "Seconds that a way still needs, the final training on all rows included."
-        nodes = [node for node in stage_tree(self.in_folds(run), self.inputs) if not self.folder.closed(node)]
+        nodes = [node for node in stage_tree(self.in_folds(run), self.inputs)
+                 if not self.folder.closed(node)]
         calibrate(nodes, self.times, lambda words: None, self.folder.calibration)
         parts = [self.times.whole(node) for node in nodes]
-        last = sum(self.times.whole(node, judging=False) for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage)
+        last = sum(self.times.whole(node, judging=False)
+                   for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage)
         return sum(parts) + last * self.folds / (self.folds - 1)
 
     def drop_weights(self, keep: bool = True):
         "Delete stages' weights, except those of each tuning's best SFT: DPO may start from them."
         best = {}
         for run in self.runs.values():
-            if keep and run.recipe == "sft": best[run.tuning] = max(best.get(run.tuning, run), run, key=self.score)
-        kept = {node.key for run in best.values() for node in stage_tree(self.in_folds(run), self.inputs)}
+            if keep and run.recipe == "sft":
+                best[run.tuning] = max(best.get(run.tuning, run), run, key=self.score)
+        kept = {node.key for run in best.values()
+                for node in stage_tree(self.in_folds(run), self.inputs)}
         for home in self.folder.stages.glob("*"):
             if home.name not in kept: remove(self.folder.stage(home.name).policy)
 
@@ -169,33 +194,57 @@ class Trials:
         table = self.tables.get(way_of(run))
         return -math.inf if table is None else float(table["value"].mean())
 
+    @property
+    def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
+
+# %% ../nbs/15_recommend.ipynb #6b10f50b
+def finish_way(
+    folder: StudyFolder,  # for the runs
+    inputs: Inputs,       # of the file
+    runs: list[Run],      # of one way, one per fold
+    way: str,             # from `way_of`
+    say,                  # reports what is wrong with the list of planned runs
+) -> bool:                # are all of them finished?
+    "Train and judge one way in every fold, the base model with it."
+    planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
+    write_planned_runs(folder, pd.DataFrame(
+        [dict(run=inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words)
+         for one, words in planned]), say)
+    carry_out(folder, stage_tree(runs, inputs), inputs, "stages", Execution(retry_failed=True),
+              False, lambda words: None)
+    return all(folder.run(inputs.of(one).name).finished for one in runs)
+
+# %% ../nbs/15_recommend.ipynb #8a8f1d3b
+class Trials(Ways):
+    "Tries ways to train on each fold, until a deadline."
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int,
+                 deadline: float, say=print):
+        super().__init__(folder, inputs, metric, folds)
+        self.deadline, self.say = deadline, say
+
     def attempt(self, run: Run) -> bool:
         "Try a way if there is time for it; say whether there is a result."
         way, takes, left = way_of(run), self.seconds(run), self.deadline - time.monotonic()
         if way in self.tables: return True
         if takes > left:
             self.left_out.append(way)
-            if not self.tables: self.say(f"{way} would take {time_in_words(takes)}, and {time_in_words(max(left, 0))} are left")
+            if not self.tables:
+                self.say(f"{way} would take {time_in_words(takes)}, and "
+                         f"{time_in_words(max(left, 0))} are left")
             return False
         self.say(f"{way} · {time_in_words(takes)} of {time_in_words(left)}")
         runs = self.in_folds(run)
-        nodes, names = stage_tree(runs, self.inputs), [self.inputs.of(one).name for one in runs]
-        planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
-        write_planned_runs(self.folder, pd.DataFrame([dict(run=self.inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words) for one, words in planned]), self.say)
-        carry_out(self.folder, nodes, self.inputs, "stages", Execution(retry_failed=True), False, lambda words: None)
-        if any(not self.folder.run(name).finished for name in names):
+        if not finish_way(self.folder, self.inputs, runs, way, self.say):
             self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
             return False
         self.times.read(self.folder)
         column = self.metric.column
-        table = read_examples(self.folder, names)
-        self.tables[way], self.runs[way] = table.assign(way=way, value=table[column].astype(float))[["way", "fold", "seed", "id", "value"]], run
+        table = read_examples(self.folder, [self.inputs.of(one).name for one in runs])
+        self.tables[way], self.runs[way] = table.assign(
+            way=way, value=table[column].astype(float))[["way", "fold", "seed", "id", "value"]], run
         self.say(f"    {format_metric(self.score(run), self.metric)}")
         self.drop_weights()
         return True
-
-    @property
-    def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
 @dataclass(frozen=True)
@@ -221,15 +270,20 @@ def compared(
     tables, lines = trials.tables, []
     for way, table in tables.items():
         apart = difference(observations(table), observations(tables[best])) if way != best else None
-        lines.append(dict(way=way, mean=table["value"].mean(), difference=apart.mean if apart else 0., low=apart.low if apart else 0., high=apart.high if apart else 0.))
-    return pd.DataFrame(lines).sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
+        lines.append(dict(way=way, mean=table["value"].mean(),
+                          difference=apart.mean if apart else 0., low=apart.low if apart else 0.,
+                          high=apart.high if apart else 0.))
+    return pd.DataFrame(lines).sort_values("mean", ascending=False,
+                                           kind="stable").reset_index(drop=True)
 
+# %% ../nbs/15_recommend.ipynb #1f5d5fff
 def reached_without(
     folder: StudyFolder,  # in which the ways were tried
 ) -> dict[str, float]:    # title -> value on the scale of the primary metric
     "What the base model and the baselines reach, averaged over folds; the base model comes first."
     results = gather(folder)
-    base = results.loc[(results["recipe"] == "base") & (results["metric"] == task_of(results).primary.name), "value"].mean()
+    base = results.loc[(results["recipe"] == "base") & (
+        results["metric"] == task_of(results).primary.name), "value"].mean()
     return {"the base model": base} | baselines_of(results)
 
 # %% ../nbs/15_recommend.ipynb #67d16eaa
@@ -240,16 +294,57 @@ def reason_to_decline(
     metric: Metric,               # the primary one
 ) -> str:                         # empty: there is no reason
     "Why nothing is recommended after training."
-    reached = f"{format_metric(expected.mean, metric)} [{format_interval(expected.low, expected.high, metric)}]"
-    trivial = {title: value for title, value in baselines.items() if title.partition(",")[0] in ("the base model", "majority class", "commonest training label", "a coin")}
+    reached = (f"{format_metric(expected.mean, metric)} "
+               f"[{format_interval(expected.low, expected.high, metric)}]")
+    trivial = {title: value for title, value in baselines.items()
+               if title.partition(",")[0] in ("the base model", "majority class",
+                                              "commonest training label", "a coin")}
     title = max(trivial, key=trivial.get)
     if not expected.low > trivial[title]:
-        return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: it is not shown that anything was learned. "
-                "Collect more rows, check whether the labels follow from the texts, or give more minutes.")
+        return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: "
+                "it is not shown that anything was learned. "
+                "Collect more rows, check whether the labels follow from the texts, or give more "
+                "minutes.")
     title = max(baselines, key=baselines.get)
-    if expected.high < baselines[title] and (expected.mean + FAR < baselines[title] or not metric.share):
-        return f"{title} reaches {format_metric(baselines[title], metric)}, and training {reached}: use {title} on these rows, or give more minutes or more rows."
+    if (expected.high < baselines[title]
+        and (expected.mean + FAR < baselines[title] or not metric.share)):
+        return (f"{title} reaches {format_metric(baselines[title], metric)}, and training "
+                f"{reached}: use {title} on these rows, or give more minutes or more rows.")
     return ""
+
+# %% ../nbs/15_recommend.ipynb #d3294462
+def against_baselines(
+    expected: Estimate,           # from `honest`
+    baselines: dict[str, float],  # from `reached_without`
+    metric: Metric,               # the primary one
+) -> str:
+    "A sentence on what is reached without training, and whether the expected value is above it."
+    title = max(baselines, key=baselines.get)
+    ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
+             if expected.high >= baselines[title] else "below")
+    simpler = (f" {title} is simpler: take it if its answers are all that you need."
+               if ahead != "above" and title != "the base model" else "")
+    known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
+    return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "
+            f"these.{simpler}")
+
+# %% ../nbs/15_recommend.ipynb #b97d3ac6
+def how_sure(
+    way: str,             # that is picked
+    picked: list[str],    # for each fold, the way that the other folds picked
+    table: pd.DataFrame,  # from `compared`
+    metric: Metric,       # the primary one
+) -> str:
+    "A sentence on how many folds agree, and which other ways are not clearly worse, or are."
+    def names(some, most):
+        said = [f"{one.way} ({format_metric(one.difference, metric, signed=True, bare=True)} "
+                f"[{format_interval(one.low, one.high, metric, signed=True)}])"
+                for one in some.head(most).itertuples()]
+        return "; ".join(said) + (" and others" if len(some) > most else "")
+    close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
+    return (f"How sure: {picked.count(way)} of {len(picked)} folds would pick the same way from "
+            "the other rows. " + (f"Not clearly worse: {names(close, 4)}. " if len(close) else "")
+            + (f"Clearly worse: {names(worse, 3)}." if len(worse) else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32081
 def sentences_on(
@@ -262,40 +357,42 @@ def sentences_on(
 ) -> list[str]:
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
-    close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
-    def name(one): return f"{one.way} ({format_metric(one.difference, metric, signed=True, bare=True)} [{format_interval(one.low, one.high, metric, signed=True)}])"
-    title = max(baselines, key=baselines.get)
-    ahead = "above" if expected.low > baselines[title] else "not clearly different from" if expected.high >= baselines[title] else "below"
     said = [f"Train {way}.",
-            f"Expect {format_metric(expected.mean, metric)} {metric.title} [{format_interval(expected.low, expected.high, metric)}] on new rows like these: "
-            f"in {trials.folds} folds, each of {expected.examples:,} rows was judged by a model that was trained and chosen on other rows.",
-            f"For comparison: {', '.join(f'{what} {format_metric(value, metric)}' for what, value in baselines.items())}; the expected value is {ahead} the best of these."
-            + (f" {title} is simpler: take it if its answers are all that you need." if ahead != "above" and title != "the base model" else "")]
-    same = sum(one == way for one in picked)
-    said.append(f"How sure: {same} of {len(picked)} folds would pick the same way from the other rows. "
-                + (f"Not clearly worse: {'; '.join(name(one) for one in close.head(4).itertuples())}{' and others' if len(close) > 4 else ''}. " if len(close) else "")
-                + (f"Clearly worse: {'; '.join(name(one) for one in worse.head(3).itertuples())}{' and others' if len(worse) > 3 else ''}." if len(worse) else ""))
-    if metric.name == "macro_f1": said.append("Decided by macro F1, the mean over labels of their F1: one label has most of the rows, so accuracy rewards a constant answer.")
+            f"Expect {format_metric(expected.mean, metric)} {metric.title} "
+            f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: in "
+            f"{trials.folds} folds, each of {expected.examples:,} rows was judged by a model that "
+            "was trained and chosen on other rows.",
+            against_baselines(expected, baselines, metric),
+            how_sure(way, picked, table, metric)]
+    if metric.name == "macro_f1":
+        said.append("Decided by macro F1, the mean over labels of their F1: one label has most of "
+                    "the rows, so accuracy rewards a constant answer.")
     if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
-    tried = len(trials.tables)
-    said.append(f"It rests on {counted(tried, 'way')} to train, one seed in each fold" + (f"; {len(trials.left_out)} more were left out (too little time, or they failed), such as {trials.left_out[0]}" if trials.left_out else "") + ".")
+    said.append(f"It rests on {counted(len(trials.tables), 'way')} to train, one seed in each fold"
+                + (f"; {len(trials.left_out)} more were left out (too little time, or they "
+                   f"failed), such as {trials.left_out[0]}" if trials.left_out else "") + ".")
     said.append(hour_more(trials, table, run))
     return [sentence for sentence in said if sentence]
 
+# %% ../nbs/15_recommend.ipynb #19fed7dd
 def hour_more(
     trials: Trials,
     table: pd.DataFrame,  # from `compared`
     run: Run,             # the way that is picked
 ) -> str:
     "What another hour of training would add."
-    rival = next((one for one in table.itertuples() if one.way != way_of(run) and one.high >= 0), None)
+    rival = next((one for one in table.itertuples() if one.way != way_of(run) and one.high >= 0),
+                 None)
     if rival is None: return ""
-    each = sum(trials.times.whole(node) for one in (way_of(run), rival.way) for node in stage_tree(trials.in_folds(trials.runs[one]), trials.inputs))
+    each = sum(trials.times.whole(node) for one in (way_of(run), rival.way)
+               for node in stage_tree(trials.in_folds(trials.runs[one]), trials.inputs))
     seeds = int(3600 / max(each, 1.))
     if seeds < 1: return "Another hour is too short to train the closest two with a second seed."
     half = (rival.high - rival.low) / 2
-    return (f"Another hour would train the closest two {'once' if seeds == 1 else f'{seeds} times'} more in each fold. The interval of their difference, now ±{format_metric(half, trials.metric, bare=True)}, "
-            f"would narrow as far as it comes from seeds, not from rows.")
+    return ("Another hour would train "
+            f"the closest two {'once' if seeds == 1 else f'{seeds} times'} more in each fold. The "
+            f"interval of their difference, now ±{format_metric(half, trials.metric, bare=True)}, "
+            "would narrow as far as it comes from seeds, not from rows.")
 
 # %% ../nbs/15_recommend.ipynb #03b4d514
 def train_on_all(
@@ -318,6 +415,46 @@ def train_on_all(
     for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 
+# %% ../nbs/15_recommend.ipynb #2a301a1b
+def rows_of_file(
+    data: str | Path,  # path of a file or folder
+    task: str | None,  # what the data is for; None: what its columns fit
+    backbone: str,     # the model to start from
+    reading: Reading,  # how the file is read
+    say,               # called with what the file holds
+) -> tuple[TaskData, Reading]:
+    "The rows of a file, and the way of reading with the remedies that let them train."
+    report = check_file(task, str(data), reading, *Inputs().readers[backbone,], backbone=backbone)
+    if report.stops:
+        loaded = load_task(report.task, str(data), reading.replace(unusable="drop"))
+        reading = mended(reading, report, loaded)
+    loaded = load_task(report.task, str(data), reading)
+    say(report.short())
+    return loaded, reading
+
+# %% ../nbs/15_recommend.ipynb #8684bbe5
+def concluded(
+    trials: Trials,  # of which one has a result
+    rows: int,       # that train in the end
+) -> Recommendation:
+    "The way that did best, trained on all rows, or why none is recommended."
+    metric = trials.metric
+    values, picked = honest(trials.tried)
+    expected, baselines = interval(observations(values)), reached_without(trials.folder)
+    best = max(trials.runs.values(), key=trials.score)
+    table = compared(trials, way_of(best))
+    if why := reason_to_decline(expected, baselines, metric):
+        return Recommendation(declined=why, expected=expected, table=table)
+    card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high,
+            "rows": rows}
+    trials.say(f"training {way_of(best)} on all rows")
+    model = train_on_all(trials, best, trials.inputs, card)
+    found = Recommendation(way=way_of(best), expected=expected,
+                           sentences=tuple(sentences_on(trials, best, picked, expected, baselines,
+                                                        table)), table=table, model=str(model))
+    write_text(trials.folder.path / "recommendation.txt", str(found) + "\n")
+    return found
+
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
     data: str | Path,              # path of a file or folder
@@ -331,36 +468,24 @@ def recommend(
 ) -> Recommendation:
     "Recommend a way to train on your own rows, and train it."
     deadline = time.monotonic() + 60 * minutes
-    inputs_of_file = Inputs()
-    report = check_file(task, str(data), reading, *inputs_of_file.readers[backbone,], backbone=backbone)
-    task = report.task
-    if report.stops:
-        loaded = load_task(task, str(data), reading.replace(unusable="drop"))
-        reading = mended(reading, report, loaded)
-    loaded = load_task(task, str(data), reading)
-    say(report.short())
+    loaded, reading = rows_of_file(data, task, backbone, reading, say)
+    task = loaded.task
     if why := too_little(loaded): return Recommendation(declined=why)
     def load(task, data, reading, folds, fold): return dealt(loaded, folds, fold)
     inputs, home = Inputs(load), StudyFolder(folder)
     quiet = dict(evaluations=0)
-    study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data), reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"))
+    study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data),
+                  reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"))
     claim_folder(home.path, study)
-    start = Run(task=task, backbone=backbone, data=str(data), reading=reading, sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
-    metric = loaded.record.primary
-    trials = Trials(home, inputs, metric, folds, deadline, say)
-    for run in ways_to_try(start, round(len(pool_of(loaded)) * (1 - 1 / folds)), trials.score): trials.attempt(run)
+    start = Run(task=task, backbone=backbone, data=str(data), reading=reading,
+                sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
+    trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
+    for run in ways_to_try(start, round(len(pool_of(loaded)) * (1 - 1 / folds)), trials.score):
+        trials.attempt(run)
     trials.drop_weights(keep=False)
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
-        return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a smaller model.")
-    values, picked = honest(trials.tried)
-    expected, baselines = interval(observations(values)), reached_without(home)
-    best = max(trials.runs.values(), key=trials.score)
-    table = compared(trials, way_of(best))
-    if why := reason_to_decline(expected, baselines, metric): return Recommendation(declined=why, expected=expected, table=table)
-    card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high, "rows": len(pool_of(loaded))}
-    say(f"training {way_of(best)} on all rows")
-    model = train_on_all(trials, best, inputs, card)
-    found = Recommendation(way=way_of(best), expected=expected, sentences=tuple(sentences_on(trials, best, picked, expected, baselines, table)), table=table, model=str(model))
-    write_text(home.path / "recommendation.txt", str(found) + "\n")
-    return found
+        return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train "
+                              f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a "
+                              "smaller model.")
+    return concluded(trials, len(pool_of(loaded)))

@@ -28,44 +28,12 @@ import yaml
 from markupsafe import Markup
 
 import sftdpo
+from . import plots
 from .claims import Verdict, describe_estimate, judge_claims, read_margins, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
+from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
-from sftdpo.engine.store import (
-    further_sets,
-    gather,
-    planned_runs,
-    read_environment,
-    read_examples,
-    read_history,
-    read_pairs,
-    read_results,
-    read_settings,
-    read_texts,
-    read_whole_table,
-    task_of,
-    variants_of,
-)
-from sftdpo.plots import (
-    Picture,
-    against_forgetting,
-    against_parameters,
-    against_time,
-    calibration,
-    cell_comparison,
-    displaced_pairs,
-    displacement,
-    dpo_course,
-    learning_curves,
-    number,
-    one_rate_for_all,
-    rate_curves,
-    reliability,
-    side_by_side,
-    stages_of,
-    visible,
-)
 from sftdpo.tables import (
     CAVEATS,
     baselines_of,
@@ -90,10 +58,12 @@ def cut(
 ) -> str:
     "The text with control characters visible, and a note where it was too long."
     text = str(text)
-    if len(text) <= longest: return visible(text)
-    return f"{visible(text[:longest])} … [cut here; {len(text):,} characters in all, whole in the tables beside this report]"
+    if len(text) <= longest: return plots.visible(text)
+    return (f"{plots.visible(text[:longest])} "
+            f"… [cut here; {len(text):,} characters in all, whole in the "
+            "tables beside this report]")
 
-
+# %% ../nbs/22_report.ipynb #875b8ccc
 def data(
     value,                 # from data, a model, a file name, settings
     longest: int = LONGEST,  # characters
@@ -108,7 +78,9 @@ def planned(
     "How many different runs a study asks for."
     def key(run):
         stages = [relevant(stage, run.tuning, run.lora) for stage in run.stages]
-        rest = {name: value for name, value in to_dict(run).items() if name not in ("sft", "dpo", "lora", *(recipe.last_rate for recipe in RECIPES.values()), *(() if stages else ("tuning", "seed")), *(() if len(stages) > 1 else ("split",)))}
+        rest = {name: value for name, value in to_dict(run).items() if name not in (
+            "sft", "dpo", "lora", *(recipe.last_rate for recipe in RECIPES.values()),
+            *(() if stages else ("tuning", "seed")), *(() if len(stages) > 1 else ("split",)))}
         return identity([rest, stages])
     return len({key(run) for run in study.runs()})
 
@@ -137,12 +109,13 @@ def up_to_date(
 ) -> pd.DataFrame:  # empty where no run is finished
     "Results of every finished run; the table is made anew if it is damaged, or runs have been finished since."
     folder, there = StudyFolder(folder), None
-    with contextlib.suppress(FileNotFoundError, Damaged): there = read_results(folder)
+    with contextlib.suppress(FileNotFoundError, Damaged): there = store.read_results(folder)
     known = [] if there is None else list(there["run"].unique())
-    asked, finished = planned_runs(folder), set(folder.finished_runs())
+    asked, finished = store.planned_runs(folder), set(folder.finished_runs())
     wanted = finished & set(finished if asked is None else asked["run"])
-    if wanted and not has_all(folder, there, wanted): return gather(folder, known)
-    return pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed", "fold", "metric", "value"]) if there is None else there
+    if wanted and not has_all(folder, there, wanted): return store.gather(folder, known)
+    return (pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed",
+                                  "fold", "metric", "value"]) if there is None else there)
 
 # %% ../nbs/22_report.ipynb #0f841a01
 def failures_of(
@@ -161,7 +134,8 @@ def writable(
     value,  # text, or anything else
 ):
     "The value; characters of a text that UTF-8 cannot hold are written as their numbers."
-    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+    return (value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str)
+            else value)
 
 # %% ../nbs/22_report.ipynb #508fd64e
 ONCE = ("written", "seconds", "sizes")  # what differs from run to run, or is shown elsewhere
@@ -175,10 +149,11 @@ def joined_names(
     found = {}
     for name, value in values.items():
         if name in ONCE or value is None: continue
-        found |= joined_names(value, f"{before}{name} ") if isinstance(value, dict) else {writable(f"{before}{name}".replace("_", " ")): writable(str(value))}
+        found |= (joined_names(value, f"{before}{name} ") if isinstance(value, dict)
+                  else {writable(f"{before}{name}".replace("_", " ")): writable(str(value))})
     return found
 
-
+# %% ../nbs/22_report.ipynb #87621021
 def environment_table(
     folder: Path,     # of a study
     runs: list[str],  # names of runs
@@ -186,14 +161,19 @@ def environment_table(
     "What the runs were made with; a line per value."
     counts = Counter()
     for run in runs:
-        if StudyFolder(folder).run(run).environment.exists(): counts.update(joined_names(read_environment(folder, run)).items())
-    names = {name: place for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
-    lines = sorted(((name, value, count) for (name, value), count in counts.items()), key=lambda line: names[line[0]])
+        if StudyFolder(folder).run(run).environment.exists():
+            counts.update(joined_names(store.read_environment(folder, run)).items())
+    names = {name: place
+             for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
+    lines = sorted(((name, value, count) for (name, value), count in counts.items()),
+                   key=lambda line: names[line[0]])
     return pd.DataFrame(lines, columns=["what", "value", "runs"])
 
 # %% ../nbs/22_report.ipynb #34742f6e
-ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"), "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
-WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto", engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance")
+ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"),
+          "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
+WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto",
+                     engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance")
 
 
 def describe_stage(
@@ -201,26 +181,32 @@ def describe_stage(
     kind: str,    # sft, dpo
 ) -> str:
     "A stage's settings in one line."
-    names = ALWAYS[kind] + tuple(name for name, usual in WHERE_UNUSUAL.items() if stage.get(name, usual) != usual)
-    phrases = [f"{name.replace('_', ' ')} {format(stage[name], 'g') if isinstance(stage[name], float) else stage[name]}" for name in names if stage.get(name) is not None]
+    names = (ALWAYS[kind] + tuple(name for name, usual in WHERE_UNUSUAL.items()
+                                  if stage.get(name, usual) != usual))
+    phrases = [f"{name.replace('_', ' ')} "
+               f"{format(stage[name], 'g') if isinstance(stage[name], float) else stage[name]}"
+               for name in names if stage.get(name) is not None]
     return f"{kind.upper()}: {', '.join(phrases)}"
 
-
+# %% ../nbs/22_report.ipynb #3b8afcca
 def settings_table(
     folder: Path,           # of a study
     results: pd.DataFrame,  # of one task, with cells
 ) -> pd.DataFrame:          # task, cell, stages, lora
     "What each cell was trained with."
     lines = []
-    for one in results[results["recipe"] != "base"].drop_duplicates("cell").sort_values("cell").itertuples():
+    for one in results[results["recipe"] != "base"].drop_duplicates("cell").sort_values(
+        "cell").itertuples():
         if not StudyFolder(folder).run(one.run).settings.exists(): continue
-        settings = read_settings(folder, one.run)
+        settings = store.read_settings(folder, one.run)
         recipe = RECIPES.get(one.recipe, RECIPES["base"])
         def setting(name):
             kind, _, rest = name.partition(".")
             return (settings.get(kind) or {}).get(rest) if rest else settings.get(name)
-        stages = [describe_stage((settings.get(kind) or {}) | changes, kind) for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
-        lora = ", ".join(f"{name} {value}" for name, value in (settings.get("lora") or {}).items() if value not in ([], None)) if one.tuning == "lora" else ""
+        stages = [describe_stage((settings.get(kind) or {}) | changes, kind)
+                  for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
+        lora = (", ".join(f"{name} {value}" for name, value in (settings.get("lora") or {}).items()
+                          if value not in ([], None)) if one.tuning == "lora" else "")
         lines.append((one.task, str(one.cell), " → ".join(stages), lora))
     return pd.DataFrame(lines, columns=["task", "cell", "stages", "lora"])
 
@@ -230,19 +216,25 @@ def cells_of(
     examples: pd.DataFrame,  # of the same
 ) -> pd.DataFrame:           # one line per cell
     "Each cell with its mean and interval, its change against the base model, and its costs."
-    primary = task_of(results).primary
+    primary = store.task_of(results).primary
     metric, column = primary.name, primary.column
     wide = results.pivot_table(index="cell", columns="metric", values="value", observed=True)
-    table = cell_intervals(examples, column).set_index("cell") if column in examples else pd.DataFrame()
+    table = (cell_intervals(examples, column).set_index("cell") if column in examples
+             else pd.DataFrame())
     if table.empty:  # results without their examples: no interval over both
         first = results.drop_duplicates("cell").set_index("cell")
-        table = first[["recipe", "tuning"]].assign(mean=wide[metric] if metric in wide else np.nan, low=np.nan, high=np.nan, seeds=results.groupby("cell", observed=True)["seed"].nunique(),
-                                                   examples=wide["examples"] if "examples" in wide else np.nan, missing=0, notes="").reindex(wide.index)
+        table = first[["recipe", "tuning"]].assign(
+            mean=wide[metric] if metric in wide else np.nan,
+            low=np.nan, high=np.nan, seeds=results.groupby("cell", observed=True)["seed"].nunique(),
+            examples=wide["examples"] if "examples" in wide else np.nan, missing=0,
+            notes="").reindex(wide.index)
     costs = costs_of(results).groupby("cell", observed=True)[["seconds", "parameters"]].mean()
     memory = [name for name in wide if name.endswith("peak_memory_gb")]
     names = {"mean": "change", "low": "change_low", "high": "change_high"}
-    changes = cell_changes(with_sources(examples, results), column).set_index("cell")[list(names)].astype(float).rename(columns=names)
-    table = table.join(changes).join(costs).assign(memory=wide[memory].max(axis=1) if memory else np.nan)
+    changes = cell_changes(with_sources(examples, results), column).set_index(
+        "cell")[list(names)].astype(float).rename(columns=names)
+    table = table.join(changes).join(costs).assign(memory=wide[memory].max(axis=1) if memory
+                                                   else np.nan)
     return table.reset_index().rename(columns={"index": "cell"})
 
 # %% ../nbs/22_report.ipynb #9a232de6
@@ -251,7 +243,9 @@ def metrics_of(
 ) -> pd.DataFrame:          # one line per cell, a column per metric
     "Every metric of each cell, averaged over its runs."
     names = [name for name in dict.fromkeys(results["metric"]) if not name.startswith("baseline_")]
-    return results.pivot_table(index="cell", columns="metric", values="value", observed=True).reindex(columns=names).dropna(axis=1, how="all").reset_index()
+    return results.pivot_table(index="cell", columns="metric", values="value",
+                               observed=True).reindex(columns=names).dropna(axis=1,
+                                                                            how="all").reset_index()
 
 # %% ../nbs/22_report.ipynb #57d9fe0d
 def between(
@@ -270,11 +264,16 @@ def cell_lines(
 ) -> list[dict]:          # a dict of texts per line, in the order of the columns
     "The table as people read it."
     def known(value, says): return says(value) if value is not None and np.isfinite(value) else ""
-    def change(value): return format_metric(value, metric, signed=True, bare=True)  # the first column names the unit
-    return [{"cell": cell.cell, metric.title: format_metric(cell.mean, metric), "95 % interval": between(cell.low, cell.high, metric),
-             "against base": known(cell.change, change), "its interval": format_interval(cell.change_low, cell.change_high, metric, signed=True, between=" to "),
-             "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format), "training": known(cell.seconds, format_time),
-             "parameters": known(cell.parameters, number), "memory": known(cell.memory, "{:.1f} GB".format)} for cell in table.itertuples()]
+    # the first column names the unit
+    def change(value): return format_metric(value, metric, signed=True, bare=True)
+    return [{"cell": cell.cell, metric.title: format_metric(cell.mean, metric),
+             "95 % interval": between(cell.low, cell.high, metric),
+             "against base": known(cell.change, change), "its interval": format_interval(
+                 cell.change_low, cell.change_high, metric, signed=True, between=" to "),
+             "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format),
+             "training": known(cell.seconds, format_time),
+             "parameters": known(cell.parameters, plots.number),
+             "memory": known(cell.memory, "{:.1f} GB".format)} for cell in table.itertuples()]
 
 # %% ../nbs/22_report.ipynb #47843908
 MOST_RUNS = 300  # whose histories are read: the lowest seeds of each cell
@@ -284,7 +283,8 @@ def curve_runs(
     results: pd.DataFrame,  # of one task, with cells
 ) -> list[str]:
     "The runs whose training is drawn."
-    runs = results[results["recipe"] != "base"].drop_duplicates("run").sort_values(["seed", "fold"], kind="stable")
+    runs = results[results["recipe"] != "base"].drop_duplicates("run").sort_values(["seed", "fold"],
+                                                                                   kind="stable")
     return list(runs["run"][:MOST_RUNS])
 
 # %% ../nbs/22_report.ipynb #400ed869
@@ -292,25 +292,33 @@ def about(
     results: pd.DataFrame,  # of one task
 ) -> str:
     "Which backbone, data, sizes and seeds a task's numbers come from."
-    trained, judged = results[results["recipe"] != "base"], results.loc[results["metric"] == "examples", "value"]
-    def names(part, column): return ", ".join(f"{one:,}" if isinstance(one, (int, np.integer)) else str(one) for one in dict.fromkeys(part[column])) if column in part else ""
-    def count(column, word): return f"{trained[column].nunique()} {word}{'s' if trained[column].nunique() > 1 else ''}"
-    parts = [names(results, "backbone"), f"data: {names(results, 'data')}", f"{names(trained, 'train_size')} training examples" if len(trained) else "",
-             f"{judged.max():,.0f} judged" if len(judged) else "", count("seed", "seed") if len(trained) else "",
+    trained, judged = (results[results["recipe"] != "base"],
+                       results.loc[results["metric"] == "examples", "value"])
+    def names(part, column):
+        return (", ".join(f"{one:,}" if isinstance(one, (int, np.integer)) else str(one)
+                          for one in dict.fromkeys(part[column])) if column in part else "")
+    def count(column, word):
+        return f"{trained[column].nunique()} {word}{'s' if trained[column].nunique() > 1 else ''}"
+    parts = [names(results, "backbone"), f"data: {names(results, 'data')}",
+             f"{names(trained, 'train_size')} training examples" if len(trained) else "",
+             f"{judged.max():,.0f} judged" if len(judged) else "",
+             count("seed", "seed") if len(trained) else "",
              count("fold", "fold") if trained["fold"].nunique() > 1 else ""]
     return " · ".join(part for part in parts if part)
 
 # %% ../nbs/22_report.ipynb #21ff8f77
 def figure(
-    picture: Picture,  # drawn, with its words
+    picture: plots.Picture,  # drawn, with its words
     title: str,    # what it shows, in a few words
     caption: str,  # how to read it
 ) -> dict:
     "A figure for the page: an embedded image, which can neither run nor load anything."
     drawn = picture.svg()
-    width, height = (round(float(value) * 4 / 3) for value in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn).groups())
+    width, height = (round(float(value) * 4 / 3)
+                     for value in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawn).groups())
     uri = "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
-    return dict(title=title, caption=caption, words=picture.alternative, width=width, height=height, uri=uri)
+    return dict(title=title, caption=caption, words=picture.alternative, width=width, height=height,
+                uri=uri)
 
 # %% ../nbs/22_report.ipynb #99e4e5e0
 def trials_of_task(
@@ -320,7 +328,7 @@ def trials_of_task(
     "The trials of a task's cells."
     path = StudyFolder(folder).search
     if not path.exists(): return pd.DataFrame()
-    trials = read_whole_table(path, ["task", "chosen"])
+    trials = store.read_whole_table(path, ["task", "chosen"])
     return trials[trials["task"] == task]
 
 # %% ../nbs/22_report.ipynb #7365672c
@@ -330,10 +338,11 @@ def further_results(
 ) -> dict[str, tuple[pd.DataFrame, pd.DataFrame]]:  # name: results, examples
     "The results of a task's runs on each further set."
     found = {}
-    for name in further_sets(folder):
-        results = read_results(folder, judged=name)
+    for name in store.further_sets(folder):
+        results = store.read_results(folder, judged=name)
         results = results[results["task"] == task]
-        if len(results): found[name] = results, read_examples(folder, list(results["run"].unique()), name)
+        if len(results):
+            found[name] = results, store.read_examples(folder, list(results["run"].unique()), name)
     return found
 
 # %% ../nbs/22_report.ipynb #9fab07ea
@@ -345,16 +354,25 @@ def more_figures(
     "Figures that not every study has."
     task, found = results["task"].iloc[0], []
     if (results["metric"] == "forgetting").any():
-        found.append(figure(against_forgetting(results, variants), "What it forgot", "Forgetting: loss on text that no task trains on, after training minus before; "
-                            "to the right, more is forgotten. One mark a run."))
-    pairs = read_pairs(folder, list(results["run"].unique()))
-    if len(pairs): found.append(figure(displacement(pairs, variants), "Which pairs lose", "Held-out pairs of the last DPO stage, sorted by how much likelihood their chosen completion gained or lost; "
-                                       "mean of the seeds. The pairs themselves are in the tables beside this report."))
+        found.append(figure(plots.against_forgetting(results, variants),
+                            "What it forgot",
+                            "Forgetting: loss on text that no task trains on, after training minus "
+                            "before; to the right, more is forgotten. One mark a run."))
+    pairs = store.read_pairs(folder, list(results["run"].unique()))
+    if len(pairs):
+        found.append(figure(plots.displacement(pairs, variants), "Which pairs lose",
+                            "Held-out pairs of the last DPO stage, sorted by how much likelihood "
+                            "their chosen completion gained or lost; mean of the seeds. The pairs "
+                            "themselves are in the tables beside this report."))
     if len(trials := trials_of_task(folder, task)):
-        found.append(figure(rate_curves(trials), "The trials of the search", "Each mark is a trial, judged on validation rows; band: lowest to highest search seed; filled: chosen."))
+        found.append(figure(plots.rate_curves(trials), "The trials of the search",
+                            "Each mark is a trial, judged on validation rows; band: lowest to "
+                            "highest search seed; filled: chosen."))
     for name, (rows, examples) in further_results(folder, task).items():
         cells = cells_of(with_cells(rows, variants), with_cells(examples, variants))
-        found.append(figure(cell_comparison(cells, task_of(rows).primary), f"Also judged on {name}", "A further set, on which nobody trained or chose. Exploratory."))
+        found.append(figure(plots.cell_comparison(cells, store.task_of(rows).primary),
+                            f"Also judged on {name}",
+                            "A further set, on which nobody trained or chose. Exploratory."))
     return found
 
 # %% ../nbs/22_report.ipynb #d6bf7fd5
@@ -365,10 +383,12 @@ def more_tables(
 ) -> dict[str, pd.DataFrame]:
     "The pairs, the trials at one rate for all, and all metrics on further sets; tables beside the report."
     task, trials = results["task"].iloc[0], trials_of_task(folder, results["task"].iloc[0])
-    further = [metrics_of(with_cells(rows, variants)).assign(judged=name) for name, (rows, _) in further_results(folder, task).items()]
+    further = [metrics_of(with_cells(rows, variants)).assign(judged=name)
+               for name, (rows, _) in further_results(folder, task).items()]
     return dict(
-        pairs=displaced_pairs(read_pairs(folder, list(results["run"].unique())), variants),
-        one_rate_for_all=one_rate_for_all(trials) if len(trials) else pd.DataFrame(),
+        pairs=plots.displaced_pairs(store.read_pairs(folder, list(results["run"].unique())),
+                                    variants),
+        one_rate_for_all=plots.one_rate_for_all(trials) if len(trials) else pd.DataFrame(),
         further=pd.concat(further, ignore_index=True) if further else pd.DataFrame())
 
 # %% ../nbs/22_report.ipynb #2865798c
@@ -380,34 +400,52 @@ def task_part(
 ) -> dict:                   # what the page shows, and tables
     "Tables, figures and texts of one task."
     task = results["task"].iloc[0]
-    record = task_of(results)
+    record = store.task_of(results)
     metric = record.primary
     results, examples = with_cells(results, variants), with_cells(examples, variants)
-    cells, beside, costs, drawn = cells_of(results, examples), baselines_of(results), costs_of(results, variants), curve_runs(results)
+    cells, beside, costs, drawn = (cells_of(results, examples), baselines_of(results),
+                                   costs_of(results, variants), curve_runs(results))
     have = [run for run in drawn if StudyFolder(folder).run(run).history.exists()]
-    history = stages_of(read_history(folder, have), variants) if have else pd.DataFrame()
-    some = "" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique() else f" Drawn from the {len(drawn)} runs with the lowest seeds."
+    history = (plots.stages_of(store.read_history(folder, have), variants) if have
+               else pd.DataFrame())
+    some = ("" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique()
+            else f" Drawn from the {len(drawn)} runs with the lowest seeds.")
     figures = [
-        figure(cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval over seeds and examples. Vertical lines: what is reached without training."),
-        figure(against_time(costs, metric), "What it took", "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
+        figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval "
+               "over seeds and examples. Vertical lines: what is reached without training."),
+        figure(plots.against_time(costs, metric), "What it took",
+               "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
                "shared stages count in every run. Small marks are runs, large ones cells."),
-        figure(against_parameters(costs, metric), "What was trained", "Trained parameters. Recipes with the same number are drawn a little beside one another."),
-        figure(learning_curves(history), "Learning curves", "Lines: training loss, smoothed, mean of the seeds; bands: lowest to highest seed; "
+        figure(plots.against_parameters(costs, metric), "What was trained", "Trained parameters. "
+               "Recipes with the same number are drawn a little beside one another."),
+        figure(plots.learning_curves(history), "Learning curves",
+               "Lines: training loss, smoothed, mean of the seeds; bands: lowest to highest seed; "
                f"marks: held-out rows. SFT: nats per token. DPO: begins at ln 2 ≈ 0.693.{some}")]
     if "kind" in history and (history["kind"] == "dpo").any():
-        figures.append(figure(dpo_course(history), "Margins and log-probabilities over DPO", "Below: how the log-probabilities of the chosen and of the rejected completion changed "
-                              f"since the stage began. Where the chosen one falls, likelihood is displaced.{some}"))
-    if not (bins := reliability(examples)).empty:
-        figures.append(figure(calibration(bins), "Calibration", "On the diagonal, answers are right as often as their probability says. Larger marks: more answers. "
+        figures.append(figure(
+            plots.dpo_course(history), "Margins and log-probabilities over DPO",
+            "Below: how the log-probabilities of the chosen and of the rejected completion changed "
+            f"since the stage began. Where the chosen one falls, likelihood is displaced.{some}"))
+    if not (bins := plots.reliability(examples)).empty:
+        figures.append(figure(plots.calibration(bins),
+                              "Calibration", "On the diagonal, answers are right "
+                              "as often as their probability says. Larger marks: more answers. "
                               "All seeds together."))
     figures += more_figures(folder, results, variants)
-    first = results.drop_duplicates("run").sort_values(["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
-    held = [run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()] if record.answers == "text" else []
-    texts = side_by_side(read_texts(folder, held), variants) if held else pd.DataFrame()
+    first = results.drop_duplicates("run").sort_values(
+        ["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
+    held = ([run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()]
+            if record.answers == "text" else [])
+    texts = plots.side_by_side(store.read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
-    return dict(task=task, about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric), best=best, beside=beside, opening=nothing_learned(results, examples),
-                metrics=metrics_of(results), **more_tables(folder, results, variants), settings=settings_table(folder, results), figures=figures, texts=texts, missing=int(cells["missing"].sum()),
-                said=metric_notes(folder, results, examples), notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
+    return dict(task=task,
+                about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
+                best=best, beside=beside, opening=nothing_learned(results, examples),
+                metrics=metrics_of(results),
+                **more_tables(folder, results, variants), settings=settings_table(folder, results),
+                figures=figures, texts=texts, missing=int(cells["missing"].sum()),
+                said=metric_notes(folder, results, examples),
+                notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
 
 # %% ../nbs/22_report.ipynb #a4b848d3
 def caveats_of(
@@ -419,16 +457,28 @@ def caveats_of(
 ) -> list[str]:
     "Sentences that bound what the study shows."
     found, runs, trained = [], results["run"].nunique(), results[results["recipe"] != "base"]
-    if asked_for and runs < asked_for: found.append(f"The study is not finished: {runs:,} of {asked_for:,} runs are. Everything here is provisional.")
-    if failed: found.append(f"{failed} {'stages' if failed > 1 else 'stage'} failed; the runs that need them are missing (see below).")
+    if asked_for and runs < asked_for:
+        found.append(f"The study is not finished: {runs:,} of {asked_for:,} runs are. Everything "
+                     "here is provisional.")
+    if failed:
+        found.append(f"{failed} {'stages' if failed > 1 else 'stage'} failed; the runs that need "
+                     "them are missing (see below).")
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
     repeated, word = ("fold", "fold") if trained["fold"].nunique() > 1 else ("seed", "seed")
-    seeds = trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained) else 0
+    seeds = (trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained)
+             else 0)
     look = "a look, not a claim" if seeds >= 3 else "too few even for a look"
-    if 0 < seeds < 5: found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}. A claim needs five or more.")
-    if len(trained) and not chosen: found.append("Learning rates are those of the settings, not each cell's best: a difference between cells may be one between rates.")
-    found += [f"{part['task']}: {part['missing']:,} values could not be judged and are left out of the intervals." for part in parts if part["missing"]]
-    if len(trained): found.append("Times are those of the hardware named below; where several runs shared it, they slowed one another.")
+    if 0 < seeds < 5:
+        found.append(f"{seeds} {word}{'s' if seeds > 1 else ''} in the smallest cell: {look}. A "
+                     "claim needs five or more.")
+    if len(trained) and not chosen:
+        found.append("Learning rates are those of the settings, not each cell's best: a difference "
+                     "between cells may be one between rates.")
+    found += [f"{part['task']}: {part['missing']:,} values could not be judged and are left out of "
+              "the intervals." for part in parts if part["missing"]]
+    if len(trained):
+        found.append("Times are those of the hardware named below; where several runs shared it, "
+                     "they slowed one another.")
     return found
 
 # %% ../nbs/22_report.ipynb #5fc3db4b
@@ -440,8 +490,12 @@ def shared_texts(
     for home in map(DataFolder, sorted(StudyFolder(folder).data.glob("*"))):
         if not home.report.exists(): continue
         about = read_record(home.report)
-        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} of {splits}: a model may be judged on texts that it was trained on." for splits, count in about.get("shared", {}).items() if count]
-        if lost := len(about.get("problems", [])): found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be used ({home.unusable.relative_to(folder)}).")
+        found += [f"{about['task']}: {count:,} text{'s' if count > 1 else ''} "
+                  f"of {splits}: a model may be judged on texts that it was trained on."
+                  for splits, count in about.get("shared", {}).items() if count]
+        if lost := len(about.get("problems", [])):
+            found.append(f"{about['task']}: {lost:,} row{'s' if lost > 1 else ''} could not be "
+                         f"used ({home.unusable.relative_to(folder)}).")
     return found
 
 # %% ../nbs/22_report.ipynb #ff65876e
@@ -459,9 +513,10 @@ def plain(
     "The table with nothing in it that Parquet cannot hold."
     table = table.astype({name: str for name in table.select_dtypes("category")})
     words = [name for name in table if not pd.api.types.is_numeric_dtype(table[name])]
-    return table.assign(**{name: [writable(value) for value in table[name]] for name in words}).rename(columns=writable)
+    return table.assign(**{name: [writable(value) for value in table[name]]
+                           for name in words}).rename(columns=writable)
 
-
+# %% ../nbs/22_report.ipynb #b0c587e4
 def write_tables(
     tables: dict[str, pd.DataFrame],  # by name
     folder: Path,                     # made if it is not there
@@ -475,7 +530,8 @@ def write_tables(
     write_text(folder / "README.txt", NOTE)
 
 # %% ../nbs/22_report.ipynb #70407076
-STYLE, PAGE = ((files("sftdpo") / "assets" / name).read_text(encoding="utf-8") for name in ("report.css", "report.html.jinja"))
+STYLE, PAGE = ((files("sftdpo") / "assets" / name).read_text(encoding="utf-8")
+               for name in ("report.css", "report.html.jinja"))
 
 # %% ../nbs/22_report.ipynb #05ed3233
 MARKS = {"supported": "✓", "refuted": "✗", "undecided": "?", "not asked": "–"}
@@ -490,7 +546,7 @@ def format_margin(
     if unit == "times": return f"a factor of {margin:g}"
     return f"±{100 * margin:g} points" if unit == "accuracy" else f"±{margin:g} {unit}"
 
-
+# %% ../nbs/22_report.ipynb #c989c345
 def plain_number(
     value,  # of any metric
 ) -> str:
@@ -504,10 +560,15 @@ def page(
 ) -> str:     # HTML
     "The report as one page."
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=False)
-    environment.filters |= dict(data=data, cut=cut, metric=format_metric, told=describe_estimate, margin=format_margin, plain_number=plain_number)
-    return environment.from_string(PAGE).render(policy=Markup(policy), style=Markup(STYLE), marks=MARKS, between=between, version=sftdpo.__version__,
+    policy = (f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; "
+              "form-action 'none'")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
+                                     trim_blocks=False)
+    environment.filters |= dict(data=data, cut=cut, metric=format_metric, told=describe_estimate,
+                                margin=format_margin, plain_number=plain_number)
+    return environment.from_string(PAGE).render(policy=Markup(policy),
+                                                style=Markup(STYLE), marks=MARKS,
+                                                between=between, version=sftdpo.__version__,
                                                 most_lines=MOST_TABLE_LINES, **parts)
 
 # %% ../nbs/22_report.ipynb #603ffbf7
@@ -517,16 +578,17 @@ def grouped(
     "Verdicts by claim, those that were asked first."
     found = {}
     for one in verdicts: found.setdefault(one.claim, []).append(one)
-    return [(claim, sorted(group, key=lambda one: one.verdict == "not asked")) for claim, group in found.items()]
+    return [(claim, sorted(group, key=lambda one: one.verdict == "not asked"))
+            for claim, group in found.items()]
 
-
+# %% ../nbs/22_report.ipynb #e38c549e
 def searched_rates(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # the chosen trial of each cell
     "What the trials of learning rates chose; empty where there were none."
     path = StudyFolder(folder).search
     if not path.exists(): return pd.DataFrame()
-    trials = read_whole_table(path, ["chosen"])
+    trials = store.read_whole_table(path, ["chosen"])
     return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/22_report.ipynb #65f6ac88
@@ -534,29 +596,38 @@ def write_report(
     folder: str | Path,              # of a study, finished or not
     out: str | Path | None = None,   # HTML file; default: report.html in the folder
 ) -> Path:                           # the file; its tables lie beside it
-    "Write what a study asked, found and was made with as one self-contained HTML file, and its tables as CSV and Parquet."
+    "Write a study's report as one self-contained HTML file, and its tables as CSV and Parquet."
     place, folder = StudyFolder(folder), Path(folder)
     refuse_links(folder)
     name, study = place.values()["name"], read_study(folder)
     out = place.report if out is None else Path(out)
     home = out.with_name(f"{out.stem}.tables")
     results = up_to_date(folder)
-    runs, failures, rates = list(results["run"].unique()), failures_of(folder), searched_rates(folder)
-    examples = read_examples(folder) if runs else pd.DataFrame()
-    variants = variants_of(folder)
-    parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants) for task in results["task"].unique()]
+    runs, failures, rates = (list(results["run"].unique()), failures_of(folder),
+                             searched_rates(folder))
+    examples = store.read_examples(folder) if runs else pd.DataFrame()
+    variants = store.variants_of(folder)
+    parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
+                       variants) for task in results["task"].unique()]
     verdicts = judge_claims(folder) if runs else []
     asked_for, environment = planned(study) if study else None, environment_table(folder, runs)
     whole = place.settings.read_text(encoding="utf-8", errors="backslashreplace")
-    def together(which): return pd.concat([part[which].assign(task=part["task"]) for part in parts], ignore_index=True) if parts else pd.DataFrame()
-    again = shlex.quote(visible(folder.absolute().name))
+    def together(which):
+        return (pd.concat([part[which].assign(task=part["task"]) for part in parts],
+                          ignore_index=True) if parts else pd.DataFrame())
+    again = shlex.quote(plots.visible(folder.absolute().name))
     text = page(
-        name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}", margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for, verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
-        caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0) + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
+        name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}",
+        margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for,
+        verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
+        caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0)
+        + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
         command=f"sftdpo compare --settings study.yaml --out {again}\nsftdpo report {again}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    tables = {kind: together(kind) for kind in ("cells", "metrics", "texts", "settings", "pairs", "one_rate_for_all", "further")}
-    tables |= dict(verdicts=verdict_table(verdicts), environment=environment, failures=failures, searched_rates=rates)
+    tables = {kind: together(kind) for kind in ("cells", "metrics", "texts", "settings", "pairs",
+                                                "one_rate_for_all", "further")}
+    tables |= dict(verdicts=verdict_table(verdicts), environment=environment, failures=failures,
+                   searched_rates=rates)
     write_tables({kind: table for kind, table in tables.items() if len(table)}, home)
     write_text(out, text)
     return out

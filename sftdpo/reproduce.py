@@ -28,7 +28,8 @@ def few_runs(
     "One recipe's run for each tuning, at the lowest seed."
     runs = read_results(folder).drop_duplicates("run").query("recipe != 'base'")
     sizes = runs[("train_size = " + runs["train_size"].astype(str)) == read_margins(folder).primary]
-    runs = (sizes if len(sizes) else runs).sort_values(["fold", "seed", "train_size"], kind="stable")
+    runs = (sizes if len(sizes) else runs).sort_values(["fold", "seed", "train_size"],
+                                                       kind="stable")
     return list(runs[runs["recipe"] == runs["recipe"].iloc[0]].drop_duplicates("tuning")["run"])
 
 # %% ../nbs/16_reproduce.ipynb #c8a5cc26
@@ -57,11 +58,14 @@ def reproduce(
     inputs: Inputs | None = None,  # what the runs read; default: read now
 ) -> pd.DataFrame:       # a line per run: stored, found, difference, low, high, reproduced
     "Train runs of a stored study again, and compare."
-    inputs, place, say = inputs or Inputs(), StudyFolder(out), print if progress else lambda *words: None
+    inputs, place, say = (inputs or Inputs(), StudyFolder(out),
+                          print if progress else lambda *words: None)
     runs = {name: stored_run(folder, name) for name in names or few_runs(folder)}
-    nodes = stage_tree(list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
+    nodes = stage_tree(
+        list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
     carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say)
-    return pd.DataFrame([compare_run(folder, name, place, inputs.of(run).name) for name, run in runs.items()])
+    return pd.DataFrame([compare_run(folder, name, place, inputs.of(run).name)
+                         for name, run in runs.items()])
 
 # %% ../nbs/16_reproduce.ipynb #35c437b2
 def compare_run(
@@ -75,7 +79,8 @@ def compare_run(
     stored, found = scores_of(folder, name), scores_of(place, again)
     apart = difference(found, stored)
     near = abs(apart.mean) <= margin_of(read_margins(folder), task) or apart.low <= 0 <= apart.high
-    return dict(run=name, metric=task_named(task).primary.name, stored=stored["value"].mean(), found=found["value"].mean(), difference=apart.mean,
+    return dict(run=name, metric=task_named(task).primary.name,
+                stored=stored["value"].mean(), found=found["value"].mean(), difference=apart.mean,
                 low=apart.low, high=apart.high, same_name=name == again, reproduced=bool(near))
 
 # %% ../nbs/16_reproduce.ipynb #298ccdc1
@@ -84,8 +89,12 @@ def reproduced_in_words(
 ) -> str:
     "What was stored and what was found, in a line or two."
     metric = metric_named(line.metric)
-    values = f"stored {format_metric(line.stored, metric)}, found {format_metric(line.found, metric)}"
+    values = (f"stored {format_metric(line.stored, metric)}, found "
+              f"{format_metric(line.found, metric)}")
     factor, unit = (100, " points") if metric.share else (1, "")
-    apart = f"{factor * line.difference:+.2f}{unit} [{factor * line.low:+.2f}, {factor * line.high:+.2f}]"
-    other = "" if line.same_name else "\n  note: data, base model or settings differ from those of the stored run, as its name shows"
-    return f"{line.run}: {values}, difference {apart}: {'' if line.reproduced else 'NOT '}reproduced{other}"
+    apart = (f"{factor * line.difference:+.2f}{unit} [{factor * line.low:+.2f}, "
+             f"{factor * line.high:+.2f}]")
+    other = ("" if line.same_name else "\n  note: data, base model or settings differ from those "
+             "of the stored run, as its name shows")
+    return (f"{line.run}: {values}, difference {apart}: "
+            f"{'' if line.reproduced else 'NOT '}reproduced{other}")

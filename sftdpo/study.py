@@ -15,6 +15,7 @@ from shutil import copytree
 
 import pandas as pd
 
+# %% ../nbs/12_study.ipynb #e672a325
 from .config import Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, check, to_dict
 from .data import DataError, Example, TaskData, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
@@ -59,7 +60,8 @@ def flat(
     "Settings by their dotted names, as on the command line."
     found = {}
     for name, value in values.items():
-        if isinstance(value, dict): found |= {f"{name}.{inner}": one for inner, one in flat(value).items()}
+        if isinstance(value, dict):
+            found |= {f"{name}.{inner}": one for inner, one in flat(value).items()}
         else: found[name] = value
     return found
 
@@ -77,8 +79,8 @@ def check_growth(
     for name in dict.fromkeys([*now, *before]):
         if name in NEUTRAL or name.split(".")[0] in MAY_GROW: continue
         check(before.get(name) == now.get(name), name, now.get(name),
-              f"{folder} was begun with {before.get(name)!r}, and results of both cannot stand in one table; "
-              "give another folder, or the old setting")
+              f"{folder} was begun with {before.get(name)!r}, and results of both cannot stand in "
+              "one table; give another folder, or the old setting")
 
 # %% ../nbs/12_study.ipynb #7d7e9a5d
 def check_study_folder(
@@ -90,11 +92,14 @@ def check_study_folder(
     if folder.path.is_file(): raise NotADirectoryError(f"{folder} is a file; give a folder.")
     refuse_links(folder.path)
     if folder.begun: return check_growth(folder, study)
-    if folder.begun_with.exists() or folder.lock("study").exists() or not folder.path.exists(): return  # ours, or new
+    # ours, or new
+    if folder.begun_with.exists() or folder.lock("study").exists() or not folder.path.exists():
+        return
     ours = (folder.locks.name, folder.margins.name)  # margins are best set before a study runs
     for entry in folder.path.iterdir():
         if entry.name in ours or entry.name.startswith(f".{folder.settings.name}."): continue
-        raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a new one.")
+        raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a "
+                              "new one.")
 
 # %% ../nbs/12_study.ipynb #7ba5a736
 def claim_folder(
@@ -137,7 +142,8 @@ def surroundings(
         kind = f"data of the task {run.task}" + (f", fold {run.fold}" if run.fold else "")
         found["backbone"][run.backbone] = one.fingerprint
         found.setdefault(kind, {})[run.data] = one.data.fingerprint
-    return dict(software=software(), hardware=dict(processor=processor(), device=device()), inputs=found)
+    return dict(software=software(), hardware=dict(processor=processor(), device=device()),
+                inputs=found)
 
 # %% ../nbs/12_study.ipynb #d12b2bf5
 def _refuse_other_files(known: dict, found: dict, kind: str, swept: bool, folder: StudyFolder):
@@ -146,9 +152,9 @@ def _refuse_other_files(known: dict, found: dict, kind: str, swept: bool, folder
         allowed = name in known or swept or fingerprint in known.values()
         if known.get(name, fingerprint) == fingerprint and allowed: continue
         then = f"{name!r} ({known[name][:12]})" if name in known else ", ".join(map(repr, known))
-        raise ValueError(f"The {kind} is {name!r} ({fingerprint[:12]}), and {folder} was begun with {then}: "
-                         "results of both cannot stand in one table. "
-                         "Bring the old files back, or give another folder.")
+        raise ValueError(f"The {kind} is {name!r} ({fingerprint[:12]}), and {folder} was begun "
+                         f"with {then}: results of both cannot stand in one table. Bring the old "
+                         "files back, or give another folder.")
 
 # %% ../nbs/12_study.ipynb #47869e5c
 def _report_versions(before: dict, now: dict, folder: StudyFolder, say):
@@ -189,7 +195,8 @@ def _check_sizes(run: Run, data: TaskData):
     for size, split, used in sizes:
         there = len(data.splits[split])
         check(not used or size is None or size <= there, f"{split}_size", size,
-              f"{data.name} has {there:,} examples there: ask for at most {there:,}, or leave it out for all")
+              f"{data.name} has {there:,} examples there: ask for at most {there:,}, or leave it "
+              "out for all")
 
 # %% ../nbs/12_study.ipynb #c939142b
 def _check_wrong_labels(data: TaskData):
@@ -201,7 +208,8 @@ def _check_wrong_labels(data: TaskData):
 # %% ../nbs/12_study.ipynb #1b2e59a5
 def _check_split(run: Run, rows: int):
     "Raise if there is nothing to share between the stages."
-    check(rows > 1, "split", run.split, f"there is {rows} training example: give more, or leave it out")
+    check(rows > 1, "split", run.split,
+          f"there is {rows} training example: give more, or leave it out")
 
 # %% ../nbs/12_study.ipynb #5eedb06a
 def _check_layers(runs: list[Run]):
@@ -259,7 +267,8 @@ def carry_out(
     if execution.retry_failed:
         for node in open_nodes: folder.failure(node.key).unlink(missing_ok=True)
     for node in nodes:
-        if node.key in done: give_up_weights(folder, node, weights)  # left behind by a killed process
+        # left behind by a killed process
+        if node.key in done: give_up_weights(folder, node, weights)
     if not open_nodes: return
     _note_disk(folder, peak_disk(open_nodes, inputs, weights, execution.workers), say)
     if execution.executor == "ray" or execution.workers > 1:
@@ -284,7 +293,8 @@ def run_search(
         names = [name for node in nodes for name in node.runs]
         carry_out(inner, nodes, inputs, "parents", execution, progress, say, names)
     chosen = search_rates(study, inner, inputs, finish, say)
-    for home in inner.stages.glob("*"): remove(inner.stage(home.name).policy)  # where trials started
+    # where trials started
+    for home in inner.stages.glob("*"): remove(inner.stage(home.name).policy)
     write_text(folder.search, inner.search.read_text(encoding="utf-8"))
     return chosen
 
@@ -407,7 +417,8 @@ def _copy_model(home, model: Path):
 def _check_kept(run: Run):
     "Raise if a run trains nothing that could be kept, or is judged on the wrong rows."
     if not run.stages:
-        raise ValueError(f"The recipe {run.recipe!r} trains nothing; give {', '.join(trained_recipes())}.")
+        raise ValueError(f"The recipe {run.recipe!r} trains nothing; give "
+                         f"{', '.join(trained_recipes())}.")
     check(run.judge == "test", "run.judge", run.judge,
           "a model that is kept is judged on the test rows; leave it out")
 
@@ -426,7 +437,8 @@ def train_run(
     home = folder.run(inputs.of(run).name)
     if not home.finished:
         reason = next(iter(failed_runs(folder, stage_tree(study, inputs)).values()))
-        raise WorkFailed(f"{reason}\nAll of it is in {folder.failures}; the same command tries again.")
+        raise WorkFailed(f"{reason}\nAll of it is in {folder.failures}; the same command tries "
+                         "again.")
     _copy_model(home, folder.model)
     return read_json(home.metrics)
 

@@ -157,7 +157,8 @@ class Task:
     title: str         # name of its data, capitalised: "Question pairs"
     answers: str       # "labels", "text" or "pairs"
     primary: Metric    # the metric that decides, fixed before anything is trained; higher is better
-    evaluate: Function  # (model, tokenizer, data, examples, sampling, seed, precision) -> Evaluation
+    # (model, tokenizer, data, examples, sampling, seed, precision) -> Evaluation
+    evaluate: Function
     rejected: dict[str, Function]  # ways of making rejected completions, the default first
     recommended: dict[str | None, Recommended]  # by backbone; None: any other backbone
     headlines: tuple[Metric, ...] = ()  # further metrics that tables show
@@ -239,18 +240,19 @@ PARAPHRASE = Task(
                  label=("is_duplicate", "label")),
     load="sftdpo.data:_paraphrase_task", example="sftdpo.data:_pair_example",
     sources=("embedded", "hub"), published=True, evaluate="sftdpo.evaluate:_evaluate_labels",
-    baselines="sftdpo.measures.baselines:_label_baselines", beside=_label_baselines("majority "
-                                                                                    "class"))
+    baselines="sftdpo.measures.baselines:_label_baselines",
+    beside=_label_baselines("majority class"))
 
 # %% ../nbs/10_tasks.ipynb #1d18b70b
 SONNET = Task(
     "sonnet", "Sonnets", "text", CHRF, recommended=TEXT_RATES, same_lines=True,
     decoding="the end of text is refused until line 14 has begun and the text is as long as the "
-             "true one, and chrF compares as much",
+    "true one, and chrF compares as much",
     headlines=(Metric("chrf_whole", "chrF whole"), replace(NATS, change=True),
                Metric("rhyme", "rhyme", share=True), Metric("lines_14", "14 lines", share=True)),
     rejected=pair_builders("sample", "swap", "shuffle", "corrupt"),
-    load="sftdpo.data:_sonnet_task", sources=("embedded",), evaluate="sftdpo.evaluate:_evaluate_sonnets",
+    load="sftdpo.data:_sonnet_task",
+    sources=("embedded",), evaluate="sftdpo.evaluate:_evaluate_sonnets",
     baselines="sftdpo.measures.baselines:_sonnet_baselines",
     beside=(Baseline("chrf_floor", "random training sonnet", "chrf"),
             Baseline("chrf_best_training", "best training sonnet", "chrf"),
@@ -284,7 +286,8 @@ PREFERENCES = Task(
     rejected=pair_builders("given", "sample", "swap", "shuffle", "corrupt"),
     columns=dict(prompt=(), chosen=(), rejected=()), evaluate="sftdpo.evaluate:_evaluate_pairs",
     baselines="sftdpo.measures.baselines:_preference_baselines",
-    beside=(Baseline("coin", "a coin", "accuracy"), Baseline("longer", "the longer one", "accuracy")),
+    beside=(Baseline("coin", "a coin", "accuracy"),
+            Baseline("longer", "the longer one", "accuracy")),
     paired={"reward_accuracy": "sftdpo.evaluate:pair_reward_accuracy"})
 
 # %% ../nbs/10_tasks.ipynb #a29c1ea6
@@ -314,8 +317,10 @@ GENERAL_METRICS = (
     Metric("kl_reference_policy", "KL(reference‖policy), nats", digits=3, better="lower"),
     Metric("verbalizer_mass", "probability of any answer", share=True),
     Metric("entropy", "entropy of the answer, nats", digits=3),
-    Metric("calibration_error_perfect", "calibration error of a perfect policy", share=True, better="lower"),
-    Metric("calibration_error_scaled", "calibration error, temperature scaled", share=True, better="lower"),
+    Metric("calibration_error_perfect",
+           "calibration error of a perfect policy", share=True, better="lower"),
+    Metric("calibration_error_scaled", "calibration error, temperature scaled",
+           share=True, better="lower"),
     Metric("temperature", "fitted temperature", digits=2),
     Metric("repeated_4grams", "repeated 4-grams", share=True, better="lower"))
 
@@ -336,7 +341,8 @@ class Recipe:
     stages: tuple[str, ...]  # their losses in order: "sft" or "dpo"
     description: str         # a phrase
     control_of: str = ""     # the recipe that it is a control of; default: none
-    depth: tuple[tuple[str, ...], ...] = ()  # per stage: losses whose epochs it has; default: its own
+    # per stage: losses whose epochs it has; default: its own
+    depth: tuple[tuple[str, ...], ...] = ()
     last_rate: str = ""      # the setting with the last stage's rate; default: that of its loss
     after: str = ""          # the recipe of the stages before the last; a search reuses its rates
     sft_term: bool = False   # do its DPO stages add a weighted SFT loss on the chosen completion?
@@ -363,7 +369,8 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
            sft_term=True, exploratory=True),
     Recipe("sft-dpo", ("sft", "dpo"), "one after the other", after="sft"),
     Recipe("sft-sft", ("sft", "sft"), "SFT for as many further steps, the control",
-           control_of="sft-dpo", depth=(("sft",), ("dpo",)), last_rate="second_sft_rate", after="sft"),
+           control_of="sft-dpo",
+           depth=(("sft",), ("dpo",)), last_rate="second_sft_rate", after="sft"),
     Recipe("sft-long", ("sft",), "SFT in one schedule of the same length",
            control_of="sft-dpo", depth=(("sft", "dpo"),)))}
 
@@ -423,17 +430,17 @@ _usual_parts = {"prompt", "label", "completion", "chosen", "rejected"}
 def _check_rows(task: Task):
     "Can examples be made from rows?"
     mapped = task.load or task.example
-    _require(task, task.columns or task.load, "it has neither columns nor a loader", "give one of "
-                                                                                     "them")
+    _require(task, task.columns or task.load, "it has neither columns nor a loader",
+             "give one of them")
     _require(task, not (task.example and "prompt" in task.columns),
-             "a part is called 'prompt', which templates make", "give it another name, such as "
-                                                                "'question'")
+             "a part is called 'prompt', which templates make",
+             "give it another name, such as 'question'")
     _require(task, mapped or not (task.verbalizers and task.columns),
              "nothing maps the labels in the data to its verbalizers",
              "give `example`, or leave out the verbalizers")
     _require(task, mapped or set(task.columns) <= _usual_parts,
-             f"nothing makes an example from {', '.join(task.columns)}", "give `example`, a "
-                                                                         "function of a row")
+             f"nothing makes an example from {', '.join(task.columns)}",
+             "give `example`, a function of a row")
 
 # %% ../nbs/10_tasks.ipynb #140a22a1
 def check_task(
@@ -441,8 +448,8 @@ def check_task(
 ):
     "Raise a `ValueError` that names the field and the remedy."
     kinds = ("labels", "text", "pairs")
-    _require(task, task.answers in kinds, f"answers is {task.answers!r}", "use 'labels', 'text' or "
-                                                                          "'pairs'")
+    _require(task, task.answers in kinds, f"answers is {task.answers!r}",
+             "use 'labels', 'text' or 'pairs'")
     _check_primary(task)
     _require(task, task.rejected, "it has no way of making rejected completions",
              "give at least one, such as pair_builders('swap')")
@@ -460,7 +467,8 @@ def _check_order(recipe: Recipe):
     _require(recipe, recipe.control_of in ("", *RECIPES), f"control_of is {recipe.control_of!r}",
              "name a registered recipe")
     before = RECIPES[recipe.after].stages if recipe.after in RECIPES else ()
-    remedy = f"name the recipe of the stages {expected}" if expected else "leave it out: there is one stage"
+    remedy = (f"name the recipe of the stages {expected}" if expected
+              else "leave it out: there is one stage")
     _require(recipe, before == expected, f"after is {recipe.after!r}", remedy)
 
 # %% ../nbs/10_tasks.ipynb #70df3328
@@ -469,13 +477,13 @@ def check_recipe(
 ):
     "Raise a `ValueError` that names the field and the remedy."
     stages, entries = len(recipe.stages), len(recipe.depths)
-    _require(recipe, stages and set(recipe.stages) <= {"sft", "dpo"}, "its stages are "
-                                                                      f"{recipe.stages}",
+    _require(recipe,
+             stages and set(recipe.stages) <= {"sft", "dpo"}, f"its stages are {recipe.stages}",
              "name at least one of 'sft' and 'dpo'")
     _require(recipe, entries == stages, f"depth has {entries} entries for {stages} stages",
              "give one per stage")
-    _require(recipe, recipe.last_rate in ("", "second_sft_rate"), "last_rate is "
-                                                                  f"{recipe.last_rate!r}",
+    _require(recipe,
+             recipe.last_rate in ("", "second_sft_rate"), f"last_rate is {recipe.last_rate!r}",
              "use 'second_sft_rate' or leave it out")
     _check_order(recipe)
 
@@ -508,4 +516,5 @@ def import_modules(
         except ModuleNotFoundError as error:
             if error.name != name.split(".")[0]: raise
             raise ModuleNotFoundError(f"SFTDPO_MODULES names {name!r}, and there is no such "
-                                      "module: put its folder on PYTHONPATH.", name=error.name) from None
+                                      "module: put its folder on PYTHONPATH.",
+                                      name=error.name) from None

@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+# %% ../nbs/05_trainer.ipynb #3567e820
 from sftdpo.batches import (
     Scorer,
     best_precision,
@@ -132,7 +133,8 @@ def whole_steps(
 ) -> DataLoader:
     "A loader of whole steps, the same in every process; each then takes its share of a step."
     order = TrainingOrder(rows, batch_size, seed)
-    steps = DataLoader(range(len(rows)), batch_sampler=order, collate_fn=lambda some: {"rows": some})
+    steps = DataLoader(range(len(rows)), batch_sampler=order,
+                       collate_fn=lambda some: {"rows": some})
     return prepare_data_loader(steps, num_processes=1, process_index=0)
 
 # %% ../nbs/05_trainer.ipynb #36ad62bb
@@ -188,7 +190,8 @@ def check_start(
     apart, limit = ((policy - reference).abs().sum() / tokens).item(), ROUNDING[precision]
     if apart > limit:
         raise ValueError(
-            f"DPO starts {apart:.4f} nats a token from its reference, where both are the same model "
+            f"DPO starts {apart:.4f} "
+            "nats a token from its reference, where both are the same model "
             f"and rounding makes up to {limit}: the reference scores belong to another policy, "
             "or dropout is on. Delete the stage's folder to score the reference again.")
 
@@ -254,7 +257,8 @@ def rounding_of(
 ) -> str:
     "The precision whose rounding its log-probabilities have: a key of `ROUNDING`."
     if scorer.causal_model.dtype != torch.float32: return "bf16"
-    return best_precision(scorer.causal_model.device) if scorer.precision == "auto" else scorer.precision
+    return (best_precision(scorer.causal_model.device) if scorer.precision == "auto"
+            else scorer.precision)
 
 # %% ../nbs/05_trainer.ipynb #efeca1ff
 def without_dropout(
@@ -274,7 +278,8 @@ class RowTrainer(Trainer):
                  micro_batch: int, key: str = "", **kwargs):
         super().__init__(model=scorer, train_dataset=rows, **kwargs)
         self.stage, self.micro_batch, self.key, self.watched = stage, micro_batch, key, []
-        self.dropout, self.rounding, self.reference = uses_dropout(scorer, stage), rounding_of(scorer), None
+        self.dropout, self.rounding, self.reference = (uses_dropout(scorer, stage),
+                                                       rounding_of(scorer), None)
         if reference is not None:
             self.reference = torch.tensor(reference, dtype=torch.float32, device=self.args.device)
 
@@ -307,7 +312,8 @@ class StageSteps(RowTrainer):
             except (RuntimeError, MemoryError) as error:
                 alone = self.args.world_size == 1
                 if not (out_of_memory(error) and self.micro_batch > 1 and alone): raise
-            model.zero_grad()  # outside the block above, in which the error holds the batch's memory
+            # outside the block above, in which the error holds the batch's memory
+            model.zero_grad()
             self.micro_batch = halve(self.micro_batch, f"in a step of {len(inputs['rows'])} rows")
 
     def step_gradients(self, model, step: list[int]):
@@ -337,7 +343,8 @@ def sums_and_counts(
 ) -> dict[str, torch.Tensor]:  # sum and count
     "The sum and the number of rows of each thing that is watched."
     found = {name: torch.cat([one[name] for one in seen]) for name in seen[0]}
-    return {name: torch.stack([value.sum(), value.new_tensor(len(value))]) for name, value in found.items()}
+    return {name: torch.stack([value.sum(), value.new_tensor(len(value))])
+            for name, value in found.items()}
 
 # %% ../nbs/05_trainer.ipynb #5ec1b3aa
 def trained_weights(
@@ -352,7 +359,8 @@ class StageTrainer(StageSteps):
     def log(self, logs, start_time=None):
         if "loss" in logs:
             found = sums_and_counts(self.watched)
-            sums = self.accelerator.reduce(torch.stack(list(found.values())), "sum")  # over the processes
+            # over the processes
+            sums = self.accelerator.reduce(torch.stack(list(found.values())), "sum")
             logs |= {name: (total / count).item() for name, (total, count) in zip(found, sums)}
             self.watched.clear()
         super().log(logs, start_time)
@@ -371,7 +379,8 @@ class StageTrainer(StageSteps):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()  # each process writes its random state
                 elapsed, size = self.watch.elapsed(), self.micro_batch
-                if self.args.should_save: mark_whole(place, key=self.key, elapsed=elapsed, micro_batch_size=size)
+                if self.args.should_save:
+                    mark_whole(place, key=self.key, elapsed=elapsed, micro_batch_size=size)
             except BaseException:
                 remove(place)
                 raise
@@ -572,7 +581,8 @@ class StageResult:
     history: pd.DataFrame          # one line per step, and one per evaluation on the held-out rows
     examples_per_second: float     # of the training steps after warm-up
     tokens_per_second: float       # tokens fed to the model, of the same steps
-    seconds: float                 # the whole stage with reference and evaluations, in all its attempts
+    # the whole stage with reference and evaluations, in all its attempts
+    seconds: float
     reference_seconds: float       # of which: scoring the reference
     peak_memory_gb: float          # of this process (on CUDA: of the device during the stage)
     steps: int                     # optimizer steps
@@ -754,7 +764,8 @@ def run_training(
     try: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error): raise
-        raise MemoryError(too_large(trainer.train_dataset, trainer.micro_batch, str(error))) from error
+        raise MemoryError(too_large(trainer.train_dataset, trainer.micro_batch,
+                                    str(error))) from error
 
 # %% ../nbs/05_trainer.ipynb #944a3cff
 def train_stage(
@@ -766,8 +777,11 @@ def train_stage(
     folder: Path | None = None,  # for checkpoints and reference scores; default: nothing is kept
     progress: bool = True,       # draw a progress bar?
     label: str = "",             # what the bar is called
-    keep_checkpoint: bool = False,  # for a caller who saves the model, then calls `StageFolder.remove_checkpoints`
-    key: str = "",               # the stage's identity, stored in its checkpoints; default: made of weights, rows, settings and seed
+    # for a caller who saves the model, then calls `StageFolder.remove_checkpoints`
+    keep_checkpoint: bool = False,
+    # the stage's identity, stored in its checkpoints; default: made of weights, rows, settings and
+    # seed
+    key: str = "",
 ) -> StageResult:
     "Train one stage and return its result; with a checkpoint in `folder`, continue from there."
     if not rows: raise ValueError("There are no rows to train on; give at least one example.")
@@ -799,5 +813,6 @@ def train_stage(
         run_training(trainer, checkpoint)
         pairs = watch.pairs()
     if folder and not keep_checkpoint and main_process: StageFolder(folder).remove_checkpoints()
-    result = result_of(trainer, mean_width(rows), watch.elapsed(), reference_seconds, trainer.micro_batch)
+    result = result_of(trainer, mean_width(rows), watch.elapsed(), reference_seconds,
+                       trainer.micro_batch)
     return replace(result, pairs=pairs)

@@ -6,8 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sftdpo.config import (
+    Benchmark,
+    Execution,
     LoRA,
+    Reading,
     Run,
+    Sampling,
+    Search,
     SettingsError,
     Stage,
     Study,
@@ -18,6 +23,7 @@ from sftdpo.config import (
     to_dict,
     to_yaml,
 )
+from sftdpo.engine.options import helps
 
 
 @pytest.mark.parametrize("make, words", [
@@ -69,12 +75,10 @@ def test_yaml_may_be_empty_or_partial():
 
 
 def test_every_field_is_explained():
-    import inspect
-    for kind in (LoRA, Stage, Run, Study):
-        source = inspect.getsource(kind)
-        for field in dataclasses.fields(kind):
-            line = next(line for line in source.splitlines() if line.strip().startswith(f"{field.name}:"))
-            assert "  # " in line, f"{kind.__name__}.{field.name} has no explanation"
+    for kind in (LoRA, Sampling, Reading, Stage, Run, Search, Study, Execution, Benchmark):
+        found = helps(kind)
+        assert set(found) == {field.name for field in dataclasses.fields(kind)}
+        for name, text in found.items(): assert text, f"{kind.__name__}.{name} has no explanation"
 
 
 @given(st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False), st.text(), st.lists(st.integers()))), st.randoms())

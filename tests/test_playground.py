@@ -226,7 +226,7 @@ def test_a_page_keeps_its_own_process(tmp_path):
 
 def test_resume_tries_again_what_failed_and_says_why_it_did(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr("sftdpo.playground.begin_study", lambda study, folder, execution: given.append(execution) or Process(1))
+    monkeypatch.setattr("sftdpo.playground.live.begin_study", lambda study, folder, execution: given.append(execution) or Process(1))
     page = Playground(tmp_path / "study", small())
     page.run()
     assert given == [Execution(retry_failed=True)]
@@ -374,7 +374,7 @@ def test_an_older_look_says_nothing(tmp_path, monkeypatch):
         begun.set()
         go.wait(60)
         raise SettingsError("train_size = 7 cannot be used: ...")
-    monkeypatch.setattr("sftdpo.playground.estimate", look)
+    monkeypatch.setattr("sftdpo.playground.live.estimate", look)
     page = Playground(tmp_path / "study", small())
     async def typed():
         page.form.entries["train_size"].control.value = "7"
@@ -394,7 +394,7 @@ def test_measuring_leaves_the_page_free(tmp_path, monkeypatch):
         go.wait(60)
         raise ValueError("there is no such file")
     monkeypatch.setattr("sftdpo.playground.measure_apart", fails)
-    monkeypatch.setattr("sftdpo.playground.estimate", lambda *asked: estimated(1, 1, None, ("sft",), 1, 1))
+    monkeypatch.setattr("sftdpo.playground.live.estimate", lambda *asked: estimated(1, 1, None, ("sft",), 1, 1))
     page = Playground(tmp_path / "study", small())
     async def pressed():
         page.measure()
@@ -596,7 +596,7 @@ def test_messages_for_the_shell_name_fields_on_the_page(text):
 def test_a_recommendation_is_the_command_s(tmp_path, monkeypatch):
     from sftdpo.cli import parse
     begun = []
-    monkeypatch.setattr("sftdpo.playground.begin_command", lambda folder, words: begun.append((folder, words)) or Process())
+    monkeypatch.setattr("sftdpo.playground.live.begin_command", lambda folder, words: begun.append((folder, words)) or Process())
     page = Playground(tmp_path / "study", small())
     page.recommend(str(tmp_path / "my tickets.csv"), "labels", Reading(prompt="{text}\\n", label="team", unusable="drop"), 5)
     (folder, words), = begun

@@ -32,7 +32,7 @@ def rows_of_examples(
     if data.verbalizers: return verbalizer_rows(examples, inputs.tokenizer, data.verbalizers, most)
     return tokenize(without_rejected(examples), inputs.tokenizer, data.end_of_text, most)
 
-
+# %% ../../nbs/engine/04_beside.ipynb #e2416c44
 def tokens_of_judging(
     inputs: RunInputs,  # of a run
 ) -> int:
@@ -42,7 +42,9 @@ def tokens_of_judging(
     answers, kind = {"pairs": 2, "text": 1}, TASKS[run.task].answers
     def tokens(row): return len(row.prompt) + answers.get(kind, 1) * sum(map(len, row.completions))
     total = sum(map(tokens, rows))
-    if kind == "text": total += sum(len(row.prompt) + run.sampling.samples * len(row.completions[0]) for row in rows)
+    if kind == "text":
+        total += sum(len(row.prompt) + run.sampling.samples * len(row.completions[0])
+                     for row in rows)
     return round(total * len(judged) / len(rows))
 
 # %% ../../nbs/engine/04_beside.ipynb #4287a693
@@ -88,7 +90,8 @@ def beside_of(
     text = text_windows(held_out_text(run.held_out_text, run.backbone), inputs.tokenizer,
                         min(MOST_TOKENS, share), min(WINDOW, inputs.length))
     order = subset(inputs.judged, min(MOST_PROMPTS, len(inputs.judged)), 0)
-    rows = [Row(row.id, row.prompt, row.completions[:1]) for row in within(rows_of_examples(inputs, order), share)]
+    rows = [Row(row.id, row.prompt, row.completions[:1])
+            for row in within(rows_of_examples(inputs, order), share)]
     most = max(1, MOST_DISTRIBUTION_BYTES // (4 * vocabulary * len(rows)))
     places = [spread(len(row.completions[0]), most) for row in rows]
     validation, fitted = [], []
@@ -111,7 +114,8 @@ def distance_metrics(
     for name, there in others.items():
         if there is None: continue
         table = distances(here, there, beside.rows, beside.places)
-        found |= with_interval(f"kl_policy_{name}", table["there"]) | with_interval(f"kl_{name}_policy", table["back"])
+        found |= (with_interval(f"kl_policy_{name}", table["there"])
+                  | with_interval(f"kl_{name}_policy", table["back"]))
     return found
 
 # %% ../../nbs/engine/04_beside.ipynb #4a929664
@@ -124,7 +128,8 @@ def temperature_metrics(
     temperature = fit_temperature(before, validation["label"])
     scaled = at_temperature(after, temperature)
     right = scaled.argmax(1) == judged["label"].to_numpy()
-    return {"temperature": temperature, "calibration_error_scaled": calibration_error(scaled.max(1), right)}
+    return {"temperature": temperature,
+            "calibration_error_scaled": calibration_error(scaled.max(1), right)}
 
 # %% ../../nbs/engine/04_beside.ipynb #d7822166
 def measured_beside(
@@ -137,7 +142,8 @@ def measured_beside(
 ) -> dict[str, float]:
     "All that is measured of a run besides its task, except for the distances."
     after = text_nll(model, beside.text)
-    found = {"held_out_text_nll": after} | ({} if before is None else {"forgetting": after - before})
+    found = ({"held_out_text_nll": after}
+             | ({} if before is None else {"forgetting": after - before}))
     if beside.validation and {"label", "prediction"} <= set(judged):
         fitted = predict(model, inputs.tokenizer, inputs.data, beside.validation, precision)
         if "label" in fitted: found |= temperature_metrics(fitted, judged)

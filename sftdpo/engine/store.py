@@ -23,7 +23,8 @@ from ..tasks import RECIPES, Task, task_named
 
 # %% ../../nbs/engine/05_store.ipynb #e5221fd2
 CELL = ["task", "recipe", "tuning", "seed", "fold"]
-COLUMNS = ["study", "run", "task", "backbone", "data", "train_size", "recipe", "tuning", "seed", "fold", "split", "metric", "value"]
+COLUMNS = ["study", "run", "task", "backbone", "data", "train_size", "recipe", "tuning", "seed",
+           "fold", "split", "metric", "value"]
 
 # %% ../../nbs/engine/05_store.ipynb #557493fe
 def read_whole_table(
@@ -36,8 +37,10 @@ def read_whole_table(
     text = without_digest(path, path.read_bytes().decode("utf-8", "replace"), remedy)
     if not text.endswith("\n"): raise Damaged(path, "its last line is cut", remedy)
     try: table = pd.read_csv(io.StringIO(text), **how)
-    except ValueError as error: raise Damaged(path, f"it cannot be read: {str(error).splitlines()[0]}", remedy) from None
-    if lost := [name for name in columns if name not in table]: raise Damaged(path, f"it has no column {lost[0]}", remedy)
+    except ValueError as error:
+        raise Damaged(path, f"it cannot be read: {str(error).splitlines()[0]}", remedy) from None
+    if lost := [name for name in columns if name not in table]:
+        raise Damaged(path, f"it has no column {lost[0]}", remedy)
     return table
 
 # %% ../../nbs/engine/05_store.ipynb #6684ec5b
@@ -45,10 +48,12 @@ def planned_runs(
     folder: str | Path,  # of the study
 ) -> pd.DataFrame | None:  # run, the columns of `CELL`, and what is swept, all as text; None if there is no list
     "The runs that the study has planned."
-    path, remedy = StudyFolder(folder).planned, f"{AGAIN}; without the file every finished run is in the table"
+    path, remedy = (StudyFolder(folder).planned,
+                    f"{AGAIN}; without the file every finished run is in the table")
     if not path.exists(): return None
     planned = read_whole_table(path, ["run", *CELL], remedy, dtype=str, keep_default_na=False)
-    if not planned[CELL].fillna("").all(axis=None): raise Damaged(path, "a line of it is no run", remedy)
+    if not planned[CELL].fillna("").all(axis=None):
+        raise Damaged(path, "a line of it is no run", remedy)
     for name in planned["run"].unique(): inside(StudyFolder(folder).runs, name)
     return planned
 
@@ -62,9 +67,12 @@ def write_planned_runs(
     folder, lines = StudyFolder(folder), lines.astype(str).drop_duplicates()
     with folder.held("asked", wait=-1):
         try: before = planned_runs(folder)
-        except Damaged as error: before = say(f"note: {error} Runs that were planned earlier, but not now, leave the table.")
+        except Damaged as error:
+            before = say(f"note: {error} Runs that were planned earlier, but not now, leave the "
+                         "table.")
         if before is not None and set(before) == set(lines):
-            lines = pd.concat([lines, before]).drop_duplicates([name for name in lines if name != "run"])
+            lines = pd.concat([lines, before]).drop_duplicates(
+                [name for name in lines if name != "run"])
         write_text(folder.planned, with_digest(lines.to_csv(index=False)))
 
 # %% ../../nbs/engine/05_store.ipynb #c06faa48
@@ -76,19 +84,24 @@ def rows_of(
     study, runs, found = folder.values()["name"], [], []
     for run in map(folder.run, names):
         about = run.about()
-        for split, home in {about["split"]: run, **{name: run.further(name) for name in run.further_sets}}.items():
+        for split, home in {about["split"]: run,
+                            **{name: run.further(name) for name in run.further_sets}}.items():
             runs.append([study, *(about[column] for column in COLUMNS[1:-3]), split])
             found.append(read_json(run.checked(home.metrics, about)))
     results = pd.DataFrame(runs, columns=COLUMNS[:-2])
-    results = results.loc[results.index.repeat([len(metrics) for metrics in found])].reset_index(drop=True)
-    results["metric"] = pd.Series([metric for metrics in found for metric in metrics], dtype=str)  # text even where there are none
+    results = results.loc[results.index.repeat([len(metrics) for metrics in found])].reset_index(
+        drop=True)
+    # text even where there are none
+    results["metric"] = pd.Series([metric for metrics in found for metric in metrics], dtype=str)
     values = pd.array([value for metrics in found for value in metrics.values()], dtype="Float64")
     results["value"] = values.to_numpy(float, na_value=float("nan"))
-    results.loc[results.metric.str.startswith(("stage", "parameters", "majority_share")), "split"] = "train"
+    results.loc[results.metric.str.startswith(("stage", "parameters", "majority_share")),
+                "split"] = "train"
     return results
 
 # %% ../../nbs/engine/05_store.ipynb #726d0610
-MAIN = ("test", "validation", "train")  # values of `split`; any other one is the name of a further set
+# values of `split`; any other one is the name of a further set
+MAIN = ("test", "validation", "train")
 
 def rows_judged_on(
     results: pd.DataFrame,  # of all sets
@@ -100,7 +113,7 @@ def rows_judged_on(
     some = results[(results["split"] == judged) | there & (results["split"] == "train")]
     return some.assign(split=some["split"].replace(judged, "test")).reset_index(drop=True)
 
-
+# %% ../../nbs/engine/05_store.ipynb #4decca26
 def further_sets(
     folder: str | Path,  # of a study
 ) -> list[str]:
@@ -117,11 +130,14 @@ def gather(
     with folder.held("results", wait=-1):
         remove_leftovers(folder.path)
         asked = planned_runs(folder)
-        place = {name: i for i, name in enumerate(order if asked is None else asked["run"].unique())}
+        place = {name: i
+                 for i, name in enumerate(order if asked is None else asked["run"].unique())}
         names = sorted(folder.finished_runs(), key=lambda name: place.get(name, len(place)))
-        results = rows_of(folder, [name for name in names if asked is None or name in place])  # what is superseded stays on the disk
+        # what is superseded stays on the disk
+        results = rows_of(folder, [name for name in names if asked is None or name in place])
         text = results.to_csv(index=False)
-        if not folder.results.exists() or folder.results.read_bytes() != text.encode(): write_text(folder.results, text)
+        if not folder.results.exists() or folder.results.read_bytes() != text.encode():
+            write_text(folder.results, text)
     return rows_judged_on(results)
 
 # %% ../../nbs/engine/05_store.ipynb #e2b71f9a
@@ -131,13 +147,19 @@ def read_results(
 ) -> pd.DataFrame:
     "A study's results, one line per run and metric."
     path = StudyFolder(folder).results
-    if not path.exists(): raise FileNotFoundError(f"There are no results in {folder}; run `sftdpo compare --out {folder}` first.")
+    if not path.exists():
+        raise FileNotFoundError(f"There are no results in {folder}; run `sftdpo compare --out "
+                                f"{folder}` first.")
     refuse_links(folder)
-    kinds = {name: "category" for name in ("study", "run", "task", "backbone", "data", "recipe", "tuning", "split", "metric")}
+    kinds = {name: "category" for name in ("study", "run", "task", "backbone", "data", "recipe",
+                                           "tuning", "split", "metric")}
     remedy = f"{AGAIN}, and so does `sftdpo report`"
-    results = read_whole_table(path, ["run", "metric", "value"], remedy, keep_default_na=False, na_values={"value": [""]}, dtype=kinds)
+    results = read_whole_table(path, ["run", "metric", "value"], remedy, keep_default_na=False,
+                               na_values={"value": [""]}, dtype=kinds)
     for name in results["run"].unique(): inside(path.with_name("runs"), name)
-    try: return rows_judged_on(results.astype({name: str for name in kinds} | {"value": float}), judged)
+    try:
+        return rows_judged_on(results.astype({name: str for name in kinds} | {"value": float}),
+                              judged)
     except ValueError: raise Damaged(path, "a value is not a number", remedy) from None
 
 # %% ../../nbs/engine/05_store.ipynb #3a8c41fb
@@ -151,7 +173,8 @@ def described(
     "What each run says of itself: its name, task, cell, seed, and where it came from."
     folder = StudyFolder(folder)
     refuse_links(folder.path)
-    return [folder.run(name).about() | dict(run=name) for name in (folder.finished_runs() if runs is None else runs)]
+    return [folder.run(name).about() | dict(run=name)
+            for name in (folder.finished_runs() if runs is None else runs)]
 
 # %% ../../nbs/engine/05_store.ipynb #2bc899fd
 def _together(folder, runs, read) -> pd.DataFrame:
@@ -170,7 +193,8 @@ def read_texts(
     runs: list[str] | None = None,  # names of runs; None: all that are finished
 ) -> pd.DataFrame:
     "Every line of the runs' predictions or texts, as they were written."
-    return _together(folder, runs, lambda run, about: pd.read_parquet(run.checked(run.examples, about)))
+    return _together(folder, runs, lambda run,
+                     about: pd.read_parquet(run.checked(run.examples, about)))
 
 # %% ../../nbs/engine/05_store.ipynb #d53837a0
 def with_macro_f1(
@@ -191,7 +215,8 @@ def read_examples(
         home = run.further(judged) if judged else run
         if judged and not home.examples.exists(): return None
         table = pd.read_parquet(run.checked(home.examples, about))
-        numbers = with_macro_f1(table).select_dtypes(["number", "bool"]).drop(columns=["sample"], errors="ignore").astype(float)
+        numbers = with_macro_f1(table).select_dtypes(["number", "bool"]).drop(
+            columns=["sample"], errors="ignore").astype(float)
         return numbers.groupby(table["id"].astype(str), sort=False).mean().reset_index()
     return _together(folder, runs, read)
 
@@ -203,7 +228,8 @@ def task_of(
     "The record of the task, with the primary metric that suits the data."
     rows = results if task is None else results[results["task"] == task]
     shares = rows.loc[rows["metric"] == "majority_share", "value"] if len(rows) else []
-    return task_named(task or (rows["task"].iloc[0] if len(rows) else "")).judged(shares.max() if len(shares) else None)
+    return task_named(task or (rows["task"].iloc[0] if len(rows) else "")).judged(
+        shares.max() if len(shares) else None)
 
 # %% ../../nbs/engine/05_store.ipynb #3e054f80
 def read_history(
@@ -211,7 +237,8 @@ def read_history(
     runs: list[str] | None = None,  # names of runs; None: all that are finished
 ) -> pd.DataFrame:
     "The steps of the runs' stages, and their evaluations on held-out rows."
-    return _together(folder, runs, lambda run, about: pd.read_csv(run.checked(run.history, about)) if run.history.exists() else None)
+    return _together(folder, runs, lambda run, about: pd.read_csv(run.checked(run.history, about))
+                     if run.history.exists() else None)
 
 # %% ../../nbs/engine/05_store.ipynb #60637597
 def read_settings(
@@ -239,16 +266,19 @@ def swept_values(
     "The swept values of each run."
     lines = planned_runs(folder)
     if lines is None: return pd.DataFrame()
-    swept, by_run = [name for name in lines if name not in IDENTITY], lines.groupby("run", sort=False)
+    swept, by_run = ([name for name in lines if name not in IDENTITY],
+                     lines.groupby("run", sort=False))
     used = (by_run[swept].nunique() == 1) & (lines[swept].nunique() > 1)
     return by_run[swept].first().where(used)
 
+# %% ../../nbs/engine/05_store.ipynb #961f47a3
 def variants_of(
     folder: Path,     # of a study
 ) -> dict[str, str]:  # run: dpo.beta 0.05
     "The swept settings that tell each run from the others of its cell."
     values = swept_values(folder)
-    return {run: ", ".join(f"{name} {value}" for name, value in line.dropna().items()) for run, line in values.iterrows()} if len(values.columns) else {}
+    return ({run: ", ".join(f"{name} {value}" for name, value in line.dropna().items())
+             for run, line in values.iterrows()} if len(values.columns) else {})
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d1
 def first_stage(
@@ -259,7 +289,8 @@ def first_stage(
 ) -> dict:
     "Settings of a recipe's first stage: those chosen for the recipe that has this stage alone."
     before = f"{task} {RECIPES[recipe].after} {tuning} "
-    return {setting.removeprefix(before): value for setting, value in chosen.items() if setting.startswith(before)}
+    return {setting.removeprefix(before): value
+            for setting, value in chosen.items() if setting.startswith(before)}
 
 # %% ../../nbs/engine/05_store.ipynb #42500c28
 def with_searched_rates(
@@ -269,13 +300,20 @@ def with_searched_rates(
     "The study with the chosen values in its `cells`; values that it sets itself for single cells stay."
     path, chosen = StudyFolder(folder).search, {}
     if not study.search.trials or not path.exists(): return study
-    trials = read_whole_table(path, ["task", "recipe", "tuning", "chosen"], dtype=dict.fromkeys(("learning_rate", "beta"), str))  # as they were written, to the last digit
-    recipes = {name for recipe in study.recipes for name in (recipe, *RECIPES[recipe].stages)}  # a first stage may be that of a recipe which is not compared
-    trials = trials[trials.chosen & trials.task.isin(study.tasks) & trials.tuning.isin(study.tunings) & trials.recipe.isin(recipes)]
+    # as they were written, to the last digit
+    trials = read_whole_table(path, ["task", "recipe", "tuning", "chosen"],
+                              dtype=dict.fromkeys(("learning_rate", "beta"), str))
+    # a first stage may be that of a recipe which is not compared
+    recipes = {name for recipe in study.recipes for name in (recipe, *RECIPES[recipe].stages)}
+    trials = trials[trials.chosen & trials.task.isin(study.tasks) & trials.tuning.isin(
+        study.tunings) & trials.recipe.isin(recipes)]
     for one in trials.itertuples():  # recipes of one stage come first
-        settings = dict(zip(RECIPES[one.recipe].searched, map(float, (one.learning_rate, one.beta))))
-        if RECIPES[one.recipe].after: settings |= first_stage(chosen, one.task, one.recipe, one.tuning)
-        chosen |= {f"{one.task} {one.recipe} {one.tuning} {setting}": value for setting, value in settings.items()}
+        settings = dict(zip(RECIPES[one.recipe].searched,
+                            map(float, (one.learning_rate, one.beta))))
+        if RECIPES[one.recipe].after:
+            settings |= first_stage(chosen, one.task, one.recipe, one.tuning)
+        chosen |= {f"{one.task} {one.recipe} {one.tuning} {setting}": value
+                   for setting, value in settings.items()}
     return study.replace(cells=chosen | study.cells)
 
 # %% ../../nbs/engine/05_store.ipynb #b8795f96
@@ -286,6 +324,7 @@ def read_pairs(
     "How the likelihoods of held-out pairs changed in the runs' DPO stages."
     def read(run, about):
         files = [(stage, run.pairs(stage)) for stage in range(1, 9) if run.pairs(stage).exists()]
-        tables = [pd.read_csv(run.checked(path, about)).assign(stage=stage) for stage, path in files]
+        tables = [pd.read_csv(run.checked(path, about)).assign(stage=stage)
+                  for stage, path in files]
         return pd.concat(tables, ignore_index=True) if tables else None
     return _together(folder, runs, read)

@@ -25,7 +25,8 @@ def check_trackers(
     "Raise unless the packages of these trackers are installed."
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise SettingsError(f"execution.report_to = {name} cannot be used: the package {name} is not installed: pip install {name}, or leave it out.")
+            raise SettingsError(f"execution.report_to = {name} cannot be used: the package {name} "
+                                f"is not installed: pip install {name}, or leave it out.")
 
 # %% ../../nbs/engine/17_trackers.ipynb #24afedfe
 @contextmanager
@@ -39,8 +40,10 @@ def tracked(
         yield
         return
     check_trackers(names)
-    values = dict(SFTDPO_REPORT_TO=",".join(names), SFTDPO_STUDY=study, SFTDPO_TRACKED=str(Path(folder).absolute() / "tensorboard"))
-    names_of_theirs = dict(WANDB_PROJECT="sftdpo", WANDB_RUN_GROUP=study, MLFLOW_EXPERIMENT_NAME=study)
+    values = dict(SFTDPO_REPORT_TO=",".join(names), SFTDPO_STUDY=study,
+                  SFTDPO_TRACKED=str(Path(folder).absolute() / "tensorboard"))
+    names_of_theirs = dict(WANDB_PROJECT="sftdpo", WANDB_RUN_GROUP=study,
+                           MLFLOW_EXPERIMENT_NAME=study)
     values |= {name: value for name, value in names_of_theirs.items() if name not in os.environ}
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -59,6 +62,7 @@ def stage_name(
     fold = f" fold {run.fold}" if run.fold else ""
     return f"{run.task} {run.cell}{fold} seed {run.seed} {stage.title}"
 
+# %% ../../nbs/engine/17_trackers.ipynb #8fa3bbf6
 def finish_trackers():
     "Close the runs that are open in this process."
     if not os.environ.get("SFTDPO_REPORT_TO"): return
@@ -66,6 +70,7 @@ def finish_trackers():
         if name in sys.modules and name in os.environ["SFTDPO_REPORT_TO"]:
             with suppress(Exception): getattr(sys.modules[name], close)()  # nothing is open
 
+# %% ../../nbs/engine/17_trackers.ipynb #56e0a3c0
 @contextmanager
 def stage_tracked(
     run: Run,      # for which it is trained
@@ -75,7 +80,8 @@ def stage_tracked(
     before, reported = os.environ.get("TENSORBOARD_LOGGING_DIR"), os.environ.get("SFTDPO_REPORT_TO")
     if reported:
         os.environ["SFTDPO_STAGE"] = stage_name(run, stage)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(os.environ["SFTDPO_TRACKED"], stage_name(run, stage).replace(" ", "-")))
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(Path(os.environ["SFTDPO_TRACKED"],
+                                                         stage_name(run, stage).replace(" ", "-")))
     try: yield
     finally:
         finish_trackers()
@@ -84,7 +90,9 @@ def stage_tracked(
             os.environ.pop("TENSORBOARD_LOGGING_DIR", None)
             if before is not None: os.environ["TENSORBOARD_LOGGING_DIR"] = before
 
+# %% ../../nbs/engine/17_trackers.ipynb #44a035d9
 def tracking_arguments() -> dict:
     "What `TrainingArguments` say of trackers."
     if not (names := os.environ.get("SFTDPO_REPORT_TO")): return dict(report_to="none")
-    return dict(report_to=names.split(","), run_name=os.environ.get("SFTDPO_STAGE", "stage"), project=os.environ["SFTDPO_STUDY"])
+    return dict(report_to=names.split(","), run_name=os.environ.get("SFTDPO_STAGE", "stage"),
+                project=os.environ["SFTDPO_STUDY"])

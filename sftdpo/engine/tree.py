@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
+# %% ../../nbs/engine/06_tree.ipynb #83d2f2f9
 from ..config import Run, Stage, Study
 from .folder import StageFolder, StudyFolder
 from .inputs import Inputs, RunInputs
@@ -41,7 +42,8 @@ class Node:
         fold = f", fold {self.run.fold}" if self.run.fold else ""
         if not self.stage: return f"{self.run.task}: {self.run.backbone} before training{fold}"
         before = " ".join(node.stage.title for node in self.ancestors if node.stage)
-        return f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.title} {self.run.tuning}{fold}, seed {self.run.seed}"
+        return (f"{self.run.task}: {f'{before} → ' if before else ''}{self.stage.title} "
+                f"{self.run.tuning}{fold}, seed {self.run.seed}")
 
     @property
     def ancestors(self) -> list["Node"]:
@@ -59,7 +61,8 @@ def stage_tree(
     for one in map(inputs.of, runs.runs() if isinstance(runs, Study) else runs):
         if one.name in named: continue  # runs that differ only in an unused swept field
         base = inputs.of(one.run.base)
-        parent = nodes.setdefault(base.name, Node(base.name, None, base, None, 0, {base.name: base}))
+        parent = nodes.setdefault(base.name,
+                                  Node(base.name, None, base, None, 0, {base.name: base}))
         for depth, (key, stage) in enumerate(zip(one.keys, one.run.stages), 1):
             if key not in nodes:
                 nodes[key] = Node(key, stage, one, parent, depth)
@@ -68,7 +71,9 @@ def stage_tree(
             parent.users += 1
         named.add(one.name)
         parent.runs[one.name] = one
-    def below(node): return [node, *(inner for child in sorted(node.children, key=lambda child: child.run.seed) for inner in below(child))]
+    def below(node):
+        return [node, *(inner for child in sorted(node.children, key=lambda child: child.run.seed)
+                        for inner in below(child))]
     return [node for top in list(nodes.values()) if top.parent is None for node in below(top)]
 
 # %% ../../nbs/engine/06_tree.ipynb #29bd21cf
@@ -78,12 +83,14 @@ def stage_lines(
     "The history of a stage, also of one that is not finished."
     if stage.record.exists(): return pd.read_csv(stage.history)
     if not stage.progress.exists(): return pd.DataFrame()
-    whole = stage.progress.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # what follows the last line end is not yet written
+    # what follows the last line end is not yet written
+    whole = stage.progress.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
     try:
         lines = pd.DataFrame([json.loads(line) for line in whole])
         damaged = lines.filter(["step", "steps", "elapsed"]).astype(float).isna().any(axis=None)
     except (ValueError, TypeError): damaged = True
-    return pd.DataFrame() if damaged else lines  # the stage goes on from its checkpoint, and writes the file anew
+    # the stage goes on from its checkpoint, and writes the file anew
+    return pd.DataFrame() if damaged else lines
 
 # %% ../../nbs/engine/06_tree.ipynb #e594e2f8
 def history_of_node(
@@ -135,7 +142,8 @@ def check_stage_weights(
     if not stage.trained: return False
     if stage.damage(weights=True) is None: return True
     with folder.held(node.key, wait=-1) if wait else nullcontext():
-        found = stage.record.exists() and stage.damage(weights=True)  # another process may have made it again
+        # another process may have made it again
+        found = stage.record.exists() and stage.damage(weights=True)
         if found:
             say(f"note: {found} The stage is trained again.")
             stage.forget()

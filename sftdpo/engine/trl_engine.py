@@ -19,6 +19,7 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+# %% ../../nbs/engine/12_trl_engine.ipynb #b2937b13
 from ..batches import Scorer, best_precision, score
 from ..config import Stage
 from ..reading.rows import Row
@@ -41,7 +42,8 @@ def pair_columns(
     "A row of DPO as TRL's collator reads it."
     chosen, rejected = scores
     return dict(prompt_ids=row.prompt, chosen_ids=row.completions[0],
-                rejected_ids=row.completions[1], ref_chosen_logps=chosen, ref_rejected_logps=rejected)
+                rejected_ids=row.completions[1], ref_chosen_logps=chosen,
+                ref_rejected_logps=rejected)
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #d72a445b
 def trl_rows(

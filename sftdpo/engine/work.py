@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+# %% ../../nbs/engine/08_work.ipynb #0b208e67
 from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs
@@ -38,7 +39,8 @@ from ..model import load_backbone, load_policy
 def finish_node(
     folder: StudyFolder,    # of the study
     node: Node,             # whose lock is held
-    weights: str = "none",  # models to keep: none, best, all; parents: those of stages that others start from, for a search
+    # models to keep: none, best, all; parents: those of stages that others start from, for a search
+    weights: str = "none",
     progress: bool = True,  # draw bars?
     say=print,              # reports what is damaged
 ) -> bool:                  # was its stage trained now?
@@ -46,23 +48,29 @@ def finish_node(
     folder.sweep(node)
     stage, parent = folder.stage(node.key), node.parent
     train = bool(node.stage) and not check_stage_weights(folder, node, say, wait=False)
-    if train and parent.stage and not check_stage_weights(folder, parent, say): return False  # it is tried again once its parent is trained
+    # it is tried again once its parent is trained
+    if train and parent.stage and not check_stage_weights(folder, parent, say): return False
     if not node.stage: model, tokenizer = load_backbone(node.run.backbone)
     elif not train: model, tokenizer = load_policy(stage.policy)
     else:
-        model, tokenizer = load_policy(folder.stage(parent.key).policy) if parent.stage else load_backbone(node.run.backbone)
+        model, tokenizer = (load_policy(folder.stage(parent.key).policy) if parent.stage
+                            else load_backbone(node.run.backbone))
         stage.forget()  # what is left of it is not whole
-        model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress, followed=bool(node.children))
+        model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress,
+                             followed=bool(node.children))
     base = (node.ancestors or [node])[0].key
     for name, inputs in node.runs.items():
-        if not folder.run(name).finished: finish_run(folder, inputs, model, tokenizer, weights, base)
+        if not folder.run(name).finished:
+            finish_run(folder, inputs, model, tokenizer, weights, base)
     return train
 
 # %% ../../nbs/engine/08_work.ipynb #088db00e
 def give_up_weights(
     folder: StudyFolder,    # of the study
     node: Node,             # just finished, or failed
-    weights: str = "none",  # "parents": stages that others start from keep their policy, for later trials; "stages": all stages do
+    # "parents": stages that others start from keep their policy, for later trials; "stages": all
+    # stages do
+    weights: str = "none",
 ):
     "Delete the policies, here and above, that nothing will start from any more."
     for one in [node, *node.ancestors]:
@@ -74,7 +82,8 @@ def is_full_disk(
     error: BaseException | None,  # anything that was raised
 ) -> bool:
     "Is this error, or what caused it, a full disk?"
-    return error is not None and (means_full_disk(error) or is_full_disk(error.__cause__ or error.__context__))
+    return (error is not None
+            and (means_full_disk(error) or is_full_disk(error.__cause__ or error.__context__)))
 
 # %% ../../nbs/engine/08_work.ipynb #2285bf15
 def give_back_memory():
@@ -102,8 +111,10 @@ def attempt(
         if is_full_disk(error): raise
         path = folder.failure(node.key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, f"{node.label}\n{type(error).__name__}: {error}\n\nruns: {', '.join(node.runs) or 'none end here'}\n\n{traceback.format_exc()}")
-        say(f"FAILED {node.label}: {type(error).__name__}: {error} (all of it in {path.relative_to(folder.path)})")
+        write_text(path, f"{node.label}\n{type(error).__name__}: {error}\n\nruns: "
+                   f"{', '.join(node.runs) or 'none end here'}\n\n{traceback.format_exc()}")
+        say(f"FAILED {node.label}: {type(error).__name__}: {error} (all of it in "
+            f"{path.relative_to(folder.path)})")
         return False
     finally: give_back_memory()
 
@@ -114,7 +125,8 @@ def waiting_in_words(
 ) -> str:
     "Who works on the nodes that are waited for, and since when."
     here = f" on {socket.gethostname()}"  # only another machine is named
-    signs = dict.fromkeys(sign.replace(here, "") for node in pending[:100] if (sign := holder(folder.lock(node.key))))
+    signs = dict.fromkeys(sign.replace(here, "")
+                          for node in pending[:100] if (sign := holder(folder.lock(node.key))))
     by = "other processes work on" if not signs else "are held by " + "; ".join(signs)
     return f"waiting for {len(pending)} nodes that {by}"
 
@@ -161,8 +173,10 @@ def work(
     waiting, gathered, number = False, time.monotonic(), len(nodes) - len(pending)
     def finish(node):
         nonlocal number
-        number = max(number, len(nodes) - len(pending)) + 1  # parents stay pending until their children are done; others may have done some
-        say(f"[{min(number, len(nodes))}/{len(nodes)}] {node.label}{left_in_words(folder, pending, timing, workers)}")
+        # parents stay pending until their children are done; others may have done some
+        number = max(number, len(nodes) - len(pending)) + 1
+        say(f"[{min(number, len(nodes))}/{len(nodes)}] "
+            f"{node.label}{left_in_words(folder, pending, timing, workers)}")
         attempt(folder, node, weights, progress, say, timing)
         give_up_weights(folder, node, weights)
     while True:
@@ -175,7 +189,8 @@ def work(
         if gather_order is not None and time.monotonic() - gathered > 10:
             begun = time.monotonic()
             gather(folder, gather_order)
-            gathered = time.monotonic() + 20 * (time.monotonic() - begun)  # at most a twentieth of the time
+            # at most a twentieth of the time
+            gathered = time.monotonic() + 20 * (time.monotonic() - begun)
 
 # %% ../../nbs/engine/08_work.ipynb #03d88702
 @contextlib.contextmanager
@@ -210,7 +225,9 @@ def worker(
     torch.set_num_threads(told["threads"])
     nodes = stage_tree([from_dict(Run, run) for run in told["runs"]], Inputs())
     with stops_like_an_interrupt(), clean_output():
-        work(StudyFolder(told["folder"]), nodes, told["weights"], progress=False, workers=told["workers"], say=lambda words: print(f"worker {told['number']}: {words}", flush=True))
+        work(StudyFolder(told["folder"]),
+             nodes, told["weights"], progress=False, workers=told["workers"],
+             say=lambda words: print(f"worker {told['number']}: {words}", flush=True))
 
 # %% ../../nbs/engine/08_work.ipynb #d0f464c3
 def share_work(
@@ -221,22 +238,30 @@ def share_work(
     say=print,              # reports lost workers
 ):
     "Let several processes work on a folder until all is done."
-    cores, gpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), torch.cuda.device_count()
+    cores, gpus = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
+                   else os.cpu_count(), torch.cuda.device_count())
     threads = max(1, cores // workers)
     orders, processes = folder.locks / f"orders-{os.getpid()}.json", []
     orders.parent.mkdir(parents=True, exist_ok=True)
     runs = {name: to_dict(inputs.run) for node in nodes for name, inputs in node.runs.items()}
     try:
         for number in range(workers):
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "SFTDPO_WORKERS": str(workers)}
+            environment = (os.environ | {"OMP_NUM_THREADS": str(threads),
+                                         "TOKENIZERS_PARALLELISM": "false",
+                                         "SFTDPO_WORKERS": str(workers)})
             if gpus: environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
             path = orders.with_name(f"{orders.stem}-{number}.json")
-            write_json(path, dict(folder=str(folder.path.absolute()), runs=list(runs.values()), weights=weights, threads=threads, number=number, workers=workers))
-            processes.append(subprocess.Popen([sys.executable, "-c", WORKER, str(path), str(os.getpid())], env=environment))
+            write_json(path, dict(folder=str(folder.path.absolute()), runs=list(runs.values()),
+                                  weights=weights, threads=threads, number=number, workers=workers))
+            processes.append(subprocess.Popen([sys.executable, "-c", WORKER, str(path),
+                                               str(os.getpid())], env=environment))
         for number, process in enumerate(processes):
-            if process.wait() < 0: say(f"worker {number} was ended by signal {-process.returncode} (a machine out of memory sends 9); the others go on")
+            if process.wait() < 0:
+                say(f"worker {number} was ended by signal {-process.returncode} (a machine out of "
+                    "memory sends 9); the others go on")
         if any(process.returncode for process in processes) and not all(map(folder.closed, nodes)):
-            raise WorkFailed("Workers ended before all was done (see above). The same command goes on; with fewer workers it needs less memory.")
+            raise WorkFailed("Workers ended before all was done (see above). The same command goes "
+                             "on; with fewer workers it needs less memory.")
     finally:
         for process in processes:
             if process.poll() is None: process.terminate()

@@ -42,6 +42,7 @@ def chrf(
     from sacrebleu.metrics import CHRF
     return CHRF().sentence_score(text, [true]).score
 
+# %% ../../nbs/measures/01_answers.ipynb #5d45e9d2
 def chrf_corpus(
     texts: list[str],  # one text per prompt
     trues: list[str],  # as many true ones
@@ -96,7 +97,8 @@ def macro_f1_parts(
     right, given = (some[:, None] == known for some in (labels, predictions))
     counts = right.sum(0) + given.sum(0)
     f1 = 2 * (right & given).sum(0) / counts
-    return f1.mean() + len(labels) * ((2 * (right & given) - f1 * (right + given.astype(int))) / counts).mean(1)
+    return f1.mean() + len(
+        labels) * ((2 * (right & given) - f1 * (right + given.astype(int))) / counts).mean(1)
 
 # %% ../../nbs/measures/01_answers.ipynb #21c1637d
 def repeated_share(
@@ -125,7 +127,8 @@ def calibration_error(
 
     n_b counts the examples of bin b, accuracy_b and confidence_b are their means (Guo et al. 2017, eq. 3)."""
     confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    which = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)  # bins (0, .1], (.1, .2], ...
+    # bins (0, .1], (.1, .2], ...
+    which = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
     gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
@@ -138,7 +141,8 @@ def perfect_calibration_error(
 ) -> float:            # in [0, 1]
     "Mean calibration error of a perfectly calibrated policy with these probabilities."
     confidence, rng = np.asarray(confidence, dtype=float), np.random.default_rng(seed)
-    return float(np.mean([calibration_error(confidence, rng.random(len(confidence)) < confidence, bins) for _ in range(draws)]))
+    return float(np.mean([calibration_error(confidence, rng.random(len(confidence)) < confidence,
+                                            bins) for _ in range(draws)]))
 
 # %% ../../nbs/measures/01_answers.ipynb #fc97a1cf
 def calibration_interval(
@@ -176,5 +180,6 @@ def fit_temperature(
     from scipy.optimize import minimize_scalar
     rows, labels = np.arange(len(labels)), np.asarray(labels)
     def loss(log_temperature):
-        return -np.log(at_temperature(probabilities, np.exp(log_temperature))[rows, labels].clip(1e-300)).mean()
+        return -np.log(at_temperature(probabilities,
+                                      np.exp(log_temperature))[rows, labels].clip(1e-300)).mean()
     return float(np.exp(minimize_scalar(loss, bounds=np.log([.01, 100]), method="bounded").x))

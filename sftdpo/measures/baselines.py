@@ -30,7 +30,8 @@ def best_threshold(
     values = overlaps[order]
     # right answers when the first i examples in rising order get label 0, the others label 1
     right = np.concatenate([[labels.sum()], labels.sum() + np.cumsum(1 - 2 * labels[order])])
-    cut = np.concatenate([[True], values[1:] > values[:-1], [True]])  # equal values cannot be told apart
+    # equal values cannot be told apart
+    cut = np.concatenate([[True], values[1:] > values[:-1], [True]])
     return float(np.append(values, np.inf)[np.where(cut, right, -1).argmax()])
 
 # %% ../../nbs/measures/04_baselines.ipynb #9c8bdb8c
@@ -42,12 +43,14 @@ def majority_baseline(
     commonest = Counter(example.label for example in training).most_common(1)[0][0]
     return np.array([example.label == commonest for example in examples])
 
+# %% ../../nbs/measures/04_baselines.ipynb #6e348716
 def overlap_baseline(
     training: list[Example],  # question pairs, answered no or yes
     examples: list[Example],  # that judge
 ) -> np.ndarray:              # [examples] whether each is right
     "Yes from a threshold of shared words on."
-    train, test = ([word_overlap(*questions_of(example.prompt)) for example in part] for part in (training, examples))
+    train, test = ([word_overlap(*questions_of(example.prompt)) for example in part]
+                   for part in (training, examples))
     threshold = best_threshold(train, [example.label for example in training])
     return (np.array(test) >= threshold) == np.array([example.label for example in examples])
 
@@ -60,7 +63,8 @@ def overlap_features(
     for first, second in map(questions_of, prompts):
         a, b = (set(question.lower().rstrip("?").split()) for question in (first, second))
         shared, either = len(a & b), max(1, len(a | b))
-        found.append([word_overlap(first, second), shared, shared / max(1, min(len(a), len(b))), len(a ^ b), either,
+        found.append([word_overlap(first, second),
+                      shared, shared / max(1, min(len(a), len(b))), len(a ^ b), either,
                       abs(len(first) - len(second)) / max(len(first), len(second))])
     return np.array(found)
 
@@ -87,7 +91,8 @@ def classifier_features(
 
 # %% ../../nbs/measures/04_baselines.ipynb #8a286295
 STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # values of C that are tried
-AT_MOST = 20_000                           # training rows of the classifier; of more, so many are drawn by chance
+# training rows of the classifier; of more, so many are drawn by chance
+AT_MOST = 20_000
 
 def tfidf_baseline(
     training: list[Example],    # labelled
@@ -101,21 +106,26 @@ def tfidf_baseline(
     labels, held = ([example.label for example in part] for part in (training, validation))
     if len(set(labels)) == 1: return np.full(len(examples), labels[0])
     x, x_held, x_test = classifier_features(training, [training, validation or examples, examples])
-    fitted = [LogisticRegression(C=C, max_iter=1000).fit(x, labels) for C in (STRENGTHS if validation else (1.0,))]
+    fitted = [LogisticRegression(C=C, max_iter=1000).fit(x, labels)
+              for C in (STRENGTHS if validation else (1.0,))]
     best = max(fitted, key=lambda model: model.score(x_held, held)) if validation else fitted[0]
     return best.predict(x_test)
 
 # %% ../../nbs/measures/04_baselines.ipynb #a23867b8
 def _label_baselines(data, examples, training, seed):
     "Accuracy of the baselines for labels; overlap only where prompts hold two questions, answered no and yes."
-    labels, commonest = np.array([example.label for example in examples]), Counter(example.label for example in training).most_common(1)[0][0]
+    labels, commonest = (np.array([example.label for example in examples]),
+                         Counter(example.label for example in training).most_common(1)[0][0])
     said = {"majority": np.full(len(labels), commonest)}
-    if len(data.verbalizers) == 2 and all(questions_of(example.prompt) for example in (*training, *examples)):
+    if (len(data.verbalizers) == 2 and all(questions_of(example.prompt)
+                                           for example in (*training, *examples))):
         said["overlap"] = np.where(overlap_baseline(training, examples), labels, 1 - labels)
     said["tfidf"] = tfidf_baseline(training, data.validation, examples, seed)
-    found = {key: value for name, given in said.items() for key, value in with_interval(name, given == labels).items()}
+    found = {key: value for name, given in said.items()
+             for key, value in with_interval(name, given == labels).items()}
     if data.record.primary.name != "macro_f1": return found
-    return found | {f"{name}_f1": float(macro_f1_parts(labels, given).mean()) for name, given in said.items()}
+    return (found | {f"{name}_f1": float(macro_f1_parts(labels, given).mean())
+                     for name, given in said.items()})
 
 # %% ../../nbs/measures/04_baselines.ipynb #8530f4d9
 def _text_baselines(training, examples, seed, draws=200, closeness=chrf):
@@ -123,9 +133,12 @@ def _text_baselines(training, examples, seed, draws=200, closeness=chrf):
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(training))[:min(draws, max(10, 20_000 // len(examples)))]
     pasted = [training[i].completion for i in chosen]
-    scores = np.array([[closeness(text, example.completion) for text in pasted] for example in examples])
-    return {**with_interval("chrf_floor", scores.mean(1)), "chrf_best_training": float(scores.max(1).mean()), "chrf_ceiling": 100.}, rng
+    scores = np.array([[closeness(text, example.completion) for text in pasted]
+                       for example in examples])
+    return ({**with_interval("chrf_floor", scores.mean(1)),
+             "chrf_best_training": float(scores.max(1).mean()), "chrf_ceiling": 100.}, rng)
 
+# %% ../../nbs/measures/04_baselines.ipynb #2d205385
 def _completion_baselines(data, examples, training, seed):
     "Floor and ceilings of chrF."
     return _text_baselines(training, examples, seed)[0]
@@ -136,12 +149,15 @@ def _sonnet_baselines(data, examples, training, seed):
     longer = [replace(example, completion=f"{example.completion}\n{other.completion}")
               for example, other in zip(training, training[1:] + training[:1])]
     found, rng = _text_baselines(longer, examples, seed, closeness=chrf_at_length)
-    wholes = [chrf_corpus([example.prompt + training[i].completion for example, i in zip(examples, picks)],
+    wholes = [chrf_corpus([example.prompt + training[i].completion
+                           for example, i in zip(examples, picks)],
                           [example.prompt + example.completion for example in examples])
               for picks in rng.choice(len(training), (20, len(examples)))]
     known = seen(training)
-    true = pd.DataFrame([form(example.prompt, example.completion, True, known) for example in examples]).mean()
-    return {**found, "chrf_whole_floor": float(np.mean(wholes)), **{f"{name}_true": float(value) for name, value in true.items()}}
+    true = pd.DataFrame([form(example.prompt, example.completion, True, known)
+                         for example in examples]).mean()
+    return {**found, "chrf_whole_floor": float(np.mean(wholes)),
+            **{f"{name}_true": float(value) for name, value in true.items()}}
 
 # %% ../../nbs/measures/04_baselines.ipynb #14eeba60
 def _preference_baselines(data, examples, training, seed):
@@ -155,7 +171,8 @@ def baselines(
     data: TaskData,  # the task
     examples: list[Example],  # those that are judged
     seed: int = 0,  # of the random training texts
-    training: list[Example] | None = None,  # what the policy is trained on; default: all of the task's training rows
+    # what the policy is trained on; default: all of the task's training rows
+    training: list[Example] | None = None,
 ) -> dict[str, float]:  # labels: majority, overlap, tfidf; texts: chrf_floor, chrf_best_training, chrf_ceiling, for sonnets more; preferences: coin, longer, shorter
     "What is reached without a model, to be shown beside every policy's numbers."
     training = data.train if training is None else training

@@ -64,7 +64,8 @@ def row_divergences(
     training, table = [model.training for model in (policy, base)], []
     for model in (policy, base): model.eval()
     for row in rows:
-        found = divergences(completion_logits(policy, row, precision), completion_logits(base, row, precision), chunk)
+        found = divergences(completion_logits(policy, row, precision),
+                            completion_logits(base, row, precision), chunk)
         table.append((row.id, len(found), *found.cpu().double().mean(0).tolist()))
     for model, before in zip((policy, base), training): model.train(before)
     return pd.DataFrame(table, columns=["id", "positions", "policy_to_base", "base_to_policy"])
@@ -89,8 +90,10 @@ def distributions(
     found = []
     with eval_mode(model), torch.no_grad(), autocast(precision, model.device):
         for row, some in zip(rows, places):
-            kept = torch.tensor([len(row.prompt) - 1 + place for place in some], device=model.device)
-            ids = torch.tensor([(row.prompt + row.completions[0])[:int(kept[-1]) + 1]], device=model.device)
+            kept = torch.tensor([len(row.prompt) - 1 + place for place in some],
+                                device=model.device)
+            ids = torch.tensor([(row.prompt + row.completions[0])[:int(kept[-1]) + 1]],
+                               device=model.device)
             logits = model(input_ids=ids, logits_to_keep=kept).logits[0]
             found.append(logits.float().log_softmax(-1).cpu())
     return torch.cat(found)
@@ -115,7 +118,7 @@ def positions_key(
     "A key that identifies these positions."
     return identity([[row.prompt, row.completions[0], some] for row, some in zip(rows, places)])
 
-
+# %% ../../nbs/measures/05_distance.ipynb #076b029c
 def packed(
     found: Tensor,  # from `distributions`
     key: str,       # of its positions
@@ -123,7 +126,7 @@ def packed(
     "Distributions as the content of a file."
     return save({"log_probabilities": found.contiguous()}, metadata={"positions": key})
 
-
+# %% ../../nbs/measures/05_distance.ipynb #a0efafb5
 def unpacked(
     path: Path,  # of a file with what `packed` gives
     key: str,    # of the positions that are asked for

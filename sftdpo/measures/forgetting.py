@@ -24,11 +24,13 @@ def held_out_text(
     "The text on which forgetting is measured."
     if name == "embedded":
         folder = Path(sftdpo.__file__).parent / "assets" / "held_out"
-        return (folder / f"{'bard' if backbone == 'bard' else 'prose'}.txt").read_text(encoding="utf-8")
+        return (folder / f"{'bard' if backbone == 'bard' else 'prose'}.txt").read_text(
+            encoding="utf-8")
     path = Path(name).expanduser()
     check(path.is_file(), "held_out_text", name, "there is no such file: check the path")
     with open(path, "rb") as file: text = file.read(MOST_BYTES).decode("utf-8", "ignore")
-    check(len(text.split()) > 1, "held_out_text", name, "it holds no text: give a UTF-8 text file of some thousand words")
+    check(len(text.split()) > 1, "held_out_text", name,
+          "it holds no text: give a UTF-8 text file of some thousand words")
     return text
 
 # %% ../../nbs/measures/07_forgetting.ipynb #e13ffc22
@@ -44,7 +46,8 @@ def text_windows(
     ids = prompt_ids([text], tokenizer)[0]
     starts = range(0, max(1, len(ids) - length + 1), length)
     some = [starts[place] for place in spread(len(starts), max(1, most // length))]
-    return [Row(str(start), ids[start:start + 1], [ids[start + 1:start + length]]) for start in some]
+    return [Row(str(start), ids[start:start + 1], [ids[start + 1:start + length]])
+            for start in some]
 
 # %% ../../nbs/measures/07_forgetting.ipynb #ed27e0a2
 def text_nll(
@@ -53,4 +56,5 @@ def text_nll(
     precision: str = "fp32",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
 ) -> float:           # nats per token
     "Mean negative log-likelihood of a text's tokens."
-    return float(-score(model, rows, precision=precision).sum() / sum(len(row.completions[0]) for row in rows))
+    return float(-score(model, rows,
+                        precision=precision).sum() / sum(len(row.completions[0]) for row in rows))

@@ -29,7 +29,8 @@ class _RoomyLayer(DynamicLayer):
 
     def lazy_initialization(self, key_states, value_states):
         self.device, kind = key_states.device, key_states.device.type
-        self.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else key_states.dtype
+        self.dtype = (torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind)
+                      else key_states.dtype)
         self.all_keys, self.all_values = (
             states.new_empty(*states.shape[:2], self.room, states.shape[3], dtype=self.dtype)
             for states in (key_states, value_states))
@@ -38,7 +39,8 @@ class _RoomyLayer(DynamicLayer):
     def update(self, key_states, value_states, *args, **kwargs):
         if not self.is_initialized: self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[2]
-        self.all_keys[:, :, start:self.length], self.all_values[:, :, start:self.length] = key_states, value_states
+        self.all_keys[:, :, start:self.length], self.all_values[:, :, start:self.length] = (
+            key_states, value_states)
         return self.all_keys[:, :, :self.length], self.all_values[:, :, :self.length]
 
     def get_seq_length(self): return self.length
@@ -65,7 +67,8 @@ def choose_tokens(
     inside = before < top_p
     inside[:, 0] = True
     cumulative = (probabilities * inside).cumsum(-1)
-    place = torch.searchsorted(cumulative, noise[:, None].to(cumulative) * cumulative[:, -1:], right=True)
+    place = torch.searchsorted(cumulative, noise[:, None].to(cumulative) * cumulative[:, -1:],
+                               right=True)
     chosen = ids.gather(-1, place.minimum(inside.sum(-1, keepdim=True) - 1)).squeeze(-1)
     short = inside[:, -1]  # the nucleus may be larger
     if size < logits.shape[-1] and short.any():
@@ -88,8 +91,10 @@ class _Limits:
     "When the rows of a batch may end, and when they must."
     def __init__(self, tokenizer, min_characters, min_lines, max_lines):
         self.end, self.text = tokenizer.eos_token_id, cache(lambda token: tokenizer.decode([token]))
-        self.least, self.most, self.lines = min_lines or 0, max_lines or float("inf"), [(0, False)] * len(min_characters)
-        self.missing = list(min_characters)  # of each row: characters still to come, blanks left out
+        self.least, self.most, self.lines = (min_lines or 0, max_lines or float("inf"),
+                                             [(0, False)] * len(min_characters))
+        # of each row: characters still to come, blanks left out
+        self.missing = list(min_characters)
         self.watching = self.least or self.most < float("inf") or any(self.missing)
 
     def may_end(self, row): return self.missing[row] <= 0 and sum(self.lines[row]) >= self.least
@@ -114,16 +119,20 @@ def refuse_end(
     "Draw again where the end of text came too early."
     refused = [row for row in early if chosen[row] == end]
     if refused:
-        others = logits[refused].index_fill(-1, torch.tensor([end], device=logits.device), -torch.inf)
-        chosen[refused] = choose_tokens(others, noise[refused], sampling.temperature, sampling.top_p)
+        others = logits[refused].index_fill(-1, torch.tensor([end], device=logits.device),
+                                            -torch.inf)
+        chosen[refused] = choose_tokens(others, noise[refused], sampling.temperature,
+                                        sampling.top_p)
     return refused
 
 # %% ../../nbs/measures/02_sampling.ipynb #c6b46325
 @dataclass
 class Continuation:
     "One sample of a prompt."
-    ids: list[int]              # the tokens; the end of text is the last one where it was drawn and not refused
-    refused: int | None = None  # number of tokens before the end of text was first refused; None: it never was
+    # the tokens; the end of text is the last one where it was drawn and not refused
+    ids: list[int]
+    # number of tokens before the end of text was first refused; None: it never was
+    refused: int | None = None
 
     def stop(self, place: int):
         "Remember the first refusal."
@@ -131,7 +140,8 @@ class Continuation:
 
     def unhindered(self, end: int) -> tuple[list[int], bool]:
         "The tokens that the policy would have written had it been free to end, and whether it ended."
-        return (self.ids, self.ids[-1:] == [end]) if self.refused is None else (self.ids[:self.refused], True)
+        return ((self.ids, self.ids[-1:] == [end]) if self.refused is None
+                else (self.ids[:self.refused], True))
 
 # %% ../../nbs/measures/02_sampling.ipynb #f1n1te01
 def not_finite(
@@ -140,42 +150,54 @@ def not_finite(
     "The error that a model's log-probabilities are not finite."
     name = getattr(model, "name_or_path", "") or type(model).__name__
     return FloatingPointError(
-        f"The model {name} gives log-probabilities that are not finite numbers, and cannot be judged: "
+        f"The model {name} gives log-probabilities that "
+        "are not finite numbers, and cannot be judged: "
         "take the model from before it was damaged, or train it again with a lower learning rate.")
 
 # %% ../../nbs/measures/02_sampling.ipynb #e96f03d5
 def _generate_batch(model, prompts, most, noise, sampling, limits):
-    "All samples of these prompts (lists of ids), at most `most[prompt]` tokens in each; noise is [rows, 2, max_new_tokens]."
+    "All samples of these prompts, at most `most[prompt]` tokens each; noise is [rows, 2, tokens]."
     device, longest, steps = model.device, max(map(len, prompts)), max(most)
     ids, mask = torch.zeros(2, len(prompts), longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        ids[row, longest - len(prompt):], mask[row, longest - len(prompt):] = torch.tensor(prompt), 1
+        ids[row, longest - len(prompt):], mask[row, longest - len(prompt):] = (torch.tensor(prompt),
+                                                                               1)
     ids, mask, noise = ids.to(device), mask.to(device), noise.to(device)
     positions, last = (mask.cumsum(-1) - 1).clamp(min=0), context_length(model.config) - 1
     memory = Cache(layer_class_to_replicate=partial(_RoomyLayer, room=longest + steps))
-    logits = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=memory,
+    logits = model(input_ids=ids,
+                   attention_mask=mask, position_ids=positions, past_key_values=memory,
                    use_cache=True, logits_to_keep=1).logits[:, -1]
 
-    keep = torch.arange(len(prompts), device=device).repeat_interleave(sampling.samples)  # each prompt's cache, once a sample
+    # each prompt's cache, once a sample
+    keep = torch.arange(len(prompts), device=device).repeat_interleave(sampling.samples)
     mask, positions = torch.nn.functional.pad(mask, (0, steps), value=1), positions[:, -1:]
-    rows, texts, done = torch.arange(len(keep), device=device), [Continuation([]) for _ in keep], set()
+    rows, texts, done = (torch.arange(len(keep), device=device), [Continuation([]) for _ in keep],
+                         set())
     for step in range(steps):
         if keep is not None:
             logits, mask, positions = logits[keep], mask[keep], positions[keep]
             for layer in memory.layers: layer.select(keep)
         if not logits.amax(-1).isfinite().all(): raise not_finite(model)
-        chosen, here = choose_tokens(logits, noise[rows, 0, step], sampling.temperature, sampling.top_p), rows.tolist()
-        early = [place for place, row in enumerate(here) if row not in done and not limits.may_end(row)]
-        for place in refuse_end(chosen, logits, noise[rows, 1, step], early, limits.end, sampling): texts[here[place]].stop(step)
+        chosen, here = (choose_tokens(logits, noise[rows, 0, step], sampling.temperature,
+                                      sampling.top_p), rows.tolist())
+        early = [place for place, row in enumerate(here) if row not in done
+                 and not limits.may_end(row)]
+        for place in refuse_end(chosen, logits, noise[rows, 1, step], early, limits.end, sampling):
+            texts[here[place]].stop(step)
         for row, token in zip(here, chosen.tolist()):
             if row not in done:
                 texts[row].ids.append(token)
-                if len(texts[row].ids) == most[row // sampling.samples] or limits.must_end(row, token): done.add(row)
+                if (len(texts[row].ids) == most[row // sampling.samples]
+                    or limits.must_end(row, token)):
+                    done.add(row)
         alive = [i for i, row in enumerate(here) if row not in done]
         if not alive: break
         keep = None
-        positions = (positions + 1).clamp(max=last)  # a row that is done may wait for others at the last place
-        logits = model(input_ids=chosen[:, None], attention_mask=mask[:, :longest + step + 1], position_ids=positions,
+        # a row that is done may wait for others at the last place
+        positions = (positions + 1).clamp(max=last)
+        logits = model(input_ids=chosen[:, None],
+                       attention_mask=mask[:, :longest + step + 1], position_ids=positions,
                        past_key_values=memory, use_cache=True).logits[:, -1]
         if len(alive) <= 7 / 8 * len(here):
             keep = torch.tensor(alive, device=device)
@@ -199,15 +221,19 @@ def _checked_prompts(prompts, tokenizer, reads):
     "Ids of each prompt, or an error that names one that cannot be continued."
     ids = prompt_ids(prompts, tokenizer)
     for prompt, some in zip(prompts, ids):
-        if not some: raise ValueError("a prompt is empty: sampling needs at least one token to start from")
+        if not some:
+            raise ValueError("a prompt is empty: sampling needs at least one token to start from")
         if len(some) >= reads:
-            raise ValueError(f"the prompt {prompt[:40]!r}... has {len(some):,} tokens, and the model reads {reads:,}: "
+            raise ValueError(f"the prompt {prompt[:40]!r}... "
+                             f"has {len(some):,} tokens, and the model reads {reads:,}: "
                              "nothing can be sampled; shorten it")
     return ids
 
+# %% ../../nbs/measures/02_sampling.ipynb #933ce4bd
 def _noise(seed, i, samples, tokens):
-    "The random numbers of a prompt's samples, [samples, 2, tokens]: for each token, and for one in place of a refused end."
-    return np.stack([np.random.default_rng([seed, i, k]).random((2, tokens)) for k in range(samples)])
+    "A prompt's random numbers, [samples, 2, tokens]: for tokens, and in place of refused ends."
+    return np.stack([np.random.default_rng([seed, i, k]).random((2, tokens))
+                     for k in range(samples)])
 
 # %% ../../nbs/measures/02_sampling.ipynb #17764da1
 def continuations(
@@ -218,26 +244,35 @@ def continuations(
     seed: int,  # same seed, same samples; the global random state is neither read nor changed
     max_lines: int | None = None,  # stop after so many lines that are not blank, once the text is long enough
     min_lines: int | None = None,  # refuse the end of text until the last of so many lines has begun
-    min_characters: list[int] | None = None,  # of each prompt's texts: refuse the end before so many, blanks left out
+    # of each prompt's texts: refuse the end before so many, blanks left out
+    min_characters: list[int] | None = None,
     precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
-    cache_bytes: int = 2**30,  # keys and values of a batch take at most this much (one prompt's samples at least)
+    # keys and values of a batch take at most this much (one prompt's samples at least)
+    cache_bytes: int = 2**30,
 ) -> list[list[Continuation]]:  # [prompts][samples]
     "Samples of each prompt, shorter where it leaves less room."
     reads, k = context_length(model.config), sampling.samples
     ids = _checked_prompts(prompts, tokenizer, reads)
-    most, least = [min(sampling.max_new_tokens, reads - len(some)) for some in ids], min_characters or [0] * len(ids)
-    size = prompts_a_batch(model.config, max(map(len, ids), default=0) + sampling.max_new_tokens, k, cache_bytes)
-    order, found, training = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids), model.training
-    frozen = [weight for weight in model.parameters() if weight.is_floating_point() and not weight.requires_grad]
+    most, least = ([min(sampling.max_new_tokens, reads - len(some)) for some in ids],
+                   min_characters or [0] * len(ids))
+    size = prompts_a_batch(model.config, max(map(len, ids), default=0) + sampling.max_new_tokens, k,
+                           cache_bytes)
+    order, found, training = (sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids),
+                              model.training)
+    frozen = [weight for weight in model.parameters() if weight.is_floating_point()
+              and not weight.requires_grad]
     model.eval()
     try:
         # autocast keeps a weight's bf16 copy from step to step only if the weight asks for a gradient
         for weight in frozen: weight.requires_grad_(True)
         with torch.no_grad(), autocast(precision, model.device):
             for batch in (order[start:start + size] for start in range(0, len(order), size)):
-                noise = torch.tensor(np.concatenate([_noise(seed, i, k, sampling.max_new_tokens) for i in batch]))
-                limits = _Limits(tokenizer, [least[i] for i in batch for _ in range(k)], min_lines, max_lines)
-                rows = _generate_batch(model, [ids[i] for i in batch], [most[i] for i in batch], noise, sampling, limits)
+                noise = torch.tensor(np.concatenate([_noise(seed, i, k, sampling.max_new_tokens)
+                                                     for i in batch]))
+                limits = _Limits(tokenizer, [least[i] for i in batch for _ in range(k)], min_lines,
+                                 max_lines)
+                rows = _generate_batch(model, [ids[i] for i in batch], [most[i] for i in batch],
+                                       noise, sampling, limits)
                 for place, i in enumerate(batch): found[i] = rows[place * k:(place + 1) * k]
     finally:
         for weight in frozen: weight.requires_grad_(False)

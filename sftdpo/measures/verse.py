@@ -24,8 +24,10 @@ def words(
     line: str,  # a line of verse
 ) -> list[str]:  # lower-cased
     "The words of a line, apostrophes kept."
-    return [word.strip("'") for word in re.findall(r"[a-z']+", line.lower().replace("’", "'")) if word.strip("'")]
+    return [word.strip("'") for word in re.findall(r"[a-z']+", line.lower().replace("’", "'"))
+            if word.strip("'")]
 
+# %% ../../nbs/measures/03_verse.ipynb #d1b92d71
 def pronunciations(
     word: str,  # lower-cased
 ) -> list[list[str]]:  # phones, vowels with their stress: 0 none, 1 primary, 2 secondary; empty if unknown
@@ -41,11 +43,15 @@ def syllables(
     possible = []
     for phones in pronunciations(word):
         count = sum(phone[-1].isdigit() for phone in phones)
-        glides = sum(first[:2] in ("AY", "AW") and second == "ER0" for first, second in zip(phones, phones[1:]))
-        possible += [count - glides, count]  # fire, hour, desire: CMUdict splits what verse draws together
+        glides = sum(first[:2] in ("AY", "AW") and second == "ER0"
+                     for first, second in zip(phones, phones[1:]))
+        # fire, hour, desire: CMUdict splits what verse draws together
+        possible += [count - glides, count]
     if not possible:
         plain = word.replace("'", "")
-        possible = [max(1, len(re.findall(r"[aeiouy]+", plain)) - bool(re.search(r"[^aeiouyl]e$", plain)))]  # no silent e
+        # no silent e
+        possible = [
+            max(1, len(re.findall(r"[aeiouy]+", plain)) - bool(re.search(r"[^aeiouyl]e$", plain)))]
     return tuple(dict.fromkeys(possible))
 
 # %% ../../nbs/measures/03_verse.ipynb #8ae6ff16
@@ -54,7 +60,8 @@ def ten_syllables(
 ) -> bool:
     "Whether some way of saying the line has ten syllables."
     possible = {0}
-    for word in words(line): possible = {total + count for total in possible for count in syllables(word)}
+    for word in words(line):
+        possible = {total + count for total in possible for count in syllables(word)}
     return 10 in possible
 
 # %% ../../nbs/measures/03_verse.ipynb #7b60e41e
@@ -81,11 +88,12 @@ def _rhyme_parts(word):
         parts.add(tuple(phone.rstrip("012") for phone in phones[start:]))
     return parts
 
+# %% ../../nbs/measures/03_verse.ipynb #b0d60885
 def rhymes(
     line1: str,  # a line of verse
     line2: str,  # another
 ) -> bool | None:  # None when CMUdict does not know one of the last words
-    "Whether the last words of two lines sound alike from their last stressed vowel on; the same word twice is no rhyme."
+    "Do two lines' last words sound alike from the last stressed vowel on? A word never rhymes with itself."
     first, second = words(line1)[-1:], words(line2)[-1:]
     if not first or not second: return False
     if first == second: return False
@@ -112,13 +120,15 @@ class Seen:
     grams: frozenset  # runs of five words
     lines: frozenset  # whole lines, as tuples of words
 
+# %% ../../nbs/measures/03_verse.ipynb #340bcdf6
 def seen(
     examples: list[Example],  # training examples
 ) -> Seen:
     "Index of the training texts, prompt and completion together."
     texts = [example.prompt + example.completion for example in examples]
     return Seen(frozenset(gram for text in texts for gram in word_runs(text, 5)),
-                frozenset(tuple(words(line)) for text in texts for line in text.split("\n") if line.strip()))
+                frozenset(tuple(words(line)) for text in texts
+                          for line in text.split("\n") if line.strip()))
 
 # %% ../../nbs/measures/03_verse.ipynb #43918457
 def form(

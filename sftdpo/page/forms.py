@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RENAMED', 'PRESETS', 'WRONG', 'SOFT', 'NAME', 'FULL', 'CARDS', 'OPEN', 'FOLDS', 'LAST', 'OPTION', 'field_paths',
            'bare', 'choices_of', 'parse_list', 'parse_mapping', 'parse_text', 'show_value', 'field_of', 'example_of',
-           'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'boxes_control', 'hint_of',
+           'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'hint_of', 'boxes_control',
            'placeholder_of', 'control_of', 'Entry', 'section_of', 'Form', 'where_of', 'in_page_words']
 
 # %% ../../nbs/page/01_forms.ipynb #ea927353
@@ -21,6 +21,7 @@ import ipywidgets as widgets
 import yaml
 from markupsafe import Markup
 
+# %% ../../nbs/page/01_forms.ipynb #ef2f620d
 from sftdpo.config import (
     Execution,
     LearningRates,
@@ -48,7 +49,8 @@ def field_paths(
         inner, text = declared(kind)[field.name], helps(kind)[field.name]
         if dataclasses.is_dataclass(inner): found |= field_paths(inner, f"{before}{field.name}.")
         elif not (kind is Stage and (field.name == "kind" or text.startswith(f"{other}:"))):
-            default = field.default_factory() if field.default is dataclasses.MISSING else field.default
+            default = (field.default_factory() if field.default is dataclasses.MISSING
+                       else field.default)
             found[before + field.name] = inner, default, text
     return found
 
@@ -57,10 +59,11 @@ def bare(
     kind,  # a declared type
 ):
     "The type without its None."
-    if typing.get_origin(kind) in (typing.Union, types.UnionType): return next(one for one in typing.get_args(kind) if one is not type(None))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(one for one in typing.get_args(kind) if one is not type(None))
     return kind
 
-
+# %% ../../nbs/page/01_forms.ipynb #75325a9d
 def choices_of(
     kind,  # a declared type
 ) -> tuple:
@@ -78,18 +81,24 @@ def parse_list(
     try: return yaml.safe_load(text if text.startswith("[") else f"[{text}]")
     except yaml.YAMLError: return text
 
-
+# %% ../../nbs/page/01_forms.ipynb #cb2b766c
 def parse_mapping(
     text: str,   # as it was typed
     kind: type,  # of the values
 ):               # a dict, or the text where it is none
     "Names and their values: YAML, or by turns as on the command line."
-    try: found = yaml.load(text if text.startswith("{") else f"{{{text}}}", yaml.BaseLoader if kind is str else yaml.SafeLoader)  # an answer `no` is text
+    # an answer `no` is text
+    try:
+        found = yaml.load(text if text.startswith("{") else f"{{{text}}}",
+                          yaml.BaseLoader if kind is str else yaml.SafeLoader)
     except yaml.YAMLError: found = None
-    if isinstance(found, dict) and not {None, ""} & {value for value in found.values() if isinstance(value, (str, type(None)))}: return found
+    if (isinstance(found, dict) and not {None, ""} & {value for value in found.values()
+                                                      if isinstance(value, (str, type(None)))}):
+        return found
     try: words = [word.rstrip(",") for word in shlex.split(text)]
     except ValueError: return text
-    return dict(zip((name.rstrip(":") for name in words[::2]), words[1::2])) if len(words) % 2 == 0 else text
+    return (dict(zip((name.rstrip(":") for name in words[::2]), words[1::2])) if len(words) % 2 == 0
+            else text)
 
 # %% ../../nbs/page/01_forms.ipynb #77ab3729
 def parse_text(
@@ -102,7 +111,8 @@ def parse_text(
     if inner is str: return text if text or default is not None else None
     if not text.strip(): return default
     if typing.get_origin(inner) is tuple: return parse_list(text.strip())
-    if typing.get_origin(inner) is dict: return parse_mapping(text.strip(), typing.get_args(inner)[1])
+    if typing.get_origin(inner) is dict:
+        return parse_mapping(text.strip(), typing.get_args(inner)[1])
     try: return yaml.safe_load(text)
     except yaml.YAMLError: return text
 
@@ -112,12 +122,18 @@ def show_value(
 ) -> str:
     "A value as `parse_text` reads it; numbers keep every digit."
     if value is None: return ""
-    if isinstance(value, dict): return ", ".join(f"{json.dumps(str(name))}: {json.dumps(one)}" for name, one in value.items())
-    if isinstance(value, (list, tuple)): return ", ".join(one if isinstance(one, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", one) else json.dumps(one) for one in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{json.dumps(str(name))}: {json.dumps(one)}"
+                         for name, one in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(one if isinstance(one, str) and re.fullmatch(r"[A-Za-z_][\w.-]*", one)
+                         else json.dumps(one) for one in value)
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 # %% ../../nbs/page/01_forms.ipynb #e14b9d0f
-RENAMED = {"seed": "seeds", "fold": "folds", "task": "tasks", "recipe": "recipes", "tuning": "tunings"}  # a run's fields, in a study
+# a run's fields, in a study
+RENAMED = {"seed": "seeds", "fold": "folds", "task": "tasks", "recipe": "recipes",
+           "tuning": "tunings"}
 
 
 def field_of(
@@ -125,8 +141,10 @@ def field_of(
     paths,                # dotted names of the form's fields
 ) -> str:                 # empty where it is of no single field
     "The field that a message is about."
-    head = re.sub(r"\[.*", "", message.split(" = ")[0]).removeprefix("a field of ").removeprefix("a word of ")
-    head = re.sub(r"^(study|run|execution)\.", "", head).replace("learningrates.", "learning_rates.")
+    head = re.sub(r"\[.*", "",
+                  message.split(" = ")[0]).removeprefix("a field of ").removeprefix("a word of ")
+    head = re.sub(r"^(study|run|execution)\.", "",
+                  head).replace("learningrates.", "learning_rates.")
     head = RENAMED.get(head, head)
     return head if head in paths else ""
 
@@ -136,8 +154,10 @@ def example_of(
 ) -> str:  # empty where one value is typed
     "How several values are typed."
     inner = bare(kind)
-    examples = {tuple[int, ...]: "0 1 2", tuple[float, ...]: "0.05 0.1", tuple[str, ...]: "c_attn c_proj", dict[str, str]: "0 negative 1 positive",
-                dict[str, float]: "'sft-dpo lora dpo.beta' 0.05", dict[str, str | list]: "dpo.beta 0.05,0.1"}
+    examples = {tuple[int, ...]: "0 1 2", tuple[float, ...]: "0.05 0.1",
+                tuple[str, ...]: "c_attn c_proj", dict[str, str]: "0 negative 1 positive",
+                dict[str, float]: "'sft-dpo lora dpo.beta' 0.05",
+                dict[str, str | list]: "dpo.beta 0.05,0.1"}
     return examples.get(inner, "")
 
 # %% ../../nbs/page/01_forms.ipynb #56a70dca
@@ -153,7 +173,7 @@ def nested(
         inner[last] = value
     return found
 
-
+# %% ../../nbs/page/01_forms.ipynb #75ddc639
 def flattened(
     values: dict,  # plain values of a dataclass
     paths,         # dotted names to look for
@@ -170,13 +190,15 @@ def resolve_form(
     kind: type,   # a dataclass
     flat: dict,   # dotted name: plain value, of every field
 ) -> tuple[object | None, dict[str, str]]:  # the settings, or None; field: message, "" for what is of no single field
-    "The settings that a form's values make, and what is wrong with them: one message a field, of as many fields as can be told."
+    "The settings that a form's values make, and one message for each field that is wrong."
     paths, messages = field_paths(kind), {}
     def note(error, path=""): messages.setdefault(path or field_of(str(error), paths), str(error))
     for path, value in flat.items():
         try: convert(value, paths[path][0], path)
         except (SettingsError, yaml.YAMLError) as error:
-            said, example = str(error) if isinstance(error, SettingsError) else f"{path} = {value!r} cannot be used: it is no list of values.", example_of(paths[path][0])
+            said, example = (str(error) if isinstance(error, SettingsError)
+                             else f"{path} = {value!r} cannot be used: it is no list of values.",
+                             example_of(paths[path][0]))
             note(f"{said} Write it like this: {example}" if example else said, path)
     usable = {path: value for path, value in flat.items() if path not in messages}
     for name, inner in declared(kind).items():
@@ -189,29 +211,34 @@ def resolve_form(
     return None, messages
 
 # %% ../../nbs/page/01_forms.ipynb #44c8c075
-def stages(**settings) -> dict: return dict(sft=Stage("sft", **settings), dpo=Stage("dpo", **settings))
+def stages(**settings) -> dict:
+    return dict(sft=Stage("sft", **settings), dpo=Stage("dpo", **settings))
 
 
 PRESETS = {  # name: what it is for, the study
     "quick look": (
-        "One cell on 3,000 question pairs: about a minute on two quiet cores. You see it learn, and can then ask the model.",
+        "One cell on 3,000 question pairs: about a minute on two quiet cores. You see it learn, "
+        "and can then ask the model.",
         Study("quick look", train_size=3000, test_size=300, recipes=("sft",), tunings=("full",), weights="best",
               **stages(epochs=1, evaluations=6))),
     "six cells": (
-        "Three recipes, each with full fine-tuning and LoRA, on 3,000 question pairs: some minutes. One seed decides nothing.",
+        "Three recipes, each with full fine-tuning and LoRA, on 3,000 question pairs: some minutes. "
+        "One seed decides nothing.",
         Study("six cells", train_size=3000, test_size=500, **stages(epochs=1, evaluations=2))),
     "fair comparison": (
         "What a claim needs: the control sft-sft, a learning rate searched for each cell, five seeds. Hours.",
         Study("fair comparison", train_size=4000, recipes=("sft", "dpo", "sft-dpo", "sft-sft"),
               seeds=(0, 1, 2, 3, 4), search=Search(trials=3))),
     "paper": (
-        "The cells of the study this package began with, on GPT-2 and Quora Question Pairs. Needs the Hub; hours without a GPU.",
+        "The cells of the study this package began with, on GPT-2 and Quora Question Pairs. Needs "
+        "the Hub; hours without a GPU.",
         Study("paper", backbone="gpt2", data="hub", train_size=20_000, seeds=(0, 1, 2)))}
 
 # %% ../../nbs/page/01_forms.ipynb #955f109d
 WRONG = "color:var(--sftdpo-wrong,#b3261e);font-weight:600"
 SOFT = "opacity:.8"
-NAME, FULL = {"description_width": "118px"}, widgets.Layout(width="auto")  # shared by all fields: a page with fewer objects
+# shared by all fields: a page with fewer objects
+NAME, FULL = {"description_width": "118px"}, widgets.Layout(width="auto")
 
 
 def beside(
@@ -219,13 +246,17 @@ def beside(
     problem: str = "",  # what is wrong
 ) -> str:               # HTML
     "What stands with a control."
-    alarm = Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>').format(WRONG, problem) if problem else ""
-    return Markup('<div class="sftdpo-help"><span style="{}">{}</span>{}</div>').format(SOFT, text, alarm)
+    alarm = Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>').format(
+        WRONG, problem) if problem else ""
+    return Markup('<div class="sftdpo-help"><span style="{}">{}</span>{}</div>').format(SOFT, text,
+                                                                                        alarm)
 
 # %% ../../nbs/page/01_forms.ipynb #8408725a
 CARDS = {  # field: what each choice does
-    "recipes": {"sft": "learns the right answer of each example", "dpo": "learns to prefer the right answer to a wrong one",
-                "sft-dpo": "SFT first, then DPO from there", "sft-sft": "SFT for as many steps as sft-dpo: the control"},
+    "recipes": {"sft": "learns the right answer of each example",
+                "dpo": "learns to prefer the right answer to a wrong one",
+                "sft-dpo": "SFT first, then DPO from there",
+                "sft-sft": "SFT for as many steps as sft-dpo: the control"},
     "tunings": {"full": "trains every weight", "lora": "trains small added matrices: less memory, a small file"}}
 
 
@@ -242,11 +273,19 @@ def card(
     line: str,              # what it does
 ) -> widgets.VBox:
     "A box with a line below it; its frame shows whether it is ticked."
-    whole = widgets.VBox([box, widgets.HTML(Markup('<div class="sftdpo-line">{}</div>').format(line))])
+    whole = widgets.VBox([box,
+                          widgets.HTML(Markup('<div class="sftdpo-line">{}</div>').format(line))])
     whole.add_class("sftdpo-card")
     def dress(change=None): (whole.add_class if box.value else whole.remove_class)("sftdpo-chosen")
     box.observe(dress, "value")
     return whole
+
+# %% ../../nbs/page/01_forms.ipynb #9920401d
+def hint_of(
+    choice: str,  # a recipe, or anything else
+) -> str:
+    "What a recipe is."
+    return RECIPES[choice].description if choice in RECIPES else ""
 
 # %% ../../nbs/page/01_forms.ipynb #a73ae87a
 def boxes_control(
@@ -255,20 +294,16 @@ def boxes_control(
 ) -> tuple[widgets.Widget, list]:
     "Boxes to tick, as cards where there is something to say of each."
     auto = widgets.Layout(width="auto", margin="0 12px 0 0")
-    boxes = [widgets.Checkbox(description=one, indent=False, layout=auto, tooltip=hint_of(one)) for one in lines]
-    cards = widgets.Box([card(box, lines[box.description]) for box in boxes if lines[box.description]])
+    boxes = [widgets.Checkbox(description=one, indent=False, layout=auto, tooltip=hint_of(one))
+             for one in lines]
+    cards = widgets.Box([card(box, lines[box.description])
+                         for box in boxes if lines[box.description]])
     plain = widgets.Box([box for box in boxes if not lines[box.description]])
     cards.add_class("sftdpo-cards")
     plain.add_class("sftdpo-boxes")
     title = widgets.HTML(Markup('<div class="sftdpo-name">{}</div>').format(label))
-    return (widgets.VBox([title, cards, plain]) if cards.children else widgets.HBox([title, plain])), boxes
-
-
-def hint_of(
-    choice: str,  # a recipe, or anything else
-) -> str:
-    "What a recipe is."
-    return RECIPES[choice].description if choice in RECIPES else ""
+    return ((widgets.VBox([title, cards, plain]) if cards.children
+             else widgets.HBox([title, plain])), boxes)
 
 # %% ../../nbs/page/01_forms.ipynb #e2f4a412
 def placeholder_of(
@@ -281,7 +316,7 @@ def placeholder_of(
     if default is not None: return ""
     return "recommended" if "recommended" in text else "all" if text.endswith("all") else ""
 
-
+# %% ../../nbs/page/01_forms.ipynb #b40aa31f
 def control_of(
     label: str,  # of the field
     kind,        # declared type
@@ -294,7 +329,8 @@ def control_of(
         first = [("recommended", None)] if bare(kind) is not kind else []
         return widgets.Dropdown(options=first + [(one, one) for one in choices], **same)
     if kind is bool: return widgets.Checkbox(**same)
-    return widgets.Text(placeholder=placeholder_of(kind, default, text), continuous_update=True, **same)
+    return widgets.Text(placeholder=placeholder_of(kind, default, text), continuous_update=True,
+                        **same)
 
 # %% ../../nbs/page/01_forms.ipynb #870b2c76
 class Entry:
@@ -308,9 +344,11 @@ class Entry:
         changed=lambda: None,  # called when a person changes it
     ):
         self.path, self.kind, self.default, self.text, self.problem = path, kind, default, text, ""
-        label, several = path.split(".")[-1].replace("_", " "), typing.get_origin(bare(kind)) is tuple
+        label, several = (path.split(".")[-1].replace("_", " "),
+                          typing.get_origin(bare(kind)) is tuple)
         if several and (choices := choices_of(kind)):
-            self.control, self.boxes = boxes_control(label, {one: card_line(path, one) for one in choices})
+            self.control, self.boxes = boxes_control(label,
+                                                     {one: card_line(path, one) for one in choices})
         else: self.control, self.boxes = control_of(label, kind, default, text), []
         self.note = widgets.HTML(beside(text))
         self.widget = widgets.VBox([self.control, self.note])
@@ -323,23 +361,33 @@ class Entry:
         "What is in the control, as a plain value."
         if self.boxes: return [box.description for box in self.boxes if box.value]
         typed = isinstance(self.control, widgets.Text)
-        return parse_text(self.control.value, self.kind, self.default) if typed else self.control.value
+        return (parse_text(self.control.value, self.kind, self.default) if typed
+                else self.control.value)
 
     def set(self, value):
         "Show a value."
         for box in self.boxes: box.value = box.description in value
-        if not self.boxes: self.control.value = show_value(value) if isinstance(self.control, widgets.Text) else value
+        if not self.boxes:
+            self.control.value = (show_value(value) if isinstance(self.control, widgets.Text)
+                                  else value)
 
     def tell(self, problem: str):
         "Show what is wrong, or that nothing is."
-        if problem != self.problem: self.problem, self.note.value = problem, beside(self.text, problem)
+        if problem != self.problem:
+            self.problem, self.note.value = problem, beside(self.text, problem)
 
 # %% ../../nbs/page/01_forms.ipynb #ccabd806
-OPEN = {"compare": ("recipes", "tunings"), "size": ("backbone", "train_size", "test_size", "seeds", "weights")}  # of a study
-FOLDS = {"": "Name, data and folds", "learning_rates": "Learning rates", "sft": "SFT stages", "dpo": "DPO stages", "lora": "LoRA",
-         "sampling": "How texts are drawn", "reading": "How files are read", "search": "Search for learning rates",
+# of a study
+OPEN = {"compare": ("recipes", "tunings"),
+        "size": ("backbone", "train_size", "test_size", "seeds", "weights")}
+FOLDS = {"": "Name, data and folds", "learning_rates": "Learning rates",
+         "sft": "SFT stages", "dpo": "DPO stages", "lora": "LoRA",
+         "sampling": "How texts are drawn",
+         "reading": "How files are read", "search": "Search for learning rates",
          "rest": "Controls, single cells, sweeps"}
-LAST = ("second_sft_rate", "dpo_sft_weight", "split", "held_out_text", "also_judge", "shuffle_labels", "cells", "sweep")  # seldom needed
+# seldom needed
+LAST = ("second_sft_rate", "dpo_sft_weight", "split", "held_out_text", "also_judge",
+        "shuffle_labels", "cells", "sweep")
 
 
 def section_of(
@@ -357,32 +405,40 @@ class Form:
         kind: type = Study,  # which one
         changed=lambda form: None,  # called with the form when its values change
     ):
-        self.kind, self.changed, self.quiet, self.settings, self.problems = kind, changed, False, None, {}
-        self.entries = {path: Entry(path, *about, self.look) for path, about in field_paths(kind).items()}
-        self.sections = {name: widgets.VBox() for name in ((*OPEN, *FOLDS) if kind is Study else ("",))}
+        self.kind, self.changed, self.quiet, self.settings, self.problems = (kind, changed, False,
+                                                                             None, {})
+        self.entries = {path: Entry(path, *about, self.look)
+                        for path, about in field_paths(kind).items()}
+        self.sections = {name: widgets.VBox()
+                         for name in ((*OPEN, *FOLDS) if kind is Study else ("",))}
         for path, entry in self.entries.items():
             self.sections[section_of(path) if kind is Study else ""].children += (entry.widget,)
         folded = [self.sections[name] for name in FOLDS] if kind is Study else []
         self.accordion = widgets.Accordion(folded, selected_index=None) if folded else None
         self.note = widgets.HTML()
-        opened = [self.sections[name] for name in OPEN] + [self.accordion] if folded else [self.sections[""]]
+        opened = ([self.sections[name] for name in OPEN] + [self.accordion] if folded
+                  else [self.sections[""]])
         self.widget = widgets.VBox([*opened, self.note])
         self.look()
 
     def look(self):
         "Check the values, and say what is wrong beside each field."
         if self.quiet: return
-        self.settings, self.problems = resolve_form(self.kind, {path: entry.value for path, entry in self.entries.items()})
+        self.settings, self.problems = resolve_form(
+            self.kind, {path: entry.value for path, entry in self.entries.items()})
         self.mark()
         self.changed(self)
 
     def mark(self, more: dict[str, str] | None = None):
-        "Show the problems, and more that others found, beside their fields and on the folds; those found before are forgotten."
+        "Show problems, also those that others found, beside their fields; earlier ones are forgotten."
         problems = (more or {}) | self.problems
         for path, entry in self.entries.items(): entry.tell(problems.get(path, ""))
         wrong = {section_of(path) for path in problems if path}
-        if self.accordion: self.accordion.titles = tuple(title + (" ✗" if fold in wrong else "") for fold, title in FOLDS.items())
-        self.note.value = Markup('<div role="alert" style="{}">✗ {}</div>').format(WRONG, problems[""]) if "" in problems else ""
+        if self.accordion:
+            self.accordion.titles = tuple(title + (" ✗" if fold in wrong else "")
+                                          for fold, title in FOLDS.items())
+        self.note.value = Markup('<div role="alert" style="{}">✗ {}</div>').format(
+            WRONG, problems[""]) if "" in problems else ""
 
     def set(self, settings):
         "Show other settings."
@@ -397,7 +453,8 @@ class Form:
         self.look()
 
 # %% ../../nbs/page/01_forms.ipynb #7d44f5fb
-OPTION = re.compile(r"\(?--(no-)?([a-z][\w.-]*)((?: (?!--)(?:'[^']*'|\"[^\"]*\"|[^\s,;:)('\"]+))?)\)?")
+OPTION = re.compile(r"\(?--(no-)?([a-z][\w.-]*)((?: "
+                    r"(?!--)(?:'[^']*'|\"[^\"]*\"|[^\s,;:)('\"]+))?)\)?")
 
 
 def where_of(
@@ -414,7 +471,8 @@ def in_page_words(
     "The message with fields of the page in place of options."
     paths = field_paths(Study)
     def field(found):
-        path = {"task": "tasks"}.get(found[2].rstrip(".").replace("-", "_"), found[2].rstrip(".").replace("-", "_"))
+        path = {"task": "tasks"}.get(found[2].rstrip(".").replace("-", "_"),
+                                     found[2].rstrip(".").replace("-", "_"))
         if path not in paths: return found[0]
         value = "off" if found[1] else found[3].strip()
         ends = "." * (found[2].endswith(".") and not found[3])

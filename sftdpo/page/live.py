@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMAND', 'estimate', 'progress_of', 'live_history', 'settings_file', 'log_file', 'page_lock', 'execution_words',
-           'command_words', 'begin_command', 'refuse_busy', 'begin_study', 'working', 'stop_study', 'format_last',
+           'command_words', 'working', 'begin_command', 'refuse_busy', 'begin_study', 'stop_study', 'format_last',
            'AtWork', 'how_it_ended', 'recommend_words', 'recommendation_in']
 
 # %% ../../nbs/page/02_live.ipynb #d78cb6b1
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
+# %% ../../nbs/page/02_live.ipynb #59fe1130
 from ..config import Execution, Reading, Study, to_dict, to_yaml
 from ..engine.folder import StudyFolder
 from ..engine.inputs import Inputs
@@ -50,12 +51,15 @@ def progress_of(
     lines, folder = [], StudyFolder(folder)
     for node in nodes:
         state = folder.state(node).name
-        line = dict(label=node.label, depth=node.depth, state=state, done=float(state in ("done", "trained")), step=0, steps=0, loss=float("nan"))
-        seen = history_of_node(folder, node) if node.stage and state in ("running", "stopped") else ()
+        line = dict(label=node.label, depth=node.depth, state=state,
+                    done=float(state in ("done", "trained")), step=0, steps=0, loss=float("nan"))
+        seen = (history_of_node(folder, node) if node.stage and state in ("running", "stopped")
+                else ())
         if len(seen) and "steps" in seen:
             step, steps = int(seen["step"].max()), int(seen["steps"].iloc[-1])
             loss = seen["loss"].dropna() if "loss" in seen else []
-            line |= dict(done=step / steps, step=step, steps=steps, loss=loss.iloc[-1] if len(loss) else float("nan"))
+            line |= dict(done=step / steps, step=step, steps=steps,
+                         loss=loss.iloc[-1] if len(loss) else float("nan"))
         lines.append(line)
     return pd.DataFrame(lines)
 
@@ -68,9 +72,13 @@ def live_history(
     "The stages' histories in the form of `read_history`, also of those that are not finished."
     tables, folder = [], StudyFolder(folder)
     for node in nodes:
-        if not node.stage or node.run.task != task or not len(table := stage_lines(folder.stage(node.key))): continue
+        if (not node.stage or node.run.task != task
+            or not len(table := stage_lines(folder.stage(node.key)))):
+            continue
         run = node.run
-        tables.append(table.assign(run=node.key, task=task, recipe=run.recipe, tuning=run.tuning, seed=run.seed, fold=run.fold, stage=node.depth, kind=node.stage.kind))
+        tables.append(table.assign(run=node.key, task=task, recipe=run.recipe, tuning=run.tuning,
+                                   seed=run.seed, fold=run.fold, stage=node.depth,
+                                   kind=node.stage.kind))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 # %% ../../nbs/page/02_live.ipynb #1efdc940
@@ -85,9 +93,20 @@ with held(Path(sys.argv[1]), wait=2, say=lambda text: None) as mine:  # a page t
 """
 
 
-def settings_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.yaml")  # of the page's own: a file of the user's has another name
-def log_file(folder: Path) -> Path: return folder.with_name(f"{folder.name}.page.log")
-def page_lock(folder: Path) -> Path: return StudyFolder(folder).lock("page")
+# of the page's own: a file of the user's has another name
+def settings_file(folder: Path) -> Path:
+    "Where the page keeps the settings of the study that it began, beside its folder."
+    return folder.with_name(f"{folder.name}.page.yaml")
+
+# %% ../../nbs/page/02_live.ipynb #53f17e71
+def log_file(folder: Path) -> Path:
+    "Where the process that the page began writes what it says."
+    return folder.with_name(f"{folder.name}.page.log")
+
+# %% ../../nbs/page/02_live.ipynb #084feb44
+def page_lock(folder: Path) -> Path:
+    "The lock that one process at a time holds while it works for a page."
+    return StudyFolder(folder).lock("page")
 
 # %% ../../nbs/page/02_live.ipynb #5436a5fe
 def execution_words(
@@ -98,16 +117,30 @@ def execution_words(
     for name, value in to_dict(execution).items():
         if value == usual[name]: continue
         option = name.replace("_", "-")
-        words += [f"--{option}"] if value is True else [f"--{option}", *map(str, value if isinstance(value, list) else [value])]
+        words += ([f"--{option}"] if value is True
+                  else [f"--{option}", *map(str, value if isinstance(value, list) else [value])])
     return words
 
-
+# %% ../../nbs/page/02_live.ipynb #06f6b04e
 def command_words(
     folder: Path,  # of the study
     execution: Execution = Execution(),  # who trains
 ) -> list[str]:
     "The command that trains the study, its settings in the file beside the folder."
-    return ["sftdpo", "compare", "--settings", str(settings_file(folder)), "--out", str(folder), *execution_words(execution)]
+    return ["sftdpo", "compare", "--settings", str(settings_file(folder)), "--out", str(folder),
+            *execution_words(execution)]
+
+# %% ../../nbs/page/02_live.ipynb #443ada9d
+def working(
+    folder: Path,  # of a study
+) -> int | None:   # 0: a process on another machine, or one that does not say its number
+    "The number of the process that works on the folder; None if there is none."
+    try: signed = holder(page_lock(folder))
+    # somebody else's folder, or a link in it, which is refused when the folder is opened
+    except OSError: return None
+    if signed is None: return None
+    match = re.match(r"process (\d+) on (\S+),", signed)
+    return int(match[1]) if match and match[2] == socket.gethostname() else 0
 
 # %% ../../nbs/page/02_live.ipynb #ec7fde3c
 def begin_command(
@@ -118,17 +151,20 @@ def begin_command(
     folder.parent.mkdir(parents=True, exist_ok=True)
     write_text(log_file(folder), "")  # a new file, also where there was a link
     with open(log_file(folder), "a", encoding="utf-8") as log:
-        return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *words], stdin=subprocess.DEVNULL, stdout=log,
-                                stderr=subprocess.STDOUT, start_new_session=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        return subprocess.Popen([sys.executable, "-c", COMMAND, str(page_lock(folder)), *words],
+                                stdin=subprocess.DEVNULL, stdout=log,
+                                stderr=subprocess.STDOUT, start_new_session=True,
+                                env=os.environ | {"PYTHONUNBUFFERED": "1"})
 
-
+# %% ../../nbs/page/02_live.ipynb #a018170f
 def refuse_busy(
     folder: Path,  # that somebody would work on
 ):
     "Raise if a process is at work there."
-    if working(folder) is not None: raise FileExistsError(f"In {folder} a process is at work; press Open to follow it.")
+    if working(folder) is not None:
+        raise FileExistsError(f"In {folder} a process is at work; press Open to follow it.")
 
-
+# %% ../../nbs/page/02_live.ipynb #54f8b3d1
 def begin_study(
     study: Study,  # to train
     folder: Path,  # of the study, new or begun
@@ -141,36 +177,29 @@ def begin_study(
     write_text(settings_file(folder), to_yaml(study))
     return begin_command(folder, command_words(folder, execution)[1:])
 
-# %% ../../nbs/page/02_live.ipynb #443ada9d
-def working(
-    folder: Path,  # of a study
-) -> int | None:   # 0: a process on another machine, or one that does not say its number
-    "The number of the process that works on the folder; None if there is none."
-    try: signed = holder(page_lock(folder))
-    except OSError: return None  # somebody else's folder, or a link in it, which is refused when the folder is opened
-    if signed is None: return None
-    match = re.match(r"process (\d+) on (\S+),", signed)
-    return int(match[1]) if match and match[2] == socket.gethostname() else 0
-
-
+# %% ../../nbs/page/02_live.ipynb #bea1fd4f
 def stop_study(
     folder: Path,  # of a study
 ) -> bool:         # was there anything to stop?
-    "Ask the process that works on the folder to stop; what is finished stays, and stages go on from their last checkpoint."
+    "Ask the process that works on the folder to stop; stages go on from their last checkpoint."
     number = working(folder)
     if number is None: return False
-    if number == 0: raise ProcessLookupError(f"{folder} is being worked on by {holder(page_lock(folder))}: stop it there.")
+    if number == 0:
+        raise ProcessLookupError(f"{folder} is being worked on by {holder(page_lock(folder))}: "
+                                 "stop it there.")
     os.kill(number, signal.SIGTERM)
     return True
 
-
+# %% ../../nbs/page/02_live.ipynb #36e12ec4
 def format_last(
     folder: Path,    # of a study
     lines: int = 12,  # at most
 ) -> str:
     "The last lines of what the process said; of a progress bar, its last state."
     path = log_file(folder)
-    return "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.is_file() and not path.is_symlink() else ""
+    return ("\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in path.read_text(
+        encoding="utf-8", errors="replace").rstrip().split("\n")[-lines:]) if path.is_file()
+            and not path.is_symlink() else "")
 
 # %% ../../nbs/page/02_live.ipynb #359fb452
 class AtWork:
@@ -201,12 +230,17 @@ def how_it_ended(
     "How a process ended, in words."
     if code > 1: return f"It could not be run: {last}", True
     if code < 0 and -code != signal.SIGTERM:
-        return f"It was ended by {signal.Signals(-code).name}{' (not enough memory?)' if -code == signal.SIGKILL else ''}. Resume goes on from the last checkpoint.", True
+        return (
+            "It was ended by "
+            f"{signal.Signals(-code).name}{' (not enough memory?)' if -code == signal.SIGKILL else ''}. "
+            "Resume goes on from the last checkpoint.", True)
     if code == 0 or code == 1 and done: return "Finished.", False
     if code == 1 and len(failures):
         first = failures.iloc[0]
-        return f"{len(failures)} stage{'s' if len(failures) > 1 else ''} failed; Resume tries again. {first.stage}: {first.reason}", True
-    if code < 0 or "stopped" in last: return "Stopped. Resume goes on from the last checkpoint.", False
+        return (f"{len(failures)} stage{'s' if len(failures) > 1 else ''} failed; Resume tries "
+                f"again. {first.stage}: {first.reason}", True)
+    if code < 0 or "stopped" in last:
+        return "Stopped. Resume goes on from the last checkpoint.", False
     return f"It ended before all was done; Resume goes on from the last checkpoint. {last}", True
 
 # %% ../../nbs/page/02_live.ipynb #3a390a5d
@@ -219,9 +253,10 @@ def recommend_words(
     folder: Path,       # for the trials and the model
 ) -> list[str]:
     "The command that recommends how to train on a file."
-    return ["sftdpo", "recommend", data, "--task", task, "--minutes", f"{minutes:g}", "--backbone", backbone, *reading_options(reading), "--out", str(folder)]
+    return ["sftdpo", "recommend", data, "--task", task, "--minutes", f"{minutes:g}", "--backbone",
+            backbone, *reading_options(reading), "--out", str(folder)]
 
-
+# %% ../../nbs/page/02_live.ipynb #9c552de5
 def recommendation_in(
     folder: Path,  # of the trials
 ) -> str:          # empty while there is none

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'CHANGES', 'TASK_LINES', 'plain_name', 'keep_upload', 'preview_html', 'reading_of_command', 'plain_column',
            'change_in_words', 'changes_in_words', 'Look', 'named_columns', 'look_at', 'columns_to_name', 'part_lines',
-           'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'OwnFile',
-           'findings_html']
+           'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'chosen_columns',
+           'remedy_in_words', 'findings_html', 'FileLook', 'OwnFile']
 
 # %% ../../nbs/page/04_own_file.ipynb #9ecad5f8
 import re
@@ -21,6 +21,7 @@ import ipywidgets as widgets
 import tyro
 from markupsafe import Markup
 
+# %% ../../nbs/page/04_own_file.ipynb #cd76e5c1
 from ..config import Reading
 from ..engine.safe_files import write_bytes
 from .forms import FULL, NAME, WRONG, beside, in_page_words
@@ -41,7 +42,8 @@ def plain_name(
     "A file's name without folders or odd signs."
     stem = re.sub(r"[^\w.-]", "_", name.replace("\\", "/").rsplit("/", 1)[-1]).lstrip(".") or "data"
     suffix = Path(stem).suffix.lower()
-    if suffix not in SUFFIXES: raise DataError(f"{name} is none of {', '.join(SUFFIXES)}: save the table as one of these.")
+    if suffix not in SUFFIXES:
+        raise DataError(f"{name} is none of {', '.join(SUFFIXES)}: save the table as one of these.")
     return stem[-120:]
 
 # %% ../../nbs/page/04_own_file.ipynb #d9822f41
@@ -68,9 +70,11 @@ def preview_html(
 ) -> Markup:
     "The first rows of a table; long cells are cut."
     columns = {name: table.values(name)[:rows] for name in list(table.columns)[:12]}
-    lines = [{name: str(values[i]) for name, values in columns.items()} for i in range(min(rows, len(table)))]
+    lines = [{name: str(values[i]) for name, values in columns.items()}
+             for i in range(min(rows, len(table)))]
     more = f", {len(table.columns) - 12} more columns" if len(table.columns) > 12 else ""
-    return html_table(lines, f"{Path(table.file).name}: {counted(len(table), 'row')}, {table.format}{more}", longest=90)
+    return html_table(lines, f"{Path(table.file).name}: {counted(len(table), 'row')}, "
+                      f"{table.format}{more}", longest=90)
 
 # %% ../../nbs/page/04_own_file.ipynb #a2018de9
 def reading_of_command(
@@ -82,13 +86,16 @@ def reading_of_command(
     options, inside = [], False
     for word in words:
         if word.startswith("--"): inside = word.startswith("--reading.")
-        if inside: options.append(word.replace("--reading.no-", "--no-").replace("--reading.", "--"))
+        if inside:
+            options.append(word.replace("--reading.no-", "--no-").replace("--reading.", "--"))
     return task, tyro.cli(Reading, args=options)
 
 # %% ../../nbs/page/04_own_file.ipynb #ecc691ca
 CHANGES = {  # field of `Reading`: what a new value means
-    "unusable": {"drop": "leave out the rows that cannot be used"}, "too_long": {"drop": "leave out the rows that are too long", "truncate": "cut long prompts"},
-    "conversations": {"write": "write conversations out as text"}, "beginning": {"cut": "take the common beginning as the prompt"}}
+    "unusable": {"drop": "leave out the rows that cannot be used"},
+    "too_long": {"drop": "leave out the rows that are too long", "truncate": "cut long prompts"},
+    "conversations": {"write": "write conversations out as text"},
+    "beginning": {"cut": "take the common beginning as the prompt"}}
 
 
 def plain_column(
@@ -98,26 +105,28 @@ def plain_column(
     found = re.fullmatch(r"\{([^{}]+)\}(\\n|\n)?", template)
     return found[1] if found else template
 
-
+# %% ../../nbs/page/04_own_file.ipynb #4f7fabdb
 def change_in_words(
     name: str,  # of a field of `Reading`
     value,      # that it gets
 ) -> str:
     "What one change of the reading does."
     if isinstance(value, str) and value in CHANGES.get(name, {}): return CHANGES[name][value]
-    if name == "verbalizers": return "answer " + ", ".join(f"{answer!r} for {label!r}" for label, answer in value.items())
+    if name == "verbalizers":
+        return "answer " + ", ".join(f"{answer!r} for {label!r}" for label, answer in value.items())
     if name == "encoding": return f"read the file as {value}"
     if name == "prompt": value = plain_column(value)
     shown = " and ".join(map(repr, value)) if isinstance(value, tuple) else repr(value)
     return f"take {shown} for the {name.replace('_', ' ')}"
 
-
+# %% ../../nbs/page/04_own_file.ipynb #fdb4d134
 def changes_in_words(
     before: Reading,  # as the file is read now
     after: Reading,   # as it would be read
 ) -> list[str]:
     "What each changed field does."
-    names = [name for name in Reading.__dataclass_fields__ if getattr(before, name) != getattr(after, name)]
+    names = [name for name in Reading.__dataclass_fields__
+             if getattr(before, name) != getattr(after, name)]
     return [change_in_words(name, getattr(after, name)) for name in names]
 
 # %% ../../nbs/page/04_own_file.ipynb #ed59ceb8
@@ -129,20 +138,22 @@ class Look:
     task: str | None = None       # that the columns fit
     reading: Reading = Reading()  # as it was read
     problem: str = ""             # why there is no report
-    remedy: tuple[str, Reading] | None = None  # a task and a reading that can be used, where this one cannot
+    # a task and a reading that can be used, where this one cannot
+    remedy: tuple[str, Reading] | None = None
     guessed: bool = False         # were the columns guessed from the rows?
 
     @property
     def usable(self) -> bool: return self.report is not None and not self.report.stops
 
-
+# %% ../../nbs/page/04_own_file.ipynb #a2b671ce
 def named_columns(
     reading: Reading,  # that would read a file
 ) -> dict[str, str]:   # part: column
     "The columns that a reading names."
-    return {part: column for part in ("prompt", "completion", "label", "chosen", "rejected") if (column := getattr(reading, part))}
+    return {part: column for part in ("prompt", "completion", "label", "chosen", "rejected")
+            if (column := getattr(reading, part))}
 
-
+# %% ../../nbs/page/04_own_file.ipynb #c9a5d589
 def look_at(
     path: str,              # of a file or folder
     task: str | None,       # what it is for; None: what its columns fit
@@ -156,8 +167,10 @@ def look_at(
     except DataError as error: return Look(table, None, task, reading, str(error))
     other = reading_of_command(report.command) if report.stops and report.command else None
     if other and reading == Reading() and (named := named_columns(other[1])):
-        return replace(look_at(path, other[0], reading.replace(**named), reader, backbone), guessed=True)
-    return Look(table, report, report.task, reading, remedy=other if other != (report.task, reading) else None)
+        return replace(look_at(path, other[0], reading.replace(**named), reader, backbone),
+                       guessed=True)
+    return Look(table, report, report.task, reading,
+                remedy=other if other != (report.task, reading) else None)
 
 # %% ../../nbs/page/04_own_file.ipynb #192a0487
 def columns_to_name(
@@ -166,18 +179,21 @@ def columns_to_name(
     "The parts of a row whose columns can be named."
     return [part for part in TASKS[task].columns if part in Reading.__dataclass_fields__]
 
-
+# %% ../../nbs/page/04_own_file.ipynb #b7c1ee07
 def part_lines(
     report: DataReport,  # of a file
     part: str,           # prompt, label, ...
 ) -> list[str]:
     "What the check found about one part of the rows."
     if part == "label" and "train" in report.balance:
-        labels = [f"{label} {number:,}" for label, number in list(report.balance["train"].items())[:12]]
-        return [f"training rows: {', '.join(labels)}" + (" …" if len(report.balance["train"]) > 12 else "")]
+        labels = [f"{label} {number:,}"
+                  for label, number in list(report.balance["train"].items())[:12]]
+        return [f"training rows: {', '.join(labels)}"
+                + (" …" if len(report.balance["train"]) > 12 else "")]
     lengths = report.lengths.get(part)
     limit = f"; the model reads {report.max_length:,}" if report.max_length else ""
-    return [f"{lengths['median']:,} tokens in the middle, {lengths['longest']:,} at most{limit}"] if lengths else []
+    return ([f"{lengths['median']:,} tokens in the middle, {lengths['longest']:,} at most{limit}"]
+            if lengths else [])
 
 # %% ../../nbs/page/04_own_file.ipynb #d6337111
 def part_problems(
@@ -186,10 +202,12 @@ def part_problems(
 ) -> list[str]:
     "The rows that cannot be used because of one part."
     column = repr(plain_column(look.report.columns.get(part, part)))
-    said = [one for one in reasons(look.report.problems) if one[0].startswith(f"the {part} ") or column in one[0]]
-    return [f"{counted(number, 'row')}: {in_page_words(reason)} ({', '.join(places)})" for reason, number, places in said]
+    said = [one for one in reasons(look.report.problems) if one[0].startswith(f"the {part} ")
+            or column in one[0]]
+    return [f"{counted(number, 'row')}: {in_page_words(reason)} ({', '.join(places)})"
+            for reason, number, places in said]
 
-
+# %% ../../nbs/page/04_own_file.ipynb #7d4a6c84
 def other_lines(
     look: Look,  # at a file
 ) -> list[str]:
@@ -197,9 +215,12 @@ def other_lines(
     report = look.report
     if not report.sizes: return []
     names = {"train": "train", "validation": "pick settings", "test": "judge"}
-    lines = [", ".join(f"{number:,} {names[split]}" for split, number in report.sizes.items()) + " · " + report.training]
-    lines += [f"{number:,} {why}" for why, number in report.left_out.items()] + [f"{number:,} {pair}" for pair, number in report.shared.items() if number]
-    lines += [f"{counted(some['exact'], 'duplicate')} in {split}" for split, some in report.duplicates.items() if some["exact"]]
+    lines = [", ".join(f"{number:,} {names[split]}" for split, number in report.sizes.items())
+             + " · " + report.training]
+    lines += ([f"{number:,} {why}" for why, number in report.left_out.items()]
+              + [f"{number:,} {pair}" for pair, number in report.shared.items() if number])
+    lines += [f"{counted(some['exact'], 'duplicate')} in {split}"
+              for split, some in report.duplicates.items() if some["exact"]]
     return [in_page_words(line) for line in lines + report.notes]
 
 # %% ../../nbs/page/04_own_file.ipynb #8e04e676
@@ -211,25 +232,32 @@ class PartField:
         look: Look,   # at the file
         changed: Callable,  # called when another column is chosen
     ):
-        self.part, self.found = part, plain_column(look.report.columns.get(part, "")) if look.report else ""
+        self.part, self.found = (
+            part, plain_column(look.report.columns.get(part, "")) if look.report else "")
         columns = list(look.table.columns)
-        options = [("not recognised", "")] * (not self.found) + [(one, one) for one in dict.fromkeys([*([self.found] if self.found else []), *columns])]
-        self.control = widgets.Dropdown(options=options, value=self.found, description=part, style=NAME, layout=FULL)
+        options = [("not recognised", "")] * (not self.found) + [
+            (one, one) for one in dict.fromkeys([*([self.found] if self.found else []), *columns])]
+        self.control = widgets.Dropdown(options=options, value=self.found, description=part,
+                                        style=NAME, layout=FULL)
         lines = part_lines(look.report, part) if look.report else []
-        problems = part_problems(look, part) if look.report else [f"Which column is the {part}?"] * (not self.found)
+        problems = (part_problems(look, part) if look.report
+                    else [f"Which column is the {part}?"] * (not self.found))
         self.note = widgets.HTML(beside("; ".join(lines), "; ".join(problems)))
         self.widget = widgets.VBox([self.control, self.note])
         self.widget.add_class("sftdpo-field")
         self.control.observe(lambda change: changed(), "value")
 
 # %% ../../nbs/page/04_own_file.ipynb #c6bc3aae
-TASK_LINES = {"labels": "texts, each with one of a few answers", "completions": "prompts, each with a text to write",
-              "preferences": "prompts, each with a better and a worse text", "paraphrase": "pairs of questions: do they mean the same?"}
+TASK_LINES = {"labels": "texts, each with one of a few answers",
+              "completions": "prompts, each with a text to write",
+              "preferences": "prompts, each with a better and a worse text",
+              "paraphrase": "pairs of questions: do they mean the same?"}
 
 
 def task_options() -> list[tuple[str, str]]:
     "What a file can be for."
-    named = [(f"{name}: {TASK_LINES.get(name, TASKS[name].title)}", name) for name in TASKS if TASKS[name].columns]
+    named = [(f"{name}: {TASK_LINES.get(name, TASKS[name].title)}", name)
+             for name in TASKS if TASKS[name].columns]
     return [("recognise it", ""), *named]
 
 # %% ../../nbs/page/04_own_file.ipynb #32761f97
@@ -243,79 +271,105 @@ class Doors:
     backbone: Callable[[], str]   # whose tokenizer reads
     readers: dict = field(default_factory=dict)  # backbone -> tokenizer and length
 
-
+# %% ../../nbs/page/04_own_file.ipynb #8ca11d97
 class OwnFileLayout:
     "The controls for a file of one's own."
     def make(self):
-        self.upload = widgets.FileUpload(accept=",".join(SUFFIXES), multiple=False, description="Choose a file", layout=widgets.Layout(width="auto"))
-        self.path = widgets.Text(description="or its path", placeholder="tickets.csv", continuous_update=False, style=NAME, layout=FULL)
-        self.task = widgets.Dropdown(options=task_options(), description="it holds", style=NAME, layout=FULL)
+        self.upload = widgets.FileUpload(accept=",".join(SUFFIXES),
+                                         multiple=False, description="Choose a file",
+                                         layout=widgets.Layout(width="auto"))
+        self.path = widgets.Text(description="or its path", placeholder="tickets.csv",
+                                 continuous_update=False, style=NAME, layout=FULL)
+        self.task = widgets.Dropdown(options=task_options(), description="it holds", style=NAME,
+                                     layout=FULL)
         self.preview, self.parts, self.findings = widgets.HTML(), widgets.VBox(), widgets.HTML()
-        self.mend_button, self.use_button = widgets.Button(), widgets.Button(description="Use this file", button_style="primary")
-        self.minutes = widgets.BoundedFloatText(value=10, min=1, max=10_000, description="minutes", style={"description_width": "55px"}, layout=widgets.Layout(width="125px"))
-        self.recommend_button = widgets.Button(description="Recommend a way to train", tooltip="try recipes and rates on this file, and train the best on all rows")
-        for one in (self.mend_button, self.use_button, self.recommend_button): one.layout = widgets.Layout(width="auto")
-        self.then = widgets.VBox([widgets.HBox([self.use_button, self.recommend_button, self.minutes]), widgets.HTML(beside(
-            "Use: compare recipes on it, with the settings below. Recommend: within these minutes, what to train, what to expect, and a model trained on all rows."))])
+        self.mend_button, self.use_button = (
+            widgets.Button(), widgets.Button(description="Use this file", button_style="primary"))
+        self.minutes = widgets.BoundedFloatText(value=10, min=1, max=10_000, description="minutes",
+                                                style={"description_width": "55px"},
+                                                layout=widgets.Layout(width="125px"))
+        self.recommend_button = widgets.Button(
+            description="Recommend a way to train",
+            tooltip="try recipes and rates on this file, and train the best on all rows")
+        for one in (self.mend_button, self.use_button, self.recommend_button):
+            one.layout = widgets.Layout(width="auto")
+        self.then = widgets.VBox(
+            [widgets.HBox([self.use_button, self.recommend_button, self.minutes]),
+             widgets.HTML(beside(
+                 "Use: compare recipes on it, with the settings below. Recommend: within these "
+                 "minutes, what to train, what to expect, and a model trained on all rows."))])
         self.then.children[0].add_class("sftdpo-row")
         self.rows = widgets.VBox([self.preview, self.task, self.parts])
         self.found = widgets.VBox([self.rows, self.findings, self.mend_button, self.then])
-        hint = widgets.HTML(beside("CSV, TSV, JSON lines, Parquet or Arrow. Over 10 MB: give its path on this machine."))
+        hint = widgets.HTML(beside("CSV, TSV, JSON lines, Parquet or Arrow. Over 10 MB: give its "
+                                   "path on this machine."))
         return widgets.VBox([self.upload, self.path, hint, self.found])
 
-# %% ../../nbs/page/04_own_file.ipynb #13bfdf9a
-class OwnFile(OwnFileLayout):
-    "The part of the page for a file of one's own."
+# %% ../../nbs/page/04_own_file.ipynb #cf999bbb
+def chosen_columns(
+    fields: dict[str, PartField],  # part: its control
+) -> dict[str, str]:               # part: column
+    "The columns that a person chose in place of those that were found."
+    return {part: field.control.value for part, field in fields.items()
+            if field.control.value != field.found}
+
+# %% ../../nbs/page/04_own_file.ipynb #e3ab79cc
+def remedy_in_words(
+    look: Look,  # that has a remedy
+) -> str:
+    "What the button does that applies the remedy."
+    task, reading = look.remedy
+    return f"{'; '.join(changes_in_words(look.reading, reading)) or 'read it as ' + task}".capitalize()
+
+# %% ../../nbs/page/04_own_file.ipynb #290ec67d
+def findings_html(
+    look: Look,  # at a file
+) -> Markup:
+    "What stops a run, and what else to know."
+    stops = [look.problem] if look.problem else look.report.stops
+    item, alarm = (Markup("<li>{}</li>"),
+                   Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>'))
+    lines = Markup("").join(item.format(data(line))
+                            for line in (other_lines(look) if look.report else []))
+    said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
+    how = "guessed from the rows, please confirm" if look.guessed else "recognised"
+    kind = (Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed
+            else "")
+    return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 '
+                  '6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
+
+# %% ../../nbs/page/04_own_file.ipynb #f6c013db
+class FileLook(OwnFileLayout):
+    "The controls with what a look at a file found."
     def __init__(
         self,
         doors: Doors,  # to the page
     ):
-        self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = doors, "", Reading(), None, {}, False
+        self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = (
+            doors, "", Reading(), None, {}, False)
         self.widget = self.make()
-        self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
-        self.path.observe(lambda change: change.new.strip() not in ("", self.name) and self.pick(change.new.strip()), "value")
-        self.task.observe(lambda change: self.renew(), "value")
-        self.mend_button.on_click(lambda _: self.mend())
-        self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
-        self.recommend_button.on_click(lambda _: doors.recommend(self.name, self.seen.task, self.seen.reading, self.minutes.value))
         self.show(None)
-
-    def arrive(self, sent: dict):
-        "Keep a file that the browser sent, and look at it."
-        try: self.pick(str(keep_upload(sent["name"], bytes(sent["content"]), self.doors.folder())))
-        except (ValueError, OSError) as error: self.refuse(error)
-
-    def pick(self, name: str):
-        "Look at another file, from the start."
-        self.name, self.reading = name, Reading()
-        self.set_task("")
-        self.path.value = name
-        self.look()
 
     def renew(self):
         "Look again, with the task and the columns that were chosen."
         if self.quiet or not self.name: return
         same = self.seen and self.task.value == self.seen.task
-        chosen = {part: field.control.value for part, field in self.fields.items() if field.control.value != field.found} if same else {}
-        self.reading = self.reading.replace(**chosen) if same else Reading()
+        self.reading = (self.reading.replace(**chosen_columns(self.fields)) if same
+                        else Reading())
         self.look()
 
-    def reader(self) -> tuple: return self.doors.readers[self.doors.backbone(),]  # tokenizer and length
+    # tokenizer and length
+    def reader(self) -> tuple: return self.doors.readers[self.doors.backbone(),]
 
     def looking(self) -> partial:
-        name, task, reading, backbone = self.name, self.task.value or None, self.reading, self.doors.backbone()
+        name, task, reading, backbone = (self.name, self.task.value or None, self.reading,
+                                         self.doors.backbone())
         return partial(lambda: look_at(name, task, reading, self.reader(), backbone))
 
     def look(self):
         "Begin a look at the file as it is to be read now."
         self.findings.value = beside("reading …")
         self.doors.later(self.looking(), self.show, self.refuse)
-
-    def mend(self):
-        "Read the file as the remedy says."
-        task, self.reading = self.seen.remedy
-        self.set_task(task)
-        self.look()
 
     def set_task(self, task: str):
         "Show a task without looking again."
@@ -332,23 +386,47 @@ class OwnFile(OwnFileLayout):
         for one in (self.rows, self.then): one.layout.display = None if look else "none"
         self.mend_button.layout.display = None if look and look.remedy else "none"
         if not look: return
-        self.preview.value, task, self.reading = preview_html(look.table), self.task.value or look.task, look.reading
+        self.preview.value, task, self.reading = (preview_html(look.table),
+                                                  self.task.value or look.task, look.reading)
         self.set_task(task or "")
-        self.fields = {part: PartField(part, look, self.renew) for part in (columns_to_name(task) if task else ())}
+        self.fields = {part: PartField(part, look, self.renew)
+                       for part in (columns_to_name(task) if task else ())}
         self.parts.children = [field.widget for field in self.fields.values()]
         self.findings.value = findings_html(look)
-        if look.remedy: self.mend_button.description = f"{'; '.join(changes_in_words(look.reading, look.remedy[1])) or 'read it as ' + look.remedy[0]}".capitalize()
+        if look.remedy: self.mend_button.description = remedy_in_words(look)
         self.use_button.disabled = self.recommend_button.disabled = not look.usable
 
-# %% ../../nbs/page/04_own_file.ipynb #290ec67d
-def findings_html(
-    look: Look,  # at a file
-) -> Markup:
-    "What stops a run, and what else to know."
-    stops = [look.problem] if look.problem else look.report.stops
-    item, alarm = Markup("<li>{}</li>"), Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>')
-    lines = Markup("").join(item.format(data(line)) for line in (other_lines(look) if look.report else []))
-    said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
-    how = "guessed from the rows, please confirm" if look.guessed else "recognised"
-    kind = Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed else ""
-    return Markup('<div class="sftdpo-help">{}{}<ul style="margin:2px 0 6px;padding-left:18px">{}</ul></div>').format(kind, said, lines)
+# %% ../../nbs/page/04_own_file.ipynb #13bfdf9a
+class OwnFile(FileLook):
+    "The part of the page for a file of one's own."
+    def __init__(
+        self,
+        doors: Doors,  # to the page
+    ):
+        super().__init__(doors)
+        self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
+        self.path.observe(lambda change: change.new.strip() not in ("", self.name)
+                          and self.pick(change.new.strip()), "value")
+        self.task.observe(lambda change: self.renew(), "value")
+        self.mend_button.on_click(lambda _: self.mend())
+        self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
+        self.recommend_button.on_click(lambda _: doors.recommend(
+            self.name, self.seen.task, self.seen.reading, self.minutes.value))
+
+    def arrive(self, sent: dict):
+        "Keep a file that the browser sent, and look at it."
+        try: self.pick(str(keep_upload(sent["name"], bytes(sent["content"]), self.doors.folder())))
+        except (ValueError, OSError) as error: self.refuse(error)
+
+    def pick(self, name: str):
+        "Look at another file, from the start."
+        self.name, self.reading = name, Reading()
+        self.set_task("")
+        self.path.value = name
+        self.look()
+
+    def mend(self):
+        "Read the file as the remedy says."
+        task, self.reading = self.seen.remedy
+        self.set_task(task)
+        self.look()

@@ -18,6 +18,7 @@ import ipywidgets as widgets
 import pandas as pd
 from markupsafe import Markup
 
+# %% ../../nbs/page/03_views.ipynb #7c29ab1a
 from ..claims import Verdict, describe_estimate
 from ..config import Study, to_dict
 from ..engine.folder import StudyFolder
@@ -35,11 +36,21 @@ def html_table(
 ) -> Markup:
     "Lines as an HTML table; everything is shown as text."
     if not lines: return Markup("<p><i>{}</i></p>").format("Nothing to show.")
-    cell = Markup('<td style="padding:2px 10px 2px 0;vertical-align:top;text-align:left;white-space:pre-line">{}</td>')
-    head = Markup("").join(Markup('<th scope="col" style="padding:2px 10px 2px 0;text-align:left;vertical-align:bottom">{}</th>').format(data(name)) for name in lines[0])
-    body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(cell.format(data(value, longest)) for value in line.values())) for line in lines)
-    above = Markup('<caption style="caption-side:top;text-align:left;opacity:.75">{}</caption>').format(data(caption)) if caption else ""
-    return Markup('<div class="sftdpo-table" style="overflow-x:auto"><table style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.4">{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(above, head, body)
+    cell = Markup('<td style="padding:2px 10px 2px '
+                  '0;vertical-align:top;text-align:left;white-space:pre-line">{}</td>')
+    head = Markup("").join(
+        Markup('<th scope="col" style="padding:2px 10px '
+               '2px 0;text-align:left;vertical-align:bottom">{}</th>').format(data(name))
+        for name in lines[0])
+    body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(
+        cell.format(data(value, longest)) for value in line.values())) for line in lines)
+    above = Markup(
+        '<caption style="caption-side:top;text-align:left;opacity:.75">{}</caption>').format(
+            data(caption)) if caption else ""
+    return Markup(
+        '<div class="sftdpo-table" style="overflow-x:auto"><table '
+        'style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.4">{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
+            above, head, body)
 
 # %% ../../nbs/page/03_views.ipynb #d7678bbc
 def read_parts(
@@ -52,9 +63,10 @@ def read_parts(
     runs = list(results["run"].unique())
     if not runs: return []
     examples, variants = read_examples(folder), variants_of(folder)
-    return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants) for task in results["task"].unique()]
+    return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
+                      variants) for task in results["task"].unique()]
 
-
+# %% ../../nbs/page/03_views.ipynb #aa462957
 def notes_of(
     folder: str | Path,  # of a study
     parts: list[dict],   # from `read_parts`
@@ -63,7 +75,8 @@ def notes_of(
     folder = StudyFolder(folder)
     if not folder.begun: return []
     study, failures = read_study(folder), failures_of(folder)
-    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures), folder.search.exists())
+    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures),
+                       folder.search.exists())
     return notes + [f"Failed: {line.stage}: {line.reason}" for line in failures.itertuples()]
 
 # %% ../../nbs/page/03_views.ipynb #eadc50ad
@@ -74,15 +87,21 @@ def cells_html(
     "The table of cells of each task, what is reached without a model, and what bounds it."
     pieces = []
     for part in parts:
-        beside = ", ".join(f"{name} {format_metric(value, part['metric'])}" for name, value in part["beside"].items())
-        pieces.append(Markup("<h4>{}</h4><p>{}</p>{}").format(data(part["task"]), data(part["about"]), html_table(part["lines"])))
+        beside = ", ".join(f"{name} {format_metric(value, part['metric'])}"
+                           for name, value in part["beside"].items())
+        pieces.append(Markup("<h4>{}</h4><p>{}</p>{}").format(
+            data(part["task"]), data(part["about"]), html_table(part["lines"])))
         if beside: pieces.append(Markup("<p>without training: {}</p>").format(data(beside)))
     if not parts: pieces.append(Markup("<p><i>No run is finished yet.</i></p>"))
-    if notes: pieces.append(Markup("<ul>{}</ul>").format(Markup("").join(Markup("<li>{}</li>").format(data(note)) for note in notes)))
+    if notes:
+        pieces.append(Markup("<ul>{}</ul>").format(
+            Markup("").join(Markup("<li>{}</li>").format(data(note)) for note in notes)))
     return Markup("").join(pieces)
 
 # %% ../../nbs/page/03_views.ipynb #034a6b49
-BADGES = {"supported": "#0b6b4f", "refuted": "#a3390b", "undecided": "#6b5900", "not asked": "#59636e"}  # verdict: its colour, beside the word
+# verdict: its colour, beside the word
+BADGES = {"supported": "#0b6b4f", "refuted": "#a3390b", "undecided": "#6b5900",
+          "not asked": "#59636e"}
 
 
 def repeated_notes(
@@ -92,18 +111,20 @@ def repeated_notes(
     counts = Counter(note for one in verdicts for note in dict.fromkeys(one.notes))
     return [note for note, count in counts.items() if count > 1]
 
-
+# %% ../../nbs/page/03_views.ipynb #404aab69
 def verdict_lines(
     one: Verdict,         # to tell
     elsewhere: list[str],  # notes that stand below all verdicts
 ) -> list[str]:
     "The deciding effect, the reason, what would decide it, and the notes of this verdict alone."
     lines = [f"{name}: {describe_estimate(effect, one.unit)}" for name, effect in one.effects[:1]]
-    if lines and one.margin is not None: lines[0] += f", margin {format_margin(one.margin, one.unit)}"
+    if lines and one.margin is not None:
+        lines[0] += f", margin {format_margin(one.margin, one.unit)}"
     lines += [one.why] + ([f"It would take: {one.decides}"] if one.decides else [])
-    return [line for line in [*lines, *(note for note in one.notes if note not in elsewhere)] if line]
+    return [line for line in [*lines, *(note for note in one.notes if note not in elsewhere)]
+            if line]
 
-
+# %% ../../nbs/page/03_views.ipynb #2af54614
 def verdicts_html(
     verdicts: list[Verdict],  # from `judge_claims`
 ) -> Markup:
@@ -111,11 +132,18 @@ def verdicts_html(
     pieces, shared = [], repeated_notes(verdicts)
     indented = Markup('<div style="padding-left:12px">{}</div>')
     for one in sorted(verdicts, key=lambda one: one.verdict == "not asked"):
-        badge = Markup('<b style="color:#fff;background:{};border-radius:9px;padding:0 8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), data(one.verdict))
-        where = ", ".join(word for word in (one.part, one.task, one.where, "exploratory" * one.exploratory) if word)
+        badge = Markup('<b style="color:#fff;background:{};border-radius:9px;padding:0 '
+                       '8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), data(one.verdict))
+        where = ", ".join(word for word in (one.part, one.task, one.where,
+                                            "exploratory" * one.exploratory) if word)
         lines = Markup("").join(indented.format(data(line)) for line in verdict_lines(one, shared))
-        pieces.append(Markup('<div style="margin:0 0 10px"><div>{} <b>{}</b> · {} · {}</div>{}</div>').format(badge, data(one.claim), data(where), data(one.question), lines))
-    if shared: pieces.append(Markup('<div class="sftdpo-shared"><b>Of several of these:</b><ul>{}</ul></div>').format(Markup("").join(Markup("<li>{}</li>").format(data(note)) for note in shared)))
+        pieces.append(Markup('<div style="margin:0 0 10px"><div>{} <b>{}</b> · {} · '
+                             '{}</div>{}</div>').format(badge, data(one.claim), data(where),
+                                                        data(one.question), lines))
+    if shared:
+        pieces.append(Markup('<div class="sftdpo-shared"><b>Of '
+                             'several of these:</b><ul>{}</ul></div>').format(Markup("").join(
+                                 Markup("<li>{}</li>").format(data(note)) for note in shared)))
     return Markup("").join(pieces) or Markup("<p><i>No claim can be asked yet.</i></p>")
 
 # %% ../../nbs/page/03_views.ipynb #1f2bb749
@@ -123,28 +151,43 @@ def picture_html(
     image: dict,  # from `figure`
 ) -> Markup:
     "A figure with its title, caption and alternative text, on paper that stays light on a dark page."
-    return Markup('<figure style="margin:0 0 18px"><b>{}</b><img src="{}" alt="{}" style="display:block;width:100%;max-width:{}px;height:auto;background:#fff;border-radius:4px"><figcaption style="opacity:.75;max-width:680px">{}</figcaption></figure>').format(
-        data(image["title"]), image["uri"], visible(image["words"]), image["width"], data(image["caption"]))
+    return Markup(
+        '<figure style="margin:0 0 18px"><b>{}</b><img src="{}" alt="{}" '
+        'style="display:block;width:100%;max-width:{}px;height:auto;background:#fff;border-radius:4px"><figcaption '
+        'style="opacity:.75;max-width:680px">{}</figcaption></figure>').format(
+            data(image["title"]), image["uri"], visible(image["words"]), image["width"],
+            data(image["caption"]))
 
-
+# %% ../../nbs/page/03_views.ipynb #b7accffe
 def figures_html(
     parts: list[dict],  # from `read_parts`
 ) -> Markup:
     "Every figure of every task."
-    return Markup("").join(Markup("<h4>{}</h4>{}").format(data(part["task"]), Markup("").join(picture_html(image) for image in part["figures"])) for part in parts)
+    return Markup("").join(Markup("<h4>{}</h4>{}").format(data(part["task"]), Markup("").join(
+        picture_html(image) for image in part["figures"])) for part in parts)
 
 # %% ../../nbs/page/03_views.ipynb #a399f38e
 def texts_html(
     parts: list[dict],  # from `read_parts`
 ) -> Markup:
     "Generated texts beside the true ones, a row per prompt."
-    pieces, box = [], Markup('<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px 10px;min-width:0"><small><b>{}</b></small><div style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:Georgia,serif;line-height:1.45">{}</div></div>')
+    pieces, box = [], Markup(
+        '<div style="border:1px solid rgba(128,128,128,.4);border-radius:6px;padding:8px '
+        '10px;min-width:0"><small><b>{}</b></small><div '
+        'style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:Georgia,serif;line-height:1.45">{}</div></div>')
     for part in parts:
         if not len(part["texts"]): continue
         for (_, prompt, true), group in part["texts"].groupby(["id", "prompt", "true"], sort=False):
-            boxes = [box.format("the true one", data(true))] + [box.format(data(f"{line.cell}" + (f" · chrF {line.chrf:.1f}" if hasattr(line, "chrf") else "")), data(line.generated)) for line in group.itertuples()]
-            pieces.append(Markup('<div style="white-space:pre-wrap;margin:14px 0 6px"><i>{}</i></div><div class="sftdpo-texts" style="display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:10px">{}</div>').format(data(prompt), Markup("").join(boxes)))
-    return Markup("").join(pieces) or Markup("<p><i>This study's tasks are judged by answers, not by texts: see the predictions.</i></p>")
+            boxes = ([box.format("the true one", data(true))] + [box.format(data(f"{line.cell}" + (
+                f" · chrF {line.chrf:.1f}" if hasattr(line, "chrf") else "")), data(line.generated))
+                                                                 for line in group.itertuples()])
+            pieces.append(Markup(
+                '<div style="white-space:pre-wrap;margin:14px '
+                '0 6px"><i>{}</i></div><div class="sftdpo-texts" '
+                'style="display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:10px">{}</div>').format(
+                    data(prompt), Markup("").join(boxes)))
+    return (Markup("").join(pieces) or Markup("<p><i>This study's tasks are judged by answers, not "
+                                              "by texts: see the predictions.</i></p>"))
 
 # %% ../../nbs/page/03_views.ipynb #6f028485
 def answers_of(
@@ -154,19 +197,30 @@ def answers_of(
     "What every finished run answered to every example it was judged on."
     table = read_texts(folder)
     table = table[table["task"] == task] if len(table) else table
-    if table.empty: return pd.DataFrame(columns=["id", "prompt", "true", "run", "name", "answer", "value"])
-    names = [name.removeprefix("probability_") for name in table if name.startswith("probability_") and table[name].notna().any()]
+    if table.empty:
+        return pd.DataFrame(columns=["id", "prompt", "true", "run", "name", "answer", "value"])
+    names = [name.removeprefix("probability_") for name in table if name.startswith("probability_")
+             and table[name].notna().any()]
     several = table[["fold"]].drop_duplicates().shape[0] > 1
-    found = pd.DataFrame({"id": table["id"].astype(str), "prompt": table.get("prompt", ""), "run": table["run"]})
-    cell = table["recipe"].where(table["recipe"] == "base", table["recipe"] + " " + table["tuning"] + ", seed " + table["seed"].astype(str))
+    found = pd.DataFrame({"id": table["id"].astype(str), "prompt": table.get("prompt", ""),
+                          "run": table["run"]})
+    cell = table["recipe"].where(table["recipe"] == "base", table["recipe"] + " " + table["tuning"]
+                                 + ", seed " + table["seed"].astype(str))
     found["name"] = cell + (", fold " + table["fold"].astype(str) if several else "")
-    if table.groupby(found["name"])["run"].nunique().max() > 1: found["name"] += " · " + table["run"].str.rsplit("-", n=1).str[1]
-    if "generated" in table: found = found.assign(true=table["true"], answer=table["generated"], value=table["chrf"].astype(float))
+    if table.groupby(found["name"])["run"].nunique().max() > 1:
+        found["name"] += " · " + table["run"].str.rsplit("-", n=1).str[1]
+    if "generated" in table:
+        found = found.assign(true=table["true"], answer=table["generated"],
+                             value=table["chrf"].astype(float))
     elif names and "prediction" in table:
         word = dict(enumerate(names))
         sure = table[[f"probability_{name}" for name in names]].max(axis=1)
-        found = found.assign(true=table["label"].map(word), answer=table["prediction"].map(word) + [f" ({value:.2f})" for value in sure], value=table["correct"].astype(float))
-    else: found = found.assign(true=table.get("chosen", ""), answer=table["correct"].map({1.0: "the chosen one", 0.0: "the rejected one"}).fillna("both alike"), value=table["correct"].astype(float))
+        found = found.assign(true=table["label"].map(word), answer=table["prediction"].map(word) + [
+            f" ({value:.2f})" for value in sure], value=table["correct"].astype(float))
+    else:
+        found = found.assign(true=table.get("chosen", ""), answer=table["correct"].map(
+            {1.0: "the chosen one", 0.0: "the rejected one"}).fillna("both alike"),
+                             value=table["correct"].astype(float))
     values = found.groupby(["id", "run"])["value"].transform("mean")  # over samples
     return found.assign(value=values).drop_duplicates(["id", "run"]).reset_index(drop=True)
 
@@ -191,14 +245,20 @@ def disagreements(
 ) -> pd.DataFrame:          # id, prompt, true, first, second, value_first, value_second, difference
     "The examples of two runs side by side, those that are asked for."
     one, other = (answers[answers["name"] == name].set_index("id") for name in (first, second))
-    table = one[["prompt", "true", "answer", "value"]].join(other[["answer", "value"]].add_suffix("_second"), how="inner").rename(columns={"answer": "first", "answer_second": "second", "value": "value_first", "value_second": "value_second"})
+    table = one[["prompt", "true", "answer", "value"]].join(
+        other[["answer", "value"]].add_suffix("_second"),
+        how="inner").rename(columns={"answer": "first", "answer_second": "second",
+                                     "value": "value_first", "value_second": "value_second"})
     table = table.assign(difference=table["value_first"] - table["value_second"]).reset_index()
     table = table[SHOW[show](table["value_first"], table["value_second"])]
     if search:
-        words = table[["id", "prompt", "true", "first", "second"]].astype(str).agg("\n".join, axis=1)
+        words = table[["id", "prompt", "true", "first", "second"]].astype(str).agg("\n".join,
+                                                                                   axis=1)
         table = table[words.str.contains(search, case=False, regex=False)]
     by = {"first": "value_first", "second": "value_second"}.get(sort, sort)
-    return table.sort_values(by, ascending=not downwards, kind="stable", key=(lambda values: values.abs()) if sort == "difference" and show in ("all", "they differ") else None).reset_index(drop=True)
+    return table.sort_values(by, ascending=not downwards, kind="stable",
+                             key=(lambda values: values.abs()) if sort == "difference"
+                             and show in ("all", "they differ") else None).reset_index(drop=True)
 
 # %% ../../nbs/page/03_views.ipynb #8eb3f1ae
 def first_view(
@@ -216,9 +276,10 @@ def shown_value(
 ):
     "How a value is shown: as right or wrong where it is 1 or 0, else as a number."
     plain = (answers["value"] > 1).any()
-    return lambda value: f"{value:.1f}" if plain else {1.0: "right", 0.0: "wrong"}.get(value, f"{value:.1f}")
+    return (lambda value: f"{value:.1f}" if plain
+            else {1.0: "right", 0.0: "wrong"}.get(value, f"{value:.1f}"))
 
-
+# %% ../../nbs/page/03_views.ipynb #29495590
 class Predictions:
     "Two runs' answers side by side, to sort, filter and search."
     def __init__(
@@ -227,33 +288,46 @@ class Predictions:
         lines: int = 10,        # on a page
     ):
         self.answers, self.lines = answers, lines
-        names, style, layout = list(dict.fromkeys(answers["name"])), {"description_width": "60px"}, widgets.Layout(width="260px")
+        names, style, layout = (list(dict.fromkeys(answers["name"])), {"description_width": "60px"},
+                                widgets.Layout(width="260px"))
         one, other, show = first_view(answers)
-        def choose(options, description, value): return widgets.Dropdown(options=options, description=description, value=value, style=style, layout=layout)
+        def choose(options, description, value):
+            return widgets.Dropdown(options=options, description=description, value=value,
+                                    style=style, layout=layout)
         self.first, self.second = choose(names, "first", one), choose(names, "second", other)
-        self.show, self.sort = choose(list(SHOW), "show", show), choose(list(SORT), "sort by", SORT[0])
-        self.search = widgets.Text(description="contains", style=style, layout=layout, continuous_update=False)
-        self.downwards = widgets.Checkbox(value=True, description="largest first", indent=False, layout=widgets.Layout(width="140px"))
-        self.page = widgets.BoundedIntText(value=1, min=1, max=1, description="page", style=style, layout=widgets.Layout(width="140px"))
+        self.show, self.sort = (choose(list(SHOW), "show", show),
+                                choose(list(SORT), "sort by", SORT[0]))
+        self.search = widgets.Text(description="contains", style=style, layout=layout,
+                                   continuous_update=False)
+        self.downwards = widgets.Checkbox(value=True, description="largest first", indent=False,
+                                          layout=widgets.Layout(width="140px"))
+        self.page = widgets.BoundedIntText(value=1, min=1, max=1, description="page", style=style,
+                                           layout=widgets.Layout(width="140px"))
         self.table, row = widgets.HTML(), widgets.Layout(flex_flow="row wrap")
-        controls = (self.first, self.second, self.show, self.sort, self.search, self.page, self.downwards)
+        controls = (self.first, self.second, self.show, self.sort, self.search, self.page,
+                    self.downwards)
         self.widget = widgets.VBox([widgets.Box(controls, layout=row), self.table])
         for control in controls: control.observe(lambda change: self.draw(), "value")
         self.draw()
 
     def found(self) -> pd.DataFrame:
         "The examples that are asked for."
-        return disagreements(self.answers, self.first.value, self.second.value, self.show.value, self.search.value, self.sort.value, self.downwards.value)
+        return disagreements(self.answers, self.first.value, self.second.value, self.show.value,
+                             self.search.value, self.sort.value, self.downwards.value)
 
     def draw(self):
         "Show the page that is asked for."
         table, word = self.found(), shown_value(self.answers)
         self.page.max = max(1, -(-len(table) // self.lines))
-        part, one, other = table[(self.page.value - 1) * self.lines:][:self.lines], self.first.value, self.second.value
+        part, one, other = (table[(self.page.value - 1) * self.lines:][:self.lines],
+                            self.first.value, self.second.value)
         def line(row):
-            found = {"example": row.id, "prompt": row.prompt, "true": row.true, one: f"{row.first}\n{word(row.value_first)}"}
-            return found if one == other else found | {other: f"{row.second}\n{word(row.value_second)}"}
-        caption = f"{len(table):,} of {self.answers['id'].nunique():,} examples, page {self.page.value} of {self.page.max}"
+            found = {"example": row.id, "prompt": row.prompt, "true": row.true,
+                     one: f"{row.first}\n{word(row.value_first)}"}
+            return (found if one == other
+                    else found | {other: f"{row.second}\n{word(row.value_second)}"})
+        caption = (f"{len(table):,} of {self.answers['id'].nunique():,} examples, page "
+                   f"{self.page.value} of {self.page.max}")
         self.table.value = html_table([line(row) for row in part.itertuples()], caption)
 
 # %% ../../nbs/page/03_views.ipynb #b20a42e7
@@ -267,27 +341,38 @@ def python_call(
         for name, value in to_dict(settings).items():
             ours, theirs = getattr(settings, name), getattr(usual, name)
             if ours == theirs and not (kind == "Stage" and name == "kind"): continue
-            words.append(f"{name}={describe(ours, theirs) if isinstance(value, dict) and hasattr(ours, 'replace') and not isinstance(ours, dict) else repr(ours)}")
+            words.append(
+                f"{name}={describe(ours, theirs) if isinstance(value, dict) and hasattr(ours, 'replace') and not isinstance(ours, dict) else repr(ours)}")
         return f"{kind}({', '.join(words)})"
     call = describe(study, Study())
-    kinds = sorted({word for word in ("Stage", "LearningRates", "LoRA", "Sampling", "Reading", "Search") if f"{word}(" in call} | {"Study"})
-    return f"from sftdpo.config import {', '.join(kinds)}\nfrom sftdpo.study import compare\n\nstudy = {call}\nresults = compare(study, {str(folder)!r})"
+    kinds = sorted({word for word in ("Stage", "LearningRates", "LoRA", "Sampling", "Reading",
+                                      "Search") if f"{word}(" in call} | {"Study"})
+    return (f"from sftdpo.config import {', '.join(kinds)}\nfrom sftdpo.study import "
+            f"compare\n\nstudy = {call}\nresults = compare(study, {str(folder)!r})")
 
 # %% ../../nbs/page/03_views.ipynb #9d12e7f0
 def relative_files(
     study: Study,  # any
 ) -> list[str]:
     "The files and folders that a study names by relative paths."
-    named = [name for name in (study.data, study.reading.test, study.reading.validation) if name and name not in ("embedded", "hub") and not name.startswith("hub:")]
-    return [name for name in named + [study.backbone] * os.path.isdir(study.backbone) if not name.startswith(("/", "~"))]
+    named = [name for name in (study.data, study.reading.test, study.reading.validation)
+             if name and name not in ("embedded", "hub") and not name.startswith("hub:")]
+    return [name for name in named + [study.backbone] * os.path.isdir(study.backbone)
+            if not name.startswith(("/", "~"))]
 
-
+# %% ../../nbs/page/03_views.ipynb #ecc6fc25
 def commands_html(
     study: Study,         # any
     folder: Path,         # for its results
     words: list[str],     # the command
 ) -> Markup:
     "The command line and the Python call, to copy."
-    shell, python = (f"cd {shlex.quote(str(Path.cwd()))}\n", f"import os\nos.chdir({str(Path.cwd())!r})\n\n") if relative_files(study) else ("", "")
-    block = Markup('<p>{}</p><pre style="user-select:all;overflow-x:auto;padding:8px;border:1px solid rgba(128,128,128,.4);border-radius:4px">{}</pre>')
-    return block.format("In the shell (the settings are saved there when the study is begun):", visible(f"{shell}{shlex.join(words)}\nsftdpo report {shlex.quote(str(folder))}")) + block.format("In Python:", visible(python + python_call(study, folder)))
+    shell, python = ((f"cd {shlex.quote(str(Path.cwd()))}\n",
+                      f"import os\nos.chdir({str(Path.cwd())!r})\n\n") if relative_files(study)
+                     else ("", ""))
+    block = Markup('<p>{}</p><pre style="user-select:all;overflow-x:auto;padding:8px;border:1px '
+                   'solid rgba(128,128,128,.4);border-radius:4px">{}</pre>')
+    return (block.format("In the shell (the settings are saved there when the study is begun):",
+                         visible(f"{shell}{shlex.join(words)}\nsftdpo "
+                                 f"report {shlex.quote(str(folder))}"))
+            + block.format("In Python:", visible(python + python_call(study, folder))))

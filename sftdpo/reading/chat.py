@@ -21,9 +21,11 @@ _usual_roles = ("system", "user", "assistant")
 def _content(value):
     "The text of a message, whose parts are joined; otherwise the value itself."
     if not isinstance(value, (list, tuple)) or not value: return value
-    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in value]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+             for part in value]
     return "".join(texts) if all(isinstance(text, str) for text in texts) else value
 
+# %% ../../nbs/reading/02_chat.ipynb #984f1a44
 def turns_of(
     value,  # of a cell
 ) -> list[tuple[str, str]] | None:  # role and text of each turn; None: the cell holds no conversation
@@ -32,7 +34,8 @@ def turns_of(
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, (list, tuple)) or not turns: return None
     if not all(isinstance(turn, dict) for turn in turns): return None
-    found = [(turn.get("role", turn.get("from")), _content(turn.get("content", turn.get("value")))) for turn in turns]
+    found = [(turn.get("role", turn.get("from")), _content(turn.get("content", turn.get("value"))))
+             for turn in turns]
     if not all(isinstance(part, str) for turn in found for part in turn): return None
     return [(_roles.get(who.lower(), who.lower()), text) for who, text in found]
 
@@ -60,7 +63,8 @@ class Conversation(str):
 class Interpreted(str):
     "A text in which special tokens are interpreted."
     letters: tuple[tuple[int, int], ...]  # places, from and to, that are read as plain characters
-    whole: bool                           # does nothing go before it, as a template wrote its beginning?
+    # does nothing go before it, as a template wrote its beginning?
+    whole: bool
 
     def __new__(cls, text, letters=(), whole=False):
         self = super().__new__(cls, text)
@@ -86,6 +90,7 @@ def special_tokens(
     texts = {token.content for token in added if token.special} | set(tokenizer.all_special_tokens)
     return sorted(texts, key=lambda text: (-len(text), text))
 
+# %% ../../nbs/reading/02_chat.ipynb #29049f5e
 def _pattern(tokenizer) -> re.Pattern:
     "What matches a special token."
     return re.compile("|".join(map(re.escape, special_tokens(tokenizer))) or r"(?!)")
@@ -96,7 +101,8 @@ def with_special_tokens(
 ) -> list[int]:            # their places
     "The texts that hold special tokens which are not interpreted."
     pattern = _pattern(tokenizer)
-    return [i for i, text in enumerate(texts) if not isinstance(text, Interpreted) and pattern.search(text)]
+    return [i for i, text in enumerate(texts) if not isinstance(text, Interpreted)
+            and pattern.search(text)]
 
 # %% ../../nbs/reading/02_chat.ipynb #dcfc975d
 def _template(tokenizer) -> str | None:
@@ -104,20 +110,23 @@ def _template(tokenizer) -> str | None:
     found = getattr(tokenizer, "chat_template", None)
     return (found.get("default") if isinstance(found, dict) else found) or None
 
+# %% ../../nbs/reading/02_chat.ipynb #073a4f57
 def has_template(
     tokenizer,  # of the backbone
 ) -> bool:
     "Does the tokenizer have a chat template?"
     return _template(tokenizer) is not None
 
+# %% ../../nbs/reading/02_chat.ipynb #ae7e2297
 def check_template(
     tokenizer,  # of the backbone
 ):
     "Raise a `DataError` with a remedy unless the tokenizer has a chat template."
     if has_template(tokenizer): return
     name = tokenizer.name_or_path or "this backbone"
-    raise DataError(f"The data holds conversations, and the tokenizer of {name} has no chat template: "
-                    "write them out as plain text (--reading.conversations write), or take a backbone that was made for conversations (--backbone).")
+    raise DataError(f"The data holds conversations, and the tokenizer of {name} has no chat "
+                    "template: write them out as plain text (--reading.conversations write), or "
+                    "take a backbone that was made for conversations (--backbone).")
 
 # %% ../../nbs/reading/02_chat.ipynb #cd068e7f
 # the day that Llama's template takes where it does not know the date
@@ -131,22 +140,28 @@ def rendered(
 ) -> str:
     "A conversation as the chat template writes it; a `ValueError` where the template refuses it."
     messages = [dict(role=who, content=text) for who, text in turns]
-    try: return tokenizer.apply_chat_template(messages, chat_template=_DAY + _template(tokenizer), tokenize=False, **options)
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=_DAY + _template(tokenizer),
+                                             tokenize=False, **options)
     except Exception as error:  # a template may raise anything
-        raise ValueError(f"the chat template refuses the conversation ({' '.join(str(error).split())[:120]})") from None
+        raise ValueError("the chat template refuses the conversation "
+                         f"({' '.join(str(error).split())[:120]})") from None
 
 # %% ../../nbs/reading/02_chat.ipynb #34741d64
-_MARK, _CUT = "\ue000", "\ue001"  # private characters: the answer, and a break within a special token
+# private characters: the answer, and a break within a special token
+_MARK, _CUT = "\ue000", "\ue001"
 
 def _frame(roles: tuple[str, ...], tokenizer) -> tuple[str, str, str]:
     "What a template puts after the beginning of the assistant's turn, before the answer, and after the answer."
     turns = [(role, f"turn {i}") for i, role in enumerate(roles)]
     start = rendered(turns, tokenizer, add_generation_prompt=True)
     before, mark, after = rendered([*turns, ("assistant", _MARK)], tokenizer).rpartition(_MARK)
-    if not mark or not before.startswith(start): raise ValueError("the chat template writes a turn otherwise than it begins one")
+    if not mark or not before.startswith(start):
+        raise ValueError("the chat template writes a turn otherwise than it begins one")
     lead = before[len(start):]
     return (lead, "", after) if lead.strip() else ("", lead, after)
 
+# %% ../../nbs/reading/02_chat.ipynb #c6d27dd8
 def framer(
     tokenizer,  # with a chat template
 ):
@@ -161,6 +176,7 @@ def _mended(text: str, pattern: re.Pattern) -> Interpreted:
     whole = "".join(parts)
     return Interpreted(whole, [(at, pattern.match(whole, at).end()) for at in starts], whole=True)
 
+# %% ../../nbs/reading/02_chat.ipynb #5cbde8c3
 def chat_prompt(
     turns: Sequence[tuple[str, str]],  # before the answer
     tokenizer,                         # with a chat template
@@ -168,11 +184,15 @@ def chat_prompt(
 ) -> Interpreted:
     "The prompt that a chat template makes; a `ValueError` says why there is none."
     pattern = _pattern(tokenizer)
-    if any(pattern.search(who) for who, _ in turns): raise ValueError("a role holds a special token")
-    if _MARK in (said := "".join(text for _, text in turns)) or _CUT in said: raise ValueError("a turn holds a private character, U+E000 or U+E001")
-    broken = [(who, pattern.sub(lambda found: found[0][0] + _CUT + found[0][1:], text)) for who, text in turns]
+    if any(pattern.search(who) for who, _ in turns):
+        raise ValueError("a role holds a special token")
+    if _MARK in (said := "".join(text for _, text in turns)) or _CUT in said:
+        raise ValueError("a turn holds a private character, U+E000 or U+E001")
+    broken = [(who, pattern.sub(lambda found: found[0][0] + _CUT + found[0][1:], text))
+              for who, text in turns]
     prompt = _mended(rendered(broken, tokenizer, add_generation_prompt=True), pattern)
-    lost = next((who for who, text in turns if who != "assistant" and text.strip() not in prompt), None)
+    lost = next((who for who, text in turns if who != "assistant" and text.strip() not in prompt),
+                None)
     if lost: raise ValueError(f"the chat template leaves out what the {lost} says")
     block, *_ = (frame or framer(tokenizer))(tuple(who for who, _ in turns))
     return Interpreted(prompt + block, prompt.letters, whole=True)

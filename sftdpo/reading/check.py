@@ -6,9 +6,10 @@
 __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines',
            'reading_options', 'command_of', 'recommend_command', 'DataReport', 'size_sections', 'doubt_sections',
            'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes',
-           'training_line', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded',
-           'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report',
-           'check_file', 'write_check']
+           'training_line', 'label_words', 'label_notes', 'row_notes', 'glued_notes', 'too_long_in', 'text_lengths',
+           'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested',
+           'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'failed_report',
+           'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -57,7 +58,9 @@ def reasons(
     problems: Sequence[Problem],        # rows that cannot be used
 ) -> list[tuple[str, int, list[str]]]:  # what is wrong, how many rows, the first places; the commonest first
     "What is wrong with how many rows."
-    found = [(some[0].reason + (f", and {len(some) - 1:,} more like it" if len(some) > 1 else ""), len(some), [f"{Path(p.file).name} {p.place}" for p in some[:3]]) for some in gathered(problems)]
+    found = [(some[0].reason + (f", and {len(some) - 1:,} more like it" if len(some) > 1 else ""),
+              len(some), [f"{Path(p.file).name} {p.place}" for p in some[:3]])
+             for some in gathered(problems)]
     return sorted(found, key=lambda item: -item[1])
 
 # %% ../../nbs/reading/05_check.ipynb #b8fc58a4
@@ -70,9 +73,12 @@ def length_quantiles(
     continuing: bool = False,  # whether they go on after a prompt
 ) -> dict[str, int]:       # tokens
     "How long texts are."
-    if len(texts) > SAMPLED: texts = [texts[i] for i in sorted(range(len(texts)), key=lambda i: chance("lengths", i))[:SAMPLED]]
+    if len(texts) > SAMPLED:
+        texts = [texts[i]
+                 for i in sorted(range(len(texts)), key=lambda i: chance("lengths", i))[:SAMPLED]]
     counts = sorted(token_counts(texts, tokenizer, continuing))
-    return {name: counts[min(len(counts) - 1, int(share * len(counts)))] for name, share in _quantiles.items()} if counts else {}
+    return ({name: counts[min(len(counts) - 1, int(share * len(counts)))]
+             for name, share in _quantiles.items()} if counts else {})
 
 # %% ../../nbs/reading/05_check.ipynb #16060e27
 def duplicates(
@@ -82,39 +88,52 @@ def duplicates(
     seen, labels = Counter(hash((e.prompt, e.completion, e.rejected)) for e in examples), {}
     for e in examples:
         if e.label is not None: labels.setdefault(hash(text_key(e)), set()).add(e.label)
-    return dict(exact=len(examples) - len(seen), contradicting=sum(len(some) > 1 for some in labels.values()))
+    return dict(exact=len(examples) - len(seen),
+                contradicting=sum(len(some) > 1 for some in labels.values()))
 
+# %% ../../nbs/reading/05_check.ipynb #6d5b8c1b
 def shared(
     splits: dict[str, Sequence[Example]],  # train, validation, test
 ) -> dict[str, int]:                       # how many examples of the first split occur in the second
     "Texts that occur in two splits."
     keys = {name: [hash(text_key(e)) for e in examples] for name, examples in splits.items()}
     sets = {name: set(some) for name, some in keys.items()}
-    return {f"{a} in {b}": sum(key in sets[b] for key in keys[a]) for a, b in (("train", "test"), ("train", "validation"), ("validation", "test"))}
+    return {f"{a} in {b}": sum(key in sets[b] for key in keys[a])
+            for a, b in (("train", "test"), ("train", "validation"), ("validation", "test"))}
 
 # %% ../../nbs/reading/05_check.ipynb #7f3257cf
 def small_leaks(
     data: TaskData,  # as loaded
 ) -> dict:           # copied, questions: as in a report
     "What judged and training texts share, short of being the same."
-    if data.task in ("sonnet", "completions", "preferences"): return dict(copied=shared_runs(data.test, data.train))
+    if data.task in ("sonnet", "completions", "preferences"):
+        return dict(copied=shared_runs(data.test, data.train))
     if data.task != "paraphrase" or any(e.label is None for e in data.test): return {}
     shared = shared_questions(data.test, data.train)
     def yes(some): return sum(e.label for e in some) / len(some) if some else None
-    inside, outside = ([e for e in data.test if (e.id in shared) == wanted] for wanted in (True, False))
-    return dict(questions=dict(pairs=len(inside), of=len(data.test), duplicates=yes(inside), duplicates_elsewhere=yes(outside)))
+    inside, outside = ([e for e in data.test if (e.id in shared) == wanted]
+                       for wanted in (True, False))
+    return dict(questions=dict(pairs=len(inside), of=len(data.test), duplicates=yes(inside),
+                               duplicates_elsewhere=yes(outside)))
 
+# %% ../../nbs/reading/05_check.ipynb #d2212c9e
 def leak_lines(
     report,  # of any data
 ) -> tuple[list[str], list[str]]:  # on copied words, on shared questions
     "What a report says of small leaks, text by text."
-    def text_line(id, runs): return f"{id}: {counted(len(runs), 'run')} of six words from training texts, such as {runs[0]!r}"
-    copied = _some([text_line(*item) for item in report.copied.items()], 5, "judged texts (a study lists all in data.json)")
+    def text_line(id, runs):
+        return (f"{id}: {counted(len(runs), 'run')} of six words from training texts, such as "
+                f"{runs[0]!r}")
+    copied = _some([text_line(*item) for item in report.copied.items()], 5,
+                   "judged texts (a study lists all in data.json)")
     found, lines = report.questions, []
     if found.get("pairs"):
-        rest = "" if found["duplicates_elsewhere"] is None else f", {found['duplicates_elsewhere']:.0%} of the others"
-        lines.append(f"{found['pairs']:,} of {found['of']:,} judged pairs ({found['pairs'] / found['of']:.1%}) share a question with a training pair; "
-                     f"{found['duplicates']:.0%} of them are duplicates{rest}; accuracy_disjoint leaves them out")
+        rest = ("" if found["duplicates_elsewhere"] is None
+                else f", {found['duplicates_elsewhere']:.0%} of the others")
+        lines.append(f"{found['pairs']:,} of {found['of']:,} judged pairs "
+                     f"({found['pairs'] / found['of']:.1%}) share a question with a training pair; "
+                     f"{found['duplicates']:.0%} of them are duplicates{rest}; accuracy_disjoint "
+                     "leaves them out")
     return copied, lines
 
 # %% ../../nbs/reading/05_check.ipynb #289a1f98
@@ -124,14 +143,19 @@ def reading_options(
     "The options that say so on the command line; those at their defaults are left out."
     words = []
     for f in dataclasses.fields(reading):
-        value, default = getattr(reading, f.name), f.default_factory() if f.default is dataclasses.MISSING else f.default
+        value, default = (getattr(reading, f.name),
+                          f.default_factory() if f.default is dataclasses.MISSING else f.default)
         if value == default: continue
-        if isinstance(value, bool): words.append(f"--reading.{'' if value else 'no-'}{f.name.replace('_', '-')}")
+        if isinstance(value, bool):
+            words.append(f"--reading.{'' if value else 'no-'}{f.name.replace('_', '-')}")
         elif isinstance(value, tuple): words += [f"--reading.{f.name.replace('_', '-')}", *value]
-        elif isinstance(value, dict): words += [f"--reading.{f.name.replace('_', '-')}", *(str(w) for pair in value.items() for w in pair)]
+        elif isinstance(value, dict):
+            words += [f"--reading.{f.name.replace('_', '-')}",
+                      *(str(w) for pair in value.items() for w in pair)]
         else: words += [f"--reading.{f.name.replace('_', '-')}", str(value)]
     return words
 
+# %% ../../nbs/reading/05_check.ipynb #f5d7ff15
 def command_of(
     task: str,                     # what the data is for
     data,                          # path, or "embedded" and the like
@@ -141,7 +165,9 @@ def command_of(
     "The command that compares the cells on this data."
     path = str(data) if isinstance(data, (str, Path)) else "PATH"
     given = [] if backbone == "bard" else ["--backbone", backbone]
-    return shlex.join(["sftdpo", "compare", "--tasks", task, "--data", path, *given, *reading_options(reading), "--out", f"runs/{Path(path.split(':')[-1]).stem or 'mine'}"])
+    return shlex.join(["sftdpo", "compare",
+                       "--tasks", task, "--data", path, *given, *reading_options(reading), "--out",
+                       f"runs/{Path(path.split(':')[-1]).stem or 'mine'}"])
 
 # %% ../../nbs/reading/05_check.ipynb #20e77090
 def recommend_command(
@@ -151,9 +177,12 @@ def recommend_command(
     backbone: str = "bard",        # as given
 ) -> str:                          # empty where there is no file of one's own
     "The command that recommends how to train on this file."
-    if not (isinstance(data, (str, Path)) and TASKS[task].columns) or TASKS[task].published or str(data).startswith(("embedded", "hub")): return ""
+    if (not (isinstance(data, (str, Path)) and TASKS[task].columns) or TASKS[task].published
+        or str(data).startswith(("embedded", "hub"))):
+        return ""
     given = [] if backbone == "bard" else ["--backbone", backbone]
-    return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given, *reading_options(reading)])
+    return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given,
+                       *reading_options(reading)])
 
 # %% ../../nbs/reading/05_check.ipynb #cba87962
 @dataclass
@@ -162,29 +191,43 @@ class DataReport:
     task: str                                                 # as asked for, or guessed
     data: str                                                 # its name
     source: str = ""                                          # where it comes from
-    files: list[dict] = field(default_factory=list)           # role, file, format, rows, usable (None: not every row was looked at)
-    columns: dict[str, str] = field(default_factory=dict)     # part -> column; the prompt as a template
+    # role, file, format, rows, usable (None: not every row was looked at)
+    files: list[dict] = field(default_factory=list)
+    # part -> column; the prompt as a template
+    columns: dict[str, str] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)           # columns that play no part
     sizes: dict[str, int] = field(default_factory=dict)       # split -> examples
     balance: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> examples
     problems: list[Problem] = field(default_factory=list)     # rows that cannot be used
-    lengths: dict[str, dict[str, int]] = field(default_factory=dict)  # prompt, completion, rejected -> quantiles in tokens
-    training: str = ""                                        # how many steps a stage makes by default
+    # prompt, completion, rejected -> quantiles in tokens
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
+    # how many steps a stage makes by default
+    training: str = ""
     max_length: int | None = None                             # tokens that the backbone reads
-    too_long: dict[str, dict] = field(default_factory=dict)   # split -> count, tokens over, ids of the first
-    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> exact, contradicting
+    # split -> count, tokens over, ids of the first
+    too_long: dict[str, dict] = field(default_factory=dict)
+    # split -> exact, contradicting
+    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
     shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
-    copied: dict[str, list[str]] = field(default_factory=dict)  # judged text -> runs of six words that occur in a training text
-    questions: dict[str, float] = field(default_factory=dict)  # pairs that share a question with training: number, share, and how many are duplicates
-    equal_pairs: int = 0                                      # pairs whose chosen completion equals the rejected one
+    # judged text -> runs of six words that occur in a training text
+    copied: dict[str, list[str]] = field(default_factory=dict)
+    # pairs that share a question with training: number, share, and how many are duplicates
+    questions: dict[str, float] = field(default_factory=dict)
+    # pairs whose chosen completion equals the rejected one
+    equal_pairs: int = 0
     verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
-    suggestion: dict[str, str] = field(default_factory=dict)  # answer -> word of one token, where some have more
-    left_out: dict[str, int] = field(default_factory=dict)    # why -> examples that the settings left out or cut
-    stops: list[str] = field(default_factory=list)            # what stops a run with these settings, and the remedy
-    written_out: bool = False                                 # conversations are written out as text, as the backbone has no chat template
+    # answer -> word of one token, where some have more
+    suggestion: dict[str, str] = field(default_factory=dict)
+    # why -> examples that the settings left out or cut
+    left_out: dict[str, int] = field(default_factory=dict)
+    # what stops a run with these settings, and the remedy
+    stops: list[str] = field(default_factory=list)
+    # conversations are written out as text, as the backbone has no chat template
+    written_out: bool = False
     notes: list[str] = field(default_factory=list)            # what else a reader should know
     command: str = ""                                         # runs it
-    recommend: str = ""                                       # finds out how to train on it; empty where that is not for it
+    # finds out how to train on it; empty where that is not for it
+    recommend: str = ""
 
     @property
     def rows(self) -> int: return sum(f["rows"] for f in self.files) or sum(self.sizes.values())
@@ -192,8 +235,11 @@ class DataReport:
     def to_dict(self) -> dict:
         "Plain values, ready for JSON; of many problems the first thousand."
         values = dict(asdict(self), rows=self.rows)
-        values["problems"] = [dict(file=p.file, line=p.line, reason=p.reason) for p in self.problems[:1000]]
-        values["unusable"] = dict(rows=len(self.problems), reasons={reason: count for reason, count, _ in reasons(self.problems)})
+        values["problems"] = [dict(file=p.file, line=p.line, reason=p.reason)
+                              for p in self.problems[:1000]]
+        values["unusable"] = dict(rows=len(self.problems),
+                                  reasons={reason: count
+                                           for reason, count, _ in reasons(self.problems)})
         return values
 
     def short(self) -> str: return short_report(self)
@@ -204,25 +250,38 @@ class DataReport:
 # %% ../../nbs/reading/05_check.ipynb #16300e45
 def _some(items: list[str], most: int, what: str) -> list[str]:
     "The first items, and how many others there are."
-    return items if len(items) <= most else [*items[:most], f"and {len(items) - most:,} more {what}"]
+    return (items if len(items) <= most
+            else [*items[:most], f"and {len(items) - most:,} more {what}"])
 
+# %% ../../nbs/reading/05_check.ipynb #7b236ecb
 def size_sections(
     report: DataReport,            # of any data
 ) -> list[tuple[str, list[str]]]:  # some may be empty
     "What was read, and how much of it: files, columns, unusable rows, splits, labels, tokens."
-    def file_line(f): return f"{Path(f['file']).name} ({f['format']}, {f['role']}): {counted(f['rows'], 'row')}" + ("" if f["usable"] is None else f", {f['usable']:,} usable")
-    def reason_line(reason, n, places): return f"{counted(n, 'row')}: {reason} ({', '.join(places)}{', ...' if n > len(places) else ''})"
+    def file_line(f):
+        return (f"{Path(f['file']).name} ({f['format']}, {f['role']}): {counted(f['rows'], 'row')}"
+                + ("" if f["usable"] is None else f", {f['usable']:,} usable"))
+    def reason_line(reason, n, places):
+        return (f"{counted(n, 'row')}: {reason} "
+                f"({', '.join(places)}{', ...' if n > len(places) else ''})")
     def label_line(split, some):
-        return f"{split}: " + ", ".join(_some([f"{label} {n:,} ({n / max(1, sum(some.values())):.0%})" for label, n in some.items()], 20, "labels"))
+        return (f"{split}: "
+                + ", ".join(_some([f"{label} {n:,} ({n / max(1, sum(some.values())):.0%})"
+                                   for label, n in some.items()], 20, "labels")))
     return [
-        ("read", [file_line(f) for f in report.files] or ([report.source] if report.source else [])),
-        ("columns", [f"{role}: {column!r}" for role, column in report.columns.items()] + ([f"not used: {', '.join(map(repr, report.unused))}"] if report.unused else [])),
+        ("read",
+         [file_line(f) for f in report.files] or ([report.source] if report.source else [])),
+        ("columns", [f"{role}: {column!r}" for role, column in report.columns.items()]
+         + ([f"not used: {', '.join(map(repr, report.unused))}"] if report.unused else [])),
         ("cannot be used", [reason_line(*reason) for reason in reasons(report.problems)]),
-        ("left out or cut", [f"{why}: {counted(n, 'example')}" for why, n in report.left_out.items()]),
-        ("splits", [", ".join(f"{split} {n:,}" for split, n in report.sizes.items())] if report.sizes else []),
+        ("left out or cut",
+         [f"{why}: {counted(n, 'example')}" for why, n in report.left_out.items()]),
+        ("splits", [", ".join(f"{split} {n:,}"
+                              for split, n in report.sizes.items())] if report.sizes else []),
         ("balance", [label_line(split, some) for split, some in report.balance.items()]),
         ("training", [report.training] * bool(report.training)),
-        ("tokens", [f"{part}: " + ", ".join(f"{name} {n:,}" for name, n in some.items()) for part, some in report.lengths.items()])]
+        ("tokens", [f"{part}: " + ", ".join(f"{name} {n:,}" for name, n in some.items())
+                    for part, some in report.lengths.items()])]
 
 # %% ../../nbs/reading/05_check.ipynb #7c97ae05
 def doubt_sections(
@@ -230,25 +289,35 @@ def doubt_sections(
 ) -> list[tuple[str, list[str]]]:  # some may be empty
     "What is wrong or doubtful with what was read: lengths, repetitions, leaks, answers, what stops a run."
     def long_line(split, some):
-        return (f"{split}: {counted(some['count'], 'example')} of more than {report.max_length:,} tokens, by {some['over']:,} at most; "
+        return (f"{split}: {counted(some['count'], 'example')} "
+                f"of more than {report.max_length:,} tokens, by {some['over']:,} at most; "
                 f"cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})")
     def repeated_line(split, some):
-        return f"{split}: {counted(some['exact'], 'exact duplicate')}" + (f", {counted(some['contradicting'], 'prompt')} with several labels" if some["contradicting"] else "")
+        return (f"{split}: {counted(some['exact'], 'exact duplicate')}"
+                + (f", {counted(some['contradicting'], 'prompt')} with several labels"
+                   if some["contradicting"] else ""))
     return [
         ("too long", [long_line(split, some) for split, some in report.too_long.items()]),
-        ("repeated", [repeated_line(split, some) for split, some in report.duplicates.items() if any(some.values())]),
-        ("shared", [f"{pair}: {counted(n, 'text')} (--reading.leaked drop leaves them out)" for pair, n in report.shared.items() if n]),
+        ("repeated", [repeated_line(split, some)
+                      for split, some in report.duplicates.items() if any(some.values())]),
+        ("shared", [f"{pair}: {counted(n, 'text')} (--reading.leaked drop leaves them out)"
+                    for pair, n in report.shared.items() if n]),
         *zip(("six words", "questions"), leak_lines(report)),
-        ("pairs", [f"{counted(report.equal_pairs, 'pair')} whose chosen completion equals the rejected one"] if report.equal_pairs else []),
-        ("answers", _some([f"{answer!r}: {counted(n, 'token')}" for answer, n in report.verbalizers.items() if n != 1], 10, "answers")),
-        ("note", report.notes), ("stops a run", report.stops), ("run it", [report.command] if report.command else []), ("or first", [report.recommend] if report.recommend else [])]
+        ("pairs", [f"{counted(report.equal_pairs, 'pair')} whose "
+                   "chosen completion equals the rejected one"] if report.equal_pairs else []),
+        ("answers", _some([f"{answer!r}: {counted(n, 'token')}"
+                           for answer, n in report.verbalizers.items() if n != 1], 10, "answers")),
+        ("note", report.notes),
+        ("stops a run", report.stops), ("run it", [report.command] if report.command else []),
+        ("or first", [report.recommend] if report.recommend else [])]
 
 # %% ../../nbs/reading/05_check.ipynb #4298dd3b
 def report_sections(
     report: DataReport,            # of any data
 ) -> list[tuple[str, list[str]]]:  # heading and lines
     "Each part that has something to say."
-    return [(heading, lines) for heading, lines in size_sections(report) + doubt_sections(report) if lines]
+    return [(heading, lines) for heading, lines in size_sections(report) + doubt_sections(report)
+            if lines]
 
 # %% ../../nbs/reading/05_check.ipynb #f87d3765
 def report_text(
@@ -258,16 +327,21 @@ def report_text(
     sections = report_sections(report)
     width = max(len(heading) for heading, _ in sections)
     return "\n".join([f"{report.data}: {report.task}"] + [
-        f"  {heading if i == 0 else '':<{width}}  {printable(line)}" for heading, lines in sections for i, line in enumerate(lines)])
+        f"  {heading if i == 0 else '':<{width}}  {printable(line)}" for heading, lines in sections
+        for i, line in enumerate(lines)])
 
 # %% ../../nbs/reading/05_check.ipynb #5fc4c623
 def report_markdown(
     report: DataReport,  # of any data
 ) -> str:
     "A report for a notebook: a table, in which no character of the data is taken for markup."
-    def cell(heading, line): return f"`{line}`" if heading in ("run it", "or first") and "`" not in line and "|" not in line else plain_markdown(line)
-    rows = [f"| {heading if i == 0 else ''} | {cell(heading, line)} |" for heading, lines in report_sections(report) for i, line in enumerate(lines)]
-    return "\n".join([f"**{plain_markdown(report.data)}**: {report.task}\n", "| | |", "|---|---|", *rows])
+    def cell(heading, line):
+        return (f"`{line}`" if heading in ("run it", "or first") and "`" not in line
+                and "|" not in line else plain_markdown(line))
+    rows = [f"| {heading if i == 0 else ''} | {cell(heading, line)} |"
+            for heading, lines in report_sections(report) for i, line in enumerate(lines)]
+    return "\n".join([f"**{plain_markdown(report.data)}**: {report.task}\n", "| | |", "|---|---|",
+                      *rows])
 
 # %% ../../nbs/reading/05_check.ipynb #f7054e37
 def short_report(
@@ -275,15 +349,23 @@ def short_report(
 ) -> str:
     "Two to four lines."
     unusable = f", {len(report.problems):,} cannot be used" if report.problems else ""
-    lines = [f"{report.data}: {report.task}, {counted(report.rows, 'row')}{unusable} · " + ", ".join(f"{split} {n:,}" for split, n in report.sizes.items())]
-    if "train" in report.balance: lines.append("labels in train: " + ", ".join(_some([f"{label} {n:,}" for label, n in report.balance["train"].items()], 20, "labels")))
+    lines = [f"{report.data}: {report.task}, {counted(report.rows, 'row')}{unusable} · "
+             + ", ".join(f"{split} {n:,}" for split, n in report.sizes.items())]
+    if "train" in report.balance:
+        lines.append("labels in train: " + ", ".join(_some(
+            [f"{label} {n:,}" for label, n in report.balance["train"].items()], 20, "labels")))
     if report.lengths:
-        tokens = " · ".join(f"{part} {some['median']:,}, {some['longest']:,}" for part, some in report.lengths.items())
-        lines.append(f"tokens (median, longest): {tokens}" + (f" of {report.max_length:,}" if report.max_length else ""))
-    seen = [f"{n:,} {pair}" for pair, n in report.shared.items() if n] + [f"{n:,} {why}" for why, n in report.left_out.items()]
-    seen += [f"{counted(some['exact'], 'duplicate')} in {split}" for split, some in report.duplicates.items() if some["exact"]]
+        tokens = " · ".join(f"{part} {some['median']:,}, {some['longest']:,}"
+                            for part, some in report.lengths.items())
+        lines.append(f"tokens (median, longest): {tokens}"
+                     + (f" of {report.max_length:,}" if report.max_length else ""))
+    seen = ([f"{n:,} {pair}" for pair, n in report.shared.items() if n]
+            + [f"{n:,} {why}" for why, n in report.left_out.items()])
+    seen += [f"{counted(some['exact'], 'duplicate')} in {split}"
+             for split, some in report.duplicates.items() if some["exact"]]
     seen += report.notes
-    return "\n".join(printable(line) for line in lines + (["note: " + "; ".join(seen)] if seen else []))
+    return "\n".join(printable(line)
+                     for line in lines + (["note: " + "; ".join(seen)] if seen else []))
 
 # %% ../../nbs/reading/05_check.ipynb #3aebc2a5
 def pair_notes(
@@ -291,11 +373,16 @@ def pair_notes(
 ) -> list[str]:
     "What is doubtful about pairs: answers that repeat the prompt, and preferences that contradict each other."
     pairs, notes = [e for e in examples if e.rejected is not None], []
-    again = sum(bool(start := e.prompt.strip()) and e.completion.startswith(start) and e.rejected.startswith(start) for e in pairs)
-    if again: notes.append(f"in {counted(again, 'pair')} chosen and rejected begin with the prompt: --reading.beginning cut takes it out of them")
+    again = sum(bool(start := e.prompt.strip()) and e.completion.startswith(start)
+                and e.rejected.startswith(start) for e in pairs)
+    if again:
+        notes.append(f"in {counted(again, 'pair')} chosen and rejected begin with the prompt: "
+                     "--reading.beginning cut takes it out of them")
     seen = {(e.prompt, e.completion, e.rejected) for e in pairs}
     both = sum((prompt, rejected, chosen) in seen for prompt, chosen, rejected in seen) // 2
-    if both: notes.append(f"{counted(both, 'pair')} stand{'s' * (both == 1)} with both preferences, once with each completion chosen: delete one of the two")
+    if both:
+        notes.append(f"{counted(both, 'pair')} stand{'s' * (both == 1)} with both preferences, "
+                     "once with each completion chosen: delete one of the two")
     return notes
 
 # %% ../../nbs/reading/05_check.ipynb #9ab3c1d3
@@ -304,16 +391,29 @@ def special_token_notes(
     tokenizer,                    # of the backbone
 ) -> list[str]:
     "What is said of special tokens that stand in the texts and are read as plain characters."
-    def first(texts, places): return next(token for token in special_tokens(tokenizer) if token in texts[places[0]])
-    prompts, answers = [e.prompt for e in examples], [f"{e.completion} {e.rejected or ''}" for e in examples]
-    notes, found, ends = [], with_special_tokens(prompts, tokenizer), with_special_tokens(answers, tokenizer)
+    def first(texts, places):
+        return next(token for token in special_tokens(tokenizer) if token in texts[places[0]])
+    prompts, answers = ([e.prompt for e in examples],
+                        [f"{e.completion} {e.rejected or ''}" for e in examples])
+    notes, found, ends = ([], with_special_tokens(prompts, tokenizer),
+                          with_special_tokens(answers, tokenizer))
     interpreted = any(isinstance(prompt, Interpreted) for prompt in prompts)
-    if found: notes.append(f"{counted(len(found), 'prompt')} hold{'s' * (len(found) == 1)} special tokens of this backbone, such as {first(prompts, found)!r}, and they are read as plain characters: --reading.special-tokens interpret interprets them")
-    if ends: notes.append(f"the completions of {counted(len(ends), 'example')} hold special tokens, such as {first(answers, ends)!r}, as plain characters" + ("" if interpreted else ": --reading.special-tokens interpret takes them off the ends"))
+    if found:
+        notes.append(f"{counted(len(found), 'prompt')} hold{'s' * (len(found) == 1)} special "
+                     f"tokens of this backbone, such as {first(prompts, found)!r}, and they are "
+                     "read as plain characters: --reading.special-tokens interpret interprets them")
+    if ends:
+        notes.append(f"the completions of {counted(len(ends), 'example')} "
+                     f"hold special tokens, such as {first(answers, ends)!r}, as plain characters"
+                     + ("" if interpreted
+                        else ": --reading.special-tokens interpret takes them off the ends"))
     typed = sum(bool(getattr(prompt, "letters", ())) for prompt in prompts)
-    if typed: notes.append(f"in {counted(typed, 'conversation')} somebody wrote special tokens: they stay plain characters")
+    if typed:
+        notes.append(f"in {counted(typed, 'conversation')} somebody wrote special tokens: they "
+                     "stay plain characters")
     return notes
 
+# %% ../../nbs/reading/05_check.ipynb #8b61f804
 def training_line(
     task: str,  # whose record recommends epochs and batch size
     rows: int,  # that train
@@ -323,7 +423,114 @@ def training_line(
     batch_size = rates.batch_for(rows)
     epochs = rates.epochs_for(rows, batch_size)
     return (f"an epoch is {counted(steps_of(rows, batch_size), 'step')} of {batch_size} examples; "
-            f"by default a stage makes {counted(epochs, 'epoch')}, {counted(steps_of(rows, batch_size, epochs), 'step')}")
+            f"by default a stage makes {counted(epochs, 'epoch')}, "
+            f"{counted(steps_of(rows, batch_size, epochs), 'step')}")
+
+# %% ../../nbs/reading/05_check.ipynb #49e2e322
+def label_words(
+    data: TaskData,    # as loaded
+) -> dict[str, str]:   # answer: its label, and the answer where the two differ
+    "The answers as a report names them."
+    labels = data.intake.labels or data.verbalizers
+    return {answer: label if label == answer else f"{label} → {answer!r}"
+            for answer, label in zip(data.verbalizers, labels)}
+
+# %% ../../nbs/reading/05_check.ipynb #71fd6dce
+def label_notes(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "What is said of labels: those that a split does not have, one that has most rows, rare ones."
+    words, notes = label_words(data), []
+    for split, some in data.describe()["balance"].items():
+        if never := [words[answer] for answer, n in some.items() if not n]:
+            notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
+    if not data.verbalizers or any(e.label is None for e in (*data.train, *data.test)): return notes
+    if data.record.primary.name == "macro_f1":
+        notes.append(f"one label has {data.majority_share:.0%} of the training rows: macro F1 is "
+                     "the primary metric, not accuracy")
+    if rare := rare_labels(data.test, data.verbalizers):
+        named_ones = [f"{words[answer]} {n}" for answer, n in rare.items()]
+        notes.append("too few judged rows to say much of a label: "
+                     f"{', '.join(_some(named_ones, 20, 'labels'))}")
+    return notes
+
+# %% ../../nbs/reading/05_check.ipynb #8b35f136
+def row_notes(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "What is said of the rows of a task: prompts that train and judge, and labels."
+    asked = {prompt_key(e) for e in data.train if e.label is None}
+    again = sum(prompt_key(e) in asked for e in data.test) if asked else 0
+    return ([f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
+             "train too, perhaps with other completions"] if again else []) + label_notes(data)
+
+# %% ../../nbs/reading/05_check.ipynb #a0316308
+def glued_notes(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "A note on completions that follow their prompts without white space."
+    task, everything = TASKS[data.task], [e for some in data.splits.values() for e in some]
+    if task.answers == "labels" or not task.columns: return []
+    glued = sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace()
+                     or e.completion[:1].isspace()) for e in everything)
+    if not glued > len(everything) / 2: return []
+    between = (data.intake.shape.template if data.intake.shape else "{prompt}") + "\\n"
+    return [f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, "
+            f"without white space: --reading.prompt {shlex.quote(between)} puts a line end between "
+            "them"]
+
+# %% ../../nbs/reading/05_check.ipynb #a45e39f6
+def too_long_in(
+    data: TaskData,   # as loaded
+    tokenizer,        # of the backbone
+    max_length: int,  # tokens that the backbone reads
+) -> dict[str, dict]:  # split: count, tokens over, ids of the first
+    "The examples that the backbone cannot read whole."
+    found = {split: longer_than(examples, tokenizer, data.end_of_text, max_length)
+             for split, examples in data.splits.items()}
+    return {split: dict(count=len(some),
+                        over=max(prompt + answer for _, prompt, answer in some) - max_length,
+                        ids=[data.splits[split][i].id for i, *_ in some[:3]])
+            for split, some in found.items() if some}
+
+# %% ../../nbs/reading/05_check.ipynb #9deae276
+def text_lengths(
+    data: TaskData,  # as loaded
+    tokenizer,       # of the backbone
+) -> dict[str, dict[str, int]]:  # prompt, completion or chosen, rejected: quantiles in tokens
+    "How long the parts of the examples are; the answers of a label task are counted elsewhere."
+    everything = [e for examples in data.splits.values() for e in examples]
+    texts = dict(prompt=[e.prompt for e in everything],
+                 completion=[e.completion for e in everything],
+                 rejected=[e.rejected for e in everything if e.rejected is not None])
+    return {"chosen" if part == "completion" and texts["rejected"] else part:
+            length_quantiles(some, tokenizer, part != "prompt") for part, some in texts.items()
+            if some and not (part == "completion" and data.verbalizers)}
+
+# %% ../../nbs/reading/05_check.ipynb #45c10dd8
+def add_tokens(
+    report: DataReport,  # of the rest
+    data: TaskData,      # as loaded
+    tokenizer,           # of the backbone
+):
+    "Add to a report what concerns tokens: lengths, special tokens, joints, answers of several tokens."
+    everything = [e for examples in data.splits.values() for e in examples]
+    report.lengths = text_lengths(data, tokenizer)
+    if len(everything) > SAMPLED:
+        report.notes.append(f"lengths are those of {SAMPLED:,} examples drawn by chance")
+    report.verbalizers = dict(zip(data.verbalizers,
+                                  token_counts(data.verbalizers, tokenizer, True)))
+    report.notes += special_token_notes(everything, tokenizer)
+    try: check_joints(everything, tokenizer)
+    except DataError as error: report.stops.append(str(error))
+    if changed := read_otherwise(everything, tokenizer):
+        report.notes.append("the backbone's tokenizer itself changes the text of "
+                            f"{counted(len(changed), 'example')} (first: "
+                            f"{', '.join(changed[:3])}): it has another form for some letters, or "
+                            "none")
+    if any(n != 1 for n in report.verbalizers.values()):
+        report.suggestion = suggest_verbalizers(data.verbalizers, tokenizer)
+    if report.max_length: report.too_long = too_long_in(data, tokenizer, report.max_length)
 
 # %% ../../nbs/reading/05_check.ipynb #3c88a915
 @gc_paused()
@@ -334,46 +541,27 @@ def check_data(
     command: str = "",              # that runs it
 ) -> DataReport:
     "What is in a loaded task."
-    intake, about = data.intake, data.describe()
-    names = dict(zip(data.verbalizers, intake.labels or data.verbalizers))
-    shown = lambda answer: names[answer] if names[answer] == answer else f"{names[answer]} → {answer!r}"
-    shape = intake.shape
-    report = DataReport(data.task, data.name, data.source, intake.files, problems=intake.problems, sizes=about["sizes"], training=training_line(data.task, len(data.train)), max_length=max_length, notes=list(intake.notes), command=command,
-                        balance={split: {shown(answer): n for answer, n in some.items()} for split, some in about["balance"].items()},
-                        columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {}) | shape.columns, unused=list(shape.unused) if shape else [],
-                        duplicates={split: duplicates(examples) for split, examples in data.splits.items()}, shared=shared(data.splits),
-                        equal_pairs=sum("equals the rejected" in p.reason for p in intake.problems), **small_leaks(data))
-    report.left_out = {f"in {split}, also in a split that chooses or judges": n for split, n in intake.leaked.items() if n} | {f"too long in {split}": n for split, n in intake.too_long.items() if n}
-    if asked := {prompt_key(e) for e in data.train if e.label is None}:
-        again = sum(prompt_key(e) in asked for e in data.test)
-        if again: report.notes.append(f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in train too, perhaps with other completions")
-    for split, some in report.balance.items():
-        if never := [label for label, n in some.items() if not n]: report.notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
-    if data.verbalizers and all(e.label is not None for e in (*data.train, *data.test)):
-        if data.record.primary.name == "macro_f1": report.notes.append(f"one label has {data.majority_share:.0%} of the training rows: macro F1 is the primary metric, not accuracy")
-        if rare := rare_labels(data.test, data.verbalizers):
-            named_ones = [f"{shown(answer)} {n}" for answer, n in rare.items()]
-            report.notes.append(f"too few judged rows to say much of a label: {', '.join(_some(named_ones, 20, 'labels'))}")
+    intake, about, words, shape = (data.intake, data.describe(), label_words(data),
+                                   data.intake.shape)
     everything = [e for examples in data.splits.values() for e in examples]
-    report.notes += pair_notes(everything)
-    if tokenizer is not None:
-        texts = dict(prompt=[e.prompt for e in everything], completion=[e.completion for e in everything], rejected=[e.rejected for e in everything if e.rejected is not None])
-        report.lengths = {"chosen" if part == "completion" and texts["rejected"] else part: length_quantiles(some, tokenizer, part != "prompt") for part, some in texts.items() if some and not (part == "completion" and data.verbalizers)}
-        if len(everything) > SAMPLED: report.notes.append(f"lengths are those of {SAMPLED:,} examples drawn by chance")
-        report.verbalizers = dict(zip(data.verbalizers, token_counts(data.verbalizers, tokenizer, True)))
-        report.notes += special_token_notes(everything, tokenizer)
-        try: check_joints(everything, tokenizer)
-        except DataError as error: report.stops.append(str(error))
-        if changed := read_otherwise(everything, tokenizer): report.notes.append(f"the backbone's tokenizer itself changes the text of {counted(len(changed), 'example')} (first: {', '.join(changed[:3])}): it has another form for some letters, or none")
-        if any(n != 1 for n in report.verbalizers.values()): report.suggestion = suggest_verbalizers(data.verbalizers, tokenizer)
-    if tokenizer is not None and max_length:
-        for split, examples in data.splits.items():
-            if found := longer_than(examples, tokenizer, data.end_of_text, max_length):
-                report.too_long[split] = dict(count=len(found), over=max(prompt + answer for _, prompt, answer in found) - max_length, ids=[examples[i].id for i, *_ in found[:3]])
-    if TASKS[data.task].answers != "labels" and TASKS[data.task].columns:
-        glued = sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace() or e.completion[:1].isspace()) for e in everything)
-        between = (shape.template if shape else "{prompt}") + "\\n"
-        if glued > len(everything) / 2: report.notes.append(f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, without white space: --reading.prompt {shlex.quote(between)} puts a line end between them")
+    report = DataReport(
+        data.task, data.name, data.source, intake.files, problems=intake.problems,
+        sizes=about["sizes"], training=training_line(data.task, len(data.train)),
+        max_length=max_length, command=command,
+        notes=[*intake.notes, *row_notes(data), *pair_notes(everything)],
+        balance={split: {words[answer]: n for answer, n in some.items()}
+                 for split, some in about["balance"].items()},
+        columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {})
+        | shape.columns, unused=list(shape.unused) if shape else [],
+        duplicates={split: duplicates(examples) for split, examples in data.splits.items()},
+        shared=shared(data.splits),
+        equal_pairs=sum("equals the rejected" in p.reason for p in intake.problems),
+        **small_leaks(data))
+    report.left_out = ({f"in {split}, also in a split that chooses or judges": n
+                        for split, n in intake.leaked.items() if n}
+                       | {f"too long in {split}": n for split, n in intake.too_long.items() if n})
+    if tokenizer is not None: add_tokens(report, data, tokenizer)
+    report.notes += glued_notes(data)
     return report
 
 # %% ../../nbs/reading/05_check.ipynb #3fff06ad
@@ -384,9 +572,13 @@ def tables_behind(
 ) -> dict:             # role -> table; empty for built-in data
     "The tables that data consists of."
     named = str(data) if isinstance(data, (str, Path)) else ""
-    if (task in TASKS and not TASKS[task].columns) or named in ("embedded", "hub") or named.startswith("hub:"): return {}
-    return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding, columns=reading.columns)
+    if ((task in TASKS and not TASKS[task].columns) or named in ("embedded", "hub")
+        or named.startswith("hub:")):
+        return {}
+    return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding,
+                     columns=reading.columns)
 
+# %% ../../nbs/reading/05_check.ipynb #04efb3a4
 def fitting_task(
     tables: dict,      # from `tables_behind`
     reading: Reading,  # how they are read
@@ -396,7 +588,8 @@ def fitting_task(
     table = tables["train"]
     if task := guess_task(list(prepared(table, reading).columns), reading): return task
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint()} "
-                    "Name the task and its columns, such as --task labels --reading.prompt COLUMN --reading.label COLUMN.")
+                    "Name the task and its columns, such as --task labels --reading.prompt COLUMN "
+                    "--reading.label COLUMN.")
 
 # %% ../../nbs/reading/05_check.ipynb #b16e02ec
 def columns_fit(
@@ -408,7 +601,8 @@ def columns_fit(
     tables = tables_behind(task, data, reading)
     try:
         task = task or fitting_task(tables, reading)
-        if tables and TASKS[task].columns: find_shape(prepared(tables["train"], reading).columns, task, reading)
+        if tables and TASKS[task].columns:
+            find_shape(prepared(tables["train"], reading).columns, task, reading)
     except DataError: return False
     return True
 
@@ -421,19 +615,26 @@ def works(
     reading: Reading,  # how it would be read
 ) -> bool:
     "Does a task load from at least half of the rows?"
-    try: found = load_task(task, dict(train=table), reading=replace(reading, unusable="drop", test=None, validation=None))
+    try:
+        found = load_task(task, dict(train=table),
+                          reading=replace(reading, unusable="drop", test=None, validation=None))
     except DataError: return False
     return 2 * sum(map(len, found.splits.values())) >= len(table)
 
+# %% ../../nbs/reading/05_check.ipynb #8c899578
 def recoded(
     table,          # read as UTF-8
     encoding: str,  # another
 ):
     "The table as it would have been read in another encoding."
-    def again(value): return value.encode("utf-8", "surrogateescape").decode(encoding, "replace") if isinstance(value, str) else value
+    def again(value):
+        return (value.encode("utf-8", "surrogateescape").decode(encoding, "replace")
+                if isinstance(value, str) else value)
     if not table.unit == "line": return table
-    return replace(table, columns={again(name): list(map(again, table.values(name))) for name in table.columns})
+    return replace(table, columns={again(name): list(map(again, table.values(name)))
+                                   for name in table.columns})
 
+# %% ../../nbs/reading/05_check.ipynb #ff3fd638
 def suggested(
     tables: dict,            # from `tables_behind`
     reading: Reading,        # as given
@@ -441,12 +642,16 @@ def suggested(
     "The first usual shape whose reading works on at least half of some rows."
     if not tables: return None
     for shape, task, better, table in usual_shapes(tables["train"].some(TRIED), reading):
-        text = "".join(value for name in table.columns for value in table.values(name) if isinstance(value, str))
+        text = "".join(value for name in table.columns
+                       for value in table.values(name) if isinstance(value, str))
         odd = any(0xdc80 <= ord(c) <= 0xdcff for c in set(text))
         for encoding in (better.encoding, *([likely_encoding(text)] if odd else [])):
-            if works(task, recoded(table, encoding) if encoding != better.encoding else table, better): return shape, task, replace(better, encoding=encoding)
+            if works(task, recoded(table, encoding) if encoding != better.encoding else table,
+                     better):
+                return shape, task, replace(better, encoding=encoding)
     return None
 
+# %% ../../nbs/reading/05_check.ipynb #f365b961
 def advice(
     data,                        # as for `load_task`
     reading: Reading,            # as given
@@ -455,10 +660,13 @@ def advice(
     "What the data looks like, and the options that read it, where reading it has failed."
     try:
         tables = tables_behind(task, data, reading)
-        if task and tables and works(task, tables["train"].some(TRIED), reading): return "" # the columns are not what is wrong
+        # the columns are not what is wrong
+        if task and tables and works(task, tables["train"].some(TRIED), reading): return ""
         found = suggested(tables, reading)
     except DataError: return ""
-    return f" It looks like {found[0]}: {shlex.join(['--tasks', found[1], *reading_options(found[2])])} reads it." if found else ""
+    return (f" It looks like {found[0]}: "
+            f"{shlex.join(['--tasks', found[1], *reading_options(found[2])])} reads it." if found
+            else "")
 
 # %% ../../nbs/reading/05_check.ipynb #fc6e5ebd
 def better_encoding(
@@ -469,12 +677,14 @@ def better_encoding(
 ) -> Reading | None:
     "The reading with the encoding in which the file seems to have been saved, if it then loads."
     if not (encoding := encoding_of(problems)): return None
-    for name, unusable in ((encoding, reading.unusable), (encoding, "drop"), ("latin-1", reading.unusable), ("latin-1", "drop")):
+    for name, unusable in ((encoding, reading.unusable), (encoding, "drop"),
+                           ("latin-1", reading.unusable), ("latin-1", "drop")):
         try: load_task(task, data, better := replace(reading, encoding=name, unusable=unusable))
         except DataError: continue
         return better
     return None
 
+# %% ../../nbs/reading/05_check.ipynb #e0133977
 def unloaded_report(
     error: DataError,  # why it does not load
     task: str,         # what the data is for
@@ -487,10 +697,13 @@ def unloaded_report(
     found = [problem for problem in getattr(error, "problems", []) if problem not in known]
     bad = Counter(problem.file for problem in found)
     def about(role, table):
-        usable = len(table) - sum(bad[file] for file in table.files) if isinstance(error, UnusableRows) else None
-        return dict(role=role, file=table.file, format=table.format, rows=len(table) + len(table.problems), usable=usable)
+        usable = (len(table) - sum(bad[file] for file in table.files)
+                  if isinstance(error, UnusableRows) else None)
+        return dict(role=role, file=table.file, format=table.format,
+                    rows=len(table) + len(table.problems), usable=usable)
     name = Path(str(data)).stem if isinstance(data, (str, Path)) else "data"
-    return DataReport(task, name, files=[about(role, table) for role, table in tables.items()], problems=unread + found, stops=[str(error)])
+    return DataReport(task, name, files=[about(role, table) for role, table in tables.items()],
+                      problems=unread + found, stops=[str(error)])
 
 # %% ../../nbs/reading/05_check.ipynb #0a22420e
 def stops_of(
@@ -502,16 +715,25 @@ def stops_of(
     "What stops a run with these settings, and the remedies."
     stops = []
     if report.problems and reading.unusable == "stop":
-        remedy = f"give the encoding that the file was saved with (--reading.encoding {better.encoding})" if better else "correct them"
-        stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: {remedy}, or leave them out: --reading.unusable drop")
+        remedy = ("give the encoding that the file was saved with (--reading.encoding "
+                  f"{better.encoding})" if better else "correct them")
+        stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: "
+                     f"{remedy}, or leave them out: --reading.unusable drop")
     if report.too_long and reading.too_long == "stop":
         count = sum(some["count"] for some in report.too_long.values())
-        stops.append(f"{counted(count, 'example')} {'is' if count == 1 else 'are'} too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)")
+        stops.append(f"{counted(count, 'example')} {'is' if count == 1 else 'are'} too long: leave "
+                     "them out (--reading.too-long drop) or cut their prompts (--reading.too-long "
+                     "truncate)")
     if any(tokens != 1 for tokens in report.verbalizers.values()):
-        words = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}" for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers) if answer in report.suggestion)
-        stops.append("some answers are not one token" + (f": --reading.verbalizers {words}" if words else ": choose others with --reading.verbalizers"))
+        words = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}"
+                         for label, answer in zip(data.intake.labels or data.verbalizers,
+                                                  data.verbalizers) if answer in report.suggestion)
+        stops.append("some answers are not one token"
+                     + (f": --reading.verbalizers {words}" if words
+                        else ": choose others with --reading.verbalizers"))
     return stops
 
+# %% ../../nbs/reading/05_check.ipynb #74aba557
 def mended(
     reading: Reading,    # as given
     report: DataReport,  # with what stops a run
@@ -521,7 +743,10 @@ def mended(
     if report.problems: reading = replace(reading, unusable="drop")
     if report.too_long: reading = replace(reading, too_long="drop")
     if report.written_out: reading = replace(reading, conversations="write")
-    if report.suggestion: reading = replace(reading, verbalizers={label: report.suggestion[answer] for label, answer in zip(data.intake.labels or data.verbalizers, data.verbalizers)})
+    if report.suggestion:
+        reading = replace(reading,
+                          verbalizers={label: report.suggestion[answer] for label, answer in zip(
+                              data.intake.labels or data.verbalizers, data.verbalizers)})
     return reading
 
 # %% ../../nbs/reading/05_check.ipynb #c5c37516
@@ -535,8 +760,55 @@ def suggested_report(
     shape, task, better = found
     report = check_file(task, data, better, tokenizer, max_length, backbone, suggest=False)
     options = shlex.join(["--tasks", task, *reading_options(better)])
-    return replace(report, notes=[f"this looks like {shape}: {options} reads it", *report.notes], stops=[str(error), *report.stops])
+    return replace(report, notes=[f"this looks like {shape}: {options} reads it", *report.notes],
+                   stops=[str(error), *report.stops])
 
+# %% ../../nbs/reading/05_check.ipynb #96030955
+def failed_report(
+    error: DataError,   # why the data does not load
+    task: str,          # what it is for
+    data,               # as for `check_file`
+    reading: Reading,   # as given
+    tables: dict,       # from `tables_behind`
+    reader: tuple,      # tokenizer, tokens it reads, backbone
+    suggest: bool,      # try usual shapes?
+) -> DataReport:
+    "The report of data that does not load, with the command that reads it if one is found."
+    report = unloaded_report(error, task, data, tables)
+    if better := better_encoding(task, data, reading, report.problems):
+        report.command = command_of(task, data, better, reader[-1])
+    elif suggest and (found := suggested(tables, reading)):
+        other = suggested_report(error, found, data, reading, *reader)
+        report = replace(report, notes=other.notes[:1], command=other.command,
+                         recommend=other.recommend)
+    return report
+
+# %% ../../nbs/reading/05_check.ipynb #99f5f8e3
+def loaded_report(
+    loaded: TaskData,   # with unusable rows left out
+    data,               # as for `check_file`
+    reading: Reading,   # as given
+    tokenizer,          # of the backbone, or None
+    max_length: int | None,  # tokens that it reads
+    backbone: str,      # as the command names it
+) -> DataReport:
+    "The report of data that loads: what stops a run, and the command that goes on."
+    task = loaded.task
+    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
+    report.recommend = recommend_command(task, data, reading, backbone)
+    better = better_encoding(task, data, reading, report.problems)
+    if report.too_long and reading.too_long != "stop":
+        try: fit_task(loaded, tokenizer, max_length, reading.too_long)
+        except DataError as error: report.stops.append(str(error))
+    report.stops += stops_of(report, loaded, reading, better)
+    if report.stops:
+        remedied = mended(reading, report, loaded)
+        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
+        report.command, report.recommend = (command(task, data, remedied, backbone)
+                                            for command in (command_of, recommend_command))
+    return report
+
+# %% ../../nbs/reading/05_check.ipynb #f6db0e1e
 def check_file(
     task: str | None,               # what the data is for; None: what its columns fit
     data,                           # path of a file or folder, or an object, as for `load_task`
@@ -555,29 +827,17 @@ def check_file(
     try: loaded = load_task(task, data, replace(reading, unusable="drop"))
     except DataError as error:
         if not tables: raise
-        report = unloaded_report(error, task, data, tables)
-        if better := better_encoding(task, data, reading, report.problems): report.command = command_of(task, data, better, backbone)
-        elif suggest and (found := suggested(tables, reading)):
-            other = suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
-            report = replace(report, notes=other.notes[:1], command=other.command, recommend=other.recommend)
-        return report
+        return failed_report(error, task, data, reading, tables,
+                             (tokenizer, max_length, backbone), suggest)
     if tokenizer is not None:
-        try: loaded = with_short_answers(with_special_tokens_read(loaded, tokenizer, "drop"), tokenizer)
+        try:
+            loaded = with_short_answers(with_special_tokens_read(loaded, tokenizer, "drop"),
+                                        tokenizer)
         except DataError as error:
             plainly = ("conversations", task, replace(reading, conversations="write"))
-            return replace(suggested_report(error, plainly, data, reading, tokenizer, max_length, backbone), written_out=True)
-    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
-    report.recommend = recommend_command(task, data, reading, backbone)
-    better = better_encoding(task, data, reading, report.problems)
-    if report.too_long and reading.too_long != "stop":
-        try: fit_task(loaded, tokenizer, max_length, reading.too_long)
-        except DataError as error: report.stops.append(str(error))
-    report.stops += stops_of(report, loaded, reading, better)
-    if report.stops:
-        remedied = mended(reading, report, loaded)
-        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
-        report.command, report.recommend = (command(task, data, remedied, backbone) for command in (command_of, recommend_command))
-    return report
+            return replace(suggested_report(error, plainly, data, reading, tokenizer, max_length,
+                                            backbone), written_out=True)
+    return loaded_report(loaded, data, reading, tokenizer, max_length, backbone)
 
 # %% ../../nbs/reading/05_check.ipynb #849b7c3d
 def write_check(
@@ -589,4 +849,5 @@ def write_check(
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.report, report.to_dict())
     write_text(folder.summary, f"{report}\n")
-    return [folder.report, folder.summary] + ([write_problems(report.problems, folder.unusable)] if report.problems else [])
+    return ([folder.report, folder.summary] + ([write_problems(report.problems, folder.unusable)]
+                                               if report.problems else []))

@@ -23,6 +23,7 @@ from ..tasks import find_function, known_pair_builders
 class DataError(ValueError):
     "Data that cannot be used; the message names the value, the place and the remedy."
 
+# %% ../../nbs/reading/03_examples.ipynb #0482241e
 def counted(
     number: int,  # of things
     thing: str,   # one of them
@@ -60,7 +61,9 @@ def without_rejected(
 # %% ../../nbs/reading/03_examples.ipynb #59a01447
 def chance(*parts) -> int:
     "A 64-bit number that looks random and depends on the parts alone."
-    return int.from_bytes(hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    return int.from_bytes(
+        hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogatepass"),
+                        digest_size=8).digest())
 
 # %% ../../nbs/reading/03_examples.ipynb #d5c1336e
 def subset(
@@ -71,7 +74,9 @@ def subset(
     "A seeded draw in which smaller sizes are nested inside larger ones."
     if size is None: size = len(examples)
     if not 0 < size <= len(examples):
-        raise DataError(f"{counted(size, 'example')} {'was' if size == 1 else 'were'} asked for, of {len(examples):,}: ask for a size from 1 to {len(examples):,}, or for None to take all.")
+        raise DataError(f"{counted(size, 'example')} {'was' if size == 1 else 'were'} asked for, "
+                        f"of {len(examples):,}: ask for a size from 1 to {len(examples):,}, or for "
+                        "None to take all.")
     return sorted(examples, key=lambda e: chance(seed, "subset", e.id))[:size]
 
 # %% ../../nbs/reading/03_examples.ipynb #51eecad4
@@ -81,9 +86,12 @@ def shuffle_labels(
     verbalizers: Sequence[str],   # the answers, index = label
 ) -> list[Example]:               # in the same order, rejected completions removed
     "The examples with their labels dealt out anew."
-    if any(e.label is None for e in examples): raise DataError("Labels can only be shuffled where each example has one: free text has none.")
+    if any(e.label is None for e in examples):
+        raise DataError("Labels can only be shuffled where each example has one: free text has "
+                        "none.")
     dealt = sorted(examples, key=lambda e: chance(seed, "labels", e.id))
-    return [replace(e, label=d.label, completion=verbalizers[d.label], rejected=None) for e, d in zip(examples, dealt)]
+    return [replace(e, label=d.label, completion=verbalizers[d.label], rejected=None)
+            for e, d in zip(examples, dealt)]
 
 # %% ../../nbs/reading/03_examples.ipynb #2affb0f2
 def flip_completions(
@@ -94,8 +102,10 @@ def flip_completions(
 ) -> list[str]:                             # one rejected completion per example
     "Another answer than the right one."
     if len(verbalizers) < 2 or any(e.label is None for e in examples):
-        raise DataError("rejected='flip' needs labelled examples and two verbalizers or more: for free text use 'sample', 'swap', 'shuffle' or 'corrupt'.")
-    others = {label: [v for i, v in enumerate(verbalizers) if i != label] for label in range(len(verbalizers))}
+        raise DataError("rejected='flip' needs labelled examples and two verbalizers or more: for "
+                        "free text use 'sample', 'swap', 'shuffle' or 'corrupt'.")
+    others = {label: [v for i, v in enumerate(verbalizers) if i != label]
+              for label in range(len(verbalizers))}
     return [(o := others[e.label])[chance(seed, "flip", e.id) % len(o)] for e in examples]
 
 # %% ../../nbs/reading/03_examples.ipynb #350c5da7
@@ -106,10 +116,13 @@ def swap_completions(
 ) -> list[str]:                             # one rejected completion per example
     "Another example's completion."
     completions = [e.completion for e in examples]
-    if len(set(completions)) < 2: raise DataError("rejected='swap' needs two different completions or more: add examples, or use 'shuffle' or 'corrupt'.")
+    if len(set(completions)) < 2:
+        raise DataError("rejected='swap' needs two different completions or more: add examples, or "
+                        "use 'shuffle' or 'corrupt'.")
     ring = sorted(range(len(examples)), key=lambda i: chance(seed, "swap", examples[i].id)) * 2
     swapped, other = {}, None
-    for here, after in reversed(list(zip(ring, ring[1:]))): # twice round: `other` is known when it counts
+    # twice round: `other` is known when it counts
+    for here, after in reversed(list(zip(ring, ring[1:]))):
         if completions[here] != completions[after]: other = completions[after]
         swapped[here] = other
     return [swapped[i] for i in range(len(examples))]
@@ -127,7 +140,9 @@ def shuffle_completions(
         verses = [line.lstrip() for line in lines]
         indents = [line[:len(line) - len(verse)] for line, verse in zip(lines, verses)]
         if len(set(verses)) < 2:
-            raise DataError(f"rejected='shuffle' needs completions of two different lines or more, and that of {e.id!r} is {e.completion[:60]!r}: use 'flip' for labels, otherwise 'sample', 'swap' or 'corrupt'.")
+            raise DataError("rejected='shuffle' needs completions of two different lines or "
+                            f"more, and that of {e.id!r} is {e.completion[:60]!r}: use 'flip' for "
+                            "labels, otherwise 'sample', 'swap' or 'corrupt'.")
         draw, order = random.Random(f"{seed} shuffle {e.id}"), verses[:]
         while order == verses: draw.shuffle(order)
         shuffled.append("\n".join(indent + verse for indent, verse in zip(indents, order)))
@@ -141,22 +156,30 @@ def corrupt_completions(
     **others,                               # what other builders take
 ) -> list[str]:                             # one rejected completion per example
     "The completion with some words replaced by words of other completions."
-    if not 0 < share <= 1: raise DataError(f"share is {share}: it is the share of words to replace, above 0 and at most 1.")
+    if not 0 < share <= 1:
+        raise DataError(f"share is {share}: it is the share of words to replace, above 0 and at "
+                        "most 1.")
     words = [e.completion.split() for e in examples]
     pool = [word for some in words for word in some]
-    if len(set(pool)) < 2: raise DataError("rejected='corrupt' draws its words from the other completions, and there are none to draw: add examples.")
+    if len(set(pool)) < 2:
+        raise DataError("rejected='corrupt' draws its words from the other completions, and there "
+                        "are none to draw: add examples.")
     corrupted, start = [], 0
     for e, own in zip(examples, words):
         pieces = re.split(r"(\s+)", e.completion)
         places = [i for i, piece in enumerate(pieces) if piece.strip()]
         draw, others = random.Random(f"{seed} corrupt {e.id}"), len(pool) - len(own)
         for place in draw.sample(places, min(len(places), max(1, round(share * len(places))))):
-            for _ in range(100 if others else 0): # a word that differs; there are few tries in which it does not
+            # a word that differs; there are few tries in which it does not
+            for _ in range(100 if others else 0):
                 i = draw.randrange(others)
                 word = pool[i if i < start else i + len(own)] # skips the example's own words
                 if word != pieces[place]: pieces[place] = word; break
         corrupted.append("".join(pieces))
-        if corrupted[-1] == e.completion: raise DataError(f"rejected='corrupt' finds no other word for the completion of {e.id!r}, {e.completion[:60]!r}: use 'flip' for labels, otherwise 'sample' or 'swap'.")
+        if corrupted[-1] == e.completion:
+            raise DataError("rejected='corrupt' finds no other word for the completion "
+                            f"of {e.id!r}, {e.completion[:60]!r}: use 'flip' for labels, otherwise "
+                            "'sample' or 'swap'.")
         start += len(own)
     return corrupted
 
@@ -169,10 +192,14 @@ def sample_completions(
 ) -> list[str]:                             # one rejected completion per example
     "A text drawn from the model."
     if samples is None or len(samples) != len(examples):
-        raise DataError(f"rejected='sample' needs one sample per example: {counted(len(examples), 'example')}, {'no samples' if samples is None else counted(len(samples), 'sample')}.")
-    useless = [i for i, (e, s) in enumerate(zip(examples, samples)) if s.strip() in ("", e.completion.strip())]
+        raise DataError("rejected='sample' needs one sample per "
+                        f"example: {counted(len(examples), 'example')}, "
+                        f"{'no samples' if samples is None else counted(len(samples), 'sample')}.")
+    useless = [i for i, (e, s) in enumerate(zip(examples, samples))
+               if s.strip() in ("", e.completion.strip())]
     if not useless: return list(samples)
-    warnings.warn(f"{len(useless):,} of {len(samples):,} samples are blank or repeat the completion: another example's completion is rejected there.")
+    warnings.warn(f"{len(useless):,} of {len(samples):,} samples are blank or repeat the "
+                  "completion: another example's completion is rejected there.")
     spare, useless = swap_completions(examples, seed), set(useless)
     return [spare[i] if i in useless else s for i, s in enumerate(samples)]
 
@@ -184,24 +211,30 @@ def given_completions(
 ) -> list[str]:                             # one rejected completion per example
     "The rejected completion in the data."
     if lacking := [e.id for e in examples if e.rejected is None]:
-        raise DataError(f"rejected='given' takes the data's own rejected completions, and {len(lacking):,} of {len(examples):,} examples have none, the first is {lacking[0]!r}: "
-                        "use 'flip' for labels, otherwise 'sample', 'swap', 'shuffle' or 'corrupt'.")
+        raise DataError(
+            f"rejected='given' takes the data's own rejected completions, and {len(lacking):,} of "
+            f"{len(examples):,} examples have none, the first is {lacking[0]!r}: "
+            "use 'flip' for labels, otherwise 'sample', 'swap', 'shuffle' or 'corrupt'.")
     if equal := [e.id for e in examples if e.rejected == e.completion]:
-        raise DataError(f"In {len(equal):,} of {len(examples):,} pairs the rejected completion is the chosen one, the first is {equal[0]!r}: correct or delete these pairs.")
+        raise DataError(f"In {len(equal):,} of {len(examples):,} pairs the rejected completion "
+                        f"is the chosen one, the first is {equal[0]!r}: correct or delete these "
+                        "pairs.")
     return [e.rejected for e in examples]
 
 # %% ../../nbs/reading/03_examples.ipynb #5f265adb
 def make_pairs(
     examples: Sequence[Example],           # the completions are chosen
-    rejected: str | Callable,              # "flip", "sample", "swap", "shuffle", "corrupt" or "given", or a function like those above
+    # "flip", "sample", "swap", "shuffle", "corrupt" or "given", or a function like those above
+    rejected: str | Callable,
     seed: int,                             # another seed, other rejected completions
     verbalizers: Sequence[str] = (),       # for `flip`: the answers, index = label
     samples: Sequence[str] | None = None,  # for `sample`: one text per example, in their order
     share: float = .3,                     # for `corrupt`: the share of words replaced
-) -> list[Example]:                        # in the same order, with `rejected` filled in and never equal to the completion
+) -> list[Example]:                        # in order, with `rejected` filled in, never equal to the completion
     "Preference pairs from examples."
     names = known_pair_builders()
-    if not callable(rejected) and rejected not in names: raise DataError(f"There is no pair builder {rejected!r}: use one of {', '.join(names)}.")
+    if not callable(rejected) and rejected not in names:
+        raise DataError(f"There is no pair builder {rejected!r}: use one of {', '.join(names)}.")
     builder = rejected if callable(rejected) else find_function(names[rejected])
     texts = builder(examples, seed, verbalizers=verbalizers, samples=samples, share=share)
     return [replace(e, rejected=text) for e, text in zip(examples, texts, strict=True)]
@@ -216,6 +249,9 @@ def preference_dataset(
     "Preference pairs as a `datasets.Dataset`."
     import datasets
     if unpaired := [e.id for e in examples if e.rejected is None]:
-        raise DataError(f"{len(unpaired):,} examples have no rejected completion, the first is {unpaired[0]!r}: call make_pairs first.")
-    columns = dict(prompt=[e.prompt for e in examples], chosen=[e.completion for e in examples], rejected=[e.rejected for e in examples])
-    return datasets.Dataset.from_dict(dict(id=[e.id for e in examples], **columns) if ids else columns)
+        raise DataError(f"{len(unpaired):,} examples have no rejected completion, the first is "
+                        f"{unpaired[0]!r}: call make_pairs first.")
+    columns = dict(prompt=[e.prompt for e in examples], chosen=[e.completion for e in examples],
+                   rejected=[e.rejected for e in examples])
+    return datasets.Dataset.from_dict(dict(id=[e.id for e in examples], **columns) if ids
+                                      else columns)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'UnusableRows', 'write_problems', 'expanded',
-           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'read_json_rows',
-           'table_of_rows', 'as_name', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep',
-           'printable', 'plain_markdown']
+           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'as_name',
+           'table_of_rows', 'read_json_rows', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of',
+           'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -30,7 +30,8 @@ from .examples import DataError, counted
 class Problem:
     "A row that cannot be used."
     file: str           # as messages name it
-    line: int           # where the row begins, from 1; of a table without lines, the number of the row
+    # where the row begins, from 1; of a table without lines, the number of the row
+    line: int
     reason: str         # with the value that is wrong
     row: str = ""       # beginning of the row
     unit: str = "line"  # what `line` counts: "line" or "row"
@@ -41,8 +42,10 @@ class Problem:
     @property
     def kind(self) -> str:
         "The reason without its values: what many rows may have in common."
-        reason = self.reason.split(", none of ")[0].split(" (the row has ")[0].split(" (saved in ")[0]
-        return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b0x[0-9a-f]+\b|(?<!UTF-)\b\d+\b", "…", reason)
+        reason = self.reason.split(", none of ")[0].split(" (the row has ")[0].split(
+            " (saved in ")[0]
+        return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b0x[0-9a-f]+\b|(?<!UTF-)\b\d+\b",
+                      "…", reason)
 
 # %% ../../nbs/reading/01_files.ipynb #3baa32a9
 @dataclass
@@ -50,11 +53,13 @@ class Table:
     "Columns of a file or an object, and the rows of it that could not be read."
     file: str                                              # as messages name it
     format: str                                            # "CSV", "JSON lines", "Parquet" ...
-    columns: dict                                          # name -> values of the rows that were read
+    # name -> values of the rows that were read
+    columns: dict
     lines: list[int]                                       # where each of these rows begins
     problems: list[Problem] = field(default_factory=list)  # the rows that were not
     unit: str = "line"                                     # what `lines` counts
-    shards: tuple[tuple[int, str], ...] = ()               # of a table in several files: each file's first row and name
+    # of a table in several files: each file's first row and name
+    shards: tuple[tuple[int, str], ...] = ()
 
     def __len__(self): return len(self.lines)
 
@@ -73,16 +78,24 @@ class Table:
     def some(self, rows: int) -> "Table":
         "At most so many rows, from the first on and evenly spaced."
         step = max(1, len(self) // rows)
-        columns = {name: self.values(name)[::step] if isinstance(column, list) else column.take(list(range(0, len(self), step))) for name, column in self.columns.items()}
+        columns = {name: self.values(name)[::step] if isinstance(column, list)
+                   else column.take(list(range(0, len(self), step)))
+                   for name, column in self.columns.items()}
         return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit)
 
     def hint(self) -> str:
-        "What else may be wrong where the columns are not those that are needed: a complete sentence with a blank before it, or nothing."
+        "What else may be wrong where columns are missing: a sentence with a blank before it, or nothing."
         names = list(self.columns)
         if self.format not in ("CSV", "TSV") or not names: return ""
         if len(names) == 1 and (signs := [sign for sign in ",;\t|" if sign in names[0]]):
-            return f" The name of the only column, {names[0]!r}, holds {signs[0]!r}: read it with --reading.delimiter {repr(signs[0]) if signs[0] != chr(9) else repr(signs[0]) + ' (a tab)'}."
-        if again := next((name for name in reversed(names) if name and name in self.values(name)), None): return f" The first line looks like a row, as {again!r} occurs again in the column that it names: is the header missing? Put the columns' names in the first line, or name the columns with --reading.columns."
+            return (f" The name of the only column, {names[0]!r}, "
+                    f"holds {signs[0]!r}: read it with --reading.delimiter "
+                    f"{repr(signs[0]) if signs[0] != chr(9) else repr(signs[0]) + ' (a tab)'}.")
+        if again := next((name for name in reversed(names) if name and name in self.values(name)),
+                         None):
+            return (f" The first line looks like a row, as {again!r} occurs again in the column "
+                    "that it names: is the header missing? Put the columns' names in the first "
+                    "line, or name the columns with --reading.columns.")
         return ""
 
 # %% ../../nbs/reading/01_files.ipynb #5e1cc217
@@ -123,18 +136,28 @@ def expanded(
 ) -> Path:
     "The path with ~ as the home folder."
     try: return Path(path).expanduser()
-    except RuntimeError: raise DataError(f"{path}: there is no user of that name: write the whole path.") from None
+    except RuntimeError:
+        raise DataError(f"{path}: there is no user of that name: write the whole path.") from None
 
+# %% ../../nbs/reading/01_files.ipynb #4336c399
 LARGEST_BYTES = 2_000_000_000 # a table takes several times its size in memory
 
-_other_kinds = {b"PK\x03\x04": "an Excel workbook or another zip archive: save the sheet as CSV, or unpack it",
-                b"\xd0\xcf\x11\xe0": "an old Excel workbook: save the sheet as CSV", b"\x1f\x8b": "packed with gzip: unpack it (gunzip)",
-                b"BZh9": "packed with bzip2: unpack it (bunzip2)", b"\xfd7zXZ": "packed with xz: unpack it (unxz)", b"%PDF": "a PDF: save its table as CSV",
-                b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it (unzstd)", b"SQLite format 3": "an SQLite database: export its table as CSV",
-                b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"\x80\x02": "a Python pickle, which can run code and is never opened: save the table as Parquet",
-                b"\x80\x03": "a Python pickle, which can run code and is never opened: save the table as Parquet",
-                b"\x80\x04": "a Python pickle, which can run code and is never opened: save the table as Parquet",
-                b"\x80\x05": "a Python pickle, which can run code and is never opened: save the table as Parquet"}
+_other_kinds = {
+    b"PK\x03\x04": "an Excel workbook or another zip archive: save the sheet as CSV, or unpack it",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook: save the sheet as CSV",
+    b"\x1f\x8b": "packed with gzip: unpack it (gunzip)",
+    b"BZh9": "packed with bzip2: unpack it (bunzip2)",
+    b"\xfd7zXZ": "packed with xz: unpack it (unxz)", b"%PDF": "a PDF: save its table as CSV",
+    b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it (unzstd)",
+    b"SQLite format 3": "an SQLite database: export its table as CSV",
+    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"\x80\x02": "a Python pickle, "
+    "which can run code and is never opened: save the table as Parquet",
+    b"\x80\x03": "a Python pickle, which can "
+    "run code and is never opened: save the table as Parquet",
+    b"\x80\x04": "a Python pickle, which "
+    "can run code and is never opened: save the table as Parquet",
+    b"\x80\x05": "a Python pickle, which can run code and is never opened: save the table as "
+    "Parquet"}
 
 def read_bytes(
     path: str | Path,  # of a file
@@ -146,18 +169,23 @@ def read_bytes(
         if not path.is_file(): raise DataError(f"{path} is not a file: give the path of one.")
         size = path.stat().st_size
         if size > LARGEST_BYTES:
-            raise DataError(f"{path} has {size:,} bytes, and at most {LARGEST_BYTES:,} are read: keep a part of it, such as its first rows (head -n 400000 {path.name} > part{path.suffix}).")
+            raise DataError(f"{path} has {size:,} bytes, and at most {LARGEST_BYTES:,} "
+                            "are read: keep a part of it, such as its first rows (head -n 400000 "
+                            f"{path.name} > part{path.suffix}).")
         raw = path.read_bytes()
     except (OSError, ValueError) as e: # ValueError: a null byte in the path itself
         if isinstance(e, DataError): raise
-        raise DataError(f"{str(path)!r} cannot be read ({getattr(e, 'strerror', None) or e}): check the path and its permissions.") from None
-    if not raw.strip(b" \t\r\n\xef\xbb\xbf"): raise DataError(f"{path} is empty: is it the right file?")
+        raise DataError(f"{str(path)!r} cannot be read ({getattr(e, 'strerror', None) or e}): "
+                        "check the path and its permissions.") from None
+    if not raw.strip(b" \t\r\n\xef\xbb\xbf"):
+        raise DataError(f"{path} is empty: is it the right file?")
     for start, what in _other_kinds.items():
         if raw.startswith(start): raise DataError(f"{path} is not a table but {what}.")
     return raw
 
 # %% ../../nbs/reading/01_files.ipynb #a9b0026c
-_marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_marks = ((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
+          (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 def decode(
     raw: bytes,               # of a text file
@@ -167,19 +195,30 @@ def decode(
     "Bytes as text, without the byte-order mark."
     encoding = next((other for mark, other in _marks if raw.startswith(mark)), encoding)
     try: utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
-    except (LookupError, ValueError): raise DataError(f"There is no encoding {encoding!r}: use a name such as 'utf-8', 'latin-1' or 'utf-16' for reading.encoding.") from None
+    except (LookupError, ValueError):
+        raise DataError(f"There is no encoding {encoding!r}: use a name such as 'utf-8', 'latin-1' "
+                        "or 'utf-16' for reading.encoding.") from None
     if utf8:
         odd = sum(raw[:4096].count(bytes([c])) for c in (*range(8), *range(14, 27)))
-        if odd > len(raw[:4096]) / (10 if raw[:4096].count(0) == 0 or raw[:4096].isascii() else 30) and odd > 2:
-            raise DataError(f"{name}, line 1: {odd} of the first {len(raw[:4096]):,} bytes are control characters, so it is not a text file: save the table as CSV, JSON lines or Parquet"
-                            + (", or name its encoding (--reading.encoding utf-16)." if raw[:4096].count(0) == odd else "."))
+        if (odd > len(raw[:4096]) / (10 if raw[:4096].count(0) == 0 or raw[:4096].isascii() else 30)
+            and odd > 2):
+            raise DataError(f"{name}, line 1: {odd} "
+                            f"of the first {len(raw[:4096]):,} bytes are control characters, "
+                            "so it is not a text file: save the table as CSV, JSON lines or Parquet"
+                            + (", or name its encoding (--reading.encoding utf-16)."
+                               if raw[:4096].count(0) == odd else "."))
         return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
     try: text = raw.decode(encoding)
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
-        raise DataError(f"{name}, line {line}: byte {raw[e.start]:#04x} is not {encoding}: give the encoding that the file was saved with (--reading.encoding).") from None
-    except (LookupError, UnicodeError, ValueError) as e: raise DataError(f"{name} cannot be read with reading.encoding {encoding!r} ({e}): try 'utf-8' or 'latin-1'.") from None
-    if not isinstance(text, str): raise DataError(f"{encoding!r} is not an encoding of text: use a name such as 'utf-8' or 'latin-1' for reading.encoding.")
+        raise DataError(f"{name}, line {line}: byte {raw[e.start]:#04x} is not {encoding}: give "
+                        "the encoding that the file was saved with (--reading.encoding).") from None
+    except (LookupError, UnicodeError, ValueError) as e:
+        raise DataError(f"{name} cannot be read with reading.encoding {encoding!r} ({e}): try "
+                        "'utf-8' or 'latin-1'.") from None
+    if not isinstance(text, str):
+        raise DataError(f"{encoding!r} is not an encoding of text: use a name such as 'utf-8' or "
+                        "'latin-1' for reading.encoding.")
     return text.removeprefix("\ufeff")
 
 # %% ../../nbs/reading/01_files.ipynb #03901df5
@@ -188,23 +227,31 @@ def likely_encoding(
 ) -> str:
     "The encoding of a text whose bytes are not UTF-8: Windows' own where it has one of the signs that only that has."
     raw = bytes(ord(c) - 0xdc00 for c in text if 0xdc80 <= ord(c) <= 0xdcff)
-    return "cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d" for byte in raw) else "latin-1"
+    return ("cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d"
+                            for byte in raw) else "latin-1")
 
+# %% ../../nbs/reading/01_files.ipynb #bd1f0d76
 def as_text(
     value,  # of one cell
 ) -> str:
     "A cell's value as text; a `ValueError` completes the sentence that begins with the column's name."
-    if isinstance(value, ValueError): raise value # a cell that was made from others, and could not be
+    # a cell that was made from others, and could not be
+    if isinstance(value, ValueError): raise value
     if type(value) is str:
-        if "\0" in value: raise ValueError(f"holds a null byte at character {value.index(chr(0)) + 1}")
+        if "\0" in value:
+            raise ValueError(f"holds a null byte at character {value.index(chr(0)) + 1}")
         if not value.isascii():
             try: value.encode()
             except UnicodeEncodeError as e:
                 code = ord(value[e.start])
-                raise ValueError(f"holds the byte {code - 0xdc00:#04x}, which is not UTF-8 (saved in another encoding? --reading.encoding {likely_encoding(value)})" if 0xdc80 <= code <= 0xdcff
-                                 else f"holds a lone surrogate U+{code:04X} at character {e.start + 1}") from None
+                raise ValueError(f"holds the byte {code - 0xdc00:#04x}, which "
+                                 "is not UTF-8 (saved in another encoding? --reading.encoding "
+                                 f"{likely_encoding(value)})" if 0xdc80 <= code <= 0xdcff
+                                 else f"holds a lone surrogate U+{code:04X} at character "
+                                 f"{e.start + 1}") from None
         return value
-    if hasattr(value, "item") and not hasattr(value, "__len__"): value = value.item() # numpy's numbers
+    # numpy's numbers
+    if hasattr(value, "item") and not hasattr(value, "__len__"): value = value.item()
     if value is None: raise ValueError("is missing")
     if isinstance(value, str): return as_text(str(value))
     if isinstance(value, float):
@@ -213,10 +260,15 @@ def as_text(
     if isinstance(value, (bool, int)):
         try: return str(value)
         except ValueError: raise ValueError("is a number of thousands of digits") from None
-    if isinstance(value, (list, dict, tuple)): raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written out as one text: --reading.conversations write)")
+    if isinstance(value, (list, dict, tuple)):
+        raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written "
+                         "out as one text: --reading.conversations write)")
     if isinstance(value, (bytes, bytearray)): raise ValueError("is bytes, not a text")
     if type(value).__name__ in ("NAType", "NaTType"): raise ValueError("is missing")
-    if hasattr(value, "tolist"): raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written out as one text: --reading.conversations write)") # several values in one cell
+    # several values in one cell
+    if hasattr(value, "tolist"):
+        raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written "
+                         "out as one text: --reading.conversations write)")
     return str(value) # dates and the like
 
 # %% ../../nbs/reading/01_files.ipynb #0b9a7ede
@@ -229,11 +281,13 @@ def _lines(text: str) -> tuple[list[str], list[str]]:
     return pieces[::2], pieces[1::2] + [""]
 
 # %% ../../nbs/reading/01_files.ipynb #d3ce79f9
-_quoted = re.compile(r'"((?:[^"]++|"")*+)("?)') # the quote that closes is missing where the field goes on in the next line
+# the quote that closes is missing where the field goes on in the next line
+_quoted = re.compile(r'"((?:[^"]++|"")*+)("?)')
 _quoted_on = re.compile(r'((?:[^"]++|"")*+)("?)')
 
-def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[str] | None, int, str]:
-    "Fields of the record that begins at a line, the line after it, and why there are none, up to line `end`; `strict`: no quotes in unquoted fields, as in a record of several lines."
+def _standard(lines, ends, start, delimiter, end,
+              strict=False) -> tuple[list[str] | None, int, str]:
+    "Fields of the record at a line, the next line, why there are none; `strict`: no stray quotes."
     fields, line, at, i = [], lines[start], 0, start
     while True:
         if line.startswith('"', at):
@@ -241,17 +295,22 @@ def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[st
             pieces = [found[1]]
             while not found[2]:
                 i += 1
-                if i >= end: return None, i, f"a quote opens in field {len(fields) + 1} and does not close"
+                if i >= end:
+                    return None, i, f"a quote opens in field {len(fields) + 1} and does not close"
                 line = lines[i]
                 found = _quoted_on.match(line)
                 pieces += [ends[i - 1], found[1]]
             fields.append("".join(pieces).replace('""', '"'))
             at = found.end()
-            if at < len(line) and line[at] != delimiter: return None, i + 1, (f"text stands after the quote that closes field {len(fields)}" if i == start else f"a quote opens in field {len(fields)} and does not close")
+            if at < len(line) and line[at] != delimiter:
+                return (None, i + 1, (f"text stands after the quote that closes field {len(fields)}"
+                                      if i == start else f"a quote opens in field {len(fields)} "
+                                      "and does not close"))
         else:
             stop = line.find(delimiter, at)
             stop = len(line) if stop < 0 else stop
-            if (strict or i > start) and '"' in line[at:stop]: # a writer that quotes line ends also quotes quotes
+            # a writer that quotes line ends also quotes quotes
+            if (strict or i > start) and '"' in line[at:stop]:
                 return None, i + 1, f"a quote opens in field {len(fields)} and does not close"
             fields.append(line[at:stop])
             at = stop
@@ -260,18 +319,20 @@ def _standard(lines, ends, start, delimiter, end, strict=False) -> tuple[list[st
 
 # %% ../../nbs/reading/01_files.ipynb #c3ad24c5
 def _looks_like_a_row(line: str, delimiter: str, width: int, last: bool) -> bool:
-    "Whether a line inside a quoted field could be a row without quotes; in the last line there is the quote that closes, and not in the first field."
+    "Could a line inside a quoted field be a row? The last line has the quote that closes."
     if width < 2 or line.count(delimiter) != width - 1: return False
     fields = line.split(delimiter)
     if '"' in (fields[0] if last else line.replace('""', "")): return False
     return delimiter == "\t" or not any(f[:1] == " " for f in fields[1:])
 
+# %% ../../nbs/reading/01_files.ipynb #245d7515
 def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int | None:
-    "The first line of a quoted record that begins a row of its own, if that can be believed; `whole`: the record has as many fields as the header."
+    "The first line of a quoted record that begins a row of its own, if that can be believed."
     inside = [j for j in range(start + 1, after) if lines[j].strip()]
     for j in inside:
         if '"' in lines[j]:
-            fields = _standard(lines, ends, j, delimiter, min(len(lines), after + 50), strict=True)[0]
+            fields = _standard(lines, ends, j, delimiter, min(len(lines), after + 50),
+                               strict=True)[0]
             if fields and (len(fields) == width or not whole and len(fields) > 1): return j
     alike = [j for j in inside if _looks_like_a_row(lines[j], delimiter, width, j == after - 1)]
     return alike[0] if alike and (not whole or 2 * len(alike) >= len(inside)) else None
@@ -288,12 +349,15 @@ _signs = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar", " ": "blank"}
 
 def _miscounted(found: int, width: int, delimiter: str) -> str:
     "Why a row of another number of fields cannot be used, with the usual cause of too many."
-    cause = f" (a {_signs.get(delimiter, repr(delimiter))} within a text that is not quoted?)" if found > width else ""
+    cause = (f" (a {_signs.get(delimiter, repr(delimiter))} within a text that is not quoted?)"
+             if found > width else "")
     return f"{counted(found, 'field')} where the header has {width}{cause}"
 
+# %% ../../nbs/reading/01_files.ipynb #fd71bf56
 def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str] | None, str]]:
     "Number, fields and trouble of each record from a line on; one of the last two is empty."
-    i, count, patience = start, len(lines), 20 * len(lines) + 10_000 # lines looked at in vain: bounds the time that hostile files take
+    # lines looked at in vain: bounds the time that hostile files take
+    i, count, patience = start, len(lines), 20 * len(lines) + 10_000
     while i < count:
         line, here = lines[i], i
         i += 1
@@ -301,18 +365,23 @@ def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str
             fields = line.split(delimiter)
             if len(fields) == width:
                 if width > 1 or line.strip(): yield i, fields, ""
-            elif len(fields) > 1 or line.strip(): yield i, None, _miscounted(len(fields), width, delimiter)
+            elif len(fields) > 1 or line.strip():
+                yield i, None, _miscounted(len(fields), width, delimiter)
             continue
         plain = line.split(delimiter)
         fits = delimiter == "\t" and len(plain) == width
         if fits and not any(f[:1] == '"' and _unquote(f) is f for f in plain):
             yield i, [_unquote(f) for f in plain], ""
             continue
-        fields, after, trouble = _standard(lines, ends, here, delimiter, min(count, here + 1 + max(0, patience)))
+        fields, after, trouble = _standard(lines, ends, here, delimiter,
+                                           min(count, here + 1 + max(0, patience)))
         if after > i: # over several lines
-            within = _rows_inside(lines, ends, here, after, delimiter, width, len(fields) == width) if fields else None
+            within = (_rows_inside(lines, ends, here, after, delimiter, width, len(fields) == width)
+                      if fields else None)
             if fields is None or within is not None: patience -= after - here
-            if within is not None: fields, trouble = None, f"a quote opens here and closes on line {after}, and line {within + 1} looks like a row of its own"
+            if within is not None:
+                fields, trouble = (None, f"a quote opens here and closes on line {after}, and line "
+                                   f"{within + 1} looks like a row of its own")
         if fields and len(fields) == width:
             yield i, fields, ""
             i = after
@@ -330,23 +399,32 @@ def _delimiter_of(header: str) -> str:
 # %% ../../nbs/reading/01_files.ipynb #3c1a033e
 def _check_count(names: list, file: str) -> list:
     "The names, if there are not too many of them."
-    if len(names) > MOST_COLUMNS: raise DataError(f"{file} has {len(names):,} columns, and at most {MOST_COLUMNS:,} are read: keep those that are needed.")
+    if len(names) > MOST_COLUMNS:
+        raise DataError(f"{file} has {len(names):,} columns, and at most {MOST_COLUMNS:,} are "
+                        "read: keep those that are needed.")
     return names
 
+# %% ../../nbs/reading/01_files.ipynb #677982a7
 def _check_names(names, file) -> list[str]:
     "Column names without blanks around them; a name used twice, or one that is not text, is an error."
     names = _check_count([name.strip() for name in names], file)
-    if twice := [name for name in names if name and names.count(name) > 1]: raise DataError(f"{file}, line 1: the column {twice[0]!r} stands twice: rename one of them, or name all columns (--reading.columns) if the first line is a row.")
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise DataError(f"{file}, line 1: the column {twice[0]!r} stands twice: rename one of "
+                        "them, or name all columns (--reading.columns) if the first line is a row.")
     for name in names:
         try: as_text(name)
-        except ValueError as e: raise DataError(f"{file}, line 1: the column name {name!r} {e}: is it a text file with a header?") from None
+        except ValueError as e:
+            raise DataError(f"{file}, line 1: the column name {name!r} {e}: is it a text file with "
+                            "a header?") from None
     return names
 
+# %% ../../nbs/reading/01_files.ipynb #5d69c0e2
 def _blank_end(names: list[str]) -> list[str]:
     "The names without the empty ones at the end, as spreadsheets write them."
     while names and not names[-1]: names = names[:-1]
     return names
 
+# %% ../../nbs/reading/01_files.ipynb #9ae67248
 def _first_lines(lines: list[str], file: str) -> tuple[int, str]:
     "The line of the header, and the delimiter that Excel names in a line before it."
     first = next((i for i, line in enumerate(lines) if line.strip()), None)
@@ -366,27 +444,37 @@ def read_delimited(
     lines, ends = _lines(text)
     first, stated = _first_lines(lines, file)
     delimiter = delimiter or stated
-    if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'): raise DataError(f"reading.delimiter is {delimiter!r}: give one character that is neither a quote nor a line end.")
+    if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
+        raise DataError(f"reading.delimiter is {delimiter!r}: give one character that is neither a "
+                        "quote nor a line end.")
     wanted = delimiter or _delimiter_of(lines[first])
     header, after, trouble = _standard(lines, ends, first, wanted, min(len(lines), first + 20))
-    if header is None: header, after = [_unquote(name) for name in lines[first].split(wanted)], first + 1
+    if header is None:
+        header, after = [_unquote(name) for name in lines[first].split(wanted)], first + 1
     if columns and len(columns) != len(header):
-        raise DataError(f"{file}: --reading.columns gives {counted(len(columns), 'name')}, and line {first + 1} has {counted(len(header), 'field')}: give as many names.")
+        raise DataError(f"{file}: --reading.columns gives {counted(len(columns), 'name')}, "
+                        f"and line {first + 1} has {counted(len(header), 'field')}: give as many "
+                        "names.")
     if columns: header, after = columns, first
     all_names = _check_names(header, file)
     names = _blank_end(all_names)
     kept, at, problems = [], [], []
     for line, fields, trouble in _split(lines, ends, after, wanted, len(all_names)):
         if fields and any(map(str.strip, fields[len(names):])):
-            trouble = f"{fields[len(names):]} stands in columns without a name (a {_signs.get(wanted, repr(wanted))} within a text that is not quoted?)"
+            trouble = (f"{fields[len(names):]} stands in columns without a name (a "
+                       f"{_signs.get(wanted, repr(wanted))} within a text that is not quoted?)")
             fields = None
         if fields: kept.append(fields[:len(names)]); at.append(line)
         else: problems.append(Problem(file, line, trouble, lines[line - 1][:200]))
     if not kept and problems:
         other = _delimiter_of(lines[first])
-        hint = f"; {other!r} looks like the delimiter" if other != wanted and other in lines[first] else ""
-        raise UnusableRows(f"{file}: none of {len(problems):,} rows has the {counted(len(names), 'column')} of the header {named(names)}; {problems[0].place}: {problems[0].reason}. "
-                           f"The delimiter is {wanted!r}{hint}: give another with --reading.delimiter, or correct the header.", problems)
+        hint = (f"; {other!r} looks like the delimiter" if other != wanted and other in lines[first]
+                else "")
+        raise UnusableRows(
+            f"{file}: none of {len(problems):,} rows has the {counted(len(names), 'column')} "
+            f"of the header {named(names)}; {problems[0].place}: {problems[0].reason}. "
+            f"The delimiter is {wanted!r}{hint}: give another with --reading.delimiter, or correct "
+            "the header.", problems)
     columns = dict(zip(names, map(list, zip(*kept)))) if kept else {name: [] for name in names}
     return Table(file, "TSV" if wanted == "\t" else "CSV", columns, at, problems)
 
@@ -394,10 +482,13 @@ def read_delimited(
 def _loads(text: str):
     "JSON as Python values, or a `ValueError` in few words."
     try: return json.loads(text)
-    except json.JSONDecodeError as e: raise ValueError(f"not JSON ({e.msg} at character {e.pos + 1})") from None
+    except json.JSONDecodeError as e:
+        raise ValueError(f"not JSON ({e.msg} at character {e.pos + 1})") from None
     except RecursionError: raise ValueError("not usable JSON (nested too deep)") from None
-    except ValueError as e: raise ValueError(f"not usable JSON ({e})") from None # numbers of thousands of digits
+    # numbers of thousands of digits
+    except ValueError as e: raise ValueError(f"not usable JSON ({e})") from None
 
+# %% ../../nbs/reading/01_files.ipynb #36d3b87c
 def _columns_of(rows: list[dict], file: str) -> dict[str, list]:
     "Dicts as columns, the names in the order in which they first appear."
     names = _check_count(list(dict.fromkeys(name for row in rows for name in row)), file)
@@ -414,40 +505,50 @@ def read_json_lines(
         if not line.strip(): continue
         try:
             row = _loads(line)
-            if not isinstance(row, dict): raise ValueError(f"a {type(row).__name__}, not an object with named values")
+            if not isinstance(row, dict):
+                raise ValueError(f"a {type(row).__name__}, not an object with named values")
             rows.append(row); at.append(number)
         except ValueError as e: problems.append(Problem(file, number, str(e), line[:200]))
-    if not rows: raise UnusableRows(f"{file}: none of {len(problems):,} lines is a JSON object; line {problems[0].line}: {problems[0].reason}. Write one object a line, such as "
-                                    '{"prompt": "...", "completion": "..."}.', problems)
+    if not rows:
+        raise UnusableRows(f"{file}: none of {len(problems):,} lines is a JSON object; line "
+                           f"{problems[0].line}: {problems[0].reason}. Write one object a line, "
+                           'such as {"prompt": "...", "completion": "..."}.', problems)
     return Table(file, "JSON lines", _columns_of(rows, file), at, problems)
 
 # %% ../../nbs/reading/01_files.ipynb #6237c974
 def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
     "Columns and row numbers of JSON that pandas or `datasets` wrote by columns; None: it is of another form."
     if not isinstance(found, dict) or not found: return None
-    if isinstance(names := found.get("columns"), list) and isinstance(rows := found.get("data"), list) and all(isinstance(row, list) and len(row) == len(names) for row in rows):
+    if (isinstance(names := found.get("columns"), list)
+        and isinstance(rows := found.get("data"), list)
+        and all(isinstance(row, list) and len(row) == len(names) for row in rows)):
         found = {as_name(name): [row[i] for row in rows] for i, name in enumerate(names)}
     values = list(found.values())
-    if all(isinstance(value, dict) for value in values) and len({tuple(value) for value in values}) == 1: found = {name: list(value.values()) for name, value in found.items()}
-    elif not all(isinstance(value, list) for value in values) or len({len(value) for value in values}) > 1: return None
-    if any(isinstance(item, dict) for value in found.values() for item in value) and (len(found) == 1 or "train" in found): return None  # rows
+    if (all(isinstance(value, dict) for value in values)
+        and len({tuple(value) for value in values}) == 1):
+        found = {name: list(value.values()) for name, value in found.items()}
+    elif not all(isinstance(value, list)
+                 for value in values) or len({len(value) for value in values}) > 1:
+        return None
+    # rows
+    if (any(isinstance(item, dict) for value in found.values() for item in value)
+        and (len(found) == 1 or "train" in found)):
+        return None
     names, rows = _check_names(found, file), len(next(iter(found.values())))
     return (dict(zip(names, found.values())), list(range(1, rows + 1))) if rows else None
 
-def read_json_rows(
-    text: str,  # an array of objects, or an object that holds one
-    file: str,  # for messages
-) -> Table:
-    "The rows of a JSON file."
-    try: found = _loads(text)
-    except ValueError as e: raise DataError(f"{file}: {e}: write an array of objects, or one object a line in a file named .jsonl.") from None
-    if columns := _json_columns(found, file): return Table(file, "JSON by columns", *columns, unit="row")
-    if isinstance(found, dict) and len(lists := [v for v in found.values() if isinstance(v, list)]) == 1: found = lists[0] # {"data": [...]}
-    if isinstance(found, dict) and isinstance(found.get("train"), list): raise DataError(f"{file} holds the splits {', '.join(map(repr, found))}: save each as a file of its own, such as train.json and test.json, and give their folder.")
-    if not isinstance(found, list): raise DataError(f"{file} holds a {type(found).__name__}: write an array of objects, or one object a line in a file named .jsonl.")
-    if not found: raise DataError(f"{file} holds no rows: is it the right file?")
-    return table_of_rows(found, file, "JSON")
+# %% ../../nbs/reading/01_files.ipynb #f7b9f928
+def _shortly(value) -> str:
+    "The beginning of a value, however deep it is nested."
+    try: return str(value)[:200]
+    except RecursionError: return f"a {type(value).__name__} nested too deep to show"
 
+# %% ../../nbs/reading/01_files.ipynb #faeaf834
+def as_name(name) -> str:
+    "The name of a column as text."
+    return name if isinstance(name, str) else str(name)
+
+# %% ../../nbs/reading/01_files.ipynb #fcf6a76f
 def table_of_rows(
     rows: list,                     # of dicts
     file: str,                      # for messages
@@ -455,32 +556,59 @@ def table_of_rows(
 ) -> Table:
     "A list of dicts as a table."
     good = [(i, row) for i, row in enumerate(rows, 1) if isinstance(row, dict)]
-    problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values", _shortly(row), "row") for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
-    columns = {as_name(name): values for name, values in _columns_of([row for _, row in good], file).items()}
+    problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values",
+                        _shortly(row), "row")
+                for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
+    columns = {as_name(name): values
+               for name, values in _columns_of([row for _, row in good], file).items()}
     return Table(file, format, columns, [i for i, _ in good], problems, "row")
 
-def _shortly(value) -> str:
-    "The beginning of a value, however deep it is nested."
-    try: return str(value)[:200]
-    except RecursionError: return f"a {type(value).__name__} nested too deep to show"
-
-def as_name(name) -> str: return name if isinstance(name, str) else str(name)
+# %% ../../nbs/reading/01_files.ipynb #7da7b839
+def read_json_rows(
+    text: str,  # an array of objects, or an object that holds one
+    file: str,  # for messages
+) -> Table:
+    "The rows of a JSON file."
+    try: found = _loads(text)
+    except ValueError as e:
+        raise DataError(f"{file}: {e}: write an array of objects, or one object a line in a file "
+                        "named .jsonl.") from None
+    if columns := _json_columns(found, file):
+        return Table(file, "JSON by columns", *columns, unit="row")
+    # {"data": [...]}
+    if (isinstance(found, dict)
+        and len(lists := [v for v in found.values() if isinstance(v, list)]) == 1):
+        found = lists[0]
+    if isinstance(found, dict) and isinstance(found.get("train"), list):
+        raise DataError(f"{file} holds the splits {', '.join(map(repr, found))}: save each as a "
+                        "file of its own, such as train.json and test.json, and give their folder.")
+    if not isinstance(found, list):
+        raise DataError(f"{file} holds a {type(found).__name__}: write an array of objects, or one "
+                        "object a line in a file named .jsonl.")
+    if not found: raise DataError(f"{file} holds no rows: is it the right file?")
+    return table_of_rows(found, file, "JSON")
 
 # %% ../../nbs/reading/01_files.ipynb #f42a8930
 def _arrow_values(column, name, file) -> list:
     import pyarrow as pa
     try: return column.to_pylist()
     except UnicodeDecodeError: # a text column may hold any bytes
-        return [v if v is None else v.decode("utf-8", "surrogateescape") for v in column.cast(pa.large_binary()).to_pylist()]
-    except Exception as e: raise DataError(f"{file}: the column {name!r} of type {column.type} cannot be read ({e}): save it as text.") from None
+        return [v if v is None else v.decode("utf-8", "surrogateescape")
+                for v in column.cast(pa.large_binary()).to_pylist()]
+    except Exception as e:
+        raise DataError(f"{file}: the column {name!r} of type {column.type} cannot be read ({e}): "
+                        "save it as text.") from None
 
+# %% ../../nbs/reading/01_files.ipynb #76b1e209
 def table_of_arrow(
     found,                  # `pyarrow.Table`
     file: str,              # for messages
     format: str = "Arrow",  # for the report
 ) -> Table:
     "An Arrow table as ours."
-    return Table(file, format, dict(zip(_check_names(list(found.column_names), file), found.columns)), list(range(1, found.num_rows + 1)), unit="row")
+    return Table(file,
+                 format, dict(zip(_check_names(list(found.column_names), file), found.columns)),
+                 list(range(1, found.num_rows + 1)), unit="row")
 
 # %% ../../nbs/reading/01_files.ipynb #7b41a482
 def _unpacked(column) -> int:
@@ -488,23 +616,30 @@ def _unpacked(column) -> int:
     import pyarrow as pa
     from pyarrow import compute
     if pa.types.is_dictionary(column.type):
-        return compute.sum(compute.cast(compute.binary_length(column.dictionary), "int64").take(column.indices)).as_py() or 0
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type): return _unpacked(column.flatten())
+        return (compute.sum(compute.cast(compute.binary_length(column.dictionary),
+                                         "int64").take(column.indices)).as_py() or 0)
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return _unpacked(column.flatten())
     if pa.types.is_struct(column.type): return sum(map(_unpacked, column.flatten()))
     return column.nbytes
 
+# %% ../../nbs/reading/01_files.ipynb #4bdaddab
 def _check_unpacked(source, file: str):
     "Raise a `DataError` where a Parquet file unpacks to more than is read."
     from pyarrow import parquet
     found = parquet.ParquetFile(source)
     _check_count(found.schema_arrow.names, file)
     leaves = [found.schema.column(i) for i in range(len(found.schema.names))]
-    size = max(8 * found.metadata.num_rows, sum(group.total_byte_size for group in map(found.metadata.row_group, range(found.num_row_groups))))
+    size = max(8 * found.metadata.num_rows,
+               sum(group.total_byte_size
+                   for group in map(found.metadata.row_group, range(found.num_row_groups))))
     if size <= LARGEST_BYTES:
         texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
         packed = parquet.ParquetFile(source, read_dictionary=texts)
         size = sum(_unpacked(chunk) for part in packed.iter_batches() for chunk in part.columns)
-    if size > LARGEST_BYTES: raise DataError(f"{file} unpacks to {size:,} bytes, and at most {LARGEST_BYTES:,} are read: keep a part of it.")
+    if size > LARGEST_BYTES:
+        raise DataError(f"{file} unpacks to {size:,} bytes, and at most {LARGEST_BYTES:,} are "
+                        "read: keep a part of it.")
 
 # %% ../../nbs/reading/01_files.ipynb #147e8b7a
 def _read_arrow(raw, file, format) -> Table:
@@ -518,12 +653,17 @@ def _read_arrow(raw, file, format) -> Table:
         elif raw.startswith(b"ARROW1"): found = feather.read_table(source)
         else: found = pa.ipc.open_stream(source).read_all()
     except DataError: raise
-    except Exception as e: raise DataError(f"{file} cannot be read as {format} ({str(e).splitlines()[0] if str(e) else type(e).__name__}): is the file whole?") from None
+    except Exception as e:
+        raise DataError(f"{file} cannot be read as {format} "
+                        f"({str(e).splitlines()[0] if str(e) else type(e).__name__}): is the file "
+                        "whole?") from None
     return table_of_arrow(found, file, format)
 
 # %% ../../nbs/reading/01_files.ipynb #d118aeff
-_suffixes = {".csv": "CSV", ".tsv": "CSV", ".tab": "CSV", ".txt": "CSV", ".jsonl": "JSON lines", ".ndjson": "JSON lines", ".json": "JSON",
-             ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow", ".feather": "Arrow", ".ipc": "Arrow"}
+_suffixes = {".csv": "CSV", ".tsv": "CSV", ".tab": "CSV",
+             ".txt": "CSV", ".jsonl": "JSON lines", ".ndjson": "JSON lines", ".json": "JSON",
+             ".parquet": "Parquet", ".pq": "Parquet", ".arrow": "Arrow", ".feather": "Arrow",
+             ".ipc": "Arrow"}
 
 def _format_of(raw, path) -> str:
     if raw[:4] == b"PAR1": return "Parquet"
@@ -532,12 +672,16 @@ def _format_of(raw, path) -> str:
     start = raw[:64].removeprefix(codecs.BOM_UTF8).lstrip()
     if format == "JSON" and start[:1] != b"[":
         first = raw.removeprefix(codecs.BOM_UTF8).lstrip().split(b"\n", 1)
-        try: return "JSON lines" if isinstance(json.loads(first[0]), dict) and len(first) > 1 and first[1].strip() else "JSON"
+        try:
+            return ("JSON lines" if isinstance(json.loads(first[0]), dict) and len(first) > 1
+                    and first[1].strip() else "JSON")
         except (ValueError, RecursionError): return "JSON"
     if format == "JSON lines" and start[:1] == b"[": return "JSON"
-    if format == "CSV" and start[:1] == b"{" and path.suffix.lower() not in (".csv", ".tsv"): return "JSON lines"
+    if format == "CSV" and start[:1] == b"{" and path.suffix.lower() not in (".csv", ".tsv"):
+        return "JSON lines"
     return format
 
+# %% ../../nbs/reading/01_files.ipynb #59a57c11
 def read_table(
     path: str | Path,         # CSV, TSV, JSON lines, JSON, Parquet or Arrow
     delimiter: str = "",      # of CSV and TSV; default: found out from the header
@@ -548,18 +692,23 @@ def read_table(
     path = Path(path)
     raw = read_bytes(path)
     format = _format_of(raw, path)
-    if columns and format != "CSV": raise DataError(f"{path} is {format}, which names its columns: leave out --reading.columns.")
+    if columns and format != "CSV":
+        raise DataError(f"{path} is {format}, which names its columns: leave out "
+                        "--reading.columns.")
     if format in ("Parquet", "Arrow"): table = _read_arrow(raw, str(path), format)
     else:
         text = decode(raw, str(path), encoding)
         del raw
-        table = read_delimited(text, str(path), delimiter, columns) if format == "CSV" else dict(zip(("JSON lines", "JSON"), (read_json_lines, read_json_rows)))[format](text, str(path))
-    if not len(table) + len(table.problems): raise DataError(f"{path} holds a header and no rows: is it the right file?")
+        table = read_delimited(text, str(path), delimiter, columns) if format == "CSV" else dict(
+            zip(("JSON lines", "JSON"), (read_json_lines, read_json_rows)))[format](text, str(path))
+    if not len(table) + len(table.problems):
+        raise DataError(f"{path} holds a header and no rows: is it the right file?")
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #068dbfa6
 def table_of(
-    data,                # pandas DataFrame, `datasets.Dataset`, `pyarrow.Table`, list of dicts, or path of a file
+    # pandas DataFrame, `datasets.Dataset`, `pyarrow.Table`, list of dicts, or path of a file
+    data,
     name: str = "data",  # for messages
     **reading,           # delimiter, encoding and columns, for a file
 ) -> Table:
@@ -570,16 +719,22 @@ def table_of(
     if kind[0] == "pandas" and kind[1] == "DataFrame":
         columns = [data.iloc[:, i] for i in range(data.shape[1])]
         values = [c.astype(object).where(c.notna(), None).tolist() for c in columns]
-        table = Table(name, "DataFrame", dict(zip(_check_names(map(as_name, data.columns), name), values)), list(range(1, len(data) + 1)), unit="row")
-    elif kind[0] == "datasets" and kind[1] == "Dataset": table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
+        table = Table(name, "DataFrame",
+                      dict(zip(_check_names(map(as_name, data.columns), name), values)),
+                      list(range(1, len(data) + 1)), unit="row")
+    elif kind[0] == "datasets" and kind[1] == "Dataset":
+        table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
     elif kind[0] == "pyarrow" and kind[1] == "Table": table = table_of_arrow(data, name)
     elif isinstance(data, (list, tuple)): table = table_of_rows(list(data), name)
-    else: raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a datasets.Dataset or DatasetDict, or a list of dicts.")
+    else:
+        raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a "
+                        "datasets.Dataset or DatasetDict, or a list of dicts.")
     if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows.")
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #761c207c
-_roles = dict(train=("train", "training"), validation=("validation", "dev", "validation", "valid", "val", "eval"), test=("test", "heldout"))
+_roles = dict(train=("train", "training"), validation=("validation", "dev", "validation", "valid",
+                                                       "val", "eval"), test=("test", "heldout"))
 
 _shard = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$") # the Hub once put a hash behind the number
 
@@ -590,9 +745,12 @@ def _roles_of(names) -> dict[str, list]:
         stem = _shard.sub("", name.lower())
         for role, words in _roles.items():
             if stem in words: exact.setdefault(role, []).append(name)
-            elif set(re.split(r"[-_. ]", stem)) & set(words): loose.setdefault(role, []).append(name)
-    return {role: exact.get(role) or loose[role] for role in _roles if role in exact or role in loose}
+            elif set(re.split(r"[-_. ]", stem)) & set(words):
+                loose.setdefault(role, []).append(name)
+    return {role: exact.get(role) or loose[role]
+            for role in _roles if role in exact or role in loose}
 
+# %% ../../nbs/reading/01_files.ipynb #770cdfc6
 def find_files(
     folder: str | Path,      # with a training file
 ) -> dict[str, list[Path]]:  # train, and validation and test where there are such files
@@ -602,16 +760,23 @@ def find_files(
     try:
         for p in sorted(folder.iterdir()):
             if p.is_file() and p.suffix.lower() in _suffixes: paths.setdefault(p.stem, []).append(p)
-    except OSError as e: raise DataError(f"The folder {folder} cannot be read ({e.strerror}): check its permissions.") from None
+    except OSError as e:
+        raise DataError(f"The folder {folder} cannot be read ({e.strerror}): check its "
+                        "permissions.") from None
     found = _roles_of(paths)
     if "train" not in found:
-        raise DataError(f"The folder {folder} holds no training file: name one train.csv, .tsv, .jsonl, .parquet or .arrow, or give the path of the file itself. "
-                        f"Found: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}.")
-    found = {role: [path for name in names for path in paths[name]] for role, names in found.items()}
+        raise DataError(
+            f"The folder {folder} holds no training file: name "
+            "one train.csv, .tsv, .jsonl, .parquet or .arrow, or give the path of the file itself. "
+            f"Found: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}.")
+    found = {role: [path for name in names for path in paths[name]]
+             for role, names in found.items()}
     for role, some in found.items():
         if len(some) > 1 and not all(_shard.search(path.stem) for path in some):
-            raise DataError(f"The folder {folder} holds {len(some)} files that could be for {role} ({', '.join(path.name for path in some)}): "
-                            "give the path of the one to train on, and the others with --reading.test and --reading.validation.")
+            raise DataError(f"The folder {folder} holds {len(some)} files "
+                            f"that could be for {role} ({', '.join(path.name for path in some)}): "
+                            "give the path of the one to train on, and the others with "
+                            "--reading.test and --reading.validation.")
     return found
 
 # %% ../../nbs/reading/01_files.ipynb #eaf099a4
@@ -619,21 +784,30 @@ def _join(tables: list[Table]) -> Table:
     "Shards of one table, read as one."
     if len(tables) == 1: return tables[0]
     names = list(dict.fromkeys(name for t in tables for name in t.columns))
-    columns = {name: [v for t in tables for v in (t.values(name) if name in t.columns else [None] * len(t))] for name in names}
+    columns = {name: [v for t in tables for v in (t.values(name) if name in t.columns
+                                                  else [None] * len(t))] for name in names}
     firsts = accumulate(map(len, tables[:-1]), initial=0)
-    return Table(tables[0].file, tables[0].format, columns, [n for t in tables for n in t.lines], [p for t in tables for p in t.problems], tables[0].unit,
+    return Table(tables[0].file, tables[0].format, columns, [n for t in tables for n in t.lines],
+                 [p for t in tables for p in t.problems], tables[0].unit,
                  tuple((first, t.file) for first, t in zip(firsts, tables)))
 
+# %% ../../nbs/reading/01_files.ipynb #6f5571d1
 def _saved_tables(folder) -> dict[str, Table] | None:
     "Tables that `datasets` saved in a folder, or None where it saved none."
     if not any((folder/name).is_file() for name in ("dataset_dict.json", "state.json")): return None
     import datasets
     try: found = datasets.load_from_disk(str(folder))
-    except Exception as e: raise DataError(f"{folder} cannot be read as a data set saved by `datasets` ({str(e).splitlines()[0] if str(e) else type(e).__name__}): save it again with save_to_disk.") from None
+    except Exception as e:
+        raise DataError(f"{folder} cannot be read as a data set saved by `datasets` "
+                        f"({str(e).splitlines()[0] if str(e) else type(e).__name__}): save it "
+                        "again with save_to_disk.") from None
     return tables_of(found, str(folder))
 
+# %% ../../nbs/reading/01_files.ipynb #cf73e62d
 def tables_of(
-    data,                # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list of dicts
+    # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list
+    # of dicts
+    data,
     name: str = "data",  # for messages
     **reading,           # delimiter, encoding and columns, for files
 ) -> dict[str, Table]:   # train, and validation and test where there are such tables
@@ -641,17 +815,24 @@ def tables_of(
     if isinstance(data, (str, Path)):
         path = expanded(data)
         try:
-            if not path.exists(): raise DataError(f"data is {str(data)!r}, and there is no such file or folder: use 'embedded', 'hub' or an existing path.")
+            if not path.exists():
+                raise DataError(f"data is {str(data)!r}, and there is no such file or folder: use "
+                                "'embedded', 'hub' or an existing path.")
             is_folder = path.is_dir()
         except (OSError, ValueError) as e:
             if isinstance(e, DataError): raise
-            raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): use 'embedded', 'hub' or an existing path.") from None
+            raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): use 'embedded', "
+                            "'hub' or an existing path.") from None
         if not is_folder: return dict(train=read_table(path, **reading))
-        return _saved_tables(path) or {role: _join([read_table(p, **reading) for p in paths]) for role, paths in find_files(path).items()}
+        return (_saved_tables(path) or {role: _join([read_table(p, **reading) for p in paths])
+                                        for role, paths in find_files(path).items()})
     if isinstance(data, dict) or type(data).__name__ == "DatasetDict":
         found = _roles_of(map(str, data))
-        if "train" not in found: raise DataError(f"{name} has no split for training: name one 'train'; there are {', '.join(map(repr, data)) or 'none'}.")
-        return {role: table_of(data[names[0]], f"{name}, {names[0]}") for role, names in found.items()}
+        if "train" not in found:
+            raise DataError(f"{name} has no split for training: name one 'train'; there are "
+                            f"{', '.join(map(repr, data)) or 'none'}.")
+        return {role: table_of(data[names[0]], f"{name}, {names[0]}")
+                for role, names in found.items()}
     return dict(train=table_of(data, name))
 
 # %% ../../nbs/reading/01_files.ipynb #f0546225
@@ -665,10 +846,16 @@ def keep(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for role, table in tables_of(data).items():
-        if table.problems: raise UnusableRows(f"{table.problems[0].place} is {table.problems[0].reason}: give a list of dicts.", table.problems)
-        try: found = pa.table({name: c if not isinstance(c, list) else pa.array(c) for name, c in table.columns.items()})
+        if table.problems:
+            raise UnusableRows(f"{table.problems[0].place} is {table.problems[0].reason}: give a "
+                               "list of dicts.", table.problems)
+        try:
+            found = pa.table({name: c if not isinstance(c, list) else pa.array(c)
+                              for name, c in table.columns.items()})
         except (pa.ArrowException, UnicodeError, TypeError, OverflowError) as e:
-            raise DataError(f"The {role} table cannot be written as Parquet ({str(e).splitlines()[0]}): give each column one type, and text without lone surrogates.") from None
+            raise DataError(f"The {role} table cannot be written as Parquet "
+                            f"({str(e).splitlines()[0]}): give each column one type, and text "
+                            "without lone surrogates.") from None
         packed = pa.BufferOutputStream()
         parquet.write_table(found, packed)
         write_bytes(folder/f"{role}.parquet", packed.getvalue())
@@ -679,7 +866,9 @@ def printable(
     text: str,  # of any data
 ) -> str:
     "The text with what does not print, or cannot be encoded, as its code."
-    def shown(c): return f"\\u{ord(c):04x}" if 0xd800 <= ord(c) <= 0xdfff else c.encode("unicode_escape").decode()
+    def shown(c):
+        return (f"\\u{ord(c):04x}" if 0xd800 <= ord(c) <= 0xdfff
+                else c.encode("unicode_escape").decode())
     return "".join(c if c.isprintable() else shown(c) for c in text)
 
 # %% ../../nbs/reading/01_files.ipynb #5b73bc3d
@@ -687,4 +876,5 @@ def plain_markdown(
     text: str,  # of any data
 ) -> str:       # of one line
     "The text for a page in Markdown, in which it is nothing but text."
-    return re.sub(r"([|`*_\[\]\\])", r"\\\1", printable(text).replace("&", "&amp;").replace("<", "&lt;"))
+    return re.sub(r"([|`*_\[\]\\])", r"\\\1",
+                  printable(text).replace("&", "&amp;").replace("<", "&lt;"))

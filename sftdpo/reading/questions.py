@@ -71,7 +71,8 @@ def topics(
     split: str,             # "train", "validation" or "test"
 ) -> dict[str, list[str]]:  # kind -> topics; the three splits share none
     "The topics of one split: 60 % of each list train, 15 % validation, 25 % judge."
-    if split not in _shares: raise ValueError(f"split is {split!r}; use one of {', '.join(_shares)}")
+    if split not in _shares:
+        raise ValueError(f"split is {split!r}; use one of {', '.join(_shares)}")
     low, high = _shares[split]
     def share(words): return [word for i, word in enumerate(words) if low <= i * 7 % 20 < high]
     return {kind: share(words.split("|")) for kind, words in _topics.items()}
@@ -99,7 +100,8 @@ _intents = dict(
 def _triples(intents):
     "Every choice of an opening, one that asks the same, and one that asks something else."
     return [(one[i], one[j], other[k]) for one, other in permutations(intents.values(), 2)
-            for i in range(len(one)) for j in range(len(one)) for k in range(len(other)) if i not in (j, k)]
+            for i in range(len(one)) for j in range(len(one))
+            for k in range(len(other)) if i not in (j, k)]
 
 _openings_of_pairs = _triples(_intents)
 
@@ -168,7 +170,8 @@ def _ask(rng, action, topic):
 
 # %% ../../nbs/reading/06_questions.ipynb #af3b7626
 def _syllable(rng):
-    return rng.choice("bdfgklmnprstvz") + rng.choice("aeiou") + rng.choice(["", "", "n", "r", "l", "s"])
+    return (rng.choice("bdfgklmnprstvz") + rng.choice("aeiou")
+            + rng.choice(["", "", "n", "r", "l", "s"]))
 
 def _made_up(rng):
     "A name of two or three syllables that is not a topic."

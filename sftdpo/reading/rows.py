@@ -25,17 +25,21 @@ class Row:
     "Token ids of one prompt and any number of completions of it."
     id: str                       # the example's
     prompt: list[int]             # never empty
-    completions: list[list[int]]  # SFT: the answer; DPO: chosen, rejected; scoring: as many as one likes
+    # SFT: the answer; DPO: chosen, rejected; scoring: as many as one likes
+    completions: list[list[int]]
 
 # %% ../../nbs/reading/04_rows.ipynb #e84b6182
 def _without_blank(settings):
     "Settings of a normalizer or pre-tokenizer, without the blank that it puts before a text."
-    if isinstance(settings, list): return [_without_blank(one) for one in settings if not (isinstance(one, dict) and one.get("type") == "Prepend")]
+    if isinstance(settings, list):
+        return [_without_blank(one)
+                for one in settings if not (isinstance(one, dict) and one.get("type") == "Prepend")]
     if not isinstance(settings, dict): return settings
     if settings.get("type") == "Prepend": return dict(type="Sequence", normalizers=[])
     never = dict(prepend_scheme="never", add_prefix_space=False)
     return {name: never.get(name, _without_blank(value)) for name, value in settings.items()}
 
+# %% ../../nbs/reading/04_rows.ipynb #ce644189
 def _continuing_part(part, empty):
     "A backend's normalizer or pre-tokenizer for texts that go on; the same object where it puts no blank."
     try: settings = json.loads(part.__getstate__())
@@ -47,10 +51,13 @@ def _continuing_part(part, empty):
 # %% ../../nbs/reading/04_rows.ipynb #017dc2b0
 @contextmanager
 def _backend_for(tokenizer, continuing=False, interpreted=False):
-    "A fast tokenizer's own backend, reading special tokens as letters unless they are interpreted, and a continuation without a blank before it."
+    "A fast tokenizer's backend: special tokens as letters, continuations without a blank."
     backend = tokenizer.backend_tokenizer
-    special, cut, fill, parts = backend.encode_special_tokens, backend.truncation, backend.padding, (backend.normalizer, backend.pre_tokenizer)
-    going_on = [_continuing_part(part, kind.Sequence([])) for part, kind in zip(parts, (normalizers, pre_tokenizers))] if continuing else parts
+    special, cut, fill, parts = (backend.encode_special_tokens, backend.truncation, backend.padding,
+                                 (backend.normalizer, backend.pre_tokenizer))
+    going_on = ([_continuing_part(part, kind.Sequence([]))
+                 for part, kind in zip(parts, (normalizers, pre_tokenizers))] if continuing
+                else parts)
     try:
         backend.encode_special_tokens = not interpreted
         backend.no_truncation(); backend.no_padding()
@@ -67,43 +74,60 @@ def _backend_for(tokenizer, continuing=False, interpreted=False):
 # %% ../../nbs/reading/04_rows.ipynb #7cc4ebe4
 def _encode_slowly(texts, tokenizer, continuing, interpreted=False):
     "Ids of some texts, from a tokenizer without a backend of its own."
-    def ids(some): return tokenizer(some, add_special_tokens=False, split_special_tokens=not interpreted, return_attention_mask=False, verbose=False)["input_ids"]
-    if not continuing or _decode([sum(ids(["a", "b"]), [])], tokenizer) == ["ab"]: return ids(list(texts))
+    def ids(some):
+        return tokenizer(some, add_special_tokens=False, split_special_tokens=not interpreted,
+                         return_attention_mask=False, verbose=False)["input_ids"]
+    if not continuing or _decode([sum(ids(["a", "b"]), [])], tokenizer) == ["ab"]:
+        return ids(list(texts))
     line, = ids(["\n"])
-    return [after[len(line):] if after[:len(line)] == line else alone for after, alone in zip(ids(["\n" + text for text in texts]), ids(list(texts)))]
+    return [after[len(line):] if after[:len(line)] == line else alone
+            for after, alone in zip(ids(["\n" + text for text in texts]), ids(list(texts)))]
 
+# %% ../../nbs/reading/04_rows.ipynb #2c7ea017
 def _encode_alike(texts, tokenizer, continuing=False, interpreted=False) -> list[list[int]]:
     "Ids of some texts; fast tokenizers skip the offsets."
-    if not getattr(tokenizer, "is_fast", False): return _encode_slowly(texts, tokenizer, continuing, interpreted)
-    with _backend_for(tokenizer, continuing, interpreted) as backend: return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    if not getattr(tokenizer, "is_fast", False):
+        return _encode_slowly(texts, tokenizer, continuing, interpreted)
+    with _backend_for(tokenizer, continuing, interpreted) as backend:
+        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+# %% ../../nbs/reading/04_rows.ipynb #fbf691e5
 def _decode(ids, tokenizer, special=True) -> list[str]:
     "Texts of some ids, every blank as it is."
-    return tokenizer.batch_decode(ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
+    return tokenizer.batch_decode(ids, skip_special_tokens=not special,
+                                  clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/reading/04_rows.ipynb #55c99e98
 def _encode_interpreted(text: Interpreted, tokenizer, continuing=False) -> list[int]:
     "Ids of a text in which special tokens are interpreted."
     ids = []
-    for piece, interpreted in text.pieces(): ids += _encode_alike([piece], tokenizer, continuing or bool(ids), interpreted)[0]
+    for piece, interpreted in text.pieces():
+        ids += _encode_alike([piece], tokenizer, continuing or bool(ids), interpreted)[0]
     return ids
 
+# %% ../../nbs/reading/04_rows.ipynb #a3caa23b
 def _encode(texts, tokenizer, continuing=False) -> list[list[int]]:
     "Ids of some texts; special tokens are interpreted in those that say so."
-    plain = iter(_encode_alike([text for text in texts if not isinstance(text, Interpreted)], tokenizer, continuing))
-    return [_encode_interpreted(text, tokenizer, continuing) if isinstance(text, Interpreted) else next(plain) for text in texts]
+    plain = iter(_encode_alike([text for text in texts if not isinstance(text, Interpreted)],
+                               tokenizer, continuing))
+    return [_encode_interpreted(text, tokenizer, continuing) if isinstance(text, Interpreted)
+            else next(plain) for text in texts]
 
 # %% ../../nbs/reading/04_rows.ipynb #fa187091
 def _token_ids(texts: Sequence[str], tokenizer, continuing=False) -> list[list[int]]:
     "Ids of each text without any special token, tokenized once per distinct text."
     unique, ids, same = list(dict.fromkeys(texts)), {}, {}
-    for start in range(0, len(unique), 4096): # bounds the memory that the tokenizer's own records take
+    # bounds the memory that the tokenizer's own records take
+    for start in range(0, len(unique), 4096):
         batch = unique[start:start + 4096]
-        ids.update(zip(batch, ([same.setdefault(i, i) for i in some] for some in _encode(batch, tokenizer, continuing)))) # one number object per token of the vocabulary, not per place
+        # one number object per token of the vocabulary, not per place
+        ids.update(zip(batch, ([same.setdefault(i, i) for i in some]
+                               for some in _encode(batch, tokenizer, continuing))))
     end = tokenizer.eos_token_id # asked once: the tokenizer looks it up each time
     for text, some in ids.items():
         if end in some and (continuing or not isinstance(text, Interpreted)):
-            raise DataError(f"The text {text[:60]!r} becomes the end-of-text token {tokenizer.eos_token!r} within: take these characters out of it.")
+            raise DataError(f"The text {text[:60]!r} becomes the end-of-text token "
+                            f"{tokenizer.eos_token!r} within: take these characters out of it.")
     return [ids[text] for text in texts]
 
 # %% ../../nbs/reading/04_rows.ipynb #625a22d3
@@ -112,18 +136,22 @@ def opening(
 ) -> list[int]: # one id, or none
     "What a tokenizer puts before every text by itself."
     begin = tokenizer.bos_token_id
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # a call of the tokenizer itself would forget how it pads and cuts
+    # a call of the tokenizer itself would forget how it pads and cuts
+    backend = getattr(tokenizer, "backend_tokenizer", None)
     ids = backend.encode("a").ids if backend else tokenizer("a")["input_ids"]
     return [begin] if begin is not None and ids[:1] == [begin] else []
 
+# %% ../../nbs/reading/04_rows.ipynb #813ccf20
 def prompt_ids(
     prompts: Sequence[str],  # special tokens are interpreted in those that say so
     tokenizer,               # of the backbone
 ) -> list[list[int]]:        # one list per prompt
     "Ids of each prompt as a model reads it."
     start, found = opening(tokenizer), _token_ids(prompts, tokenizer)
-    return [ids if _opens(prompt, ids, start) else start + ids for prompt, ids in zip(prompts, found)] if start else found
+    return ([ids if _opens(prompt, ids, start) else start + ids
+             for prompt, ids in zip(prompts, found)] if start else found)
 
+# %% ../../nbs/reading/04_rows.ipynb #5f6bdcce
 def _opens(prompt, ids, start) -> bool:
     "Does a prompt begin as a text does by itself? A chat template says how."
     return isinstance(prompt, Interpreted) and (prompt.whole or ids[:1] == start)
@@ -132,19 +160,27 @@ def _opens(prompt, ids, start) -> bool:
 def joins_exactly(
     tokenizer, # of the backbone
 ) -> bool:
-    "Whether the ids of any two texts, joined, decode to the two texts: known from the tokenizer's parts, without any text."
-    if not getattr(tokenizer, "is_fast", False) or (backend := tokenizer.backend_tokenizer).normalizer is not None: return False
-    if any(token.lstrip or token.rstrip for token in tokenizer.added_tokens_decoder.values() if not token.special): return False
-    try: before, after = (json.loads(part.__getstate__()) for part in (backend.pre_tokenizer, backend.decoder))
+    "Do the ids of any two texts, joined, decode to both? Known from the tokenizer's parts alone."
+    if (not getattr(tokenizer, "is_fast", False)
+        or (backend := tokenizer.backend_tokenizer).normalizer is not None):
+        return False
+    if any(token.lstrip or token.rstrip for token in tokenizer.added_tokens_decoder.values()
+           if not token.special):
+        return False
+    try:
+        before, after = (json.loads(part.__getstate__())
+                         for part in (backend.pre_tokenizer, backend.decoder))
     except Exception: return False # there is none, or one of the user's own
     steps = before.get("pretokenizers", [before])
-    plain = {step["type"] for step in steps} <= {"ByteLevel", "Digits", "Punctuation", "Split"} and not any(step.get("behavior") == "Removed" for step in steps)
+    plain = ({step["type"] for step in steps} <= {"ByteLevel", "Digits", "Punctuation", "Split"}
+             and not any(step.get("behavior") == "Removed" for step in steps))
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    return plain and steps == _without_blank(steps) and after["type"] == "ByteLevel" and all(backend.token_to_id(letter) is not None for letter in alphabet)
+    return (plain and steps == _without_blank(steps) and after["type"] == "ByteLevel"
+            and all(backend.token_to_id(letter) is not None for letter in alphabet))
 
 # %% ../../nbs/reading/04_rows.ipynb #93d21217
 def _exact(texts, tokenizer) -> bool:
-    "Do the ids of these texts decode to them in any case? Where special tokens are interpreted, each text is looked at."
+    "Do the ids of these texts decode to them? Interpreted texts are looked at one by one."
     return joins_exactly(tokenizer) and not any(isinstance(text, Interpreted) for text in texts)
 
 def _together(prompt, end) -> str:
@@ -153,14 +189,16 @@ def _together(prompt, end) -> str:
     typed = [] if isinstance(end, Interpreted) else [(len(prompt), len(prompt) + len(end))]
     return Interpreted(prompt + end, [*prompt.letters, *typed], prompt.whole)
 
+# %% ../../nbs/reading/04_rows.ipynb #bfece212
 def changed_texts(
     texts: Sequence[str],     # prompt and completion as one text
     ids: Sequence[list[int]], # of both, joined, without special tokens
     tokenizer,                # of the backbone
-) -> tuple[dict[int, str], dict[int, str]]: # place: what it says instead; where the joint is to blame, and where the tokenizer changes the text anyway
+) -> tuple[dict[int, str], dict[int, str]]:  # what it says: where the joint is to blame, where not
     "The texts that ids do not decode to."
     if _exact(texts, tokenizer): return {}, {}
-    said = {i: found for i, (text, found) in enumerate(zip(texts, _decode(list(ids), tokenizer))) if found != text}
+    said = {i: found for i, (text, found) in enumerate(zip(texts, _decode(list(ids), tokenizer)))
+            if found != text}
     whole = _decode(_encode([texts[i] for i in said], tokenizer), tokenizer) if said else []
     alone = {i for i, found in zip(said, whole) if found == said[i]}
     return {i: text for i, text in said.items() if i not in alone}, {i: said[i] for i in alone}
@@ -170,19 +208,27 @@ def _check_joints(names, prompts, ends, ids, tokenizer):
     "Raise if the joined ids of a prompt and of what follows it decode to another text."
     wrong, _ = changed_texts([*map(_together, prompts, ends)], ids, tokenizer)
     if not wrong: return
-    first, where = min(wrong), ", ".join(repr(names[i]) for i in sorted(wrong)[:5]) + (", ..." if len(wrong) > 5 else "")
+    first, where = min(wrong), ", ".join(repr(names[i]) for i in sorted(wrong)[:5]) + (
+        ", ..." if len(wrong) > 5 else "")
     before, after = prompts[first][-20:], ends[first][:20]
-    raise DataError(f"The tokenizer of {tokenizer.name_or_path or 'this backbone'} changes the text where prompt and completion meet, in {len(wrong):,} of {len(names):,} rows ({where}): "
-                    f"in the first, {before + after!r} becomes {wrong[first][max(0, len(prompts[first]) - 20):][:41]!r}. "
-                    "Take a backbone whose tokenizer keeps every blank, such as bard, GPT-2, Llama or SmolLM2.")
+    raise DataError(
+        f"The tokenizer of {tokenizer.name_or_path or 'this backbone'} changes the text "
+        f"where prompt and completion meet, in {len(wrong):,} of {len(names):,} rows ({where}): "
+        f"in the first, {before + after!r} "
+        f"becomes {wrong[first][max(0, len(prompts[first]) - 20):][:41]!r}. "
+        "Take a backbone whose tokenizer keeps every blank, such as bard, GPT-2, Llama or SmolLM2.")
 
+# %% ../../nbs/reading/04_rows.ipynb #128162d9
 def _joined(examples, tokenizer):
     "Names, prompts, completions and the ids of both joined, first of the completions, then of the rejected ones."
-    for name in () if _exact([e.prompt for e in examples], tokenizer) else ("completion", "rejected"):
+    for name in (() if _exact([e.prompt for e in examples], tokenizer)
+                 else ("completion", "rejected")):
         some = [e for e in examples if getattr(e, name)]
         prompts, ends = [e.prompt for e in some], [getattr(e, name) for e in some]
-        yield [e.id for e in some], prompts, ends, [a + b for a, b in zip(_token_ids(prompts, tokenizer), _token_ids(ends, tokenizer, True))]
+        yield [e.id for e in some], prompts, ends, [a + b for a, b in zip(
+            _token_ids(prompts, tokenizer), _token_ids(ends, tokenizer, True))]
 
+# %% ../../nbs/reading/04_rows.ipynb #50b69672
 def check_joints(
     examples: Sequence[Example], # with or without completions
     tokenizer,                   # of the backbone
@@ -190,12 +236,14 @@ def check_joints(
     "Raise if tokenizing prompt and completion separately changes the text."
     for parts in _joined(examples, tokenizer): _check_joints(*parts, tokenizer)
 
+# %% ../../nbs/reading/04_rows.ipynb #59e13f38
 def read_otherwise(
     examples: Sequence[Example], # with or without completions
     tokenizer,                   # of the backbone
 ) -> list[str]: # their ids
     "The examples whose text the tokenizer itself changes, such as an accent's form or a letter that it does not know."
-    found = [names[i] for names, prompts, ends, ids in _joined(examples, tokenizer) for i in changed_texts([*map(_together, prompts, ends)], ids, tokenizer)[1]]
+    found = [names[i] for names, prompts, ends, ids in _joined(examples, tokenizer)
+             for i in changed_texts([*map(_together, prompts, ends)], ids, tokenizer)[1]]
     return list(dict.fromkeys(found))
 
 # %% ../../nbs/reading/04_rows.ipynb #82ab0298
@@ -213,15 +261,21 @@ def _check_rows(rows: list[Row], max_length: int) -> list[Row]:
     "The rows, if each has a prompt, has no empty completion and fits."
     too_long, longest = 0, (0, None)
     for row in rows:
-        if not row.prompt: raise DataError(f"The prompt of {row.id!r} is empty: a completion's first token is predicted from the prompt, so give it one.")
-        if not all(row.completions): raise DataError(f"A completion of {row.id!r} is empty: there is nothing to score; give it a text or leave the example out.")
+        if not row.prompt:
+            raise DataError(f"The prompt of {row.id!r} is empty: a completion's first token is "
+                            "predicted from the prompt, so give it one.")
+        if not all(row.completions):
+            raise DataError(f"A completion of {row.id!r} is empty: there is nothing to score; give "
+                            "it a text or leave the example out.")
         length = len(row.prompt) + max(map(len, row.completions))
         too_long += length > max_length
         if length > longest[0]: longest = (length, row)
     if too_long:
         length, row = longest
-        raise DataError(f"{too_long:,} of {len(rows):,} rows {'is' if too_long == 1 else 'are'} longer than max_length={max_length} tokens; the longest, {row.id!r}, has {length} "
-                        f"({len(row.prompt)} of them the prompt). Shorten these examples or leave them out, or take a backbone that reads {length} tokens.")
+        raise DataError(f"{too_long:,} of {len(rows):,} rows {'is' if too_long == 1 else 'are'} "
+                        f"longer than max_length={max_length} tokens; the longest, {row.id!r}, has "
+                        f"{length} ({len(row.prompt)} of them the prompt). Shorten these examples "
+                        f"or leave them out, or take a backbone that reads {length} tokens.")
     return rows
 
 # %% ../../nbs/reading/04_rows.ipynb #183d0ac2
@@ -230,7 +284,9 @@ def check_end(
 ):
     "Raise where there is no token that could end a text."
     if tokenizer.eos_token_id is None:
-        raise DataError(f"The tokenizer of {tokenizer.name_or_path or 'this backbone'} has no end-of-text token: name one of its tokens as eos_token in its tokenizer_config.json.")
+        raise DataError(f"The tokenizer of {tokenizer.name_or_path or 'this backbone'} "
+                        "has no end-of-text token: name one of its tokens as eos_token in its "
+                        "tokenizer_config.json.")
 
 # %% ../../nbs/reading/04_rows.ipynb #eb7ce3a0
 @gc_paused()
@@ -239,18 +295,24 @@ def tokenize(
     tokenizer,                    # of the backbone
     end_of_text: bool,            # whether to end each completion with the end-of-text token
     max_length: int = 512,        # tokens of the prompt with its longer completion; a longer row is an error
-    cut_rejected: bool = False,   # cut a rejected completion where it does not fit? For those that a builder made, such as another example's
+    # cut a rejected completion where it does not fit? For those that a builder made, such as
+    # another example's
+    cut_rejected: bool = False,
 ) -> list[Row]:                   # completions: [completion], or [completion, rejected]
     "Rows of token ids, prompt and completions tokenized apart."
     paired = {e.rejected is not None for e in examples}
-    if len(paired) > 1: raise DataError("Some examples have a rejected completion and some have none: call make_pairs on all of them, or on none.")
+    if len(paired) > 1:
+        raise DataError("Some examples have a rejected completion and some have none: call "
+                        "make_pairs on all of them, or on none.")
     if end_of_text: check_end(tokenizer)
-    texts = [[e.completion for e in examples]] + ([[e.rejected for e in examples]] if True in paired else [])
+    texts = ([[e.completion for e in examples]]
+             + ([[e.rejected for e in examples]] if True in paired else []))
     ids = [_token_ids(some, tokenizer, True) for some in texts]
     prompts = [e.prompt for e in examples]
     starts = prompt_ids(prompts, tokenizer)
     for some, found in zip(texts, ids) if not _exact(prompts, tokenizer) else ():
-        _check_joints([e.id for e in examples], prompts, some, [a + b for a, b in zip(_token_ids(prompts, tokenizer), found)], tokenizer)
+        _check_joints([e.id for e in examples], prompts, some,
+                      [a + b for a, b in zip(_token_ids(prompts, tokenizer), found)], tokenizer)
     end = [tokenizer.eos_token_id] if end_of_text else []
     rows = [Row(e.id, prompt, [c + end if c else [] for c in completions])
             for e, prompt, completions in zip(examples, starts, zip(*ids))]
@@ -272,7 +334,9 @@ def token_counts(
         counts.update(zip(batch, map(len, _encode(batch, tokenizer, continuing))))
     return [counts[text] for text in texts]
 
-def _byte_bound(text): return len(text) + 2 if text.isascii() else len(text.encode()) + 2 # a tokenizer may put a blank before the text
+# %% ../../nbs/reading/04_rows.ipynb #5fe91878
+# a tokenizer may put a blank before the text
+def _byte_bound(text): return len(text) + 2 if text.isascii() else len(text.encode()) + 2
 
 def longer_than(
     examples: Sequence[Example],  # with or without rejected completions
@@ -282,10 +346,14 @@ def longer_than(
 ) -> list[tuple[int, int, int]]:  # place among the examples, tokens of the prompt, tokens of the longer completion
     "The examples that do not fit."
     start = len(opening(tokenizer))
-    bound = lambda e: start + _byte_bound(e.prompt) + max(_byte_bound(e.completion), _byte_bound(e.rejected or "")) + 1
+    bound = (lambda e: start + _byte_bound(e.prompt)
+             + max(_byte_bound(e.completion), _byte_bound(e.rejected or "")) + 1)
     maybe = [i for i, e in enumerate(examples) if bound(e) > max_length]
-    prompts, *answers = (token_counts([getattr(examples[i], name) or "" for i in maybe], tokenizer, name != "prompt") for name in ("prompt", "completion", "rejected"))
-    found = ((i, start * (not getattr(examples[i].prompt, 'whole', False)) + prompt, max(pair) + end_of_text) for i, prompt, *pair in zip(maybe, prompts, *answers))
+    prompts, *answers = (token_counts([getattr(examples[i], name) or "" for i in maybe],
+                                      tokenizer, name != "prompt")
+                         for name in ("prompt", "completion", "rejected"))
+    found = ((i, start * (not getattr(examples[i].prompt, 'whole', False)) + prompt,
+              max(pair) + end_of_text) for i, prompt, *pair in zip(maybe, prompts, *answers))
     return [(i, prompt, answer) for i, prompt, answer in found if prompt + answer > max_length]
 
 # %% ../../nbs/reading/04_rows.ipynb #2b31899f
@@ -293,41 +361,60 @@ def _cut(prompt, room, tokenizer) -> str:
     "The end of a prompt that is at most so many tokens."
     while (count := token_counts([prompt], tokenizer)[0]) > room:
         if getattr(tokenizer, "is_fast", False):
-            with _backend_for(tokenizer) as backend: start = backend.encode(prompt, add_special_tokens=False).offsets[count - room][0]
+            with _backend_for(tokenizer) as backend:
+                start = backend.encode(prompt, add_special_tokens=False).offsets[count - room][0]
         else: start = 0
-        prompt = prompt[max(1, start):] # at least one character: a cut inside a word may cost a token
+        # at least one character: a cut inside a word may cost a token
+        prompt = prompt[max(1, start):]
     return prompt
 
+# %% ../../nbs/reading/04_rows.ipynb #65122337
 def fit(
     examples: Sequence[Example],  # with or without rejected completions
     tokenizer,                    # of the backbone
     end_of_text: bool,            # whether completions end with the end-of-text token
     max_length: int,              # tokens that the backbone reads
-    too_long: str = "stop",       # "stop": an error names them; "drop": leave them out; "truncate": cut their prompts' beginnings
+    # "stop": an error names them; "drop": leave them out; "truncate": cut their prompts' beginnings
+    too_long: str = "stop",
     where: str = "",              # for messages, such as "train"
 ) -> list[Example]:
     "The examples that fit, or that have been made to."
-    if not (found := longer_than(examples, tokenizer, end_of_text, max_length)): return list(examples)
+    if not (found := longer_than(examples, tokenizer, end_of_text, max_length)):
+        return list(examples)
     at, prompt, answer = max(found, key=lambda f: f[1] + f[2])
-    longest = f"the longest, {examples[at].id!r}, has {prompt + answer:,} ({prompt:,} of them the prompt)"
-    head = f"{len(found):,} of {len(examples):,} {where + ' ' if where else ''}examples {'is' if len(found) == 1 else 'are'} longer than the {max_length:,} tokens that this backbone reads; {longest}."
+    longest = (f"the longest, {examples[at].id!r}, has {prompt + answer:,} ({prompt:,} of them the "
+               "prompt)")
+    head = (f"{len(found):,} of {len(examples):,} {where + ' ' if where else ''}examples "
+            f"{'is' if len(found) == 1 else 'are'} longer than the {max_length:,} tokens that this "
+            f"backbone reads; {longest}.")
     if too_long == "drop":
-        if len(found) == len(examples): raise DataError(f"{head} None would be left: take a backbone that reads more, or a shorter prompt (--reading.prompt).")
+        if len(found) == len(examples):
+            raise DataError(f"{head} None would be left: take a backbone that reads more, or a "
+                            "shorter prompt (--reading.prompt).")
         out = {i for i, *_ in found}
         return [e for i, e in enumerate(examples) if i not in out]
     if too_long == "truncate":
-        if any(isinstance(examples[i].prompt, Interpreted) for i, *_ in found): raise DataError(f"{head} Cutting a prompt's beginning would break its conversation: leave them out (--reading.too-long drop), or take a backbone that reads more.")
+        if any(isinstance(examples[i].prompt, Interpreted) for i, *_ in found):
+            raise DataError(f"{head} Cutting a prompt's beginning would break its conversation: "
+                            "leave them out (--reading.too-long drop), or take a backbone that "
+                            "reads more.")
         rooms = {i: max_length - answer - len(opening(tokenizer)) for i, _, answer in found}
         if hopeless := [examples[i].id for i, room in rooms.items() if room < 1]:
-            raise DataError(f"{head} In {len(hopeless):,} of them the completion alone is too long, the first is {hopeless[0]!r}: leave them out (--reading.too-long drop).")
-        return [replace(e, prompt=_cut(e.prompt, rooms[i], tokenizer)) if i in rooms else e for i, e in enumerate(examples)]
-    raise DataError(f"{head} Leave them out (--reading.too-long drop), cut their prompts' beginnings (--reading.too-long truncate), or take a backbone that reads more.")
+            raise DataError(f"{head} In {len(hopeless):,} of them the completion "
+                            f"alone is too long, the first is {hopeless[0]!r}: leave them out "
+                            "(--reading.too-long drop).")
+        return [replace(e, prompt=_cut(e.prompt, rooms[i], tokenizer)) if i in rooms else e
+                for i, e in enumerate(examples)]
+    raise DataError(f"{head} Leave them out (--reading.too-long drop), cut their prompts' "
+                    "beginnings (--reading.too-long truncate), or take a backbone that reads more.")
 
 # %% ../../nbs/reading/04_rows.ipynb #f4d55c7a
 def _any_words(verbalizers, tokenizer) -> dict[str, str]:
     "Letters, numbers and pairs of letters that are one token, in this order; empty where they are too few."
     letters = [chr(ord("A") + i) for i in range(26)]
-    pool = [*letters, *map(str.lower, letters), *map(str, range(1000)), *(a + b for a in letters for b in letters), *((a + b).lower() for a in letters for b in letters)]
+    pool = [*letters, *map(str.lower, letters),
+            *map(str, range(1000)), *(a + b for a in letters for b in letters),
+            *((a + b).lower() for a in letters for b in letters)]
     tokens = {}
     for word, ids in zip(pool, _encode(pool, tokenizer, True)):
         if len(ids) == 1: tokens.setdefault(ids[0], word)
@@ -341,18 +428,24 @@ def suggest_verbalizers(
     "Words that are one token, as near to the given ones as can be."
     def near(word):
         plain = word.strip()
-        return list(dict.fromkeys(w for w in (word, plain, plain.lower(), plain.capitalize(), plain.upper(), " " + plain, " " + plain.lower(), " " + plain.capitalize()) if w.strip()))
+        return list(dict.fromkeys(w for w in (word, plain, plain.lower(), plain.capitalize(),
+                                              plain.upper(), " " + plain, " " + plain.lower(),
+                                              " " + plain.capitalize()) if w.strip()))
     def draw(choices):
         found, taken = {}, set()
         for word, candidates in zip(verbalizers, choices):
             ids = _encode(candidates, tokenizer, True)
-            free = next(((c, i[0]) for c, i in zip(candidates, ids) if len(i) == 1 and i[0] not in taken), None)
+            free = next(((c, i[0]) for c, i in zip(candidates, ids) if len(i) == 1
+                         and i[0] not in taken), None)
             if free is None: return {}
             found[word] = free[0]; taken.add(free[1])
         return found
     letters = [chr(ord("A") + i % 26) for i in range(len(verbalizers))]
-    return draw(map(near, verbalizers)) or draw([letter, " " + letter] for letter in letters) or draw([str(i), " " + str(i)] for i in range(len(verbalizers))) or _any_words(verbalizers, tokenizer)
+    return (draw(map(near, verbalizers)) or draw([letter, " " + letter] for letter in letters)
+            or draw([str(i), " " + str(i)] for i in range(len(verbalizers)))
+            or _any_words(verbalizers, tokenizer))
 
+# %% ../../nbs/reading/04_rows.ipynb #a48f5a4b
 def check_verbalizers(
     verbalizers: Sequence[str],  # the answers, index = label
     tokenizer,                   # of the backbone
@@ -361,12 +454,17 @@ def check_verbalizers(
     def remedy():
         better = suggest_verbalizers(verbalizers, tokenizer)
         quoted = " ".join(f"{a!r} {b!r}" for a, b in better.items())
-        return f"choose words that are one token{', such as --reading.verbalizers ' + quoted if better else ''}"
+        return ("choose words that are one "
+                f"token{', such as --reading.verbalizers ' + quoted if better else ''}")
     answers = _token_ids(verbalizers, tokenizer, True)
     for verbalizer, ids in zip(verbalizers, answers):
         if len(ids) != 1:
-            raise DataError(f"The verbalizer {verbalizer!r} is {len(ids)} tokens {ids} ({tokenizer.convert_ids_to_tokens(ids)}) in this backbone: {remedy()}.")
-    if len({ids[0] for ids in answers}) < len(answers): raise DataError(f"The verbalizers {tuple(verbalizers)} share a token {answers}: {remedy()}.")
+            raise DataError(f"The verbalizer {verbalizer!r} is {len(ids)} tokens "
+                            f"{ids} ({tokenizer.convert_ids_to_tokens(ids)}) in this backbone: "
+                            f"{remedy()}.")
+    if len({ids[0] for ids in answers}) < len(answers):
+        raise DataError(f"The verbalizers {tuple(verbalizers)} share a token {answers}: "
+                        f"{remedy()}.")
     return answers
 
 # %% ../../nbs/reading/04_rows.ipynb #78d02e2d
@@ -382,6 +480,9 @@ def verbalizer_rows(
     prompts, exact = prompt_ids(texts, tokenizer), _exact(texts, tokenizer)
     alone = () if exact else _token_ids(texts, tokenizer)
     for place, (word, ids) in enumerate(zip(verbalizers, answers) if not exact else ()):
-        some = slice(None if place == 0 else 1) # the first answer after every prompt, the others after one
-        _check_joints([e.id for e in examples[some]], texts[some], [word] * len(texts[some]), [prompt + ids for prompt in alone[some]], tokenizer)
-    return _check_rows([Row(e.id, prompt, [[*ids] for ids in answers]) for e, prompt in zip(examples, prompts)], max_length)
+        # the first answer after every prompt, the others after one
+        some = slice(None if place == 0 else 1)
+        _check_joints([e.id for e in examples[some]], texts[some], [word] * len(texts[some]),
+                      [prompt + ids for prompt in alone[some]], tokenizer)
+    return _check_rows([Row(e.id, prompt, [[*ids] for ids in answers])
+                        for e, prompt in zip(examples, prompts)], max_length)

@@ -38,8 +38,10 @@ def reading_of(
     given: Reading,  # the options that win
 ) -> Reading:
     "How the rows that judge are read: as in training, except for the options that are given."
-    learned = {name: value for name, value in known.get("reading", {}).items() if name not in ("test", "validation")}
-    options = {name: value for name, value in to_dict(given).items() if value != to_dict(Reading())[name]}
+    learned = {name: value for name, value in known.get("reading", {}).items()
+               if name not in ("test", "validation")}
+    options = {name: value for name, value in to_dict(given).items()
+               if value != to_dict(Reading())[name]}
     return from_dict(Reading, learned | options)
 
 # %% ../../nbs/reading/07_saved.ipynb #84b3bde0
@@ -52,7 +54,8 @@ def known_answers(
     labels = {answer: label for label, answer in given.verbalizers.items()}
     if not learned: return dict(given.verbalizers)
     strange = [answer for answer in labels if answer not in learned.values()]
-    check(not strange, "reading.verbalizers", given.verbalizers, f"the model learned the answers {', '.join(map(repr, learned.values()))}: use these")
+    check(not strange, "reading.verbalizers", given.verbalizers,
+          f"the model learned the answers {', '.join(map(repr, learned.values()))}: use these")
     return {labels.get(answer, label): answer for label, answer in learned.items()}
 
 # %% ../../nbs/reading/07_saved.ipynb #94aeba0f
@@ -62,9 +65,13 @@ def as_turns(
 ) -> TaskData:       # the same object where the model did not learn conversations
     "The rows as conversations, where the model was trained on conversations."
     if not known.get("chat"): return data
-    def turned(e): return e if isinstance(e.prompt, Conversation) else replace(e, prompt=Conversation([("user", e.prompt.rstrip("\n"))]))
-    return replace(data, **{split: list(map(turned, examples)) for split, examples in data.splits.items()})
+    def turned(e):
+        return (e if isinstance(e.prompt, Conversation)
+                else replace(e, prompt=Conversation([("user", e.prompt.rstrip("\n"))])))
+    return replace(data, **{split: list(map(turned, examples))
+                            for split, examples in data.splits.items()})
 
+# %% ../../nbs/reading/07_saved.ipynb #5dc1f5d8
 def prompt_as_trained(
     known: dict,   # from `saved_task`
     prompt: str,   # as typed
@@ -82,8 +89,10 @@ def existing_file(
     file = expanded(path)
     if file.is_dir(): raise DataError(f"{path} is a folder: give a file in it.")
     if file.is_file(): return file
-    beside = [str(Path(path).parent / one.name) for one in file.parent.iterdir() if one.is_file()] if file.parent.is_dir() else []
-    raise DataError(f"{path}: there is no such file{nearest(str(path), beside) or ': check the path.'}")
+    beside = ([str(Path(path).parent / one.name) for one in file.parent.iterdir() if one.is_file()]
+              if file.parent.is_dir() else [])
+    raise DataError(f"{path}: there is no such "
+                    f"file{nearest(str(path), beside) or ': check the path.'}")
 
 # %% ../../nbs/reading/07_saved.ipynb #8e96b0f7
 def rows_to_judge(
@@ -96,7 +105,8 @@ def rows_to_judge(
     if known.get("task") != task: known = {}
     path = expanded(data)
     if not path.is_file() or not TASKS[task].columns or given.test: return None
-    return as_turns(known, load_judged(task, path, reading_of(known, given), known_answers(known, given), known.get("columns", {})))
+    return as_turns(known, load_judged(task, path, reading_of(known, given),
+                                       known_answers(known, given), known.get("columns", {})))
 
 # %% ../../nbs/reading/07_saved.ipynb #cd8495ef
 def rows_to_answer(
@@ -109,8 +119,10 @@ def rows_to_answer(
     if known.get("task") != task: known = {}
     answers = known_answers(known, given)
     if TASKS[task].answers == "labels" and not TASKS[task].verbalizers and not answers:
-        raise DataError("The model's folder does not say which labels it learned: name them, --reading.verbalizers LABEL ANSWER LABEL ANSWER.")
-    return as_turns(known, load_prompts(task, existing_file(file), reading_of(known, given), answers, known.get("columns", {})))
+        raise DataError("The model's folder does not say which labels it learned: name them, "
+                        "--reading.verbalizers LABEL ANSWER LABEL ANSWER.")
+    return as_turns(known, load_prompts(task, existing_file(file), reading_of(known, given),
+                                        answers, known.get("columns", {})))
 
 # %% ../../nbs/reading/07_saved.ipynb #cb45b4ef
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
@@ -119,4 +131,5 @@ def check_format(
     path: str | Path,  # of a file to be written
 ):
     "Raise unless the file's name asks for a format that can be written."
-    if Path(path).suffix not in FORMATS: raise DataError(f"{path} ends in {Path(path).suffix!r}: use one of {', '.join(FORMATS)}.")
+    if Path(path).suffix not in FORMATS:
+        raise DataError(f"{path} ends in {Path(path).suffix!r}: use one of {', '.join(FORMATS)}.")

@@ -24,19 +24,24 @@ from ..tasks import TASKS
 # %% ../../nbs/reading/02_shapes.ipynb #f94ca2dc
 USUAL_NAMES = dict(
     id=("id", "pair_id", "idx", "uid", "_id"),
-    prompt=("prompt", "instruction", "question", "query", "input", "text", "sentence", "review", "message", "document", "content", "context", "source", "dialogue", "article"),
-    completion=("completion", "response", "output", "answer", "target", "reply", "continuation", "summary"),
-    label=("label", "labels", "class", "category", "sentiment", "topic", "intent", "is_duplicate", "target"),
+    prompt=("prompt", "instruction", "question", "query", "input", "text", "sentence",
+            "review", "message", "document", "content", "context", "source", "dialogue", "article"),
+    completion=("completion",
+                "response", "output", "answer", "target", "reply", "continuation", "summary"),
+    label=("label",
+           "labels", "class", "category", "sentiment", "topic", "intent", "is_duplicate", "target"),
     chosen=("chosen", "preferred", "accepted", "chosen_response", "winner", "response_j"),
     rejected=("rejected", "dispreferred", "refused", "rejected_response", "loser", "response_k"))
 
 def _plain(name): return re.sub(r"[\s-]+", "_", name.strip().lower())
 
+# %% ../../nbs/reading/02_shapes.ipynb #9427cf18
 def _names(role, task) -> tuple[str, ...]:
     "The usual names of a column: the task's own, or those that everybody uses."
     own = TASKS[task].columns.get(role) if task in TASKS else None
     return own or USUAL_NAMES.get(role, (role,))
 
+# %% ../../nbs/reading/02_shapes.ipynb #9d9d0727
 def _usual(role, columns, task) -> str | None:
     "The column that has one of a role's usual names."
     names = _names(role, task)
@@ -52,8 +57,10 @@ def _column(name, columns, option, file) -> str:
     if name in columns: return name
     if len(same := [c for c in columns if _plain(c) == _plain(name)]) == 1: return same[0]
     near = difflib.get_close_matches(name, list(columns), 1)
-    raise DataError(f"{file}: --reading.{option} names the column {name!r}, and the columns are {named(columns)}{f': did you mean {near[0]!r}' if near else ''}.")
+    raise DataError(f"{file}: --reading.{option} names the column {name!r}, and the columns are "
+                    f"{named(columns)}{f': did you mean {near[0]!r}' if near else ''}.")
 
+# %% ../../nbs/reading/02_shapes.ipynb #e5950deb
 def template_pieces(
     template: str,                  # with {column} names
     columns: Sequence[str],         # of the table
@@ -64,7 +71,10 @@ def template_pieces(
     for found in _piece.finditer(template):
         text, at = text + template[at:found.start()], found.end()
         if found[0] in _written: text += _written[found[0]]
-        elif found[1] is None: raise DataError(f"--reading.prompt has a single {found[0]!r} at character {found.start() + 1} of {template!r}: write a column's name in braces, or the brace twice.")
+        elif found[1] is None:
+            raise DataError(f"--reading.prompt has a single {found[0]!r} at character "
+                            f"{found.start() + 1} of {template!r}: write a column's name in "
+                            "braces, or the brace twice.")
         else:
             pieces.append((text, _column(found[1], columns, "prompt", file)))
             text = ""
@@ -74,7 +84,8 @@ def template_pieces(
 @dataclass(frozen=True)
 class Shape:
     "The parts that a table's columns play in a task."
-    task: str                     # a task with columns: paraphrase, labels, completions, preferences, or your own
+    # a task with columns: paraphrase, labels, completions, preferences, or your own
+    task: str
     columns: dict[str, str]       # part -> column; without the prompt's
     pieces: tuple = ()            # of the prompt: text, and the column that follows it
     unused: tuple[str, ...] = ()  # columns that play no part
@@ -82,22 +93,30 @@ class Shape:
     @property
     def template(self) -> str:
         "The prompt as a template."
-        return "".join(text.replace("\\", r"\\").replace("{", "{{").replace("}", "}}") + (f"{{{column}}}" if column is not None else "") for text, column in self.pieces)
+        return "".join(text.replace("\\", r"\\").replace("{", "{{").replace("}", "}}")
+                       + (f"{{{column}}}" if column is not None else "")
+                       for text, column in self.pieces)
 
 # %% ../../nbs/reading/02_shapes.ipynb #95fe4c5e
 def _free(columns, task, reading) -> list[str]:
     "The columns that the settings name for no part of the task."
-    named = {_plain(given) for role in (*TASKS[task].columns, "id") if (given := getattr(reading, role, ""))}
+    named = {_plain(given) for role in (*TASKS[task].columns, "id")
+             if (given := getattr(reading, role, ""))}
     return [c for c in columns if _plain(c) not in named]
 
+# %% ../../nbs/reading/02_shapes.ipynb #f1ea94b1
 def guess_task(
     columns: Sequence[str],        # of a table
     reading: Reading = Reading(),  # columns named there count
 ) -> str | None:                   # none: the columns fit no task
     "The task that a table's columns fit."
-    has = lambda role, task: bool(getattr(reading, role, "")) or _usual(role, _free(columns, task, reading), task) is not None
-    tasks = sorted((task for task in reversed(TASKS.values()) if task.columns), key=lambda task: -len(task.columns))  # the most parts first; your own before ours
-    return next((task.name for task in tasks if all(has(role, task.name) for role in task.columns)), None)
+    has = (lambda role, task: bool(getattr(reading, role, ""))
+           or _usual(role, _free(columns, task, reading), task) is not None)
+    # the most parts first; your own before ours
+    tasks = sorted((task for task in reversed(TASKS.values()) if task.columns),
+                   key=lambda task: -len(task.columns))
+    return next((task.name for task in tasks if all(has(role, task.name) for role in task.columns)),
+                None)
 
 # %% ../../nbs/reading/02_shapes.ipynb #69fffc72
 def find_shape(
@@ -110,27 +129,40 @@ def find_shape(
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
     tabular = [name for name, one in TASKS.items() if one.columns]
-    if task not in tabular: raise DataError(f"The task {task!r} has no columns: use {', '.join(tabular)}.")
+    if task not in tabular:
+        raise DataError(f"The task {task!r} has no columns: use {', '.join(tabular)}.")
     found, pieces, absent, free = {}, (), [], _free(columns, task, reading)
     for role in (*TASKS[task].columns, "id"):
         given = getattr(reading, role, "")
         if role in skip: continue
-        if role == "prompt" and given and given not in columns and "{" in given: pieces = tuple(template_pieces(given, columns, file))
+        if role == "prompt" and given and given not in columns and "{" in given:
+            pieces = tuple(template_pieces(given, columns, file))
         elif given: found[role] = _column(given, columns, role, file)
-        elif (name := _usual(role, [c for c in free if c not in found.values()], task)) is not None: found[role] = name
+        elif (name := _usual(role, [c for c in free if c not in found.values()], task)) is not None:
+            found[role] = name
         elif role != "id": absent.append(role)
     if absent:
         other = guess_task(columns, reading)
-        usual = "; ".join(f"a column for the {role} is usually called {', '.join(_names(role, task)[:4])}" for role in absent)
-        options = " ".join(f"--reading.{role} COLUMN" for role in absent) if all(hasattr(reading, role) for role in absent) else ""
-        raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} among {named(columns)} ({usual}).{hint} "
-                        + (f"The columns fit the task {other!r}: --tasks {other}." if other and other != task else
-                           "" if "--reading.delimiter" in hint else f"Name the columns: --tasks {task} {options}" + (", or make the prompt of several: --reading.prompt '{ONE}: {OTHER}'." if "prompt" in absent else ".") if options
-                           else "Name them in the first line, or take the task 'labels' with --reading.prompt '{ONE} {OTHER}'."))
-    if "prompt" in found: pieces = (("", found["prompt"]), ("\n" if TASKS[task].answers == "labels" else "", None))
+        usual = "; ".join(f"a column for the {role} is usually called "
+                          f"{', '.join(_names(role, task)[:4])}" for role in absent)
+        options = (" ".join(f"--reading.{role} COLUMN" for role in absent)
+                   if all(hasattr(reading, role) for role in absent) else "")
+        raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} "
+                        f"among {named(columns)} ({usual}).{hint} "
+                        + (f"The columns fit the task {other!r}: --tasks {other}."
+                           if other and other != task else
+                           "" if "--reading.delimiter" in hint
+                           else f"Name the columns: --tasks {task} {options}"
+                           + (", or make the prompt of several: --reading.prompt '{ONE}: {OTHER}'."
+                              if "prompt" in absent else ".") if options
+                           else "Name them in the first line, or take the task 'labels' with "
+                           "--reading.prompt '{ONE} {OTHER}'."))
+    if "prompt" in found:
+        pieces = (("", found["prompt"]), ("\n" if TASKS[task].answers == "labels" else "", None))
     prompts = {column for _, column in pieces}
     parts = {role: column for role, column in found.items() if role != "prompt"}
-    return Shape(task, parts, pieces, tuple(c for c in columns if c and c not in prompts and c not in parts.values()))
+    return Shape(task, parts, pieces,
+                 tuple(c for c in columns if c and c not in prompts and c not in parts.values()))
 
 # %% ../../nbs/reading/02_shapes.ipynb #db30c8e8
 def fill(
@@ -143,24 +175,34 @@ def fill(
 # %% ../../nbs/reading/02_shapes.ipynb #e4a9dd58
 def _answer(turns):
     "The text of the last turn, as it follows the prompt."
-    if turns[-1][0] != "assistant": return ValueError(f"ends with a turn of the {turns[-1][0]}, and the last turn must be the assistant's")
+    if turns[-1][0] != "assistant":
+        return ValueError(f"ends with a turn of the {turns[-1][0]}, and the last turn must be the "
+                          "assistant's")
     return turns[-1][1]
 
+# %% ../../nbs/reading/02_shapes.ipynb #d0336626
 def _turns_before(asked, starts, system):
     "The turns before the answer: those of the prompt, and those that the answers begin with."
-    if any(start != starts[0] for start in starts): return ValueError("is not known: chosen and rejected differ before their last turn")
+    if any(start != starts[0] for start in starts):
+        return ValueError("is not known: chosen and rejected differ before their last turn")
     asked, start = asked or [], (starts[0] if starts else None) or []
-    if isinstance(asked, str): asked = [] if start else [("user", asked)]  # a plain prompt repeats what the answers begin with
+    # a plain prompt repeats what the answers begin with
+    if isinstance(asked, str): asked = [] if start else [("user", asked)]
     if asked and asked[-1][0] == "assistant": asked = asked[:-1]
-    if not all(turn in start for turn in asked): start = asked if not start or asked[-len(start):] == start else asked + start
-    if isinstance(system, str) and system.strip() and start and start[0][0] != "system": start = [("system", system), *start]
+    if not all(turn in start for turn in asked):
+        start = asked if not start or asked[-len(start):] == start else asked + start
+    if isinstance(system, str) and system.strip() and start and start[0][0] != "system":
+        start = [("system", system), *start]
     return start or ValueError("is missing: nothing comes before the answer")
 
+# %% ../../nbs/reading/02_shapes.ipynb #1432e68f
 def _role_column(role: str, columns, reading: Reading) -> str | None:
     "The column that is named for a role, or usual for it."
     given = getattr(reading, role)
-    return _column(given, columns, role, "the data") if given and "{" not in given else _usual(role, columns, "")
+    return (_column(given, columns, role, "the data") if given and "{" not in given
+            else _usual(role, columns, ""))
 
+# %% ../../nbs/reading/02_shapes.ipynb #846eba7b
 def _talk_columns(table: Table) -> list[str]:
     "The columns that hold conversations, judged by their first 20 rows."
     some = table.some(20)
@@ -172,34 +214,50 @@ def read_conversations(
     reading: Reading = Reading(),  # may name the columns; says whether conversations are written out
 ) -> Table:
     "The table with its conversations in columns prompt and completion, or chosen and rejected."
-    talks, columns, plainly = _talk_columns(table), dict(table.columns), reading.conversations == "write"
+    talks, columns, plainly = (_talk_columns(table), dict(table.columns),
+                               reading.conversations == "write")
     given = next((name for name in columns if name == reading.prompt), None)
-    roles = {role: name for role in ("completion", "chosen", "rejected") if (name := _role_column(role, columns, reading)) in talks}
-    asked = given if given in talks else _role_column("prompt", talks, replace(reading, prompt="")) or next((name for name in talks if name not in roles.values()), None)
+    roles = {role: name for role in ("completion", "chosen", "rejected")
+             if (name := _role_column(role, columns, reading)) in talks}
+    asked = (given if given in talks else _role_column("prompt", talks, replace(reading, prompt=""))
+             or next((name for name in talks if name not in roles.values()), None))
     if not roles and not asked: return table
-    text = None if asked else _role_column("prompt", columns, reading)  # a prompt of one turn, as plain text
-    system = None if "{" in reading.prompt else next((name for name in columns if _plain(name) in ("system", "system_prompt") and name not in talks), None)
+    # a prompt of one turn, as plain text
+    text = None if asked else _role_column("prompt", columns, reading)
+    system = (None if "{" in reading.prompt
+              else next((name for name in columns if _plain(name) in ("system", "system_prompt")
+                         and name not in talks), None))
     none = [None] * len(table)
     said = {role: list(map(turns_of, table.values(name))) for role, name in roles.items()}
-    first = list(map(turns_of, table.values(asked))) if asked else [value if isinstance(value, str) else None for value in table.values(text)] if text else none
+    first = list(map(turns_of, table.values(asked))) if asked else [
+        value if isinstance(value, str) else None for value in table.values(text)] if text else none
     answers = said or dict(completion=first)
     for role, turns in answers.items():
-        found = [_answer(some) if some else value for some, value in zip(turns, table.values(roles.get(role, asked)))]
-        columns[roles.get(role, role)] = [f" {answer}" if plainly and isinstance(answer, str) else answer for answer in found]
-    starts = list(zip(*([some and some[:-1] for some in turns] for turns in said.values()))) or [()] * len(table)
-    before = [_turns_before(*row) if row[0] or any(row[1]) else None for row in zip(first, starts, table.values(system) if system else none)]
+        found = [_answer(some) if some else value
+                 for some, value in zip(turns, table.values(roles.get(role, asked)))]
+        columns[roles.get(role, role)] = [f" {answer}" if plainly and isinstance(answer, str)
+                                          else answer for answer in found]
+    starts = (list(zip(*([some and some[:-1] for some in turns] for turns in said.values())))
+              or [()] * len(table))
+    before = [_turns_before(*row) if row[0] or any(row[1]) else None
+              for row in zip(first, starts, table.values(system) if system else none)]
     kept = table.values(asked or text) if asked or text else none
-    prompts = [value if turns is None else turns if isinstance(turns, ValueError) else written_out(turns) if plainly else Conversation(turns) for turns, value in zip(before, kept)]
+    prompts = [value if turns is None else turns if isinstance(turns, ValueError)
+               else written_out(turns) if plainly else Conversation(turns)
+               for turns, value in zip(before, kept)]
     for name in {asked, text, system} - {None}: del columns[name]
     return replace(table, columns=columns | {given or "prompt": prompts})
 
+# %% ../../nbs/reading/02_shapes.ipynb #7f9ab35a
 def several_answers(
     table: Table,  # as read
 ) -> str:          # empty: there are none
     "A note on conversations in which the assistant speaks more than once."
     talks = [list(map(turns_of, table.values(name))) for name in _talk_columns(table)]
-    several = sum(any(sum(who == "assistant" for who, _ in turns) > 1 for turns in row if turns) for row in zip(*talks))
-    return f"in {counted(several, 'conversation')} the assistant speaks several times: its last turn is learned, the turns before are the prompt" if several else ""
+    several = sum(any(sum(who == "assistant" for who, _ in turns) > 1 for turns in row if turns)
+                  for row in zip(*talks))
+    return (f"in {counted(several, 'conversation')} the assistant speaks several times: its last "
+            "turn is learned, the turns before are the prompt" if several else "")
 
 # %% ../../nbs/reading/02_shapes.ipynb #d2d7c785
 def order_by_scores(
@@ -209,17 +267,23 @@ def order_by_scores(
     "The table with the better answer of each row as the chosen one."
     names = [_role_column(role, table.columns, reading) for role in ("chosen", "rejected")]
     scored = [_column(name, table.columns, "scores", table.file) for name in reading.scores]
-    if None in names: raise DataError(f"{table.file}: --reading.scores needs the two answers too: --reading.chosen COLUMN --reading.rejected COLUMN.")
+    if None in names:
+        raise DataError(f"{table.file}: --reading.scores needs the two answers too: "
+                        "--reading.chosen COLUMN --reading.rejected COLUMN.")
     def ordered(first, second, a, b):
         try: a, b = float(a), float(b)
-        except (TypeError, ValueError): return ValueError(f"is not known: the scores are {a!r} and {b!r}"), second
+        except (TypeError, ValueError):
+            return ValueError(f"is not known: the scores are {a!r} and {b!r}"), second
         if a > b: return first, second
-        return (second, first) if b > a else (ValueError(f"is not known: both scores are {a:g}"), second)
+        return ((second, first) if b > a else (ValueError(f"is not known: both scores are {a:g}"),
+                                               second))
     rows = [ordered(*row) for row in zip(*map(table.values, [*names, *scored]))]
-    return replace(table, columns=table.columns | {name: [row[i] for row in rows] for i, name in enumerate(names)})
+    return replace(table, columns=table.columns | {name: [row[i] for row in rows]
+                                                   for i, name in enumerate(names)})
 
 # %% ../../nbs/reading/02_shapes.ipynb #99037ba2
-_speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|ai)\b[:|>\]]*", re.IGNORECASE | re.MULTILINE)
+_speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|ai)\b[:|>\]]*",
+                     re.IGNORECASE | re.MULTILINE)
 
 def common_beginning(
     first: str,   # completion
@@ -238,38 +302,54 @@ def _cut_row(prompt, chosen, rejected) -> tuple:
     if not (isinstance(chosen, str) and isinstance(rejected, str)): return prompt, chosen, rejected
     if prompt is None:
         start = common_beginning(chosen, rejected)
-        if not start: return ValueError("is not known: chosen and rejected begin with nothing in common"), chosen, rejected
-    else: start = next((p for p in (prompt, prompt.rstrip()) if p and chosen.startswith(p) and rejected.startswith(p)), "")
+        if not start:
+            return (ValueError("is not known: chosen and rejected begin with nothing in common"),
+                    chosen, rejected)
+    else:
+        start = next((p for p in (prompt, prompt.rstrip()) if p and chosen.startswith(p)
+                      and rejected.startswith(p)), "")
     return start or prompt, chosen[len(start):], rejected[len(start):]
 
+# %% ../../nbs/reading/02_shapes.ipynb #1ff980ad
 def cut_beginnings(
     table: Table,      # of pairs
     reading: Reading,  # may name the columns
 ) -> Table:
     "The table with the prompt cut from chosen and rejected."
-    if "{" in reading.prompt: raise DataError("--reading.beginning cut compares one column: give --reading.prompt COLUMN, without braces.")
-    names = {role: _role_column(role, table.columns, reading) for role in ("prompt", "chosen", "rejected")}
+    if "{" in reading.prompt:
+        raise DataError("--reading.beginning cut compares one column: give --reading.prompt "
+                        "COLUMN, without braces.")
+    names = {role: _role_column(role, table.columns, reading)
+             for role in ("prompt", "chosen", "rejected")}
     if not (names["chosen"] and names["rejected"]): return table
     prompts = table.values(names["prompt"]) if names["prompt"] else [None] * len(table)
-    rows = [_cut_row(*row) for row in zip(prompts, table.values(names["chosen"]), table.values(names["rejected"]))]
-    return replace(table, columns=table.columns | {name or role: [row[i] for row in rows] for i, (role, name) in enumerate(names.items())})
+    rows = [_cut_row(*row)
+            for row in zip(prompts, table.values(names["chosen"]), table.values(names["rejected"]))]
+    return replace(table, columns=table.columns | {name or role: [row[i] for row in rows]
+                                                   for i, (role, name) in enumerate(names.items())})
 
 # %% ../../nbs/reading/02_shapes.ipynb #f743d4a3
-_marked = re.compile(r"(?:<\|im_start\|>assistant\n|(?:### *|\n)(?:Assistant|Response|Answer|AI) ?:)", re.IGNORECASE)
+_marked = re.compile(
+    r"(?:<\|im_start\|>assistant\n|(?:### *|\n)(?:Assistant|Response|Answer|AI) ?:)", re.IGNORECASE)
 
 def split_texts(
     table: Table,      # of one text a row
     reading: Reading,  # names the column, and what begins the completion
 ) -> Table:
     "The table with each text parted into prompt and completion, after the last place of a sign."
-    name, sign = _role_column("prompt", table.columns, reading), re.sub(r"\\[nt\\]", lambda found: _written[found[0]], reading.split)
-    if name is None: raise DataError(f"{table.file}: --reading.split needs the column of the texts: --reading.prompt COLUMN.")
+    name, sign = (_role_column("prompt", table.columns, reading),
+                  re.sub(r"\\[nt\\]", lambda found: _written[found[0]], reading.split))
+    if name is None:
+        raise DataError(f"{table.file}: --reading.split needs the column of the texts: "
+                        "--reading.prompt COLUMN.")
     def parted(text):
         if not isinstance(text, str): return text, None
         before, found, after = text.rstrip().rpartition(sign)
-        return (before + found, after) if found else (ValueError(f"is not known: the text does not hold {sign!r}"), None)
+        return ((before + found, after) if found
+                else (ValueError(f"is not known: the text does not hold {sign!r}"), None))
     rows = list(map(parted, table.values(name)))
-    return replace(table, columns=table.columns | {name: [row[0] for row in rows], "completion": [row[1] for row in rows]})
+    return replace(table, columns=table.columns | {name: [row[0] for row in rows],
+                                                   "completion": [row[1] for row in rows]})
 
 # %% ../../nbs/reading/02_shapes.ipynb #53c5705b
 def with_inner_columns(
@@ -277,7 +357,8 @@ def with_inner_columns(
     reading: Reading,  # may name texts within columns: answers.text
 ) -> Table:
     "The table with a column for each text that is named within another; of several answers the first."
-    asked = {reading.prompt, reading.completion, reading.label, reading.chosen, reading.rejected, *re.findall(r"\{([^{}]*)\}", reading.prompt)}
+    asked = {reading.prompt, reading.completion, reading.label, reading.chosen, reading.rejected,
+             *re.findall(r"\{([^{}]*)\}", reading.prompt)}
     found = dict(table.columns)
     for name in sorted(asked - set(table.columns)):
         column, dot, key = name.rpartition(".")
@@ -286,7 +367,8 @@ def with_inner_columns(
             value = cell.get(key) if isinstance(cell, dict) else None
             return next(iter(value), None) if isinstance(value, (list, tuple)) else value
         found[name] = list(map(inner, table.values(column)))
-    return replace(table, columns={name: values for name, values in found.items() if not any(one.startswith(f"{name}.") for one in asked)})
+    return replace(table, columns={name: values for name, values in found.items()
+                                   if not any(one.startswith(f"{name}.") for one in asked)})
 
 # %% ../../nbs/reading/02_shapes.ipynb #d3e87948
 def prepared(
@@ -306,10 +388,13 @@ def _texts(table: Table) -> dict[str, float]:
     found = {}
     for name in table.columns:
         values = [v for v in table.values(name) if isinstance(v, str) and v.strip()]
-        if not name or len(set(values)) <= len(table) / 3 or re.search(r"(?i)(^|_)u?u?ids?$", name): continue
-        if sum(any(c.isalpha() for c in v) for v in values) > len(values) / 2: found[name] = sum(map(len, values)) / len(values)
+        if not name or len(set(values)) <= len(table) / 3 or re.search(r"(?i)(^|_)u?u?ids?$", name):
+            continue
+        if sum(any(c.isalpha() for c in v) for v in values) > len(values) / 2:
+            found[name] = sum(map(len, values)) / len(values)
     return found
 
+# %% ../../nbs/reading/02_shapes.ipynb #a5622155
 def _groups(table: Table) -> dict[str, int]:
     "The columns of few values, and how many."
     counts = {}
@@ -323,15 +408,18 @@ def _scored_pairs(table: Table, reading: Reading) -> Iterator[Reading]:
     "Readings of two answers, such as answer_A and answer_B, with their scores."
     stems = {}
     for name in table.columns:
-        if found := re.fullmatch(r"(.*?)[_ ]?([abAB12])", name): stems.setdefault(found[1], []).append(name)
+        if found := re.fullmatch(r"(.*?)[_ ]?([abAB12])", name):
+            stems.setdefault(found[1], []).append(name)
     two, texts = [names for names in stems.values() if len(names) == 2], _texts(table)
     two.sort(key=lambda names: -sum(texts.get(name, 0) for name in names))
     scored = [names for names in two if re.search("score|rating|votes", names[0].lower())]
     for answers in two:
-        rest = {name: length for name, length in texts.items() if not any(name in names for names in two)}
+        rest = {name: length
+                for name, length in texts.items() if not any(name in names for names in two)}
         if not scored or not rest or not all(name in texts for name in answers): continue
         prompt = reading.prompt or _usual("prompt", rest, "") or max(rest, key=rest.get)
-        yield replace(reading, prompt=prompt, chosen=answers[0], rejected=answers[1], scores=tuple(scored[0]))
+        yield replace(reading, prompt=prompt, chosen=answers[0], rejected=answers[1],
+                      scores=tuple(scored[0]))
 
 # %% ../../nbs/reading/02_shapes.ipynb #9293d519
 def _without_header(table: Table) -> Table:
@@ -352,11 +440,15 @@ def _nested(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading,
         cells = [value for value in table.values(name) if isinstance(value, dict)]
         if len(cells) < len(table) / 2 or turns_of(cells[0]): continue
         keys, question = list(cells[0]), _usual("prompt", table.columns, "")
-        context = next((one for one in table.columns if _plain(one) in ("context", "passage")), None)
+        context = next((one for one in table.columns if _plain(one) in ("context", "passage")),
+                       None)
         if "text" in keys and question and context:
-            yield "questions on a passage", "completions", replace(reading, prompt=f"{{{context}}}\\n{{{question}}}\\n", completion=f"{name}.text"), table
+            yield "questions on a passage", "completions", replace(
+                reading, prompt=f"{{{context}}}\\n{{{question}}}\\n",
+                completion=f"{name}.text"), table
         if len(keys) == 2 and all(isinstance(text, str) for text in cells[0].values()):
-            yield "translations", "completions", replace(reading, prompt=f"{{{name}.{keys[0]}}}\\n", completion=f"{name}.{keys[1]}"), table
+            yield "translations", "completions", replace(reading, prompt=f"{{{name}.{keys[0]}}}\\n",
+                                                         completion=f"{name}.{keys[1]}"), table
 
 # %% ../../nbs/reading/02_shapes.ipynb #8bab5ded
 def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading, Table]]:
@@ -365,37 +457,53 @@ def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Read
     if reading.split or len(texts) != 1 or _groups(table): return
     name, = texts
     values = [value for value in table.values(name) if isinstance(value, str)]
-    marks = [found[-1] for value in values if (found := [one[0] for one in _marked.finditer(value)])]
+    marks = [found[-1]
+             for value in values if (found := [one[0] for one in _marked.finditer(value)])]
     usual = max(set(marks), key=marks.count) if marks else None
     for sign, typed in ((usual, usual), ("\n", "\\n"), (". ", ". "), (" ", " ")):
-        if sign and sum(sign in value.strip() for value in values) > len(values) / 2: yield "texts alone", "completions", replace(reading, prompt=reading.prompt or name, split=typed), table
+        if sign and sum(sign in value.strip() for value in values) > len(values) / 2:
+            yield "texts alone", "completions", replace(reading, prompt=reading.prompt or name,
+                                                        split=typed), table
 
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae
 def usual_shapes(
     table: Table,      # some rows of the training data
     reading: Reading,  # as given
-) -> Iterator[tuple[str, str, Reading, Table]]:  # what it looks like, the task, how to read it, the table that this reading reads
+) -> Iterator[tuple[str, str, Reading, Table]]:  # what it looks like, task, reading, table read
     "What a table looks like by its rows, the likelier first; each is to be tried."
     if reading.conversations != "write" and _talk_columns(table):
         plainly = replace(reading, conversations="write")
-        if task := guess_task(list(read_conversations(table, plainly).columns), reading): yield "conversations", task, plainly, table
-    has = {role: _role_column(role, table.columns, reading) for role in ("prompt", "chosen", "rejected", "label", "question1", "question2") if hasattr(reading, role)}
-    if has["chosen"] and has["rejected"] and not has["prompt"]: yield "pairs without a prompt", "preferences", replace(reading, beginning="cut"), table
+        if task := guess_task(list(read_conversations(table, plainly).columns), reading):
+            yield "conversations", task, plainly, table
+    has = {role: _role_column(role, table.columns, reading)
+           for role in ("prompt", "chosen", "rejected", "label", "question1", "question2")
+           if hasattr(reading, role)}
+    if has["chosen"] and has["rejected"] and not has["prompt"]:
+        yield "pairs without a prompt", "preferences", replace(reading, beginning="cut"), table
     yield from _nested(table, reading)
     yield from _text_alone(table, reading)
-    for scored in _scored_pairs(table, reading): yield "two answers and their scores", "preferences", scored, table
-    pair, label = [_usual(role, table.columns, "paraphrase") for role in ("question1", "question2")], has["label"]
+    for scored in _scored_pairs(table, reading):
+        yield "two answers and their scores", "preferences", scored, table
+    pair, label = ([_usual(role, table.columns, "paraphrase")
+                    for role in ("question1", "question2")], has["label"])
     if all(pair) and label and not reading.prompt:
-        yield "pairs of sentences with labels", "labels", replace(reading, prompt=f"{{{pair[0]}}}\\n{{{pair[1]}}}\\n", label=label), table
+        yield "pairs of sentences with labels", "labels", replace(
+            reading, prompt=f"{{{pair[0]}}}\\n{{{pair[1]}}}\\n", label=label), table
     if not reading.columns and "looks like a row" in table.hint():
         whole = _without_header(table)
-        if {"text", "label"} <= set(whole.columns): yield "a file without a header", "labels", replace(reading, columns=tuple(whole.columns)), whole
+        if {"text", "label"} <= set(whole.columns):
+            yield "a file without a header", "labels", replace(reading,
+                                                               columns=tuple(whole.columns)), whole
     texts, groups = _texts(table), _groups(table)
-    text, label = has["prompt"] or max(texts, key=texts.get, default=None), label or min(groups, key=groups.get, default=None)
-    if text and label and text != label and not (has["chosen"] or all(pair)): yield "texts with labels", "labels", replace(reading, prompt=reading.prompt or f"{{{text}}}\\n", label=label), table
+    text, label = (has["prompt"] or max(texts, key=texts.get, default=None),
+                   label or min(groups, key=groups.get, default=None))
+    if text and label and text != label and not (has["chosen"] or all(pair)):
+        yield "texts with labels", "labels", replace(
+            reading, prompt=reading.prompt or f"{{{text}}}\\n", label=label), table
 
 # %% ../../nbs/reading/02_shapes.ipynb #31f2a9a4
-_before = ("system", "system_prompt", "context", "passage", "background", "article", "document", "history")
+_before = ("system", "system_prompt", "context", "passage", "background", "article", "document",
+           "history")
 
 def wider_template(
     shape: Shape,  # as found
@@ -407,15 +515,25 @@ def wider_template(
     prompt = shape.template.rstrip("\n")
     return f"{before}{prompt}{after}\\n"
 
+# %% ../../nbs/reading/02_shapes.ipynb #1b95bad5
 def left_out(
     table: Table,  # of training rows
     shape: Shape,  # as found
 ) -> list[str]:
     "Notes on the columns that play no part."
     some = table.some(500)
-    texts = [name for name in shape.unused if name in _texts(some) or _plain(name) in (*_before, "input") and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
-    rated = [name for name in shape.unused if shape.task == "completions" and any(isinstance(v, (bool, int, float)) for v in some.values(name)) and not re.search(r"(?i)id(x|$)|^index|^unnamed", name)]
+    texts = [name
+             for name in shape.unused if name in _texts(some) or _plain(name) in (*_before, "input")
+             and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
+    rated = [name for name in shape.unused if shape.task == "completions"
+             and any(isinstance(v, (bool, int, float)) for v in some.values(name))
+             and not re.search(r"(?i)id(x|$)|^index|^unnamed", name)]
     notes = []
-    if texts and shape.task != "paraphrase": notes.append(f"left out: {', '.join(map(repr, texts))}; --reading.prompt '{wider_template(shape, texts)}' takes {'it' if len(texts) == 1 else 'them'} in")
-    if rated: notes.append(f"left out: {', '.join(map(repr, rated))}; every row is learned from, whatever it says there: delete the rows that are not to be imitated")
+    if texts and shape.task != "paraphrase":
+        notes.append(f"left out: {', '.join(map(repr, texts))}; "
+                     f"--reading.prompt '{wider_template(shape, texts)}' takes "
+                     f"{'it' if len(texts) == 1 else 'them'} in")
+    if rated:
+        notes.append(f"left out: {', '.join(map(repr, rated))}; every row is learned from, "
+                     "whatever it says there: delete the rows that are not to be imitated")
     return notes
