@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GREY', 'DPO_COLUMNS', 'MOST_ROWS', 'ROUND_TIMES',
            'ROUND_NUMBERS', 'FEWEST_IN_BIN', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of',
-           'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'stages_of', 'smoothed', 'over_seeds',
+           'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'with_stages', 'smoothed', 'over_seeds',
            'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course',
-           'row_in_words', 'draw_cell', 'name_rows', 'cell_comparison', 'round_ticks', 'recipe_handles', 'scale_costs',
+           'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison', 'round_ticks', 'recipe_handles', 'scale_costs',
            'draw_costs', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
            'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
            'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at',
@@ -217,7 +217,7 @@ def listed(
                                        else ""))
 
 # %% ../nbs/21_plots.ipynb #ce034586
-def stages_of(
+def with_stages(
     history: pd.DataFrame,  # from `read_history`, of one task
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:          # with the columns path, cell and line; shared stages once
@@ -327,7 +327,7 @@ def learning_curves(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> Picture:
     "Training loss and held-out loss of each stage, a panel per path, with bands over seeds."
-    if len(history) and "path" not in history: history = stages_of(history, variants)
+    if len(history) and "path" not in history: history = with_stages(history, variants)
     if "loss" not in history or history["loss"].notna().sum() == 0:
         return nothing("No stage has been trained yet: there are no learning curves.")
     paths, (names, looks), words = (list(dict.fromkeys(history["path"])), lines_of_figure(history),
@@ -381,7 +381,7 @@ def dpo_course(
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> Picture:
     "Reward margin, and change of the chosen and the rejected log-probability, over each DPO stage."
-    if len(history) and "path" not in history: history = stages_of(history, variants)
+    if len(history) and "path" not in history: history = with_stages(history, variants)
     history = history[history["kind"] == "dpo"] if len(history) else history
     columns, rows = watched_in(history)
     if not columns:
@@ -436,7 +436,7 @@ def row_in_words(
             f"({f'{ends}{metric.sign}' if ends else 'no interval'})")
 
 # %% ../nbs/21_plots.ipynb #b0c3532a
-def draw_cell(
+def draw_mean(
     axis,            # to draw on
     row: int,        # from the top
     cell,            # a line of `cell_intervals`
@@ -484,7 +484,7 @@ def cell_comparison(
         picture = Picture(1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2))
         axis = picture.subplots()
         for row, cell in enumerate(shown.itertuples()):
-            draw_cell(axis, row, cell, metric,
+            draw_mean(axis, row, cell, metric,
                       looks["before training" if cell.recipe == "base" else cell.tuning])
         lines = [axis.axvline(factor * value,
                               color=INK, linewidth=1.1, linestyle=LINES[2 + place % 4],

@@ -406,7 +406,7 @@ def task_part(
     cells, beside, costs, drawn = (cells_of(results, examples), baselines_of(results),
                                    costs_of(results, variants), curve_runs(results))
     have = [run for run in drawn if StudyFolder(folder).run(run).history.exists()]
-    history = (plots.stages_of(store.read_history(folder, have), variants) if have
+    history = (plots.with_stages(store.read_history(folder, have), variants) if have
                else pd.DataFrame())
     some = ("" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique()
             else f" Drawn from the {len(drawn)} runs with the lowest seeds.")

@@ -29,10 +29,10 @@ def test_every_sonnet_pair_fits(bard):
 
 
 def test_sft_makes_the_true_sonnets_likelier(tmp_path):
-    "By more than the paired interval over the 11 test sonnets, at the recommended rate, from a quarter of the sonnets."
+    "By more than the paired interval over the 11 test sonnets, at the recommended rate, from half of the sonnets."
     inputs = Inputs()
     nll = lambda run: pd.read_parquet(tmp_path / "out" / "runs" / inputs.of(run).name / "examples.parquet").groupby("id").nll.first()
-    study = Study("a test", tasks=("sonnet",), recipes=("sft",), tunings=("full",), train_size=32, sampling=Sampling(samples=1, max_new_tokens=20))
+    study = Study("a test", tasks=("sonnet",), recipes=("sft",), tunings=("full",), train_size=64, sampling=Sampling(samples=1, max_new_tokens=20))
     compare(study, tmp_path / "out", progress=False)
     before, after = (nll(run) for run in study.runs())
     mean, low, high = mean_interval(after - before)

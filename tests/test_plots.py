@@ -23,9 +23,9 @@ from sftdpo.plots import (
     reliability,
     short,
     side_by_side,
-    stages_of,
     visible,
     with_cells,
+    with_stages,
 )
 from sftdpo.tasks import RECIPES
 
@@ -90,7 +90,7 @@ def test_words_name_the_highest_cell_and_its_values():
 
 def test_curves_tell_each_shared_stage_once():
     history = history_of(CELLS)
-    found = stages_of(history)
+    found = with_stages(history)
     assert list(dict.fromkeys(found.path)) == ["SFT", "DPO", "SFT → DPO", "SFT → SFT"]
     assert found[found.path == "SFT"].run.nunique() == 4  # 2 tunings, 2 seeds, though 12 runs begin with it
     words = sound(learning_curves(history))
@@ -101,7 +101,7 @@ def test_curves_tell_each_shared_stage_once():
 def test_first_stages_that_differ_are_told_apart():
     history = history_of([("sft", "full"), ("sft-dpo", "full")])
     history.loc[(history.recipe == "sft-dpo") & (history.stage == 1), "loss"] += 1
-    assert set(stages_of(history).query("path == 'SFT'").line.astype(str)) == {"sft full", "sft-dpo full"}
+    assert set(with_stages(history).query("path == 'SFT'").line.astype(str)) == {"sft full", "sft-dpo full"}
 
 
 def test_dpo_course_tells_displacement():

@@ -23,7 +23,7 @@ from sftdpo.engine.safe_files import held, write_json
 from sftdpo.engine.store import read_examples, read_history, read_results
 from sftdpo.page.live import begin_study, log_file, settings_file, working
 from sftdpo.playground import Playground
-from sftdpo.plots import against_time, costs_of, learning_curves, stages_of, with_cells
+from sftdpo.plots import against_time, costs_of, learning_curves, with_cells, with_stages
 from sftdpo.reading.examples import Example
 from sftdpo.tables import cells_table
 
@@ -182,8 +182,8 @@ def test_runs_that_all_fail_are_a_sentence(study, tmp_path, monkeypatch, capsys)
     assert ended(["report", tmp_path / "study"], capsys)[0] == 0 and "the loss is no number" in (tmp_path / "study/report.html").read_text()
     assert judge_claims(tmp_path / "study") == []
     results, examples, history = (read(tmp_path / "study") for read in (read_results, read_examples, read_history))
-    assert cells_table(results, "labels", examples).empty and stages_of(history).empty
-    for picture in (learning_curves(stages_of(history)), against_time(costs_of(with_cells(results)), "accuracy")): assert picture.svg()
+    assert cells_table(results, "labels", examples).empty and with_stages(history).empty
+    for picture in (learning_curves(with_stages(history)), against_time(costs_of(with_cells(results)), "accuracy")): assert picture.svg()
     page = Playground(tmp_path / "study")
     page.show(page.read(page.home))
     assert "No run is finished yet" in page.results.views["Cells"].value and "the loss is no number" in page.results.views["Cells"].value
