@@ -16,7 +16,7 @@ from test_trust import ended, words_of
 from tiny import tiny_model
 
 from sftdpo.cli import main
-from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.folder import StageFolder, StudyFolder
 from sftdpo.engine.store import read_results
 from sftdpo.model import save_policy
 
@@ -132,6 +132,16 @@ def test_killed_again_and_again(study_of, tmp_path, capsys):
     for place in ("/.metrics.json", "checkpoint-1/.complete.json", "checkpoint-2/trainer_state.json", "/.policy.", "/.stage.json", "/.sftdpo.json", "/.results.csv"):
         code, _ = in_a_child(words, tmp_path / "out", path=place)
         assert code == -signal.SIGKILL, place
+    recovers(words, tmp_path / "out", whole, capsys)
+
+
+def test_killed_while_the_checkpoints_of_a_closed_stage_are_removed(study_of, tmp_path, capsys, monkeypatch):
+    "Nothing else would remove them, as the stage is done."
+    words, whole, *_ = study_of()
+    with monkeypatch.context() as patch:
+        patch.setattr(StageFolder, "remove_checkpoints", lambda stage: os.kill(os.getpid(), signal.SIGKILL))
+        code, _ = in_a_child(words, tmp_path / "out")
+    assert code == -signal.SIGKILL and list(tmp_path.glob("out/stages/*/checkpoints"))
     recovers(words, tmp_path / "out", whole, capsys)
 
 

@@ -74,8 +74,11 @@ def give_up_weights(
 ):
     "Delete the policies, here and above, that nothing will start from any more."
     for one in [node, *node.ancestors]:
+        if not (one.stage and folder.closed(one)): continue
         keep = weights == "stages" or weights == "parents" and one.children
-        if one.stage and not keep and folder.closed(one): remove(folder.stage(one.key).policy)
+        # there are checkpoints if a process was killed just after it closed the stage
+        folder.stage(one.key).remove_checkpoints()
+        if not keep: remove(folder.stage(one.key).policy)
 
 # %% ../../nbs/engine/08_work.ipynb #11457025
 def is_full_disk(
