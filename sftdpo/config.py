@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'UNUSED', 'SettingsError', 'WorkFailed', 'check',
            'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding', 'Reading', 'neutral',
-           'check_numbers', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'RunSettings', 'share_rows',
-           'Run', 'base', 'resolve', 'stages_of', 'LearningRates', 'Search', 'seed_in_fold', 'check_names',
-           'check_cells', 'check_search', 'check_seeds', 'StudySettings', 'cell_settings', 'Study', 'Execution',
-           'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values', 'check_suits_task', 'RunSettings',
+           'share_rows', 'Run', 'base', 'resolve', 'stages_of', 'LearningRates', 'Search', 'seed_in_fold',
+           'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings', 'cell_settings', 'Study',
+           'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant',
+           'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -301,10 +302,10 @@ def check_numbers(
 # %% ../nbs/11_config.ipynb #f6062e39
 LOSSES = dict.fromkeys(("sigmoid", "hinge", "ipo"))  # DPO's losses by name
 
-
+# %% ../nbs/11_config.ipynb #bb7a4fed
 @dataclass(frozen=True)
-class Stage(Settings):
-    "One training phase: a loss, and how it is minimised."
+class StageSettings(Settings):
+    "What is set for a stage: a loss, and how it is minimised."
     # the loss: supervised fine-tuning, or direct preference optimization
     kind: Literal["sft", "dpo"] = "sft"
     learning_rate: float | None = None  # peak learning rate of AdamW; default: the recommended one
@@ -347,6 +348,10 @@ class Stage(Settings):
     # how often the held-out rows are scored on the way; the start is always scored
     evaluations: int = neutral(4)
 
+# %% ../nbs/11_config.ipynb #bec53c53
+@dataclass(frozen=True)
+class Stage(StageSettings):
+    "One training phase."
     def __post_init__(self):
         # so written by earlier versions
         if self.dropout is None: object.__setattr__(self, "dropout", 0.0)

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAMPLED', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines',
-           'reading_options', 'command_of', 'recommend_command', 'DataReport', 'size_sections', 'doubt_sections',
-           'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes',
-           'training_line', 'label_words', 'label_notes', 'row_notes', 'glued_notes', 'too_long_in', 'text_lengths',
-           'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested',
-           'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'failed_report',
-           'loaded_report', 'check_file', 'write_check']
+           'reading_options', 'command_of', 'recommend_command', 'DataFindings', 'DataReport', 'size_sections',
+           'doubt_sections', 'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes',
+           'special_token_notes', 'training_line', 'label_words', 'label_notes', 'row_notes', 'glued_notes',
+           'too_long_in', 'text_lengths', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit',
+           'works', 'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended',
+           'suggested_report', 'failed_report', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -186,8 +186,8 @@ def recommend_command(
 
 # %% ../../nbs/reading/05_check.ipynb #cba87962
 @dataclass
-class DataReport:
-    "What is in the data, and what a run will make of it."
+class DataFindings:
+    "What is found in the data, and what a run will make of it."
     task: str                                                 # as asked for, or guessed
     data: str                                                 # its name
     source: str = ""                                          # where it comes from
@@ -229,6 +229,10 @@ class DataReport:
     # finds out how to train on it; empty where that is not for it
     recommend: str = ""
 
+# %% ../../nbs/reading/05_check.ipynb #2a29a012
+@dataclass
+class DataReport(DataFindings):
+    "What is found in the data, to be read."
     @property
     def rows(self) -> int: return sum(f["rows"] for f in self.files) or sum(self.sizes.values())
 
