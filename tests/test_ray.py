@@ -1,6 +1,9 @@
 "The executor `ray`: a real cluster of two nodes on this machine, with the results of a single process."
 import contextlib
+import os
 import socket
+import tempfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -25,15 +28,25 @@ def free_ports(number):
 
 @pytest.fixture(scope="module")
 def cluster():
-    "Two nodes of one core each; what a task may use is decided by Ray."
+    """Two nodes of one core each; what a task may use is decided by Ray.
+
+    A node waits for its agents to say at which ports they are, and gives up after 15 seconds, which their imports exceed on a busy machine.
+    Here ports are given, and those that are not taken from the command line are written where the node looks for them, so that it waits for none.
+    """
+    from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port
     from ray.cluster_utils import Cluster
     place, agents = Cluster(), ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
-    for more in ({"include_dashboard": False}, {}):  # with ports that are given, a node need not wait for its agents, whose start may take too long on a busy machine
-        place.add_node(num_cpus=1, object_store_memory=100_000_000, **more, **dict(zip(agents, free_ports(len(agents)))))
-    ray.init(address=place.address, log_to_driver=False)
-    yield place
-    ray.shutdown()
-    place.shutdown()
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as home:   # short, as the path of a socket must be
+        session = Path(home)/f"session_{os.getpid()}"
+        session.mkdir()
+        for more in ({"session_name": session.name, "include_dashboard": False}, {}):
+            name, ports = ray.NodeID.from_random().hex(), free_ports(len(agents))
+            persist_port(str(session), name, DASHBOARD_AGENT_LISTEN_PORT_NAME, ports[-1])
+            place.add_node(num_cpus=1, object_store_memory=100_000_000, temp_dir=home, env_vars={"RAY_OVERRIDE_NODE_ID_FOR_TESTING": name}, **more, **dict(zip(agents, ports)))
+        ray.init(address=place.address, log_to_driver=False)
+        yield place
+        ray.shutdown()
+        place.shutdown()
 
 
 @pytest.fixture(scope="module")
