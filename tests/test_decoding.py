@@ -3,6 +3,7 @@ import io
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from little import compare, small
 
@@ -78,6 +79,24 @@ def test_a_submitted_sonnet_does_not_end_early(tmp_path):
     written = submit_sonnets(model, tokenizer, tmp_path / "prompts.txt", tmp_path / "out.txt", Sampling(samples=1, max_new_tokens=400))
     lines = [line for line in written.read_text(encoding="utf-8").splitlines() if line.strip()]
     assert len(lines) == 2 + 14, "the heading, the number, and the sonnet"
+
+
+def test_a_policy_that_ends_early_is_judged_at_full_length(tokenizer, tmp_path):
+    "How it ends is told from texts of its own. At 72cf482 the judged text was cut where the policy ended it, and chrF measured its length."
+    from tiny import tiny_of
+
+    from sftdpo.model import save_policy
+    found, tables = [], []
+    for name, moved in (("plain", -8.0), ("eager", 8.0)):
+        model = tiny_of("gpt2", max_position_embeddings=1024)
+        end = model.transformer.wte.weight[tokenizer.eos_token_id].detach()
+        model.transformer.ln_f.bias.data += moved * end / end.square().sum()  # moves the logit of the end of text by so much, the others a little
+        save_policy(model, tokenizer, tmp_path / name)
+        main(["evaluate", str(tmp_path / name), "--task", "sonnet", "--test-size", "4", "--sampling.samples", "2", "--sampling.max-new-tokens", "60", "--out", str(tmp_path / f"{name}.csv")])
+        tables.append(pd.read_csv(tmp_path / f"{name}.csv"))
+        found.append(tables[-1][["length_ratio", "ended"]].mean())
+    plain, eager = (table.generated.fillna("").str.len().mean() for table in tables)
+    assert eager > 0.7 * plain and found[1].ended > 0.9 and found[1].length_ratio < 0.5 * found[0].length_ratio
 
 
 def test_the_folder_of_a_study_that_draws_nothing_says_nothing(backbone, tmp_path):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import sftdpo.engine.runs
 import sftdpo.engine.work
 from sftdpo.claims import Margins, judge_claims, save_margins
+from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import tokenizer_of
@@ -138,6 +139,18 @@ def test_sharing_equals_not_sharing(backbone, tmp_path):
     alone = compare(study.replace(recipes=("sft-dpo",)), tmp_path / "alone", progress=False)
     pick = lambda results: steady(results[results.recipe == "sft-dpo"])
     pd.testing.assert_frame_equal(pick(shared), pick(alone), check_exact=True)
+
+
+def test_a_backbones_dropout_is_not_in_the_comparison(tokenizer, tmp_path):
+    "GPT-2 brings 0.1. At 72cf482 SFT stages kept it, and DPO had none: other results than the same weights without it."
+    tables, rows = [], tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"{word} {i},{label}\n" for i in range(20) for word, label in (("late", "no"), ("fine", "yes"))))
+    for dropout in (0.0, 0.1):
+        backbone = save_policy(tiny_model("gpt2", tokenizer, dropout=dropout), tokenizer, tmp_path / "backbones" / str(dropout))
+        main(["compare", "--tasks", "labels", "--data", str(rows), "--backbone", str(backbone), "--reading.prompt", "{text}\n", "--recipes", "sft", "sft-dpo", "--tunings", "full",
+              *(word for kind in ("sft", "dpo") for word in (f"--{kind}.epochs", "1", f"--{kind}.batch-size", "8", f"--{kind}.learning-rate", "1e-3", f"--{kind}.precision", "fp32")), "--out", str(tmp_path / str(dropout))])
+        tables.append(steady(read_results(tmp_path / str(dropout))))
+    pd.testing.assert_series_equal(*(table.value for table in tables), check_exact=True)
 
 
 def test_trl_engine_runs_the_study(backbone, tmp_path):

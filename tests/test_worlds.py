@@ -1,4 +1,5 @@
 """Worlds with known truth: verdicts through the folder of a study, error rates, and coverage."""
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -136,6 +137,17 @@ def test_folds_through_a_folder(tmp_path):
     one = judged(World(equal_cells(recipes=ONE, lora=-0.15), folds=10, seeds=3, examples=130, of_fold=0.1), tmp_path / "s", "C3")[0]
     found = one.effects[0][1]
     assert found.folds == 10 and found.examples == 130 and found.degrees_of_freedom < 10 and "folds" in found.notes[0]
+
+
+def test_five_splits_of_one_seed_are_one_seed(tmp_path):
+    "The same rows judge each split, as they did where a file judges. At 72cf482 the five count as replicates: supported, without a note on the one seed."
+    study = draw_study(World(equal_cells(recipes=ONE, lora=-0.06)))
+    def splits(table):
+        trained, base = table[table.recipe != "base"], table[table.recipe == "base"]
+        return pd.concat([trained.assign(fold=trained.seed + 1, seed=0), *(base.assign(fold=k, run=f"{base.run.iloc[0]}-{k}") for k in range(1, 6))])
+    folder = write_study(dataclasses.replace(study, results=splits(study.results), examples=splits(study.examples)), tmp_path / "s")
+    one = next(one for one in judge_claims(folder, claims=["C3"]) if one.where == "sft")
+    assert one.verdict not in NEVER and "Run at least 5 seeds" in one.decides and "1 seed in 5 folds: a look, not a claim" in " ".join(one.notes)
 
 
 # --- error rates
