@@ -14,6 +14,8 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from tyro import _docstrings
 
+# Files whose tests take longest, or wait: they come first, so that no worker is left with one of them in the end.
+LONGEST = ("test_playground", "test_ray", "test_survival", "test_two_processes", "test_bard", "test_trust", "test_bench", "test_accidents")
 root, collect = Path(__file__).resolve().parent.parent, gc.collect
 
 
@@ -26,7 +28,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    "Skip what this machine, or this call of pytest, cannot or should not run."
+    "Begin with what takes longest; skip what this machine, or this call of pytest, cannot or should not run."
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     reasons = {}
     if not torch.cuda.is_available():
         reasons["cuda"] = "there is no NVIDIA GPU here"

@@ -446,9 +446,9 @@ def test_a_whole_study_becomes_a_table():
     assert len(verdict_table([])) == 0 and "verdict" in verdict_table([])
 
 
-@pytest.mark.parametrize("seeds, examples", [(1, 1), (1, 5), (2, 2), (3, 11)])
-def test_tiny_studies_get_verdicts(seeds, examples):
-    frames = study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, seeds, examples, ("paraphrase", "sonnet"), {cell: 100. for cell in ALL})
+@pytest.mark.parametrize("seeds, examples, tasks", [(1, 1, ["paraphrase"]), (1, 5, ["sonnet"]), (2, 2, ["paraphrase", "sonnet"]), (3, 11, ["paraphrase"])])
+def test_tiny_studies_get_verdicts(seeds, examples, tasks):
+    frames = study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, seeds, examples, tasks, {cell: 100. for cell in ALL})
     for one in judge_results(*frames):
         assert one.verdict in ("supported", "refuted", "undecided", "not asked") and one.why
         assert any("a look, not a claim" in note for note in one.notes) or one.verdict == "not asked"
@@ -584,7 +584,7 @@ def test_rates_may_not_decide(tmp_path, search, words):
 
 
 def test_a_folder_is_judged(tmp_path):
-    frames = study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, tasks=("paraphrase",), examples=40, seconds={cell: 100. for cell in ALL})
+    frames = study({("base", "-"): -0.3} | {cell: 0. for cell in ALL}, 2, tasks=("paraphrase",), examples=40, seconds={cell: 100. for cell in ALL})
     folder = write(tmp_path / "one", *frames)
     found = judge_claims(folder)
     assert {one.claim: one.where for one in found}["C4"] == "engine sftdpo, P, 2 threads"

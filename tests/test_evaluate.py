@@ -256,11 +256,11 @@ def test_each_prompt_is_continued_as_far_as_it_leaves_room(tiny):
     "A long prompt shortens nobody's samples but its own, and goes to the last position."
     model, tokenizer = tiny
     model = ragged(model, tokenizer, -50.)  # no end
-    long = "Shall I " * 40
-    room = model.config.max_position_embeddings - len(tokenizer(long)["input_ids"])
-    sampling = Sampling(samples=2, temperature=1., max_new_tokens=200)
+    def room_beside(text): return model.config.max_position_embeddings - len(tokenizer(text)["input_ids"])
+    long = next(text for number in range(1, 200) if room_beside(text := "Shall I " * number) < 40)
+    room, sampling = room_beside(long), Sampling(samples=2, temperature=1., max_new_tokens=40)
     found = generate_ids(model, tokenizer, [*prompts, long], sampling, seed=0, precision="fp32")
-    assert [[len(ids) for ids in samples] for samples in found] == [[200, 200]] * len(prompts) + [[room] * 2] and 0 < room < 200
+    assert [[len(ids) for ids in samples] for samples in found] == [[40, 40]] * len(prompts) + [[room] * 2] and 0 < room < 40
     assert found[:-1] == generate_ids(model, tokenizer, prompts, sampling, seed=0, precision="fp32")
     assert found[-1][0] == generate_ids(model, tokenizer, [*prompts, long], sampling, seed=0, precision="fp32", cache_bytes=1)[-1][0]
     with pytest.raises(ValueError, match="nothing can be sampled; shorten it"): sample(model, tokenizer, ["Shall I " * 400], sampling, seed=0)

@@ -662,16 +662,20 @@ lacking = [name for name, there in (("Chromium: apt-get install chromium chromiu
 in_a_browser = pytest.mark.skipif(bool(lacking), reason=f"needs {'; '.join(lacking)}")
 
 
+def often_looked_at(repository, folder):
+    "The page's notebook, in a folder of its own, where its results go too; it looks at a process more often."
+    notebook = nbformat.read(repository / "nbs/study/playground.ipynb", as_version=4)
+    page = next(cell for cell in notebook.cells if cell.source == 'Playground("runs/playground")')
+    page.source = 'Playground("runs/playground", every=0.3)'
+    folder.mkdir(parents=True)
+    nbformat.write(notebook, folder / "playground.ipynb")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory, repository):
-    "JupyterLab, with Voilà beside it: its address and its folder."
-    home = tmp_path_factory.mktemp("jupyter")
-    for name in ("lab", "voila"):  # the notebook itself, with a folder for its results, and more often looked at
-        notebook = nbformat.read(repository / "nbs/study/playground.ipynb", as_version=4)
-        page = next(cell for cell in notebook.cells if cell.source == 'Playground("runs/playground")')
-        page.source = f'Playground("results-{name}", every=0.3)'
-        for cell in notebook.cells: cell.source = re.sub(r"!\[.*?\]\(images/.*?\)", "", cell.source)  # Voilà beside JupyterLab cannot embed a picture (its own error); alone, it can
-        nbformat.write(notebook, home / f"{name}.ipynb")
+    "JupyterLab: its address."
+    home = often_looked_at(repository, tmp_path_factory.mktemp("jupyter") / "lab")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -691,9 +695,8 @@ def server(tmp_path_factory, repository):
                 break
             except OSError: time.sleep(0.2)
         assert process.poll() is None, (home / "server.log").read_text()
-        yield f"http://127.0.0.1:{port}", home
+        yield f"http://127.0.0.1:{port}"
     finally:
-        for name in ("lab", "voila"): stop_study(home / f"results-{name}")
         os.killpg(process.pid, signal.SIGTERM)
         try: process.wait(20)
         except subprocess.TimeoutExpired: os.killpg(process.pid, signal.SIGKILL)
@@ -725,13 +728,14 @@ class Page:
             try:
                 if found := what(): return found
             except (StaleElementReferenceException, IndexError): pass
-            time.sleep(0.3)
-        self.shoot("given-up")
+            time.sleep(0.5)
+        self.browser.save_screenshot(str(self.shots / f"{self.name}-given-up.png"))
         raise AssertionError(f"never came: {why}; picture in {self.shots}")
 
     def shoot(self, name):
+        "A picture, where somebody asked for them: a large one takes a second."
         self.number += 1
-        self.browser.save_screenshot(str(self.shots / f"{self.name}-{self.number}-{name}.png"))
+        if "SFTDPO_SHOTS" in os.environ: self.browser.save_screenshot(str(self.shots / f"{self.name}-{self.number}-{name}.png"))
 
     def all(self, xpath):
         "What of the page can be seen. One call: Selenium's own questions of each element take most of a walk's time."
@@ -767,15 +771,18 @@ class Page:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, repository):
-    "Voilà as `make playground` starts it: its port, its token, and the page that it gives to who has the token, with the cookie."
+    "Voilà as `make playground` starts it: its port, its token, and the page that it gives to who has the token, with the cookie; and the folder of the notebook."
     pytest.importorskip("voila")
     home = tmp_path_factory.mktemp("voila")
+    folder = often_looked_at(repository, home / "nbs/study")
+    shutil.copytree(repository / "nbs/study/images", folder / "images")
+    shutil.copy(repository / "voila.json", home)
     command = re.search(r"^playground:.*\n\t\$\(BIN\)/(voila .*)$", (repository / "Makefile").read_text(), re.MULTILINE)[1].split()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {name: str(home / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR")} | {"PYTHONPATH": str(repository)}
-    process = subprocess.Popen([sys.executable, "-m", *command, "--no-browser", f"--port={port}"], cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen([sys.executable, "-m", *command, "--no-browser", f"--port={port}"], cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         address = next((line for line in process.stdout if f":{port}/" in line), "")
         token = (re.search(r"token=(\w+)", address) or [None, ""])[1]
@@ -783,8 +790,9 @@ def alone(tmp_path_factory, repository):
         status, headers, page = asked(port, f"/?token={token}", until=time.monotonic() + PATIENCE)
         cookies = "; ".join(re.findall(r"(username[^=;]*=[^;]+);", headers.get("Set-Cookie", "")))
         kernel = re.search(r'"kernelId": *"([\w-]+)"', page)
-        yield port, token, cookies, kernel and kernel[1]
+        yield port, token, cookies, kernel and kernel[1], folder
     finally:
+        stop_study(folder / "runs/playground")
         process.send_signal(signal.SIGTERM)
         try: process.wait(20)
         except subprocess.TimeoutExpired: process.kill()
@@ -805,7 +813,7 @@ def asked(port, path, host=None, until=0.0):
 
 
 def test_the_page_is_for_who_has_the_token(alone):
-    port, token, cookies, kernel = alone
+    port, token, cookies, kernel, _ = alone
     assert len(token) >= 32 and cookies and kernel
     for path in ("/", "/?token=wrong"):
         status, headers, page = asked(port, path)
@@ -821,7 +829,7 @@ def test_the_page_answers_to_no_other_name(alone):
 def test_the_page_s_socket_asks_for_token_host_and_origin(alone):
     from tornado.httpclient import HTTPClientError, HTTPRequest
     from tornado.websocket import websocket_connect
-    port, token, cookies, kernel = alone
+    port, token, cookies, kernel, _ = alone
     here, evil = f"127.0.0.1:{port}", f"evil.example:{port}"
     async def opened(query="", **headers):
         try: (await websocket_connect(HTTPRequest(f"ws://{here}/api/kernels/{kernel}/channels{query}", headers=headers, connect_timeout=PATIENCE))).close()
@@ -838,43 +846,132 @@ def test_the_page_s_socket_asks_for_token_host_and_origin(alone):
 VOILAS_OWN = "The getter for the shared module is not a function"  # Voilà 0.5 says so of JupyterLab extensions that it does not share modules with
 
 
-@in_a_browser
-@pytest.mark.parametrize("name", ["lab", "voila"])
-def test_in_a_browser(server, browser, tmp_path, name):
-    "Under JupyterLab from a mistake in the form to an estimate; under Voilà on to a kept model's answer, stopped and resumed on the way."
-    address, home = server
+def boxes(browser):
+    "Left, top, right and bottom of the page's two columns."
+    return browser.execute_script("return [...document.querySelector('.sftdpo-columns').children].map(one => { const box = one.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom] })")
+
+
+def overflowing(browser, width):
+    "What reaches beyond the page, but for what scrolls in a box of its own."
+    return browser.execute_script("""return [...document.querySelectorAll('.sftdpo-playground *')].filter(one => one.getBoundingClientRect().right > arguments[0] + 1
+        && !one.closest('.sftdpo-table, .lm-TabBar, svg')).map(one => one.className + ': ' + one.textContent.slice(0, 40))""", width)
+
+
+def contrast(browser, selector):
+    "The contrast of an element's text with what lies behind it, its opacity included (WCAG 2)."
+    colour, behind, opacity = browser.execute_script("""const one = document.querySelector(arguments[0]); let under = one;
+        while (under.parentElement && getComputedStyle(under).backgroundColor.startsWith('rgba')) under = under.parentElement;
+        return [getComputedStyle(one).color, getComputedStyle(under).backgroundColor, +getComputedStyle(one).opacity]""", selector)
+    front, back = ([float(word) for word in re.findall(r"[\d.]+", text)[:3]] for text in (colour, behind))
+    front = [opacity * one + (1 - opacity) * other for one, other in zip(front, back)]
+    def light(colour): return sum(share * (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4) for share, one in zip((0.2126, 0.7152, 0.0722), (value / 255 for value in colour)))
+    low, high = sorted((light(front), light(back)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def begun_in(browser, tmp_path, name):
+    "The page of a browser, and where its pictures go."
     shots = Path(os.environ.get("SFTDPO_SHOTS", tmp_path))
     shots.mkdir(parents=True, exist_ok=True)
-    page = Page(browser, shots, name)
-    if name == "voila": browser.get(f"{address}/voila/render/voila.ipynb")
-    else:
-        browser.get(f"{address}/doc/tree/lab.ipynb")
-        page.wait(lambda: browser.execute_script("const app = window.jupyterapp, panel = app && app.shell.currentWidget; if (!panel || !panel.sessionContext || !panel.sessionContext.isReady || !panel.sessionContext.session?.kernel) return false; app.commands.execute('notebook:run-all-cells'); return true"), "a kernel")
+    return Page(browser, shots, name)
+
+
+def a_mistake_is_named(page):
+    "Beside its field, where it can be read, and nothing can be run."
     page.button("Run")
     page.shoot("form")
-
-    page.fill("train size", "many")  # a mistake is named beside its field, and nothing can be run
+    page.fill("train size", "many")
     page.wait(lambda: "train_size = 'many' cannot be used: give a whole number" in page.words("//*[contains(@class,'sftdpo-problem')]"), "a mistake that is named")
     page.wait(lambda: not page.button("Run").is_enabled(), "a Run that cannot be pressed")
+    for selector in (".sftdpo-help span", ".sftdpo-problem", ".sftdpo-line", ".sftdpo-playground h3"): assert contrast(page.browser, selector) >= 4.5, selector
     page.shoot("mistake")
-    page.fold("Name, data and folds")
-    page.fill("name", "in a browser")
-    page.fill("train size", "120")
-    page.fill("test size", "32")
+
+
+def an_estimate_comes(page, size):
+    "Of a small study, and of one that is twice as large and small again."
+    page.fill("train size", size)
     page.tick("lora")  # its card, on and off again
     page.wait(lambda: page.text("3 runs, 2 stages to train"), "an estimate of more runs")
     page.tick("lora")
-    page.fold("SFT stages")
-    for label, text in (("batch size", "4"), ("epochs", "2"), ("evaluations", "1"), ("checkpoint steps", "5")): page.fill(label, text)
     page.wait(lambda: not page.all("//*[contains(@class,'sftdpo-problem')]"), "a form without mistakes")
     page.wait(lambda: page.text("2 runs, 1 stage to train"), "an estimate")
     page.shoot("estimate")
-    errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
-    assert [message for message in errors if VOILAS_OWN not in message] == []
-    if name == "lab": return
 
+
+def complaints(browser):
+    "What the page's scripts complained of in the console."
+    return [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network" and VOILAS_OWN not in line["message"]]
+
+
+@in_a_browser
+def test_in_jupyterlab(server, browser, tmp_path):
+    "In JupyterLab's light colours, from a mistake in the form to an estimate."
+    page = begun_in(browser, tmp_path, "lab")
+    browser.get(f"{server}/doc/tree/playground.ipynb")
+    page.wait(lambda: browser.execute_script("const app = window.jupyterapp, panel = app && app.shell.currentWidget; if (!panel || !panel.sessionContext || !panel.sessionContext.isReady || !panel.sessionContext.session?.kernel) return false; app.commands.execute('notebook:run-all-cells'); return true"), "a kernel")
+    a_mistake_is_named(page)
+    an_estimate_comes(page, "120")
+    assert complaints(browser) == []
+
+
+@in_a_browser
+def test_in_voila(alone, browser, tmp_path):
+    "By its link, in dark colours: on a phone, with a file of one's own, and to a kept model's answer, stopped and resumed on the way."
+    (port, token, *_, home), page = alone, begun_in(browser, tmp_path, "voila")
+    browser.get(f"http://localhost:{port}/?token={token}&theme=dark")
+    page.button("Run")
+    (left, _, middle, _), (right, *_) = boxes(browser)
+    assert 0 <= left and middle <= right and overflowing(browser, 1280) == []  # the form beside what comes of it
+    a_mistake_is_named(page)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=900, deviceScaleFactor=1, mobile=True))
+    page.wait(lambda: boxes(browser)[1][1] >= boxes(browser)[0][3], "one column on a phone")
+    assert overflowing(browser, 390) == []
+    page.shoot("phone")
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    page.fill("train size", "200")
+    save_asks(page, tmp_path / "mine.yaml")
+    a_file_is_used(page, tmp_path / "tickets.csv")
+    page.press("question pairs")
+    an_estimate_comes(page, "120")
+    page.fold("Name, data and folds")
+    page.fill("name", "in a browser")
+    page.fill("test size", "32")
+    page.fold("SFT stages")
+    for label, text in (("batch size", "4"), ("epochs", "2"), ("evaluations", "1"), ("checkpoint steps", "5")): page.fill(label, text)
+    page.wait(lambda: page.text("2 runs, 1 stage to train"), "an estimate")
+    trains_stops_and_goes_on(page, home / "runs/playground")
+    results_are_looked_at(page, home / "runs/playground")
+    assert complaints(browser) == []
+
+
+def save_asks(page, saved):
+    "Before it replaces a file."
+    saved.write_text("a diary")
+    page.fill("YAML file", str(saved))
+    page.press("Save")
+    page.wait(lambda: page.text("is there already. Press Replace"), "a question")
+    assert saved.read_text() == "a diary"
+    page.press("Replace")
+    page.wait(lambda: page.text(f"Saved: {saved}"), "the end of it")
+    assert "train_size: 200" in saved.read_text() and page.button("Save")
+
+
+def a_file_is_used(page, tickets):
+    "After what cannot be used is left out."
+    tickets.write_text("\n".join(["text,label", *ROWS, "nobody,"]))
+    page.press("my own file")
+    page.fill("or its path", f"{tickets}\n")
+    page.wait(lambda: page.text("cannot be used"), "what stops the file")
+    page.shoot("file")
+    page.press("Leave out the rows that cannot be used")
+    page.press("Use this file")
+    page.wait(lambda: page.text(f"In use: {tickets} (labels)."), "a file in use")
+    page.wait(lambda: page.text("2 runs, 1 stage to train"), "an estimate")
+
+
+def trains_stops_and_goes_on(page, folder):
+    "From the last checkpoint."
     page.press("Run")
-    folder = home / f"results-{name}"
     def step(): return int(page.words().split("running · step ")[1].split()[0])
     page.wait(lambda: step() >= 6, "six steps")
     page.shoot("training")
@@ -889,8 +986,12 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.wait(lambda: page.text("Nothing is left to do here"), "an estimate that knows of the end")
     assert not page.button("Finished").is_enabled()
     page.wait(lambda: page.all("//*[contains(@class,'sftdpo-table')]//td[normalize-space()='sft full']"), "the table of cells")
+
+
+def results_are_looked_at(page, folder):
+    "In every view, one after the other."
     pictures = page.all("//figure/img")
-    assert pictures and all(browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 100", one) for one in pictures)
+    assert pictures and all(page.browser.execute_script("return arguments[0].complete && arguments[0].naturalWidth > 100", one) for one in pictures)
     page.fold("SFT stages")
     page.shoot("cells")
     page.tab("Figures")
@@ -905,69 +1006,5 @@ def test_in_a_browser(server, browser, tmp_path, name):
     page.shoot("answer")
     page.tab("Command")
     page.wait(lambda: page.text(f"sftdpo compare --settings {folder}.page.yaml --out {folder}"), "the command")
-    errors = [line["message"] for line in browser.get_log("browser") if line["level"] == "SEVERE" and line["source"] != "network"]
-    assert [message for message in errors if VOILAS_OWN not in message] == []
     history = pd.read_csv(next(folder.glob("runs/*sft-full*/history.csv")))
     assert history["step"].max() == 60 and history["loss"].notna().sum() == 60
-
-
-def boxes(browser):
-    "Left, top, right and bottom of the page's two columns."
-    return browser.execute_script("return [...document.querySelector('.sftdpo-columns').children].map(one => { const box = one.getBoundingClientRect(); return [box.left, box.top, box.right, box.bottom] })")
-
-
-def overflowing(browser, width):
-    "What reaches beyond the page, but for what scrolls in a box of its own."
-    return browser.execute_script("""return [...document.querySelectorAll('.sftdpo-playground *')].filter(one => one.getBoundingClientRect().right > arguments[0] + 1
-        && !one.closest('.sftdpo-table, .lm-TabBar, svg')).map(one => one.className + ': ' + one.textContent.slice(0, 40))""", width)
-
-
-def contrast(browser, selector):
-    "The contrast of an element's text with the page, its opacity included (WCAG 2)."
-    colour, behind, opacity = browser.execute_script("""const one = document.querySelector(arguments[0]); return [getComputedStyle(one).color, getComputedStyle(document.body).backgroundColor, +getComputedStyle(one).opacity]""", selector)
-    front, back = ([float(word) for word in re.findall(r"[\d.]+", text)[:3]] for text in (colour, behind))
-    front = [opacity * one + (1 - opacity) * other for one, other in zip(front, back)]
-    def light(colour): return sum(share * (one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4) for share, one in zip((0.2126, 0.7152, 0.0722), (value / 255 for value in colour)))
-    low, high = sorted((light(front), light(back)))
-    return (high + 0.05) / (low + 0.05)
-
-
-@in_a_browser
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_link_works_in_a_browser_and_save_asks(alone, browser, tmp_path, theme):
-    port, token, *_ = alone
-    shots = Path(os.environ.get("SFTDPO_SHOTS", tmp_path))
-    shots.mkdir(parents=True, exist_ok=True)
-    page, saved = Page(browser, shots, f"alone-{theme}"), tmp_path / "mine.yaml"
-    browser.get(f"http://localhost:{port}/?token={token}&theme={theme}")
-    page.button("Run")
-    (left, _, middle, _), (right, *_) = boxes(browser)
-    assert 0 <= left and middle <= right and overflowing(browser, 1280) == []  # the form beside what comes of it
-    page.fill("train size", "many")
-    page.wait(lambda: "give a whole number" in page.words("//*[contains(@class,'sftdpo-problem')]"), "a mistake that is named")
-    for selector in (".sftdpo-help span", ".sftdpo-problem", ".sftdpo-line", ".sftdpo-playground h3"): assert contrast(browser, selector) >= 4.5, selector
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", dict(width=390, height=900, deviceScaleFactor=1, mobile=True))
-    page.wait(lambda: boxes(browser)[1][1] >= boxes(browser)[0][3], "one column on a phone")
-    assert overflowing(browser, 390) == []
-    page.shoot("phone")
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    if theme == "dark": return
-    page.fill("train size", "200")
-    saved.write_text("a diary")
-    page.fill("YAML file", str(saved))
-    page.press("Save")
-    page.wait(lambda: page.text("is there already. Press Replace"), "a question")
-    assert saved.read_text() == "a diary"
-    page.press("Replace")
-    page.wait(lambda: page.text(f"Saved: {saved}"), "the end of it")
-    assert "train_size: 200" in saved.read_text() and page.button("Save")
-    tickets = tmp_path / "tickets.csv"
-    tickets.write_text("\n".join(["text,label", *ROWS, "nobody,"]))
-    page.press("my own file")
-    page.fill("or its path", f"{tickets}\n")
-    page.wait(lambda: page.text("cannot be used"), "what stops the file")
-    page.shoot("file")
-    page.press("Leave out the rows that cannot be used")
-    page.press("Use this file")
-    page.wait(lambda: page.text(f"In use: {tickets} (labels)."), "a file in use")
-    page.wait(lambda: page.text("2 runs, 1 stage to train"), "an estimate")

@@ -17,14 +17,14 @@ from sftdpo.tasks import TASKS, Recommended
 def test_what_picks_does_not_judge():
     "Of many ways that guess, the best looks good; picked by the other folds, it guesses."
     random, best, fair = np.random.default_rng(0), [], []
-    for _ in range(200):
+    for _ in range(60):
         right = random.random((12, 60)) < 0.5
         tried = pd.DataFrame([dict(way=f"way {i}", fold=j % 3 + 1, seed=0, id=str(j), value=float(right[i, j])) for i in range(12) for j in range(60)])
         best.append(tried.groupby("way")["value"].mean().max())
         values, picked = honest(tried)
         assert len(values) == 60 and len(picked) == 3
         fair.append(values["value"].mean())
-    assert np.mean(best) > 0.58 and abs(np.mean(fair) - 0.5) < 0.015
+    assert np.mean(best) > 0.58 and abs(np.mean(fair) - 0.5) < 0.03
 
 
 def test_a_way_that_is_better_is_picked():

@@ -13,7 +13,7 @@ import yaml
 
 from sftdpo.cli import parse
 from sftdpo.engine.store import write_planned_runs
-from sftdpo.report import STYLE, data, up_to_date, write_report
+from sftdpo.report import MOST_RUNS, STYLE, data, up_to_date, write_report
 from sftdpo.tables import WHAT_TO_CHANGE, print_tables
 from sftdpo.tasks import RECIPES
 
@@ -146,6 +146,30 @@ def test_its_tables(finished):
     assert one.seconds == 2 * (10 + 1) and one.parameters == 2_660_000 and np.isfinite([one.change, one.change_low, one.change_high]).all()
 
 
+chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def browse(path, home, *arguments):
+    "Open a page in headless Chromium: what it prints, what the console says, and every address that the page asked for."
+    log = home / "net.json"
+    done = subprocess.run([
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={home / 'profile'}", "--enable-logging=stderr", f"--log-net-log={log}", "--virtual-time-budget=2000", *arguments, path.as_uri()],
+        capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    # what the browser asks for on its own account (its updates) has no initiator
+    asked = {found[1] for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if (found := re.search(r'"initiator":"(?!not an origin).*"url":"([a-z]+:[^"]*)"', line))}
+    return done.stdout, [line for line in done.stderr.split("\n") if "CONSOLE" in line], asked
+
+
+@pytest.mark.skipif(chromium is None, reason="needs Chromium: apt-get install chromium")
+def test_in_a_browser(finished, tmp_path):
+    dom, console, asked = browse(finished[1], tmp_path, "--dump-dom")
+    assert console == [] and asked <= {finished[1].as_uri()} and dom.rstrip().endswith("</html>")
+    browse(finished[1], tmp_path, "--window-size=1000,3000", "--hide-scrollbars", f"--screenshot={tmp_path / 'page.png'}")
+    assert (tmp_path / "page.png").stat().st_size > 50_000
+
+
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("tfidf, opens", [(.99, True), (.01, False)])
 def test_where_no_cell_beats_the_best_baseline_table_and_report_open_with_it(tmp_path, capsys, tfidf, opens):
@@ -167,6 +191,7 @@ def test_what_the_opening_advises_can_be_typed():
     for option in options: parse(["compare", *(option if " " in option else f"{option} 10").split()])
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("task", ["labels", "completions", "preferences"])
 def test_tasks_of_ones_own(tmp_path, task):
     page = read_page(write_report(make_study(tmp_path / task, (task,), seeds=(0,), recipes=("sft", "dpo"))))
@@ -252,40 +277,17 @@ def test_no_study(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no study"): write_report(tmp_path)
 
 
-@pytest.mark.parametrize("seeds", [38, pytest.param(60, marks=pytest.mark.slow)])
-def test_many_runs(tmp_path, seeds, request):
+@pytest.mark.parametrize("seeds, most", [(5, 30), pytest.param(60, MOST_RUNS, marks=pytest.mark.slow)])
+def test_many_runs(tmp_path, seeds, most, request, monkeypatch):
     "Size and, roughly, time: figures are made from the lowest seeds, tables from all runs; of the larger study they are drawn too."
+    monkeypatch.setattr("sftdpo.report.MOST_RUNS", most)
     if seeds < 60: request.getfixturevalue("undrawn")
     folder = make_study(tmp_path / "study", seeds=range(seeds), number=4, steps=3)
     started = time.perf_counter()
     report = write_report(folder)
     print(f"{seeds * 8 + 1} runs: {time.perf_counter() - started:.1f} s")
     page = read_page(report)
-    assert f"{seeds * 8 + 1} of {seeds * 8 + 1} runs" in page.words and "Drawn from the 300 runs with the lowest seeds" in page.words and report.stat().st_size < 2e6
-
-
-chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def browse(path, home, *arguments):
-    "Open a page in headless Chromium: what it prints, what the console says, and every address that the page asked for."
-    log = home / "net.json"
-    done = subprocess.run([
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", "--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={home / 'profile'}", "--enable-logging=stderr", f"--log-net-log={log}", "--virtual-time-budget=2000", *arguments, path.as_uri()],
-        capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    # what the browser asks for on its own account (its updates) has no initiator
-    asked = {found[1] for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if (found := re.search(r'"initiator":"(?!not an origin).*"url":"([a-z]+:[^"]*)"', line))}
-    return done.stdout, [line for line in done.stderr.split("\n") if "CONSOLE" in line], asked
-
-
-@pytest.mark.skipif(chromium is None, reason="needs Chromium: apt-get install chromium")
-def test_in_a_browser(finished, tmp_path):
-    dom, console, asked = browse(finished[1], tmp_path, "--dump-dom")
-    assert console == [] and asked <= {finished[1].as_uri()} and dom.rstrip().endswith("</html>")
-    browse(finished[1], tmp_path, "--window-size=1000,3000", "--hide-scrollbars", f"--screenshot={tmp_path / 'page.png'}")
-    assert (tmp_path / "page.png").stat().st_size > 50_000
+    assert f"{seeds * 8 + 1} of {seeds * 8 + 1} runs" in page.words and f"Drawn from the {most} runs with the lowest seeds" in page.words and report.stat().st_size < 2e6
 
 
 @pytest.mark.skipif(chromium is None, reason="needs Chromium: apt-get install chromium")

@@ -171,11 +171,11 @@ def test_detectable_range_is_around_the_power_of_a_t_test():
 def test_what_is_said_to_be_detectable_is_found_in_80_of_100(seeds, examples):
     "A first study says what it could have found; a second one of its size has just that difference."
     random, found = np.random.default_rng(20), []
-    for _ in range(200):
+    for _ in range(100):
         first, second = (long(crossed(random, seeds, examples, 3 / examples**0.5, 0.7)) for _ in range(2))
         size = detectable(interval(first, share=False))
         found.append(interval(second.assign(value=second.value + size), share=False).low > 0)
-    assert 0.72 <= np.mean(found) <= 0.9, np.mean(found)
+    assert 0.7 <= np.mean(found) <= 0.9, np.mean(found)
 
 
 def test_a_number_of_seeds_has_an_interval():
@@ -507,7 +507,7 @@ def test_where_the_simulated_intervals_are_wide(tables):
     assert within(covered(tables, True, False, examples=11, of_seed=0.3, accuracy=0.9), tables, 0.97, 0.99)
 
 
-@pytest.mark.parametrize("studies, least, most", [(200, 0.89, 0.99), pytest.param(1000, 0.93, 0.975, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("studies, least, most", [(100, 0.89, 0.99), pytest.param(1000, 0.93, 0.975, marks=pytest.mark.slow)])
 def test_other_crossings_cover(studies, least, most):
     "Re-splits, holes, and one seed, through the public function."
     random, hits = np.random.default_rng(16), np.zeros(3)

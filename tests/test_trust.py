@@ -1,13 +1,13 @@
 """A study's folder that came from somebody else, a disk that is full, a parent that is killed, runs that all fail: what is written where, and what is said."""
 import errno
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from sftdpo.reading.examples import Example
 from sftdpo.tables import cells_table
 
 ESCAPE = "\x1b]0;pwned\x07"
+fork = multiprocessing.get_context("fork")  # a child that has its libraries
 
 
 def words_of(data, backbone, folder):
@@ -150,22 +151,21 @@ def test_what_the_page_writes_beside_the_folder_is_its_own(study, foreign, tmp_p
 
 def test_a_worker_ends_with_its_parent(study, tmp_path):
     "The parent is killed as soon as its worker is begun, long before the worker has loaded its libraries."
-    parent = f"""
-import os, signal, subprocess
-from sftdpo.cli import main
-start = subprocess.Popen
-class Begun(start):
-    def __init__(self, words, **how):
-        super().__init__(words, **how)
-        if "sftdpo.engine.work" in str(words):
-            print(self.pid, flush=True)
+    begin, told = subprocess.Popen, tmp_path / "worker"
+    class Begun(begin):
+        def __init__(self, words, **how):
+            super().__init__(words, **how)
+            if "sftdpo.engine.work" not in str(words): return
+            told.write_text(str(self.pid))
             os.kill(os.getpid(), signal.SIGKILL)
-subprocess.Popen = Begun
-main({[*study[0][:-1], str(tmp_path / "study")]!r} + ["--workers", "2"])
-"""
-    done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, timeout=200)
-    worker = int(done.stdout.split()[-1])
-    assert done.returncode == -signal.SIGKILL
+    def command():
+        subprocess.Popen = Begun
+        main([*study[0][:-1], str(tmp_path / "study"), "--workers", "2"])
+    parent = fork.Process(target=command)
+    parent.start()
+    parent.join(200)
+    worker = int(told.read_text())
+    assert parent.exitcode == -signal.SIGKILL
     until = time.monotonic() + 120
     while time.monotonic() < until and Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text(): time.sleep(0.2)
     assert StudyFolder(tmp_path / "study").finished_runs() == [] and not list(tmp_path.glob("study/stages/*")), "the worker went on without its parent"
@@ -200,16 +200,17 @@ def test_who_is_waited_for_is_said_within_a_second(tmp_path):
     assert after < 2.9 and re.search(rf"study\.lock, held by process {os.getpid()} on \S+, since \d{{4}}-", text)
 
 
-def test_a_command_says_whom_it_waits_for(study, foreign):
+def test_a_command_says_whom_it_waits_for(study, foreign, tmp_path):
+    (tmp_path / "said").touch()
+    def command():
+        with open(tmp_path / "said", "w", buffering=1) as sys.stderr: main([*study[0][:-1], str(foreign)])
+    other, until = fork.Process(target=command), time.monotonic() + 120
     with held(foreign / "locks/study.lock"):
-        other = subprocess.Popen([sys.executable, "-c", f"from sftdpo.cli import main; main({[*study[0][:-1], str(foreign)]!r})"], stderr=subprocess.PIPE, text=True)
-        patience = threading.Timer(120, other.kill)  # one that says nothing is not waited for
-        patience.start()
-        said = next((line for line in other.stderr if "waiting for" in line), "")
-        patience.cancel()
+        other.start()
+        while time.monotonic() < until and other.is_alive() and "waiting for" not in (tmp_path / "said").read_text(): time.sleep(0.1)
         other.kill()
-        other.wait()
-    assert f"held by process {os.getpid()} on" in said
+        other.join()
+    assert f"held by process {os.getpid()} on" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -9,6 +9,7 @@ __all__ = ['STRENGTHS', 'AT_MOST', 'best_threshold', 'majority_baseline', 'overl
 # %% ../../nbs/measures/04_baselines.ipynb #94e9fa12
 from collections import Counter
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -111,6 +112,8 @@ def tfidf_baseline(
     best = max(fitted, key=lambda model: model.score(x_held, held)) if validation else fitted[0]
     return best.predict(x_test)
 
+_remembered_tfidf = lru_cache(8)(tfidf_baseline)  # every run of a study asks, mostly for the same rows
+
 # %% ../../nbs/measures/04_baselines.ipynb #a23867b8
 def _label_baselines(data, examples, training, seed):
     "Accuracy of the baselines for labels; overlap only where prompts hold two questions, answered no and yes."
@@ -120,7 +123,7 @@ def _label_baselines(data, examples, training, seed):
     if (len(data.verbalizers) == 2 and all(questions_of(example.prompt)
                                            for example in (*training, *examples))):
         said["overlap"] = np.where(overlap_baseline(training, examples), labels, 1 - labels)
-    said["tfidf"] = tfidf_baseline(training, data.validation, examples, seed)
+    said["tfidf"] = _remembered_tfidf(*map(tuple, (training, data.validation, examples)), seed)
     found = {key: value for name, given in said.items()
              for key, value in with_interval(name, given == labels).items()}
     if data.record.primary.name != "macro_f1": return found
