@@ -25,7 +25,7 @@ playground: $(VENV)/installed-playground ## set up, then serve the form for a st
 	$(BIN)/voila nbs/study/playground.ipynb
 
 test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
-	$(TEST_ENVIRONMENT) nbdev_test --n_workers $(WORKERS) --do_print --timing
+	$(TEST_ENVIRONMENT) python tools/notebooks.py --workers $(WORKERS)
 	$(TEST_ENVIRONMENT) python -m pytest -n $$(($(WORKERS) + 1)) --dist worksteal  # one more: some wait for a browser or for processes
 
 smoke: $(VENV)/installed-dev ## a few tests of each kind, for a further version of Python

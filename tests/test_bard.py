@@ -2,7 +2,7 @@
 import pandas as pd
 import pytest
 
-from sftdpo.config import Sampling, Study
+from sftdpo.config import Sampling, Stage, Study
 from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
 from sftdpo.engine.inputs import Inputs
 from sftdpo.evaluate import mean_interval
@@ -32,7 +32,7 @@ def test_sft_makes_the_true_sonnets_likelier(tmp_path):
     "By more than the paired interval over the 11 test sonnets, at the recommended rate, from half of the sonnets."
     inputs = Inputs()
     nll = lambda run: pd.read_parquet(tmp_path / "out" / "runs" / inputs.of(run).name / "examples.parquet").groupby("id").nll.first()
-    study = Study("a test", tasks=("sonnet",), recipes=("sft",), tunings=("full",), train_size=64, sampling=Sampling(samples=1, max_new_tokens=20))
+    study = Study("a test", tasks=("sonnet",), recipes=("sft",), tunings=("full",), train_size=64, sampling=Sampling(samples=1, max_new_tokens=20), sft=Stage("sft", evaluations=0))
     compare(study, tmp_path / "out", progress=False)
     before, after = (nll(run) for run in study.runs())
     mean, low, high = mean_interval(after - before)
