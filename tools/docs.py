@@ -20,7 +20,7 @@ from pages import Pages
 
 CHAPTERS = {  # the reading order: each notebook belongs to the first chapter with a pattern that its path matches
     "Start here": ["index", "study/own_data", "study/playground"],
-    "Answers": [f"study/{name}" for name in ("which_recipe", "full_or_lora", "calibration", "forgetting", "speed", "questions", "*")],
+    "Answers": [f"study/{name}" for name in ("which_recipe", "how_many_examples", "full_or_lora", "calibration", "forgetting", "speed", "questions", "*")],
     "The lesson": ["0*"],
     "Studies": ["1*"],
     "Results and doors": ["2*"],
