@@ -13,14 +13,14 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE'
            'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth', 'rates', 'mark_collapsed', 'share_of',
            'collapse', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables', 'controls_of', 'judge_gain',
            'harm', 'judge_small', 'apart', 'small_everywhere', 'task_dependent', 'over_tasks', 'gains_of_dpo',
-           'small_gains', 'builder', 'dpo_matches', 'stricter', 'some_cell_matches', 'same_study', 'existence',
-           'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement', 'over_recipes',
-           'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds', 'machine_alone',
-           'same_examples', 'judge_time', 'judge_times', 'times_compared', 'lora_saves_no_time', 'machine_of',
-           'bench_files', 'turns_in_file', 'bench_times', 'bench_ratios', 'judge_bench', 'with_bench', 'dominance',
-           'interactions', 'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer',
-           'with_detectable', 'exploratory', 'with_primary', 'with_wrong', 'judge_results', 'verdict_table',
-           'conditions_of', 'searched_trials', 'search_of', 'read_conditions', 'judge_claims', 'verdicts_of']
+           'small_gains', 'builder', 'dpo_matches', 'exploratory', 'with_primary', 'stricter', 'some_cell_matches',
+           'same_study', 'existence', 'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement',
+           'over_recipes', 'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds',
+           'machine_alone', 'same_examples', 'judge_time', 'judge_times', 'times_compared', 'lora_saves_no_time',
+           'machine_of', 'bench_files', 'turns_in_file', 'bench_times', 'bench_ratios', 'judge_bench', 'with_bench',
+           'dominance', 'interactions', 'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats',
+           'parts_of', 'answer', 'with_detectable', 'with_wrong', 'judge_results', 'verdict_table', 'conditions_of',
+           'searched_trials', 'search_of', 'read_conditions', 'judge_claims', 'verdicts_of']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -1019,6 +1019,26 @@ def dpo_matches(
                            above=-evidence.margin, below=0.)
     return [after_gates(one, gates)]
 
+# %% ../nbs/14_claims.ipynb #8546864e
+def exploratory(
+    one: Verdict,
+    why: str,  # a phrase
+) -> Verdict:
+    "The verdict, marked as exploratory."
+    return dataclasses.replace(one, exploratory=True, notes=(*one.notes, f"Exploratory: {why}."))
+
+# %% ../nbs/14_claims.ipynb #86d475a8
+def with_primary(
+    one: Verdict,
+    part: str,         # of the study
+    margins: Margins,  # set beforehand
+) -> Verdict:
+    "The verdict, marked as exploratory where its part was not named beforehand."
+    if not part or set(part.split(", ")) <= set(margins.primary.split(", ")): return one
+    named = f"the part named beforehand is {margins.primary}"
+    if not margins.primary: named = "no part was named beforehand (`primary` in margins.yaml)"
+    return exploratory(one, named)
+
 # %% ../nbs/14_claims.ipynb #45dcef50
 def stricter(
     one: Verdict,      # C2 of one cell
@@ -1027,7 +1047,7 @@ def stricter(
 ) -> Verdict:
     "The verdict at a level corrected for the number of cells."
     if cells < 2 or not one.effects or one.verdict == "not asked":
-        return dataclasses.replace(one, exploratory=cells > 1)
+        return dataclasses.replace(one, exploratory=one.exploratory or cells > 1)
     (name, effect), *_ = one.effects
     level = corrected_level(margins.level, cells)
     notes = tuple(note for note in one.notes if note not in effect.notes)
@@ -1059,8 +1079,9 @@ def some_cell_matches(
     if said == "refuted" and not all_lost:
         said, decides = "undecided", MORE_TUNINGS
         why = f"{why}; every cell that was tried loses, but not all tunings were"
+    notes = tuple(note for note in best.notes if not note.startswith("Exploratory"))
     return dataclasses.replace(
-        best, verdict=said, part="some cell", where="", exploratory=False, decides=decides,
+        best, verdict=said, part="some cell", where="", exploratory=False, decides=decides, notes=notes,
         question="Is there a tuning and a beta with which DPO alone matches SFT?",
         why=f"{why}. Best: {best.where}: {best.why}")
 
@@ -1085,7 +1106,8 @@ def existence(
         plain = [one for one in judged if same_study(one) == key]
         number = sum(one.verdict != "not asked" for one in plain)
         cells = [stricter(one, number, margins) for one in plain]
-        others += [*cells, dataclasses.replace(some_cell_matches(cells, plain), where=key[1])]
+        together = dataclasses.replace(some_cell_matches(cells, plain), where=key[1])
+        others += [*cells, with_primary(together, key[1], margins)]
     return others
 
 # %% ../nbs/14_claims.ipynb #06803d6f
@@ -1834,7 +1856,8 @@ def _parts_by_value(runs: pd.DataFrame, varied: list[str]) -> dict[str, set]:
     for values in product(*(shapes[name].dropna().unique() for name in varied)) if varied else ():
         fit = (shapes.isna() | (shapes == list(values))).all(axis=1)
         if not shapes[fit].notna().any(axis=None): continue
-        name = ", ".join(f"{name} = {value}" for name, value in zip(varied, values))
+        whole = [int(one) if isinstance(one, float) and one.is_integer() else one for one in values]
+        name = ", ".join(f"{name} = {value}" for name, value in zip(varied, whole))
         parts[name] = set(runs.loc[fit, "run"])
     return parts
 
@@ -1885,26 +1908,6 @@ def with_detectable(
     note = (f"A true difference of {factor * size:.2g} {word} would have been found in 8 of 10 "
             f"such studies (interval of this number: {factor * low:.2g} to {factor * high:.2g}).")
     return dataclasses.replace(one, detectable=(size, low, high), notes=(*one.notes, note))
-
-# %% ../nbs/14_claims.ipynb #8546864e
-def exploratory(
-    one: Verdict,
-    why: str,  # a phrase
-) -> Verdict:
-    "The verdict, marked as exploratory."
-    return dataclasses.replace(one, exploratory=True, notes=(*one.notes, f"Exploratory: {why}."))
-
-# %% ../nbs/14_claims.ipynb #86d475a8
-def with_primary(
-    one: Verdict,
-    part: str,         # of the study
-    margins: Margins,  # set beforehand
-) -> Verdict:
-    "The verdict, marked as exploratory where its part was not named beforehand."
-    if not part or one.part == "some cell" or part == margins.primary: return one
-    named = f"the part named beforehand is {margins.primary}"
-    if not margins.primary: named = "no part was named beforehand (`primary` in margins.yaml)"
-    return exploratory(one, named)
 
 # %% ../nbs/14_claims.ipynb #d3a44ad1
 def with_wrong(
@@ -2093,9 +2096,11 @@ def judge_claims(
 def verdicts_of(
     folders: list[Path],  # of studies
     claims: list[str],    # which of `CLAIMS`
+    exploratory: bool = True,  # also what was not named beforehand
 ) -> pd.DataFrame:        # study, claim, part, where, verdict, why
     "What each study says of some claims."
     tables = [verdict_table(judge_claims(folder, claims=claims)).assign(study=Path(folder).name)
               for folder in folders]
-    columns = ["study", "claim", "part", "where", "verdict", "why"]
-    return pd.concat(tables)[columns].reset_index(drop=True)
+    found = pd.concat(tables)
+    if not exploratory: found = found[~found["exploratory"].astype(bool)]
+    return found[["study", "claim", "part", "where", "verdict", "why"]].reset_index(drop=True)

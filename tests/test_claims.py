@@ -510,6 +510,16 @@ def test_only_what_was_named_beforehand_decides():
         assert "Exploratory" in found["sft, train_size = 500"].notes[-1]
 
 
+def test_a_size_that_is_read_as_a_float_is_the_one_that_was_named_beforehand():
+    "A base model has no size, which makes the column one of floats; what is named stands above C2's verdict over all cells too."
+    results, examples = study({("sft", "full"): 3, ("sft", "lora"): 3, ("dpo", "full"): 3, ("dpo", "lora"): 3})
+    more = [table.assign(run=table.run + "b") for table in (results, examples)]
+    frames = pd.concat([results.assign(train_size=500.), more[0].assign(train_size=2000.)], ignore_index=True), pd.concat([examples, more[1]], ignore_index=True)
+    for name, part in (("C3", ""), ("C2", "some cell")):
+        found = [one for one in judge_results(*frames, Margins(primary="train_size = 2000"), [name], ("train_size",)) if one.part == part]
+        assert {(one.where.endswith("train_size = 2000"), one.exploratory) for one in found} == {(True, False), (False, True)}
+
+
 def test_two_swept_fields_leave_no_cell_out():
     used = {("sft", "full"): (), ("sft", "lora"): ("lora.rank",), ("dpo", "full"): ("dpo.beta",), ("dpo", "lora"): ("dpo.beta", "lora.rank")}
     values = {"dpo.beta": (0.1, 0.2), "lora.rank": (8, 16)}
@@ -517,7 +527,7 @@ def test_two_swept_fields_leave_no_cell_out():
              for (recipe, tuning), names in used.items() for combined in itertools.product(*(values[name] for name in names)) for given in [dict(zip(names, combined))]]
     parts = parts_of(pd.DataFrame(lines), tuple(values))
     assert len(lines) == 9 and len(parts) == 4 and all(len(part) == 4 for part in parts.values())
-    assert parts["dpo.beta = 0.2, lora.rank = 8.0"] == {"sft full {}", "sft lora {'lora.rank': 8}", "dpo full {'dpo.beta': 0.2}", "dpo lora {'dpo.beta': 0.2, 'lora.rank': 8}"}
+    assert parts["dpo.beta = 0.2, lora.rank = 8"] == {"sft full {}", "sft lora {'lora.rank': 8}", "dpo full {'dpo.beta': 0.2}", "dpo lora {'dpo.beta': 0.2, 'lora.rank': 8}"}
 
 
 def test_a_claim_of_ones_own():
