@@ -2079,13 +2079,19 @@ def judge_claims(
     claims: list[str] | None = None,  # which of `CLAIMS`; default: all
     judged: str = "",                 # name of a further set that judges; default: the study's own rows
     speed: list[str | Path] | None = None,  # files of `sftdpo bench`; default: those in the folder or beside it
+    exploratory_too: bool = True,     # also what was not named beforehand
 ) -> list[Verdict]:
     "Ask the claims of a study's folder; on a further set all verdicts are exploratory."
     results = read_results(folder, judged)
     if results.empty: return []  # no run is finished
     results, swept = read_conditions(folder, results)
     margins = read_margins(folder) if margins is None else margins
-    found = judge_results(results, read_examples(folder, judged=judged), margins, claims, swept)
+    if not exploratory_too:
+        runs = parts_of(results, swept).get(margins.primary, set(results["run"]))
+        results = results[results["run"].isin(runs)]
+    examples = read_examples(folder, list(results["run"].unique()), judged=judged)
+    found = judge_results(results, examples, margins, claims, swept)
+    if not exploratory_too: found = [one for one in found if not one.exploratory]
     if claims is None or "C4" in claims:
         files = bench_files(folder) if speed is None else list(map(Path, speed))
         found = with_bench(found, results, files, margins)
@@ -2096,11 +2102,10 @@ def judge_claims(
 def verdicts_of(
     folders: list[Path],  # of studies
     claims: list[str],    # which of `CLAIMS`
-    exploratory: bool = True,  # also what was not named beforehand
+    exploratory_too: bool = True,  # also what was not named beforehand
 ) -> pd.DataFrame:        # study, claim, part, where, verdict, why
     "What each study says of some claims."
-    tables = [verdict_table(judge_claims(folder, claims=claims)).assign(study=Path(folder).name)
-              for folder in folders]
-    found = pd.concat(tables)
-    if not exploratory: found = found[~found["exploratory"].astype(bool)]
-    return found[["study", "claim", "part", "where", "verdict", "why"]].reset_index(drop=True)
+    tables = [verdict_table(judge_claims(folder, claims=claims, exploratory_too=exploratory_too))
+              .assign(study=Path(folder).name) for folder in folders]
+    columns = ["study", "claim", "part", "where", "verdict", "why"]
+    return pd.concat(tables)[columns].reset_index(drop=True)

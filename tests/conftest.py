@@ -14,7 +14,7 @@ import torch
 from tiny import tiny_model, tiny_tokenizer
 from tyro import _docstrings
 
-# Files whose tests take longest, or wait: they come first, so that no worker is left with one of them in the end.
+# Files whose tests take longest, or wait: each worker begins with some of them, so that none is left with one in the end.
 LONGEST = ("test_playground", "test_ray", "test_survival", "test_two_processes", "test_bard", "test_trust", "test_bench", "test_accidents")
 root, collect = Path(__file__).resolve().parent.parent, gc.collect
 
@@ -27,9 +27,18 @@ def pytest_configure(config):
     if known := getattr(_docstrings, "_ClassTokenization", None): known.make = staticmethod(functools.cache(known.make))
 
 
+def longest_first(items, workers):
+    "The items in as many equal parts as there are workers, as pytest-xdist deals them, each of which begins with some of the longest files."
+    part = -(-len(items) // workers)
+    parts = [[item for item in items if item.path.stem in LONGEST[k::workers]] for k in range(workers)]
+    rest = [item for item in items if item.path.stem not in LONGEST]
+    for some in parts: some += [rest.pop(0) for _ in range(min(len(rest), max(0, part - len(some))))]
+    return [item for some in parts for item in some] + rest
+
+
 def pytest_collection_modifyitems(config, items):
     "Begin with what takes longest; skip what this machine, or this call of pytest, cannot or should not run."
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    items[:] = longest_first(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
     reasons = {}
     if not torch.cuda.is_available():
         reasons["cuda"] = "there is no NVIDIA GPU here"

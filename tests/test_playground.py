@@ -712,6 +712,7 @@ def browser(tmp_path):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     found.set_page_load_timeout(PATIENCE)
+    found.command_executor.client_config.timeout = PATIENCE + 60  # Voilà sends the page's end when the notebook has run; Selenium itself would give up after two minutes
     yield found
     found.quit()
 
