@@ -2086,10 +2086,9 @@ def judge_claims(
     if results.empty: return []  # no run is finished
     results, swept = read_conditions(folder, results)
     margins = read_margins(folder) if margins is None else margins
-    if not exploratory_too:
-        runs = parts_of(results, swept).get(margins.primary, set(results["run"]))
-        results = results[results["run"].isin(runs)]
-    examples = read_examples(folder, list(results["run"].unique()), judged=judged)
+    named = None if exploratory_too else parts_of(results, swept).get(margins.primary)
+    if named: results = results[results["run"].isin(named)]
+    examples = read_examples(folder, named and sorted(named), judged=judged)
     found = judge_results(results, examples, margins, claims, swept)
     if not exploratory_too: found = [one for one in found if not one.exploratory]
     if claims is None or "C4" in claims:
