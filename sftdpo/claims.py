@@ -175,8 +175,11 @@ def cell_values(
 ) -> pd.DataFrame:  # seed, id, value; the base model has no seed; empty where the cell was not run
     "The numbers of one cell."
     column, is_base = column or task_named(task).primary.column, cell[0] == "base"
-    rows = examples[(examples["task"] == task) & (examples["recipe"] == cell[0])]
-    if not is_base: rows = _without_collapsed(rows[rows["tuning"] == cell[1]])
+    mine = (examples["task"] == task) & (examples["recipe"] == cell[0])
+    if not is_base: mine &= examples["tuning"] == cell[1]
+    names = dict.fromkeys(("run", "seed", "fold", "id", "collapsed", column))
+    rows = examples.loc[mine, [name for name in names if name in examples]]
+    if not is_base: rows = _without_collapsed(rows)
     if rows.empty or column not in rows: table = pd.DataFrame({"seed": [], "id": [], "value": []})
     else:
         table = observations(rows.assign(value=rows[column].astype(float)).reset_index(drop=True))
@@ -384,6 +387,13 @@ class Evidence:
         return self.kept[cell]
 
     @cached_property
+    def cells(self) -> set[tuple[str, str]]:
+        "Recipe and tuning of the cells that were judged."
+        if self.record.primary.column not in self.examples: return set()
+        names = self.examples.loc[self.examples["task"] == self.task, ["recipe", "tuning"]]
+        return set(names.drop_duplicates().itertuples(index=False, name=None))
+
+    @cached_property
     def runs_by_cell(self) -> dict[tuple[str, str], pd.DataFrame]:
         "One line of the results per run, by recipe and tuning."
         rows = self.results[self.results["task"] == self.task].drop_duplicates("run")
@@ -395,7 +405,7 @@ class Evidence:
 
     def lacking(self, cells: list) -> list[str]:
         "The names of cells that were not run."
-        return [name_of(cell) for cell in cells if self.values(cell).empty]
+        return [name_of(cell) for cell in cells if cell not in self.cells]
 
     def choice(self, weights: dict) -> tuple[float, float]:
         "The error of choosing of a weighted sum of cells, and its degrees of freedom."

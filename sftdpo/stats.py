@@ -33,14 +33,18 @@ def _refuse_other_columns(values: pd.DataFrame, what: str):
 # %% ../nbs/13_stats.ipynb #afe3c216
 def _refuse_gaps(table: pd.DataFrame, what: str):
     "Raise if a value is not finite."
-    for bad in table[~np.isfinite(table["value"])].itertuples():
+    finite = np.isfinite(table["value"].to_numpy())
+    if finite.all(): return
+    for bad in table[~finite].itertuples():
         raise ValueError(f"{what}: seed {bad.seed}, example {bad.id} has the value {bad.value}: "
                          "leave out what could not be judged, in every cell alike.")
 
 # %% ../nbs/13_stats.ipynb #4b2a2fcb
 def _refuse_repeats(table: pd.DataFrame, what: str):
     "Raise if a seed has an example twice."
-    for twice in table[table.duplicated([name for name in table if name != "value"])].itertuples():
+    repeated = table.duplicated([name for name in table if name != "value"])
+    if not repeated.any(): return
+    for twice in table[repeated].itertuples():
         raise ValueError(f"{what}: seed {twice.seed} has example {twice.id} twice: "
                          "average an example's samples first, and pass one cell at a time.")
 
