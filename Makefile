@@ -3,20 +3,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(abspath $(VENV))/bin
 WORKERS ?= 2
+NOTEBOOK_WORKERS ?= $(WORKERS)
 
 # One thread for each worker: two two-thread jobs on two cores slow each other several-fold.
 TEST_ENVIRONMENT = PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 # Modules are compiled when they are first imported: most of them never are.
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-# Two steps, as pip asks for a hash of everything or of nothing: what has one in hashes/, then PyTorch and this folder, which have none.
-install = $(PIP_INSTALL) --no-deps --require-hashes -r hashes/$(1).txt && $(PIP_INSTALL) --no-build-isolation -c constraints.txt -e $(2)
+# First what has a hash in hashes/, in three shares side by side, as one pip takes one core; then PyTorch and this folder, which have none: pip asks for a hash of everything or of nothing.
+install = seq 0 2 | xargs -P 3 -I @ sh -c 'grep -hv "^-r" $(1:%=hashes/%.txt) | awk "/^[a-z]/ {n++} n % 3 == @" | $(PIP_INSTALL) --no-deps --require-hashes -r /dev/stdin' && $(PIP_INSTALL) --no-build-isolation -c constraints.txt -e $(2)
 
-.PHONY: help quickstart playground test smoke check export docs readme wheel clean
+.PHONY: help quickstart playground test notebooks pytest smoke check export docs readme wheel clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
-	@echo "  Variables: PYTHON (now $(PYTHON)), VENV (now $(VENV)), WORKERS (now $(WORKERS))."
+	@echo "  Variables: PYTHON (now $(PYTHON)), VENV (now $(VENV)), WORKERS (now $(WORKERS)), NOTEBOOK_WORKERS (now $(NOTEBOOK_WORKERS))."
 
 quickstart: $(VENV)/installed ## set up, then compare the six cells on a small task with the embedded backbone
 	$(BIN)/sftdpo quickstart
@@ -24,8 +25,12 @@ quickstart: $(VENV)/installed ## set up, then compare the six cells on a small t
 playground: $(VENV)/installed-playground ## set up, then serve the form for a study as a page: open the link that it prints
 	$(BIN)/voila nbs/study/playground.ipynb
 
-test: $(VENV)/installed-dev check ## set up, then run every test: in step, notebooks, pytest
-	$(TEST_ENVIRONMENT) python tools/notebooks.py --workers $(WORKERS)
+test: check notebooks pytest ## set up, then run every test: in step, notebooks, pytest
+
+notebooks: $(VENV)/installed-dev ## run every notebook
+	$(TEST_ENVIRONMENT) python tools/notebooks.py --workers $(NOTEBOOK_WORKERS)
+
+pytest: $(VENV)/installed-dev ## run the tests of the package and of the tools
 	$(TEST_ENVIRONMENT) python -m pytest -n $$(($(WORKERS) + 1)) --dist worksteal  # one more: some wait for a browser or for processes
 
 smoke: $(VENV)/installed-dev ## a few tests of each kind, for a further version of Python
@@ -67,10 +72,10 @@ $(VENV)/installed: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt
 
 $(VENV)/installed-playground: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its page needs into $(VENV) (some minutes the first time) ..."
-	$(call install,playground,'.[playground]')
+	$(call install,base playground,'.[playground]')
 	@touch $(VENV)/installed $@
 
 $(VENV)/installed-dev: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its development needs into $(VENV) (some minutes the first time) ..."
-	$(call install,dev,'.[dev]')
+	$(call install,base playground dev,'.[dev]')
 	@touch $(VENV)/installed $(VENV)/installed-playground $@

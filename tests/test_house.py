@@ -113,7 +113,13 @@ def test_make_installs_what_has_hashes_first(target, level, repository):
     if not shutil.which("make"): pytest.skip("there is no make")
     said = subprocess.run(["make", "-n", "VENV=nowhere", f"nowhere/{target}"], cwd=repository, check=True, capture_output=True, text=True).stdout
     first, second = re.findall(r"-m pip install ([^&\n]+)", said)
-    assert f"--no-deps --require-hashes -r hashes/{level}.txt" in first and "--no-build-isolation -c constraints.txt -e " in second
+    assert "--no-deps --require-hashes" in first and "--no-build-isolation -c constraints.txt -e " in second
+    command = re.search(r"grep[^|]+\| awk [^|]+", said).group()
+    shares = [subprocess.run(["sh", "-c", command.replace("@", str(share))], cwd=repository, check=True, capture_output=True, text=True).stdout for share in range(3)]
+    levels = ("base", "playground", "dev")
+    lists = [(repository / "hashes" / f"{below}.txt").read_text(encoding="utf-8") for below in levels[:levels.index(level) + 1]]
+    def packages(texts): return sorted(line for line in "".join(texts).splitlines() if line[0] not in "#-")
+    assert packages(shares) == packages(lists) and "seq 0 2" in said
 
 
 def test_versions_with_known_faults_are_not_allowed(settings):

@@ -1,11 +1,11 @@
 """Build the site into _docs, with Quarto where it is installed and with smalldocs where it is not. A warning stops it."""
 import fnmatch
 import html
-import os
 import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import nbdev.serve
@@ -17,6 +17,9 @@ from nbdev.doclinks import NbdevLookup
 from nbdev.quarto import refresh_quarto_yml
 from objections import mend, objections
 from pages import Pages
+
+import sftdpo.page.live  # noqa: F401  (what is imported here is imported once, not once in each process)
+import sftdpo.study  # noqa: F401
 
 CHAPTERS = {  # the reading order: each notebook belongs to the first chapter with a pattern that its path matches
     "Start here": ["index", "study/own_data", "study/playground"],
@@ -182,11 +185,12 @@ def llms_text(
 
 
 if __name__ == "__main__":
-    os.environ["PYTHONWARNINGS"] = "error:Found cells containing imports"  # nbdev would run their other lines as well
+    warnings.filterwarnings("error", "Found cells containing imports")  # nbdev would run their other lines as well
     config = get_config()
     refresh_quarto_yml()
     (config.nbs_path / "sidebar.yml").write_text(yaml.safe_dump(sidebar(notebooks(config.nbs_path)), sort_keys=False), encoding="utf-8")
     nbdev.serve.FilterDefaults = Pages
+    nbdev.serve.IN_NOTEBOOK = True  # processes that are forked, and so have the libraries and the filter
     project = nbdev.serve.proc_nbs(force=True)
     finish(project, config)
     (quarto if shutil.which("quarto") else smalldocs)(project)

@@ -17,4 +17,4 @@ if __name__ == "__main__":
     words = parser.parse_args()
     os.fsync = lambda handle: None
     gc.collect = functools.wraps(gc.collect)(lambda generation=1, collect=gc.collect: collect(generation))
-    nbdev_test(n_workers=words.workers, timing=True, do_print=True)
+    nbdev_test(n_workers=words.workers, timing=True)

@@ -1,6 +1,4 @@
-"""What `show_doc` makes of a function or a class on the site: a table from the comments beside its parameters.
-
-A module of its own, since the processes that nbdev starts import it."""
+"""What `show_doc` makes of a function or a class on the site: a table from the comments beside its parameters."""
 import dataclasses
 import functools
 import html
@@ -83,5 +81,5 @@ def documented(
 class Pages(FilterDefaults):
     "nbdev's processing of a notebook, with tables in its documentation."
     def __call__(self, notebook):
-        BasicMarkdownRenderer._repr_markdown_ = documented
+        BasicMarkdownRenderer._repr_markdown_ = functools.lru_cache(maxsize=1)(documented)  # it is asked for twice
         return super().__call__(notebook)
