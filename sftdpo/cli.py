@@ -220,9 +220,11 @@ class Quickstart:
     out: Path = Path("runs/quickstart")  # folder for results
 
     def __call__(self):
+        from sftdpo.engine.work import cores
         from sftdpo.study import compare
         from sftdpo.tables import next_steps, print_tables
-        results = compare(QUICKSTART, self.out, execution=Execution(retry_failed=True))
+        execution = Execution(retry_failed=True, workers=min(4, cores()))
+        results = compare(QUICKSTART, self.out, execution=execution)
         print_tables(results, self.out)
         if len(results): print(next_steps(results, self.out))
         if StudyFolder(self.out).failed(): sys.exit(1)

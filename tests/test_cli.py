@@ -11,6 +11,7 @@ import pytest
 
 from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, parse
 from sftdpo.config import Execution
+from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
 
 
@@ -180,7 +181,7 @@ def test_a_quickstart_that_fails_says_so_and_tries_again(tmp_path, monkeypatch):
     monkeypatch.setattr("sftdpo.study.compare", compare)
     monkeypatch.setattr("sftdpo.tables.print_tables", lambda results, folder: None)
     with pytest.raises(SystemExit) as end: main(["quickstart", "--out", str(tmp_path)])
-    assert end.value.code == 1 and given == [Execution(retry_failed=True)]
+    assert end.value.code == 1 and given == [Execution(retry_failed=True, workers=min(4, cores()))]
 
 
 def test_a_format_that_cannot_be_written_is_told_before_anything_is_judged(monkeypatch, capsys):

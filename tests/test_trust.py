@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from tiny import tiny_model
 
+import sftdpo.engine.work
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.engine.export import paraphrase_submission, sonnet_submission, write_pairs, write_predictions
@@ -149,17 +150,23 @@ def test_what_the_page_writes_beside_the_folder_is_its_own(study, foreign, tmp_p
 
 # a parent that is killed
 
-def test_a_worker_ends_with_its_parent(study, tmp_path):
-    "The parent is killed as soon as its worker is begun, long before the worker has loaded its libraries."
-    begin, told = subprocess.Popen, tmp_path / "worker"
+@pytest.mark.parametrize("route", ["forked", "told"])
+def test_a_worker_ends_with_its_parent(route, study, tmp_path, monkeypatch):
+    "The parent is killed as soon as its worker is begun, long before one that imports the libraries has them."
+    monkeypatch.setattr(sftdpo.engine.work, "cores", lambda: dict(forked=2, told=4)[route])
+    begin, start, told = subprocess.Popen, fork.Process.start, tmp_path / "worker"
+    def begun(process):
+        told.write_text(str(process.pid))
+        os.kill(os.getpid(), signal.SIGKILL)
     class Begun(begin):
         def __init__(self, words, **how):
             super().__init__(words, **how)
-            if "sftdpo.engine.work" not in str(words): return
-            told.write_text(str(self.pid))
-            os.kill(os.getpid(), signal.SIGKILL)
+            if "sftdpo.engine.work" in str(words): begun(self)
+    def started(process):
+        start(process)
+        begun(process)
     def command():
-        subprocess.Popen = Begun
+        subprocess.Popen, fork.Process.start = Begun, started
         main([*study[0][:-1], str(tmp_path / "study"), "--workers", "2"])
     parent = fork.Process(target=command)
     parent.start()
