@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_ROWS', 'LEAST_OF_LABEL', 'FAR', 'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'way_of', 'with_rate',
-           'ways_to_try', 'Ways', 'finish_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
+           'ways_to_try', 'threads', 'Ways', 'finish_ways', 'Trials', 'Recommendation', 'compared', 'reached_without',
            'reason_to_decline', 'against_baselines', 'how_sure', 'sentences_on', 'hour_more', 'train_on_all',
            'rows_of_file', 'concluded', 'recommend']
 
@@ -13,11 +13,14 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 # %% ../nbs/15_recommend.ipynb #7ca086e9
 from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
@@ -29,6 +32,7 @@ from .engine.safe_files import remove, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
 from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
+from .engine.work import cores, forkable
 from .model import load_backbone, save_policy
 from .reading.check import check_file, mended
 from .reading.examples import counted
@@ -156,11 +160,22 @@ def ways_to_try(
     for rate in (1 / 9, 9):
         for run in cells: yield new(with_rate(run, run.recipe, rate))
 
+# %% ../nbs/15_recommend.ipynb #a7c31d04
+@contextmanager
+def threads(number: int | None):
+    "In this context, PyTorch works with so many threads; None: with as many as before."
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try: yield
+    finally: torch.set_num_threads(before)
+
 # %% ../nbs/15_recommend.ipynb #af2bf377
 class Ways:
     "Ways to train that were tried on each fold, what they reached, and what they take."
     def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
         self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
+        self.workers = min(2 * folds, cores())
+        if not forkable(self.workers): self.workers = 1
         self.runs, self.tables, self.left_out, self.times = {}, {}, [], known_times(folder)
 
     def in_folds(self, run: Run) -> list[Run]:
@@ -168,15 +183,18 @@ class Ways:
         return [run.replace(folds=self.folds, fold=fold, seed=seed_in_fold(0, fold))
                 for fold in range(1, self.folds + 1)]
 
-    def seconds(self, run: Run) -> float:
-        "Seconds that a way still needs, the final training on all rows included."
-        nodes = [node for node in stage_tree(self.in_folds(run), self.inputs)
-                 if not self.folder.closed(node)]
-        calibrate(nodes, self.times, lambda words: None, self.folder.calibration)
+    def seconds(self, *runs: Run) -> float:
+        "Seconds that ways still need side by side, the longest final training on all rows included."
+        nodes = [node for node in stage_tree([one for run in runs for one in self.in_folds(run)],
+                                             self.inputs) if not self.folder.closed(node)]
+        with threads(1 if self.workers > 1 else None):
+            calibrate(nodes, self.times, lambda words: None, self.folder.calibration)
         parts = [self.times.whole(node) for node in nodes]
-        last = sum(self.times.whole(node, judging=False)
-                   for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage)
-        return sum(parts) + last * self.folds / (self.folds - 1)
+        last = max(sum(self.times.whole(node, judging=False)
+                       for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage)
+                   for run in runs)
+        side_by_side = min(self.workers, self.folds * len(runs))
+        return sum(parts) / side_by_side + last * self.folds / (self.folds - 1)
 
     def drop_weights(self, keep: bool = True):
         "Delete stages' weights, except those of each tuning's best SFT: DPO may start from them."
@@ -198,21 +216,22 @@ class Ways:
     def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
 
 # %% ../nbs/15_recommend.ipynb #6b10f50b
-def finish_way(
+def finish_ways(
     folder: StudyFolder,  # for the runs
     inputs: Inputs,       # of the file
-    runs: list[Run],      # of one way, one per fold
-    way: str,             # from `way_of`
+    ways: dict[str, list[Run]],  # by `way_of`: runs, one per fold
+    workers: int,         # processes
     say,                  # reports what is wrong with the list of planned runs
-) -> bool:                # are all of them finished?
-    "Train and judge one way in every fold, the base model with it."
-    planned = [(one.base, "") for one in runs] + [(one, way) for one in runs]
+):
+    "Train and judge ways in every fold, the base model with them."
+    runs = [one for some in ways.values() for one in some]
+    planned = ([(one.base, "") for one in runs]
+               + [(one, way) for way, some in ways.items() for one in some])
     write_planned_runs(folder, pd.DataFrame(
         [dict(run=inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words)
          for one, words in planned]), say)
-    carry_out(folder, stage_tree(runs, inputs), inputs, "stages", Execution(retry_failed=True),
-              False, lambda words: None)
-    return all(folder.run(inputs.of(one).name).finished for one in runs)
+    carry_out(folder, stage_tree(runs, inputs), inputs, "stages",
+              Execution(retry_failed=True, workers=workers), False, lambda words: None)
 
 # %% ../nbs/15_recommend.ipynb #8a8f1d3b
 class Trials(Ways):
@@ -222,29 +241,41 @@ class Trials(Ways):
         super().__init__(folder, inputs, metric, folds)
         self.deadline, self.say = deadline, say
 
-    def attempt(self, run: Run) -> bool:
-        "Try a way if there is time for it; say whether there is a result."
-        way, takes, left = way_of(run), self.seconds(run), self.deadline - time.monotonic()
-        if way in self.tables: return True
-        if takes > left:
-            self.left_out.append(way)
-            if not self.tables:
-                self.say(f"{way} would take {time_in_words(takes)}, and "
-                         f"{time_in_words(max(left, 0))} are left")
-            return False
-        self.say(f"{way} · {time_in_words(takes)} of {time_in_words(left)}")
-        runs = self.in_folds(run)
-        if not finish_way(self.folder, self.inputs, runs, way, self.say):
+    def attempt(self, *runs: Run):
+        "Try ways side by side if there is time for all of them, otherwise each that there is time for."
+        new = {way_of(run): run for run in runs if way_of(run) not in self.tables}
+        if not new: return
+        takes, left = self.seconds(*new.values()), self.deadline - time.monotonic()
+        if takes > left and len(new) > 1:
+            for run in new.values(): self.attempt(run)
+        elif takes > left: self.leave_out(*new, takes, left)
+        else:
+            self.say(f"{' · '.join(new)} · {time_in_words(takes)} of {time_in_words(left)}")
+            folds = {way: self.in_folds(run) for way, run in new.items()}
+            finish_ways(self.folder, self.inputs, folds, self.workers, self.say)
+            self.times.read(self.folder)
+            for way, run in new.items(): self.take_in(way, run, folds[way])
+            self.drop_weights()
+
+    def leave_out(self, way: str, takes: float, left: float):
+        "Note a way for which there is no time."
+        self.left_out.append(way)
+        if not self.tables:
+            self.say(f"{way} would take {time_in_words(takes)}, and "
+                     f"{time_in_words(max(left, 0))} are left")
+
+    def take_in(self, way: str, run: Run, folds: list[Run]):
+        "Note what a way reached in each fold, or that it failed."
+        names = [self.inputs.of(one).name for one in folds]
+        if not all(self.folder.run(name).finished for name in names):
             self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
-            return False
-        self.times.read(self.folder)
-        column = self.metric.column
-        table = read_examples(self.folder, [self.inputs.of(one).name for one in runs])
+            return
+        table = read_examples(self.folder, names)
         self.tables[way], self.runs[way] = table.assign(
-            way=way, value=table[column].astype(float))[["way", "fold", "seed", "id", "value"]], run
-        self.say(f"    {format_metric(self.score(run), self.metric)}")
-        self.drop_weights()
-        return True
+            way=way, value=table[self.metric.column].astype(float)
+        )[["way", "fold", "seed", "id", "value"]], run
+        self.say(f"    {way}: {format_metric(self.score(run), self.metric)}")
+
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
 @dataclass(frozen=True)
@@ -480,8 +511,9 @@ def recommend(
     start = Run(task=task, backbone=backbone, data=str(data), reading=reading,
                 sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
-    for run in ways_to_try(start, round(len(pool_of(loaded)) * (1 - 1 / folds)), trials.score):
-        trials.attempt(run)
+    rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
+    ways = iter(ways_to_try(start, rows, trials.score))
+    while some := list(islice(ways, 2 if trials.workers > 1 else 1)): trials.attempt(*some)
     trials.drop_weights(keep=False)
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))

@@ -103,10 +103,14 @@ def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick,
     import sftdpo.engine.work
     moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(60))
     (tmp_path / "moods.csv").write_text("text,label\n" + moods)
-    trained, finish = [], sftdpo.engine.work.finish_stage
-    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda folder, *rest, **more: trained.append(folder.path.name) or finish(folder, *rest, **more))
+    log, finish = tmp_path / "log", sftdpo.engine.work.finish_stage
+    def noted(folder, *rest, **more):
+        with log.open("a") as file: file.write(f"{folder.path.name}\n")  # also from another process
+        return finish(folder, *rest, **more)
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", noted)
     monkeypatch.setattr("sftdpo.recommend.ways_to_try", lambda *rest: [run for i, run in zip(range(6), ways_to_try(*rest)) if run.tuning == "full"])
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=5, backbone=str(backbone), say=lambda words: None)
+    trained = log.read_text().split()
     assert len(trained) == len(set(trained)) == 9, "three folds of sft, of dpo, and of DPO after SFT"
     kept = [home.name for home in (tmp_path / "out" / "stages").iterdir() if (home / "policy").exists()]
     assert not kept

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORKER', 'PARENT_IS_GONE', 'finish_node', 'give_up_weights', 'is_full_disk', 'give_back_memory', 'attempt',
            'waiting_in_words', 'take_node', 'gc_frozen', 'work', 'stops_like_an_interrupt', 'work_as_one_of', 'worker',
-           'cores', 'running', 'ended', 'ended_at_last', 'forked_worker', 'forked', 'told', 'share_work']
+           'cores', 'forkable', 'running', 'ended', 'ended_at_last', 'forked_worker', 'forked', 'told', 'share_work']
 
 # %% ../../nbs/engine/08_work.ipynb #1cf19dab
 import contextlib
@@ -229,12 +229,15 @@ def work_as_one_of(
     threads: int,         # of this worker
     number: int,          # of this worker
     workers: int,         # how many there are
+    say=print,            # reports what begins, and what fails
 ):
     "A worker's share of the work."
     torch.set_num_threads(threads)
-    def say(words): print(f"worker {number}: {words}", flush=True)
+    def told(words):
+        say(f"worker {number}: {words}")
+        sys.stdout.flush()
     with stops_like_an_interrupt(), clean_output():
-        work(folder, nodes, weights, progress=False, workers=workers, say=say)
+        work(folder, nodes, weights, progress=False, workers=workers, say=told)
 
 # %% ../../nbs/engine/08_work.ipynb #82156acf
 def worker(
@@ -251,6 +254,10 @@ def cores() -> int:
     "How many cores this process may use."
     if hasattr(os, "sched_getaffinity"): return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+def forkable(workers: int) -> bool:
+    "May so many workers be forked, each with one thread of the processor?"
+    return cores() < 2 * workers and sys.platform == "linux" and not torch.cuda.device_count()
 
 # %% ../../nbs/engine/08_work.ipynb #b8a86ee7
 def running(process) -> bool:
@@ -277,25 +284,27 @@ def ended_at_last(processes: list):
 # %% ../../nbs/engine/08_work.ipynb #3f3041bb
 PARENT_IS_GONE = 1  # `prctl`: the signal to send then
 
-def forked_worker(parent: int, *share):
+def forked_worker(parent: int, say, *share):
     "What a forked worker does: its share of the work."
     ctypes.CDLL(None).prctl(PARENT_IS_GONE, signal.SIGKILL)
     if os.getppid() != parent: os._exit(1)  # it was gone before
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
                    "SFTDPO_WORKERS": str(share[-1])}
-    try: work_as_one_of(*share)
+    try: work_as_one_of(*share, say)
     except KeyboardInterrupt: sys.exit(1)
 
-@contextlib.contextmanager
-def forked(folder: StudyFolder, nodes: list[Node], weights: str, workers: int, threads: int):
+def forked(say=print):
     "Workers that begin as copies of this process."
     begin = multiprocessing.get_context("fork").Process
-    with ended_at_last([]) as processes:
-        for number in range(workers):
-            share = (folder, nodes, weights, threads, number, workers)
-            processes.append(begin(target=forked_worker, args=(os.getpid(), *share)))
-            processes[-1].start()
-        yield processes
+    @contextlib.contextmanager
+    def begun(folder: StudyFolder, nodes: list[Node], weights: str, workers: int, threads: int):
+        with ended_at_last([]) as processes:
+            for number in range(workers):
+                share = (folder, nodes, weights, threads, number, workers)
+                processes.append(begin(target=forked_worker, args=(os.getpid(), say, *share)))
+                processes[-1].start()
+            yield processes
+    return begun
 
 # %% ../../nbs/engine/08_work.ipynb #59ed3af9
 @contextlib.contextmanager
@@ -326,13 +335,11 @@ def share_work(
     nodes: list[Node],      # to finish
     weights: str,           # models to keep
     workers: int,           # processes
-    say=print,              # reports lost workers
+    say=print,              # reports lost workers; where workers are forked, also what they begin
 ):
     "Let several processes work on a folder until all is done."
-    threads = max(1, cores() // workers)
-    fork = threads == 1 and sys.platform == "linux" and not torch.cuda.device_count()
-    begun = forked if fork else told
-    with begun(folder, nodes, weights, workers, threads) as processes:
+    begun = forked(say) if forkable(workers) else told
+    with begun(folder, nodes, weights, workers, max(1, cores() // workers)) as processes:
         for number, process in enumerate(processes):
             if (code := ended(process)) < 0:
                 say(f"worker {number} was ended by signal {-code} (a machine out of "
