@@ -313,7 +313,6 @@ FINDINGS = [
     Setting("everything at 99.9 %", World(equal_cells(0.999)), "C3", "", "all recipes", ("not asked",), NEVER),
     Setting("sft-dpo loses 4 points to equal depth", World(equal_cells(sft=-0.04, sft_dpo=-0.04)), "C1", "small", "full",
             ("not asked", "undecided"), NEVER),
-    Setting("no gain at all", World(equal_cells()), "C1", "gains", "full", ("refuted", "undecided"), ("supported",)),
     Setting("DPO alone with three times the epochs", World(equal_cells(recipes=TWO), epochs={("dpo", "full"): 3, ("dpo", "lora"): 3}),
             "C2", "some cell", "", ("not asked",), NEVER),
 ]
