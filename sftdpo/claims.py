@@ -9,18 +9,19 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE'
            'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'NOT_SEARCHED', 'Margins', 'read_margins',
            'save_margins', 'Gate', 'Verdict', 'margin_of', 'name_of', 'cell_values', 'describe_estimate', 'plainly',
            'deciding', 'one_seed_decides_nothing', 'judge_difference', 'corrected_level', 'claim', 'not_asked',
-           'asked_of', 'tasks_of', 'tunings_of', 'combined_error', 'Evidence', 'baseline_values', 'in_words', 'reached',
-           'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth', 'rates', 'mark_collapsed', 'share_of',
-           'collapse', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables', 'controls_of', 'judge_gain',
-           'harm', 'judge_small', 'apart', 'small_everywhere', 'task_dependent', 'over_tasks', 'gains_of_dpo',
-           'small_gains', 'builder', 'dpo_matches', 'exploratory', 'with_primary', 'stricter', 'some_cell_matches',
-           'same_study', 'existence', 'dpo_alone', 'recipes_with_both', 'tuning_gates', 'judge_recipe', 'disagreement',
-           'over_recipes', 'tunings_compared', 'full_beats_lora', 'times_of', 'ratios_of', 'ratio_over_seeds',
-           'machine_alone', 'same_examples', 'judge_time', 'judge_times', 'times_compared', 'lora_saves_no_time',
-           'machine_of', 'bench_files', 'turns_in_file', 'bench_times', 'bench_ratios', 'judge_bench', 'with_bench',
-           'dominance', 'interactions', 'dominance_gates', 'effects_compared', 'tuning_dominates', 'caveats',
-           'parts_of', 'answer', 'with_detectable', 'with_wrong', 'judge_results', 'verdict_table', 'conditions_of',
-           'searched_trials', 'search_of', 'read_conditions', 'judge_claims', 'verdicts_of']
+           'asked_of', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'baseline_values',
+           'in_words', 'reached', 'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth', 'rates',
+           'mark_collapsed', 'share_of', 'collapse', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables',
+           'controls_of', 'judge_gain', 'harm', 'judge_small', 'apart', 'small_everywhere', 'task_dependent',
+           'over_tasks', 'gains_of_dpo', 'small_gains', 'builder', 'dpo_matches', 'exploratory', 'with_primary',
+           'stricter', 'some_cell_matches', 'same_study', 'existence', 'dpo_alone', 'recipes_with_both', 'tuning_gates',
+           'judge_recipe', 'disagreement', 'over_recipes', 'tunings_compared', 'full_beats_lora', 'times_of',
+           'ratios_of', 'ratio_over_seeds', 'machine_alone', 'same_examples', 'judge_time', 'judge_times',
+           'times_compared', 'lora_saves_no_time', 'machine_of', 'bench_files', 'turns_in_file', 'bench_times',
+           'bench_ratios', 'judge_bench', 'with_bench', 'dominance', 'interactions', 'dominance_gates',
+           'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong',
+           'judge_results', 'verdict_table', 'conditions_of', 'searched_trials', 'search_of', 'read_conditions',
+           'judge_claims', 'verdicts_of']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -360,7 +361,7 @@ def combined_error(
 
 # %% ../nbs/14_claims.ipynb #6b454026
 @dataclass(frozen=True)
-class Evidence:
+class JudgedTask:
     "Results and examples of one task, and the margins to judge them by."
     results: pd.DataFrame   # as `judge_claims` completes them
     examples: pd.DataFrame  # as `read_examples` gives them
@@ -407,6 +408,9 @@ class Evidence:
         "The names of cells that were not run."
         return [name_of(cell) for cell in cells if cell not in self.cells]
 
+# %% ../nbs/14_claims.ipynb #5f2ab9c1
+class Evidence(JudgedTask):
+    "What the cells of a task say of its claims: weighted sums with their intervals."
     def choice(self, weights: dict) -> tuple[float, float]:
         "The error of choosing of a weighted sum of cells, and its degrees of freedom."
         if "choice_error" not in self.results: return 0., 1.
