@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST_ROWS', 'LEAST_OF_LABEL', 'SMALL', 'FAR', 'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'way_of',
-           'with_rate', 'ways_to_try', 'side_by_side', 'threads', 'Ways', 'finish_ways', 'Trials', 'Recommendation',
+           'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'Ways', 'finish_ways', 'Trials', 'Recommendation',
            'compared', 'reached_without', 'reason_to_decline', 'against_baselines', 'how_sure', 'sentences_on',
            'hour_more', 'train_on_all', 'rows_of_file', 'concluded', 'recommend']
 
@@ -163,7 +163,7 @@ def ways_to_try(
 # %% ../nbs/15_recommend.ipynb #c90be7d2
 SMALL = 100e6  # bytes of weights: a larger model gains from threads, and several of it may not fit
 
-def side_by_side(
+def runs_at_once(
     inputs: Inputs,  # of the file
     backbone: str,   # the model to start from
     most: int,       # how many runs there are
@@ -525,7 +525,7 @@ def recommend(
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
     ways = iter(ways_to_try(start, rows, trials.score))
-    trials.workers = side_by_side(inputs, backbone, 2 * folds)
+    trials.workers = runs_at_once(inputs, backbone, 2 * folds)
     while some := list(islice(ways, 2 if trials.workers > 1 else 1)): trials.attempt(*some)
     trials.drop_weights(keep=False)
     if not trials.tables:
