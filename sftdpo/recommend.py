@@ -26,7 +26,7 @@ import torch
 from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
-from .engine.inputs import Inputs
+from .engine.inputs import Inputs, settled
 from .engine.runs import finish_stage, model_card, save_task, task_record
 from .engine.safe_files import remove, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
@@ -518,10 +518,12 @@ def recommend(
     inputs, home = Inputs(load), StudyFolder(folder)
     quiet = dict(evaluations=0)
     study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data),
-                  reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"))
+                  reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
+                  sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
     claim_folder(home.path, study)
+    study = settled(home, study)
     start = Run(task=task, backbone=backbone, data=str(data), reading=reading,
-                sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
+                sft=study.sft, dpo=study.dpo)
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
     ways = iter(ways_to_try(start, rows, trials.score))

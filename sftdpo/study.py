@@ -19,7 +19,7 @@ import pandas as pd
 from .config import Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, check, to_dict
 from .data import DataError, Example, TaskData, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
-from .engine.inputs import Inputs, check_named_files, device, judged_examples
+from .engine.inputs import Inputs, check_named_files, device, judged_examples, settled
 from .engine.names import model_folder
 from .engine.runs import processor, software
 from sftdpo.engine.safe_files import (
@@ -75,7 +75,7 @@ def check_growth(
     if there.name != study.name:
         raise FileExistsError(f"{folder} holds the study {there.name!r}, not {study.name!r}; "
                               "give another folder, or the same name.")
-    before, now = flat(to_dict(there)), flat(to_dict(study))
+    before, now = (flat(to_dict(settled(folder, one))) for one in (there, study))
     for name in dict.fromkeys([*now, *before]):
         if name in NEUTRAL or name.split(".")[0] in MAY_GROW: continue
         check(before.get(name) == now.get(name), name, now.get(name),
@@ -112,7 +112,7 @@ def claim_folder(
     with folder.held("study", wait=-1):
         check_study_folder(folder, study)  # again: another process may have begun a study since
         remove_leftovers(folder.path, deep=True)
-        if not folder.begun: folder.write_study(study)
+        if not folder.begun: folder.write_study(settled(folder, study))
 
 # %% ../nbs/12_study.ipynb #af313bbd
 def _both_of(old: tuple, new: tuple) -> tuple:
@@ -379,9 +379,10 @@ def compare(
     check_trackers(execution.report_to)
     watched = tracked(execution.report_to, study.name, folder.path)
     with stops_like_an_interrupt(), full_disk_named(folder.path), watched:
-        first = study.runs(study.seeds[:1])
         check_named_files(study)
         claim_folder(folder, study)
+        study = settled(folder, study)
+        first = study.runs(study.seeds[:1])
         look_at_data(folder, first, inputs, say)
         notice_changes(folder, surroundings(first, inputs), say, study.sweep)
         folder.write_study(grown(folder, study))
@@ -432,7 +433,9 @@ def train_run(
 ) -> dict[str, float]:       # metrics
     "Train and judge one run and keep its model."
     _check_kept(run)
-    folder, inputs, study = StudyFolder(folder), inputs or Inputs(), study_of(run)
+    folder, inputs = StudyFolder(folder), inputs or Inputs()
+    study = settled(folder, study_of(run))
+    run = run.replace(sft=study.sft, dpo=study.dpo)
     compare(study, folder, progress, Execution(retry_failed=True, report_to=report_to), inputs)
     home = folder.run(inputs.of(run).name)
     if not home.finished:

@@ -79,12 +79,10 @@ def test_ray_is_asked_for_by_name(study, tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"pip install sftdpo\[ray\]"): compare(study, tmp_path / "out", progress=False, execution=Execution(executor="ray"))
 
 
-def test_a_worker_with_other_hardware_knows_the_same_stages(study):
-    "The machine that begins the study decides the precision; a worker that would take another still finds the stage."
+def test_a_worker_with_other_hardware_knows_the_same_stages(study, tmp_path):
+    "The machine that begins the study settles the precision; a worker that would take another still finds the stage."
     from sftdpo.config import from_dict, to_dict
-    from sftdpo.engine.inputs import Inputs
-    from sftdpo.engine.ray_work import as_here
-    runs, inputs = [run for run in study.runs() if run.stages], Inputs()
-    keys, sent = [inputs.of(run).keys for run in runs], [to_dict(as_here(run)) for run in runs]
-    other = Inputs(precision="bf16" if as_here(runs[0]).sft.precision == "fp32" else "fp32")
-    assert [other.of(from_dict(type(runs[0]), one)).keys for one in sent] == keys
+    from sftdpo.engine.inputs import Inputs, settled
+    runs, inputs = [run for run in settled(tmp_path, study).runs() if run.stages], Inputs()
+    other = Inputs(precision="bf16" if runs[0].sft.precision == "fp32" else "fp32")
+    assert [other.of(from_dict(type(run), to_dict(run))).keys for run in runs] == [inputs.of(run).keys for run in runs]

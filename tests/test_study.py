@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from little import compare, little_inputs, small, steady
+from little import compare, little_inputs, plan, small, steady
 from tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
+import sftdpo.engine.inputs
 import sftdpo.engine.runs
 import sftdpo.engine.work
 from sftdpo.claims import Margins, judge_claims, save_margins
@@ -276,16 +277,27 @@ def test_a_study_says_all_that_was_asked_of_it(backbone, tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_is_superseded_leaves_the_table(backbone, tmp_path):
-    "Runs of another precision, or of values that a sweep no longer has, stay on the disk and out of every cell."
-    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sft=Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3))
+    "Runs of values that a sweep no longer has stay on the disk and out of every cell."
+    study, out = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo")), tmp_path / "out"
+    compare(study.replace(sweep={"dpo.beta": [0.05, 0.2]}), out, progress=False)
+    assert compare(study.replace(sweep={"dpo.beta": [0.05]}), out, progress=False).run.nunique() == 4, "values of one setting add up"
+    now = compare(study, out, progress=False)
+    assert now.run.nunique() == 3 < len(StudyFolder(out).finished_runs()) and set(now.run) == set(read_results(out).run)
+    assert write_report(out).exists() and judge_claims(out)
+
+
+def test_another_machine_goes_on_in_the_precision_of_the_first(backbone, tmp_path, monkeypatch):
+    "A precision that is left to the machine is settled when the study begins; one that is asked for must be that one."
+    stage = Stage("sft", epochs=1, batch_size=8, learning_rate=1e-3)
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), sft=stage)
     before = compare(study, tmp_path / "out", progress=False)
-    now = compare(study, tmp_path / "out", progress=False, inputs=little_inputs(precision="another precision"))
-    assert len(StudyFolder(tmp_path / "out").finished_runs()) == 3 and set(now.run) == set(read_results(tmp_path / "out").run) and now.run.nunique() == 2
-    assert set(now.run) != set(before.run) and write_report(tmp_path / "out").exists() and judge_claims(tmp_path / "out")
-    swept = study.replace(recipes=("sft", "dpo"), sweep={"dpo.beta": [0.05, 0.2]})
-    compare(swept, tmp_path / "sweep", progress=False)
-    assert compare(swept.replace(sweep={"dpo.beta": [0.05]}), tmp_path / "sweep", progress=False).run.nunique() == 4, "values of one setting add up"
-    assert compare(swept.replace(sweep={}), tmp_path / "sweep", progress=False).run.nunique() == 3
+    here = StudyFolder(tmp_path / "out").study().sft.precision
+    there = {"fp32": "bf16", "bf16": "fp32"}[here]
+    monkeypatch.setattr(sftdpo.engine.inputs, "best_precision", lambda device: there)
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda *words, **more: pytest.fail("trained again"))
+    pd.testing.assert_frame_equal(compare(study, tmp_path / "out", progress=False), before)
+    assert {state.name for state in plan(study, tmp_path / "out", measure=False).states} == {"done"}
+    with pytest.raises(SettingsError, match="sft.precision"): compare(study.replace(sft=stage.replace(precision=there)), tmp_path / "out", progress=False)
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
            'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once',
-           'check_named_files', 'further_set', 'Sources', 'identifying_settings', 'training_marks', 'words_of',
-           'Inputs']
+           'check_named_files', 'further_set', 'Sources', 'identifying_settings', 'settled', 'training_marks',
+           'words_of', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from ..batches import best_precision
 from ..config import Reading, Run, Sampling, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
-from .folder import digest_of
+from .folder import StudyFolder, digest_of
 from ..measures.forgetting import held_out_text
 from sftdpo.model import (
     apply_tuning,
@@ -263,6 +263,19 @@ def identifying_settings(
     if found.get("rejected") == "sample":
         found["sampling"] = to_dict(sampling.replace(samples=1)) | {"end": "as in judging"}
     return found
+
+# %% ../../nbs/engine/03_inputs.ipynb #5e77ed01
+def settled(
+    folder: str | Path,  # of a study; may not exist yet
+    study: Study,        # whose precision may be left to the machine
+) -> Study:              # with the precision of the folder's study, or else this machine's
+    "The study with no precision left to the machine."
+    folder = StudyFolder(folder)
+    there = folder.study() if folder.begun else study
+    precisions = {f"{kind}.precision": getattr(there, kind).precision for kind in ("sft", "dpo")
+                  if getattr(study, kind).precision == "auto"}
+    return study.replace(**{name: best_precision(device()) if one == "auto" else one
+                            for name, one in precisions.items()})
 
 # %% ../../nbs/engine/03_inputs.ipynb #d4d7b002
 def training_marks(

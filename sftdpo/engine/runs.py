@@ -222,7 +222,7 @@ def commit() -> str | None:
         return subprocess.run(["git", *words], cwd=Path(sftdpo.__file__).parent,
                               capture_output=True, text=True, check=True).stdout.strip()
     try:
-        return (git("rev-parse", "--short", "HEAD")
+        return (git("rev-parse", "HEAD")[:10]
                 + ("+" if git("status", "--porcelain", "--", ".") else ""))
     except (OSError, subprocess.CalledProcessError): return None
 

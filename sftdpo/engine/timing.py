@@ -28,7 +28,7 @@ from transformers import AutoConfig
 from ..config import Run, Stage, Study, from_yaml
 from .beside import beside_of, measured_beside
 from .folder import StageFolder, State, StudyFolder, read_record
-from .inputs import Inputs, RunInputs, backbone_folder, device
+from .inputs import Inputs, RunInputs, backbone_folder, device, settled
 from .runs import cost_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
 from .store import with_searched_rates
@@ -573,7 +573,7 @@ def plan(
     "A study's stage tree with its state, time and disk; nothing is trained, only calibration is written."
     folder, inputs = StudyFolder(folder), inputs or Inputs()
     refuse_links(folder.path)
-    study = with_searched_rates(study, folder)
+    study = with_searched_rates(settled(folder, study), folder)
     nodes, timing = stage_tree(study, inputs), known_times(folder)
     states = [folder.state(node) for node in nodes]
     still = [node for node, state in zip(nodes, states) if state.name != "done"]
