@@ -509,7 +509,8 @@ class Run(RunSettings):
     def base(self) -> "Run":
         "The run that judges the backbone of this one before training."
         return base(self.task, self.backbone, self.data, self.test_size, self.folds, self.fold,
-                    self.judge, self.sampling, self.reading, self.held_out_text, self.also_judge)
+                    self.judge, self.sampling, self.reading, self.held_out_text, self.also_judge,
+                    self.sft.precision)
 
     @property
     def source(self) -> tuple:
@@ -545,12 +546,12 @@ class Run(RunSettings):
 @lru_cache
 def base(
     task, backbone, data, test_size, folds, fold, judge, sampling, reading, held_out_text,
-    also_judge,  # these are all that matters to a base model
+    also_judge, precision,  # these are all that matters to a base model
 ) -> Run:
     "The run that judges a base model."
     return Run(task=task, backbone=backbone, data=data, test_size=test_size, folds=folds, fold=fold,
                judge=judge, sampling=sampling, reading=reading, held_out_text=held_out_text,
-               also_judge=also_judge, recipe="base")
+               also_judge=also_judge, recipe="base", sft=Stage("sft", precision=precision))
 
 # %% ../nbs/11_config.ipynb #0ea0d274
 @lru_cache(maxsize=1024)

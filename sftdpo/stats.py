@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'NO_ENDS', 'OVERLAP', 'SEEDS_UNKNOWN',
-           'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'floor_of_variance',
+           'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds', 'floor_of_variance',
            'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on', 'share_interval',
            'example_part', 'share_freedom', 'fold_variance', 'fold_components', 'bounds_without_spread', 'estimate_of',
            'interval', 'at_level', 'paired', 'contrast', 'difference', 'choice_error', 'widened', 'equivalence',
@@ -146,13 +146,22 @@ def spread_of_variance(
     base = from_total * residual
     return 2 * (base**2 * total + 2 * base * trace + squared)
 
+# %% ../nbs/13_stats.ipynb #0ad142b1
+def exceeds(
+    first,  # a mean square, or an array of them
+    other,  # the one that it is compared with
+):          # True where it is larger by more than rounding
+    "Is a mean square larger than another?"
+    return first > other * (1 + 1e-9)
+
 # %% ../nbs/13_stats.ipynb #0ad142bd
 def floor_of_variance(
     sums: Sums,  # of a table
 ) -> tuple[float, float]:  # variance, degrees of freedom
     "The least that the variance of the mean can be: that of one random factor, seeds or examples."
     freedom = np.array(sums.counts.shape) - 1
-    least = np.argmin(sums.squares[:2] / freedom)
+    seed, example = sums.squares[:2] / freedom
+    least = int(exceeds(seed, example))
     return float(sums.squares[least] / freedom[least] / sums.counts.sum()), float(freedom[least])
 
 # %% ../nbs/13_stats.ipynb #9ef16cca
@@ -192,7 +201,7 @@ def steady_variance(
     total, sizes = sums.counts.sum(), np.array(sums.counts.shape)
     if not (sizes > 1).all(): return max(variance, 0.), max(total - 1., 0.), components
     floor, freedom = _steady_floor(sums)
-    if variance > floor: freedom = steady_freedom(sums, components, shares)
+    if exceeds(variance, floor): freedom = steady_freedom(sums, components, shares)
     variance = max(variance, floor)
     guard, guard_freedom = max(components[2], 0.) / 3 / total, total - sizes.sum() + 1
     if guard_freedom >= 1 and _reaches(guard, guard_freedom) > _reaches(variance, freedom):
@@ -934,14 +943,14 @@ def _steady_variances(of: _Squares) -> tuple[np.ndarray, np.ndarray]:
     "`steady_variance` of many full tables, times the number of values, and degrees of freedom."
     I, J, seed, example, rest = of.seeds, of.examples, of.seed, of.example, of.rest
     raw, floor = seed + example - rest, np.minimum(seed, example)
-    floor_freedom = np.where(seed <= example, I - 1, J - 1)
+    floor_freedom = np.where(exceeds(seed, example), J - 1, I - 1)
     none = floor <= 1e-12 * of.total * I * J
     floor = np.where(none, of.total / (I * J - 1), floor)
     floor_freedom, variance = np.where(none, I * J - 1, floor_freedom), np.maximum(raw, floor)
     seeds, examples = seed * (1 + 2 / (I - 1)), example * (1 + 2 / (J - 1))  # enlarged
     terms = seeds**2 / (I - 1) + examples**2 / (J - 1) + rest**2 / ((I - 1) * (J - 1))
     freedom = np.nan_to_num((seeds + examples - rest)**2 / terms)
-    freedom = np.where(raw > floor, np.clip(freedom, min(I, J) - 1, I * J - 1), floor_freedom)
+    freedom = np.where(exceeds(raw, floor), np.clip(freedom, min(I, J) - 1, I * J - 1), floor_freedom)
     guard = _reaches(rest / 3, (I - 1) * (J - 1)) > _reaches(variance, freedom)
     return np.where(guard, rest / 3, variance), np.where(guard, (I - 1) * (J - 1), freedom)
 

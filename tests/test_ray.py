@@ -33,8 +33,10 @@ def cluster():
     A node waits for its agents to say at which ports they are, and gives up after 15 seconds, which their imports exceed on a busy machine.
     Here ports are given, and those that are not taken from the command line are written where the node looks for them, so that it waits for none.
     """
+    from ray._common.utils import get_default_ray_temp_dir
     from ray._raylet import DASHBOARD_AGENT_LISTEN_PORT_NAME, persist_port
     from ray.cluster_utils import Cluster
+    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # `ray.init` writes an address there and does not make the folder
     place, agents = Cluster(), ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as home:   # short, as the path of a socket must be
         session = Path(home)/f"session_{os.getpid()}"

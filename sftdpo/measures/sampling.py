@@ -90,11 +90,12 @@ def lines_after(
 class _Limits:
     "When the rows of a batch may end, and when they must."
     def __init__(self, tokenizer, min_characters, min_lines, max_lines):
-        self.end, self.text = tokenizer.eos_token_id, cache(lambda token: tokenizer.decode([token]))
+        self.end = tokenizer.eos_token_id
+        self.text = cache(lambda ids: tokenizer.decode(list(ids)))
         self.least, self.most, self.lines = (min_lines or 0, max_lines or float("inf"),
                                              [(0, False)] * len(min_characters))
-        # of each row: characters still to come, blanks left out
-        self.missing = list(min_characters)
+        # of each row: characters still to come, blanks left out; tokens of an incomplete character
+        self.missing, self.begun = list(min_characters), [()] * len(min_characters)
         self.watching = self.least or self.most < float("inf") or any(self.missing)
 
     def may_end(self, row): return self.missing[row] <= 0 and sum(self.lines[row]) >= self.least
@@ -102,7 +103,10 @@ class _Limits:
     def must_end(self, row, token):
         if token == self.end: return True
         if not self.watching: return False
-        text = self.text(token)
+        self.begun[row] += (token,)
+        text = self.text(self.begun[row])
+        if text.endswith("\ufffd"): return False
+        self.begun[row] = ()
         self.lines[row] = lines_after(text, *self.lines[row])
         self.missing[row] -= characters(text)
         return self.missing[row] <= 0 and self.lines[row][0] >= self.most
