@@ -7,7 +7,9 @@ NOTEBOOK_WORKERS ?= $(WORKERS)
 
 # One thread for each worker: two two-thread jobs on two cores slow each other several-fold.
 TEST_ENVIRONMENT = PATH="$(BIN):$$PATH" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
-# Modules are compiled when they are first imported: most of them never are.
+# Modules are compiled when they are first imported, as most of them never are, and what is compiled is kept, also where the environment
+# says otherwise: half of the time of importing PyTorch and transformers is compiling them.
+export PYTHONDONTWRITEBYTECODE =
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # First what has a hash in hashes/, in three shares side by side, as one pip takes one core; then PyTorch and this folder, which have none: pip asks for a hash of everything or of nothing.
 install = seq 0 2 | xargs -P 3 -I @ sh -c 'grep -hv "^-r" $(1:%=hashes/%.txt) | awk "/^[a-z]/ {n++} n % 3 == @" | $(PIP_INSTALL) --no-deps --require-hashes -r /dev/stdin' && $(PIP_INSTALL) --no-build-isolation -c constraints.txt -e $(2)
