@@ -62,6 +62,7 @@ from sftdpo.stats import (
     observations,
     paired,
     ratio,
+    student,
     verdict,
     widened,
 )
@@ -859,7 +860,7 @@ def apart(
     freedoms = [max(one.degrees_of_freedom, 1e-9) for one in (first, second)]
     freedom = total**2 / sum(part**2 / own for part, own in zip(parts, freedoms))
     gap, error = first.mean / units[0] - second.mean / units[1], math.sqrt(total)
-    half = float(t.ppf((1 + level) / 2, freedom)) * error
+    half = float(student(level, freedom)) * error
     return float(2 * t.sf(abs(gap) / error, freedom)), gap - half, gap + half
 
 # %% ../nbs/14_claims.ipynb #1164ae72

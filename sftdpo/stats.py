@@ -6,10 +6,10 @@
 __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'NO_ENDS', 'OVERLAP', 'SEEDS_UNKNOWN',
            'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds', 'floor_of_variance',
            'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on', 'share_interval',
-           'example_part', 'share_freedom', 'fold_variance', 'fold_components', 'bounds_without_spread', 'estimate_of',
-           'interval', 'at_level', 'paired', 'contrast', 'difference', 'choice_error', 'widened', 'equivalence',
-           'verdict', 'holm', 'steady', 'detectable', 'detectable_range', 'planned_error', 'Needed', 'with_components',
-           'needed_to_reach', 'needed', 'ratio', 'mcnemar', 'full_tables']
+           'example_part', 'share_freedom', 'fold_variance', 'fold_components', 'bounds_without_spread', 'student',
+           'estimate_of', 'interval', 'at_level', 'paired', 'contrast', 'difference', 'choice_error', 'widened',
+           'equivalence', 'verdict', 'holm', 'steady', 'detectable', 'detectable_range', 'planned_error', 'Needed',
+           'with_components', 'needed_to_reach', 'needed', 'ratio', 'mcnemar', 'full_tables']
 
 # %% ../nbs/13_stats.ipynb #a79f03f0
 import dataclasses
@@ -353,6 +353,15 @@ def bounds_without_spread(
              f"up to {100 * most:.2g} % of the examples could still behave otherwise.")
     return low, high, min(1., 2 * 0.5**examples) if value else 1., words
 
+# %% ../nbs/13_stats.ipynb #57d0e7a1
+def student(
+    level,    # of a two-sided interval
+    freedom,  # degrees of freedom, estimated
+):            # in standard errors
+    "Half the width of Student's interval; beyond 95 %, with four fifths of the degrees of freedom."
+    freedom = freedom * np.where(np.asarray(level) > 0.95, 0.8, 1.0)
+    return distributions.t.ppf((1 + np.asarray(level)) / 2, freedom)
+
 # %% ../nbs/13_stats.ipynb #9e22154f
 @dataclass
 class _Found:
@@ -399,7 +408,7 @@ def _with_share(found: _Found, sums: Sums, level: float):
     "Set Wilson's interval."
     number, found.freedom = _effective_number(found, sums)
     mean, point = found.mean, (1 + level) / 2
-    quantile = distributions.t.ppf(point, found.freedom)
+    quantile = student(level, found.freedom)
     if mean in (0, 1):
         quantile, words = distributions.norm.ppf(point), "right" if mean else "wrong"
         found.notes += (f"All {sums.counts.sum():.0f} answers are {words}: "
@@ -421,7 +430,7 @@ def _without_spread(found: _Found, sums: Sums, value: float, level: float, bound
 # %% ../nbs/13_stats.ipynb #a515666d
 def _with_student(found: _Found, level: float):
     "Set Student's interval."
-    half = distributions.t.ppf((1 + level) / 2, found.freedom) * found.error
+    half = student(level, found.freedom) * found.error
     found.low, found.high = found.mean - half, found.mean + half
     found.p_value = float(2 * distributions.t.sf(abs(found.mean) / found.error, found.freedom))
 
@@ -486,7 +495,7 @@ def interval(
 def _width_at(estimate: Estimate, level: float) -> float:
     "What the width of an interval is proportional to, at a level."
     if estimate.standard_error == 0: return 1 - (1 - level)**(1 / estimate.examples)
-    return distributions.t.ppf((1 + level) / 2, estimate.degrees_of_freedom)
+    return student(level, estimate.degrees_of_freedom)
 
 # %% ../nbs/13_stats.ipynb #2162b159
 def at_level(
@@ -625,7 +634,7 @@ def widened(
     own, more, mean = estimate.standard_error**2, error**2, estimate.mean
     known, both = min(estimate.degrees_of_freedom, 1e9), math.sqrt(own + more)
     total = (own + more)**2 / (own**2 / known + more**2 / max(freedom, 1))
-    half = distributions.t.ppf((1 + estimate.level) / 2, total) * both
+    half = student(estimate.level, total) * both
     p_value = max(float(2 * distributions.t.sf(abs(mean) / both, total)), estimate.p_value)
     return dataclasses.replace(
         estimate, low=min(estimate.low, mean - half), high=max(estimate.high, mean + half),
@@ -691,7 +700,7 @@ def detectable(
     error, freedom = estimate.standard_error, steady(estimate)
     if math.isinf(error): return math.inf
     if error == 0: return float(max(estimate.mean - estimate.low, estimate.high - estimate.mean))
-    quantile = distributions.t.ppf((1 + estimate.level) / 2, freedom)
+    quantile = student(estimate.level, freedom)
     spread = np.sqrt(distributions.chi2.ppf((np.arange(100) + 0.5) / 100, freedom) / freedom)
     def lacking(times):
         return float(ndtr(times * spread[:, None] - quantile * spread).mean()) - power
@@ -958,7 +967,7 @@ def _steady_variances(of: _Squares) -> tuple[np.ndarray, np.ndarray]:
 def _student_halves(of: _Squares, variance, freedom, level: float) -> np.ndarray:
     "Half the width of Student's intervals."
     number = of.seeds * of.examples
-    half = distributions.t.ppf((1 + level) / 2, freedom) * np.sqrt(variance / number)
+    half = student(level, freedom) * np.sqrt(variance / number)
     half[variance <= 1e-20] = 1 - (1 - level)**(1 / of.examples)
     return half
 
@@ -971,7 +980,7 @@ def _wilson_ends(of: _Squares, variance: np.ndarray, freedom: np.ndarray, level:
     freedom, alike = np.maximum(variance**2 / spread, freedom), (means == 0) | (means == 1)
     number = np.where(alike, J, means * (1 - means) / (variance / (of.seeds * J)))
     point = (1 + level) / 2
-    quantile = np.where(alike, distributions.norm.ppf(point), distributions.t.ppf(point, freedom))
+    quantile = np.where(alike, distributions.norm.ppf(point), student(level, freedom))
     return _wilson(means, number, quantile)
 
 # %% ../nbs/13_stats.ipynb #f9102ab7
