@@ -1808,6 +1808,8 @@ OF_BACKBONE = {  # what must be said of a backbone
                     "quantized to 4 bits, so DPO alone does not start from a base model here; "
                     "verdicts are provisional.",
     "bard": "Backbone bard: a small model trained for this package; verdicts are about it."}
+
+# %% ../nbs/14_claims.ipynb #6f5b3384
 WITH_CHOICE = ("Intervals include the error of choosing rates, "
                "estimated from the search seeds of each cell's trials.")
 NOT_PICKED = ("Learning rates are recommended or given ones, not picked per cell with equal trials: "

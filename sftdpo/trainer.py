@@ -133,8 +133,7 @@ def whole_steps(
 ) -> DataLoader:
     "A loader of whole steps, the same in every process; each then takes its share of a step."
     order = TrainingOrder(rows, batch_size, seed)
-    steps = DataLoader(range(len(rows)), batch_sampler=order,
-                       collate_fn=lambda some: {"rows": some})
+    steps = DataLoader(range(len(rows)), batch_sampler=order, collate_fn=lambda some: {"rows": some})
     return prepare_data_loader(steps, num_processes=1, process_index=0)
 
 # %% ../nbs/05_trainer.ipynb #36ad62bb
@@ -605,18 +604,23 @@ def reset_peak_memory():
 # absent on Windows, where the most memory held is not known
 resource = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
 
+# %% ../nbs/05_trainer.ipynb #02fbcfc8
+def _most_resident() -> float:
+    "The most bytes that this process held in memory."
+    status = Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
+    if resource is None: return math.nan
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+# %% ../nbs/05_trainer.ipynb #02fbcfc9
 def peak_memory_gb() -> float:
     "The most memory held since `reset_peak_memory`: the GPU's, or this process's resident memory."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 1e9
     # Apple's GPUs tell what is held now, after training
     if torch.backends.mps.is_available(): return torch.mps.driver_allocated_memory() / 1e9
-    unit, status = 1024, Path("/proc/self/status")
-    if status.exists(): most = int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1])
-    elif resource is None: return math.nan
-    else:
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        if sys.platform == "darwin": unit = 1
-    return most * unit / 1e9
+    return _most_resident() / 1e9
 
 # %% ../nbs/05_trainer.ipynb #b32b3cea
 WARM_UP = 2  # steps that do not count for speeds
@@ -764,8 +768,7 @@ def run_training(
     try: trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error): raise
-        raise MemoryError(too_large(trainer.train_dataset, trainer.micro_batch,
-                                    str(error))) from error
+        raise MemoryError(too_large(trainer.train_dataset, trainer.micro_batch, str(error))) from error
 
 # %% ../nbs/05_trainer.ipynb #944a3cff
 def train_stage(
