@@ -32,7 +32,7 @@ from markupsafe import Markup
 from .claims import judge_claims
 from .config import Execution, Reading, SettingsError, Study, from_yaml, to_dict, to_yaml
 from .engine.folder import StudyFolder
-from .engine.inputs import Inputs
+from .engine.inputs import Inputs, settled
 from .engine.plain_text import visible
 from .engine.safe_files import refuse_links, write_text
 from .engine.store import with_searched_rates
@@ -727,8 +727,9 @@ class PageCourse:
         if isinstance(self.process, Recommending) or is_recommendation(folder):
             return dict(folder=folder, said=live.format_last(folder, 40),
                         recommendation=live.recommendation_in(folder))
-        study = with_searched_rates(load_settings(begun_settings(folder)) if self.process
-                                    or self.form.settings is None else self.form.settings, folder)
+        asked = self.form.settings
+        if self.process or asked is None: asked = load_settings(begun_settings(folder))
+        study = with_searched_rates(settled(folder, asked), folder)
         if study != self.planned: self.planned, self.nodes = study, stage_tree(study, self.inputs)
         lines = [(task, live.live_history(folder, self.nodes, task)) for task in study.tasks]
         return dict(folder=folder, table=live.progress_of(folder, self.nodes),
