@@ -69,15 +69,15 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo into $(VENV) (some minutes the first time) ..."
-	$(call install,base,.)
+	@$(call install,base,.)
 	@touch $@
 
 $(VENV)/installed-playground: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its page needs into $(VENV) (some minutes the first time) ..."
-	$(call install,base playground,'.[playground]')
+	@$(call install,base playground,'.[playground]')
 	@touch $(VENV)/installed $@
 
 $(VENV)/installed-dev: settings.ini setup.py constraints.txt $(wildcard hashes/*.txt) | $(VENV)/bin/python
 	@echo "Installing sftdpo and what its development needs into $(VENV) (some minutes the first time) ..."
-	$(call install,base playground dev,'.[dev]')
+	@$(call install,base playground dev,'.[dev]')
 	@touch $(VENV)/installed $(VENV)/installed-playground $@

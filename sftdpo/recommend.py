@@ -454,7 +454,9 @@ def train_on_all(
     with written_whole(folder.model) as part:
         save_policy(model, tokenizer, part)
         save_task(part, task_record(one))
-        write_text(part / "README.md", model_card(one, metrics))
+        judged = (f"what it reaches was measured in {trials.folds} folds, "
+                  "each by a model that had not seen its rows")
+        write_text(part / "README.md", model_card(one, metrics, judged))
     for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 

@@ -6,7 +6,7 @@
 __all__ = ['MAY_GROW', 'NEUTRAL', 'LOOK_AGAIN', 'TOGETHER', 'flat', 'check_growth', 'check_study_folder', 'claim_folder', 'grown',
            'surroundings', 'notice_changes', 'check_runs', 'carry_out', 'run_search', 'look_at_data', 'failed_runs',
            'note_planned_runs', 'compare', 'study_of', 'train_run', 'load_any', 'judged_data', 'with_labels',
-           'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
+           'also_trained_on', 'evaluate_saved', 'label_answers', 'text_answers', 'answer_rows', 'predict_saved']
 
 # %% ../nbs/12_study.ipynb #6dccd5e0
 from dataclasses import fields, replace
@@ -16,7 +16,19 @@ from shutil import copytree
 import pandas as pd
 
 # %% ../nbs/12_study.ipynb #e672a325
-from .config import Execution, Reading, Run, Sampling, SettingsError, Stage, Study, WorkFailed, check, to_dict
+from sftdpo.config import (
+    Execution,
+    Reading,
+    Run,
+    Sampling,
+    SettingsError,
+    Stage,
+    Study,
+    WorkFailed,
+    check,
+    identity,
+    to_dict,
+)
 from .data import DataError, Example, TaskData, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
 from .engine.inputs import Inputs, check_named_files, device, judged_examples, settled
@@ -487,6 +499,18 @@ def with_labels(
     shown = [name for name in ("label", "prediction") if name in predictions]
     return predictions.assign(**{name: predictions[name].map(labels) for name in shown})
 
+# %% ../nbs/12_study.ipynb #7a1ed001
+def also_trained_on(
+    known: dict,              # from `saved_task`
+    examples: list[Example],  # that judge
+) -> list[str]:               # none, or one note
+    "What must be said if a model is judged on rows that it was trained on."
+    trained = set(known.get("trained", ()))
+    seen = sum(identity(example.prompt) in trained for example in examples)
+    if not seen: return []
+    return [f"the model was trained on {seen:,} of these {len(examples):,} rows, "
+            "so this does not say what it reaches on new ones"]
+
 # %% ../nbs/12_study.ipynb #cd49db54
 def evaluate_saved(
     name: str,  # what `load_any` takes
@@ -497,10 +521,11 @@ def evaluate_saved(
     "Judge a saved policy as it was trained: on the test examples, or on all rows of a named file."
     model, tokenizer = load_any(name)
     reader = tokenizer, context_length(model.config)
-    data = judged_data(run, saved_task(name), reader, inputs or Inputs())
+    known = saved_task(name)
+    data = judged_data(run, known, reader, inputs or Inputs())
     examples = judged_examples(run, data)
     say(f"judged: {len(examples):,} examples of {data.name} ({data.source.rstrip('.')})")
-    for note in data.intake.notes: say(f"note: {note}")
+    for note in (*data.intake.notes, *also_trained_on(known, examples)): say(f"note: {note}")
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed)
     return replace(found, examples=with_labels(found.examples, data))
 

@@ -86,6 +86,10 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     (tmp_path / "new.csv").write_text("text\nglad 3\nsad 4\n")
     main(["predict", str(tmp_path / "out"), str(tmp_path / "new.csv"), "--out", str(tmp_path / "answers.csv")])
     assert len(pd.read_csv(tmp_path / "answers.csv")) == 2
+    assert "measured in 3 folds" in (tmp_path / "out" / "model" / "README.md").read_text()
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "out")])
+    assert "note: the model was trained on 60 of these 60 rows" in capsys.readouterr().out
     trained = len(list((tmp_path / "out" / "runs").iterdir()))
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.05, backbone=str(backbone), say=lambda words: None)
     assert len(list((tmp_path / "out" / "runs").iterdir())) >= trained

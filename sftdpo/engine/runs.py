@@ -30,11 +30,11 @@ from torch import Tensor
 # %% ../../nbs/engine/04_runs.ipynb #7635c28c
 import sftdpo
 from ..batches import best_precision
-from ..config import Run, Stage, decoding, relevant, resolve, to_dict, to_yaml
+from ..config import Run, Stage, decoding, identity, relevant, resolve, to_dict, to_yaml
 from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
-from .inputs import RunInputs, device
+from .inputs import RunInputs, device, training_examples
 from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import with_macro_f1
 from .trackers import stage_tracked
@@ -306,6 +306,7 @@ def resolved(
 def model_card(
     inputs: RunInputs,  # of the run, whose open choices are resolved
     metrics: dict,      # of the run
+    judged: str = "",   # how it was judged; default: on other rows of the data
 ) -> str:
     "A model's README in the Hub's form: where it came from, how it was trained, what it reached."
     run, data = inputs.run, inputs.data
@@ -320,7 +321,8 @@ def model_card(
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, "
             f"{run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
             f"on {inputs.train_size:,} examples of the "
-            f"data `{data.name.replace('`', ' ')}`; judged on {len(inputs.judged):,} others.\n\n"
+            f"data `{data.name.replace('`', ' ')}`; "
+            f"{judged or f'judged on {len(inputs.judged):,} others'}.\n\n"
             f"| metric | value |\n|---|---|\n{shown}\n\n## "
             f"Settings\n\n```yaml\n{to_yaml(run)}```\n\nThe licence is that of the backbone and of "
             "the data.\n")
@@ -376,9 +378,10 @@ def task_record(
     columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
     # prompts that a chat template wrote
     chat = any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
+    trained = sorted({identity(example.prompt) for example in training_examples(run, data)})
     return dict(task=run.task, data=run.data, reading=to_dict(run.reading), columns=columns,
                 answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint,
-                **dict(chat=True) if chat else {})
+                trained=trained, **dict(chat=True) if chat else {})
 
 # %% ../../nbs/engine/04_runs.ipynb #efeb194d
 def save_task(
