@@ -132,8 +132,9 @@ def waiting_in_words(
     here = f" on {socket.gethostname()}"  # only another machine is named
     signs = dict.fromkeys(sign.replace(here, "")
                           for node in pending[:100] if (sign := holder(folder.lock(node.key))))
-    by = "other processes work on" if not signs else "are held by " + "; ".join(signs)
-    return f"waiting for {len(pending)} nodes that {by}"
+    by = f" ({'; '.join(signs)})" if signs else ""
+    stages = "a stage" if len(pending) == 1 else f"{len(pending)} stages"
+    return f"waiting for {stages} that others work on{by}"
 
 # %% ../../nbs/engine/08_work.ipynb #7488b22d
 def take_node(
