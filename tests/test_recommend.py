@@ -131,3 +131,14 @@ def test_macro_f1_decides_where_one_label_has_most_of_the_rows(tmp_path, backbon
     assert "macro F1 is the primary metric" in words and not 0.8 < tried < 0.84, "accuracy of a constant answer is 5 of 6"
     if found.declined: assert "macro F1" in found.declined or "the base model" in found.declined
     else: assert "macro F1 [" in words and "Decided by macro F1" in words
+
+
+def test_a_few_rows_are_said_to_be_too_few_before_anything_is_tried(tmp_path, capsys):
+    (tmp_path / "few.csv").write_text("text,label\n" + "".join(f"ticket {i},{'ab'[i % 2]}\n" for i in range(39)))
+    (tmp_path / "enough.csv").write_text("text,label\n" + "".join(f"ticket {i},{'ab'[i % 2]}\n" for i in range(40)))
+    main(["data", "check", str(tmp_path / "few.csv")])
+    said = capsys.readouterr().out
+    assert "39 rows: at least 40 are needed" in said and "sftdpo recommend" not in said
+    main(["data", "check", str(tmp_path / "enough.csv")])
+    said = capsys.readouterr().out
+    assert "are needed" not in said and "sftdpo recommend" in said

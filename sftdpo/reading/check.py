@@ -470,7 +470,7 @@ def row_notes(
     rows = sum(map(len, data.splits.values()))
     few = [f"{counted(rows, 'row')}: at least {LEAST_ROWS} are needed before one way to train can "
            "be told from another; collect more"] if rows < LEAST_ROWS else []
-    return (few + [f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
+    return few + ([f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
              "train too, perhaps with other completions"] if again else []) + label_notes(data)
 
 # %% ../../nbs/reading/05_check.ipynb #a0316308
