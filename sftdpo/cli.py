@@ -116,7 +116,7 @@ class Recommend:
     # the task of the data; default: the one that its columns fit
     task: "Literal[tuple(TASKS)] | None" = None
     backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
-    reading: Reading = Reading()  # how the file is read
+    reading: Reading = Reading(unusable="drop")  # how the file is read
     folds: int = 3  # parts into which the rows are dealt; each judges once
 
     def __call__(self):
@@ -241,12 +241,13 @@ class Train:
     def __call__(self):
         read = ReadBefore([self.run], self.out)
         from sftdpo.engine.inputs import Inputs
+        from sftdpo.engine.store import gather
         from sftdpo.study import train_run
-        found = train_run(self.run, self.out, inputs=Inputs(read.load),
-                          report_to=Execution(report_to=self.report_to).report_to)
-        for name, value in found.items():
-            print(f"{name:>32} {'–' if value is None else format(value, ',.4f')}")
-        if told := decoding(self.run.task, self.run.sampling): print(f"texts: {told}")
+        from sftdpo.tables import print_tables
+        train_run(self.run, self.out, inputs=Inputs(read.load),
+                  report_to=Execution(report_to=self.report_to).report_to)
+        print_tables(gather(StudyFolder(self.out)), self.out)
+        print(f"\nAll metrics are in {StudyFolder(self.out).results}.")
         print(f"The model is in {self.out / 'model'}.\n")
         if TASKS[self.run.task].columns:
             print(f"next: sftdpo predict {shlex.quote(str(self.out))} FILE   answers rows that "

@@ -18,6 +18,7 @@ import hashlib
 import re
 import shlex
 from collections import Counter
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -574,12 +575,18 @@ def page(
 # %% ../nbs/22_report.ipynb #603ffbf7
 def grouped(
     verdicts: list[Verdict],  # in any order
-) -> list[tuple[str, list[Verdict]]]:
-    "Verdicts by claim, those that were asked first."
-    found = {}
-    for one in verdicts: found.setdefault(one.claim, []).append(one)
-    return [(claim, sorted(group, key=lambda one: one.verdict == "not asked"))
-            for claim, group in found.items()]
+) -> list[tuple[str, list[Verdict], list[str]]]:  # claim; its verdicts; notes on several of them
+    "Verdicts by claim, those that were asked first; a note on several of a claim's verdicts is told once."
+    found, claims = [], {}
+    for one in verdicts: claims.setdefault(one.claim, []).append(one)
+    for claim, group in claims.items():
+        number = Counter(note for one in group for note in set(one.notes))
+        shared = [note for note in dict.fromkeys(note for one in group for note in one.notes)
+                  if number[note] > 1]
+        alone = [replace(one, notes=tuple(note for note in one.notes if note not in shared))
+                 for one in group]
+        found.append((claim, sorted(alone, key=lambda one: one.verdict == "not asked"), shared))
+    return found
 
 # %% ../nbs/22_report.ipynb #e38c549e
 def searched_rates(

@@ -142,3 +142,14 @@ def test_a_few_rows_are_said_to_be_too_few_before_anything_is_tried(tmp_path, ca
     main(["data", "check", str(tmp_path / "enough.csv")])
     said = capsys.readouterr().out
     assert "are needed" not in said and "sftdpo recommend" in said
+
+
+def test_rows_that_cannot_be_used_are_left_out_unless_asked_to_stop(tmp_path, capsys):
+    "The help says so, and the option does what it says."
+    (tmp_path / "few.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(30)) + ",a\n")
+    with pytest.raises(SystemExit): main(["recommend", "--help"])
+    assert "or drop them; default: drop" in " ".join(capsys.readouterr().out.split())
+    main(["recommend", str(tmp_path / "few.csv"), "--out", str(tmp_path / "out")])
+    assert "few has 30 rows that may train" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end: main(["recommend", str(tmp_path / "few.csv"), "--out", str(tmp_path / "out"), "--reading.unusable", "stop"])
+    assert end.value.code == 2 and "line 32: the prompt is empty" in capsys.readouterr().err

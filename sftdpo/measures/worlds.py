@@ -257,11 +257,11 @@ def verdict_counts(
     worlds: int,     # drawn for each
     first: int = 0,  # seed of the first
 ) -> pd.DataFrame:   # world, verdict, count
-    "What is said in many studies drawn from each world."
+    "What is said in many studies drawn from each world; no two settings share random numbers."
     said = []
     for setting in settings:
         for k in range(worlds):
-            study = draw_study(setting.world, np.random.default_rng([first, k]))
+            study = draw_study(setting.world, np.random.default_rng([first, k, *setting.name.encode()]))
             verdicts = judge_results(completed(study), study.examples, claims=[setting.claim])
             said += [dict(world=setting.name, verdict=one.verdict) for one in verdicts
                      if one.part == setting.part and (one.where == setting.where or setting.claim == "C4")]

@@ -246,7 +246,7 @@ class DataReport(DataFindings):
                                            for reason, count, _ in reasons(self.problems)})
         return values
 
-    def short(self) -> str: return short_report(self)
+    def short(self, splits: bool = True) -> str: return short_report(self, splits)
     def __str__(self): return report_text(self)
     def __repr__(self): return report_text(self)
     def _repr_markdown_(self): return report_markdown(self)
@@ -350,11 +350,13 @@ def report_markdown(
 # %% ../../nbs/reading/05_check.ipynb #f7054e37
 def short_report(
     report: DataReport,  # of any data
+    splits: bool = True,  # say how many rows train and judge?
 ) -> str:
     "Two to four lines."
     unusable = f", {len(report.problems):,} cannot be used" if report.problems else ""
-    lines = [f"{report.data}: {report.task}, {counted(report.rows, 'row')}{unusable} · "
-             + ", ".join(f"{split} {n:,}" for split, n in report.sizes.items())]
+    lines = [f"{report.data}: {report.task}, {counted(report.rows, 'row')}{unusable}"
+             + (" · " + ", ".join(f"{split} {n:,}" for split, n in report.sizes.items())
+                if splits else "")]
     if "train" in report.balance:
         lines.append("labels in train: " + ", ".join(_some(
             [f"{label} {n:,}" for label, n in report.balance["train"].items()], 20, "labels")))

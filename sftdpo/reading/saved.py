@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import Reading, check, from_dict, to_dict
 from ..data import DataError, TaskData, load_judged, load_prompts
 from ..engine.folder import RECORD, Damaged, read_record
-from ..engine.names import model_folder, nearest
+from ..engine.names import model_folder, near_path
 from .chat import Conversation, chat_prompt, has_template
 from .files import expanded
 from ..tasks import TASKS
@@ -89,10 +89,7 @@ def existing_file(
     file = expanded(path)
     if file.is_dir(): raise DataError(f"{path} is a folder: give a file in it.")
     if file.is_file(): return file
-    beside = ([str(Path(path).parent / one.name) for one in file.parent.iterdir() if one.is_file()]
-              if file.parent.is_dir() else [])
-    raise DataError(f"{path}: there is no such "
-                    f"file{nearest(str(path), beside) or ': check the path.'}")
+    raise DataError(f"{path}: there is no such file{near_path(path)}")
 
 # %% ../../nbs/reading/07_saved.ipynb #8e96b0f7
 def rows_to_judge(

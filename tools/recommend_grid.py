@@ -1,0 +1,55 @@
+"""Train every way to train on a file's rows, in the folds of `sftdpo recommend`, to see whether it finds one of the best: SFT, DPO and
+SFT then DPO, full fine-tuning and LoRA, with 1, 3, 10 and 30 epochs and three learning rates. It takes about an hour on two cores for 300 rows.
+
+DPO after SFT starts from the best SFT of the same number of epochs. What each way reached in each fold is written to OUT as CSV.
+Stopped, it goes on when it is called again."""
+import argparse
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from sftdpo.config import Reading, Run, Stage, Study
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.inputs import Inputs, settled
+from sftdpo.recommend import Trials, dealt, pool_of, rows_of_file, runs_at_once, with_rate
+from sftdpo.study import claim_folder
+
+
+def main(data, out, folder, task=None, folds=3, epochs=(1, 3, 10, 30), rates=(1 / 3, 1, 3)):
+    "Train the grid on a file, and write what each way reached."
+    loaded, reading = rows_of_file(data, task, "bard", Reading(), print)
+    inputs, home = Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(folder)
+    stages = {kind: Stage(kind, evaluations=0) for kind in ("sft", "dpo")}
+    study = Study("grid", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"), **stages)
+    claim_folder(home.path, study)
+    study = settled(home, study)
+    start = Run(task=loaded.task, backbone="bard", data=str(data), reading=reading, sft=study.sft, dpo=study.dpo)
+    rows, lines = round(len(pool_of(loaded)) * (1 - 1 / folds)), []
+    trials = Trials(home, inputs, loaded.record.primary, folds, time.monotonic() + 1e6)
+    trials.workers = runs_at_once(inputs, "bard", 2 * folds)
+    def way(recipe, tuning, number, kind, rate, **stage):
+        run = start.replace(recipe=recipe, tuning=tuning).resolved(rows)
+        for name in ("sft", "dpo"): run = run.replace(**{name: getattr(run, name).replace(epochs=number)})
+        return with_rate(run.replace(**stage), kind, rate)
+    for number in epochs:
+        first = [way(recipe, tuning, number, recipe, rate) for recipe in ("sft", "dpo") for tuning in ("full", "lora") for rate in rates]
+        trials.attempt(*first)
+        best = {tuning: max((run for run in first if run.recipe == "sft" and run.tuning == tuning), key=trials.score) for tuning in ("full", "lora")}
+        trials.attempt(*(second := [way("sft-dpo", tuning, number, "dpo", rate, sft=best[tuning].sft) for tuning in best for rate in rates]))
+        for run in first + second:
+            table = next(found for name, found in trials.tables.items() if trials.runs[name] == run)
+            for fold, value in table.groupby("fold")["value"].mean().items():
+                lines.append(dict(recipe=run.recipe, tuning=run.tuning, epochs=number, learning_rate=run.stages[-1].learning_rate, fold=fold,
+                                  rows=int((table["fold"] == fold).sum()), metric=trials.metric.name, value=value))
+        pd.DataFrame(lines).to_csv(out, index=False, float_format="%.5g")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="a file that `sftdpo recommend` reads")
+    parser.add_argument("out", type=Path, help="CSV for what each way reached")
+    parser.add_argument("--folder", default="runs/grid", help="folder for the runs (default: runs/grid)")
+    parser.add_argument("--task", help="task of the data (default: the one that its columns fit)")
+    given = parser.parse_args()
+    main(given.data, given.out, given.folder, given.task)
