@@ -6,7 +6,8 @@
 __all__ = ['LEAST_OF_LABEL', 'SMALL', 'FAR', 'chosen_way', 'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'way_of',
            'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'Ways', 'finish_ways', 'Trials', 'Recommendation',
            'compared', 'reached_without', 'reason_to_decline', 'against_baselines', 'how_sure', 'above_expectation',
-           'sentences_on', 'hour_more', 'train_on_all', 'rows_of_file', 'concluded', 'recommend']
+           'sentences_on', 'hour_more', 'train_on_all', 'rows_of_file', 'concluded', 'write_recommendation',
+           'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -29,7 +30,7 @@ from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.runs import finish_stage, model_card, save_task, task_record
-from .engine.safe_files import remove, write_text, written_whole
+from .engine.safe_files import remove, write_json, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
 from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
@@ -306,6 +307,8 @@ class Recommendation:
     expected: Estimate | None = None   # the primary metric, on rows that did not choose the way
     sentences: tuple[str, ...] = ()    # for a reader, in order
     table: pd.DataFrame | None = field(default=None, compare=False)  # each way that was tried
+    # title: what is reached without training
+    baselines: dict = field(default_factory=dict, compare=False)
     model: str = ""                    # folder of the model that was trained on all rows
 
     def __str__(self):
@@ -512,17 +515,30 @@ def concluded(
     expected, baselines = interval(observations(values)), reached_without(trials.folder)
     best = trials.runs[chosen_way(trials.tried)]
     table = compared(trials, way_of(best))
+    known = dict(expected=expected, table=table, baselines=baselines)
     if why := reason_to_decline(expected, baselines, metric):
-        return Recommendation(declined=why, expected=expected, table=table)
+        return Recommendation(declined=why, **known)
     card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high,
             "rows": rows}
     trials.say(f"training {way_of(best)} on all rows")
     model = train_on_all(trials, best, trials.inputs, card)
-    found = Recommendation(way=way_of(best), expected=expected,
-                           sentences=tuple(sentences_on(trials, best, picked, expected, baselines,
-                                                        table)), table=table, model=str(model))
-    write_text(trials.folder.path / "recommendation.txt", str(found) + "\n")
-    return found
+    sentences = sentences_on(trials, best, picked, expected, baselines, table)
+    return Recommendation(way=way_of(best), sentences=tuple(sentences), model=str(model), **known)
+
+# %% ../nbs/15_recommend.ipynb #8684bbe6
+def write_recommendation(
+    found: Recommendation,
+    folder: Path,      # of the trials
+    metric: Metric,    # the primary one
+    minutes: float,    # that it took
+):
+    "Keep a recommendation for readers, as recommendation.txt, and for programs, as recommendation.json."
+    expected = found.expected
+    write_text(folder / "recommendation.txt", str(found) + "\n")
+    write_json(folder / "recommendation.json", dict(
+        way=found.way, declined=found.declined, metric=metric.name, expected=expected.mean,
+        low=expected.low, high=expected.high, examples=expected.examples, minutes=round(minutes, 1),
+        without_training=found.baselines, ways=found.table.to_dict("records")))
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
@@ -562,4 +578,6 @@ def recommend(
         return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train "
                               f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a "
                               "smaller model.")
-    return concluded(trials, len(pool_of(loaded)))
+    found = concluded(trials, len(pool_of(loaded)))
+    write_recommendation(found, home.path, trials.metric, minutes + (time.monotonic() - deadline) / 60)
+    return found

@@ -81,6 +81,9 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     assert not found.declined, found.declined
     assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
     assert "would pick the same way from the other rows" in str(found) and "the base model" in str(found)
+    kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
+    assert (kept["way"], kept["expected"], len(kept["ways"]), kept["declined"]) == (found.way, found.expected.mean, len(found.table), "")
+    assert (tmp_path / "out" / "recommendation.txt").read_text() == f"{found}\n" and 0 < kept["minutes"] < 60
     known = json.loads((tmp_path / "out" / "model" / "task.json").read_text())
     assert known["task"] == "labels" and set(known["answers"]) == {"a", "b"}
     (tmp_path / "new.csv").write_text("text\nglad 3\nsad 4\n")

@@ -1,6 +1,7 @@
 "Support tickets that are made up: three classes, and some labels are wrong."
 import csv
 import random
+import sys
 from pathlib import Path
 
 WORDS = dict(
@@ -22,18 +23,59 @@ OPEN = ["", "hello, ", "hi, ", "good morning, ", "dear team, ", "urgent: ", "sec
 CLOSE = ["", ", thanks", ", please help", " and nobody answers", ", what can I do", ". This is the second time", ", regards"]
 
 
+REPLIES = dict(billing="We are sorry about this charge. Our accounts team looks at it today.",
+               technical="Thank you for telling us. Please restart it and try again.",
+               account="We can help with your login. Please confirm it by mail first.")
+
+
+def drawn(rows=300, seed=0, noise=0.04):
+    "For each ticket: its text, its class, the class that its label names, and the words that were filled in."
+    draw, kinds = random.Random(f"tickets {seed}"), list(WORDS)
+    for _ in range(rows):
+        kind, opening = draw.choices(kinds, [0.46, 0.32, 0.22])[0], draw.choice(OPEN)
+        template, words = draw.choice(WORDS[kind]), {name: draw.choice(some) for name, some in FILL.items()}
+        text = opening + template.format(**words) + draw.choice(CLOSE)
+        yield text, kind, draw.choice([k for k in kinds if k != kind]) if draw.random() < noise else kind, words
+
+
 def tickets(rows=300, seed=0, noise=0.04):
     "Texts and their classes."
-    draw, kinds, found = random.Random(f"tickets {seed}"), list(WORDS), []
-    for _ in range(rows):
-        kind = draw.choices(kinds, [0.46, 0.32, 0.22])[0]
-        text = draw.choice(OPEN) + draw.choice(WORDS[kind]).format(**{k: draw.choice(v) for k, v in FILL.items()}) + draw.choice(CLOSE)
-        label = draw.choice([k for k in kinds if k != kind]) if draw.random() < noise else kind
-        found.append((text, label))
+    return [(text, label) for text, _, label, _ in drawn(rows, seed, noise)]
+
+
+def answer(kind, text, words):
+    "What is answered to a ticket: a sentence for its class, and the thing that it names."
+    return REPLIES[kind] + f" It was about {words['thing']}." * (words["thing"] in text)
+
+
+def replies(rows=300, seed=0, noise=0.04):
+    "Texts and what is answered to them."
+    return [(text, answer(label, text, words)) for text, _, label, words in drawn(rows, seed, noise)]
+
+
+def preferences(rows=300, seed=0, noise=0.04):
+    "Texts, the answer for their class, and one for another class; some the wrong way round."
+    draw, found = random.Random(f"preferences {seed}"), []
+    for text, kind, label, words in drawn(rows, seed, noise):
+        other = draw.choice([k for k in REPLIES if k != kind]) if label == kind else kind
+        found.append((text, answer(label, text, words), answer(other, text, words)))
     return found
 
 
-def write_tickets(path, **how):
-    "The same as a CSV file."
-    with Path(path).open("w", newline="", encoding="utf-8") as out: csv.writer(out).writerows([("text", "category"), *tickets(**how)])
+def write_rows(path, columns, rows):
+    "Rows as a CSV file."
+    with Path(path).open("w", newline="", encoding="utf-8") as out: csv.writer(out).writerows([columns, *rows])
     return path
+
+
+def write_tickets(path, **how):
+    "Tickets as a CSV file."
+    return write_rows(path, ("text", "category"), tickets(**how))
+
+
+if __name__ == "__main__":
+    "The files that `sftdpo recommend` is measured on: python tests/tickets.py FOLDER"
+    folder = Path(sys.argv[1])
+    for number in range(3): write_tickets(folder / f"tickets-{number}.csv", seed=number)
+    write_rows(folder / "replies.csv", ("prompt", "completion"), replies(rows=150))
+    write_rows(folder / "preferences.csv", ("prompt", "chosen", "rejected"), preferences(rows=150))
