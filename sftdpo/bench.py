@@ -13,7 +13,7 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
            'take_turns', 'configurations', 'whole_batches', 'typical_rows', 'tunings_timed', 'asked_of_engines',
            'some_of', 'rows_to_train', 'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings',
            'text_tokens', 'work_of_turns', 'measure_configuration', 'bench', 'bound_seconds', 'rounds_of',
-           'ratio_of_totals', 'speeds', 'print_speeds']
+           'ratio_of_totals', 'speeds', 'print_speeds', 'stages_to_train', 'hours_of_study']
 
 # %% ../nbs/23_bench.ipynb #6c793027
 import contextlib
@@ -35,7 +35,7 @@ from transformers import AutoConfig, PrinterCallback, TrainerCallback
 
 # %% ../nbs/23_bench.ipynb #0591cec5
 from .batches import autocast, collate, score, to_device, width_of
-from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, resolve, to_dict
+from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, Study, resolve, to_dict
 from .data import subset
 from .engine.inputs import Inputs, RunInputs, backbone_folder, device
 from .engine.runs import environment, stage_rows
@@ -953,3 +953,34 @@ def print_speeds(
         table = part.droplevel(0)[list(SPEED_COLUMNS)].rename(columns=SPEED_COLUMNS)
         shown = table.map(lambda value: f"{value:.3g}" if isinstance(value, float) else str(value))
         print("\n" + textwrap.fill(name, 80) + "\n" + fitted_table(shown.rename_axis("engine")))
+
+# %% ../nbs/23_bench.ipynb #49de7020
+def stages_to_train(
+    study: Study,  # its recipes and tunings
+    seeds: tuple[int, ...],  # each has runs of its own
+    shared: bool,  # train once what several runs begin with?
+) -> list[tuple[str, str]]:  # kind and tuning of each stage
+    "The stages that the runs of some seeds need."
+    beginnings = [(run.tuning, run.seed, tuple(run.stages[:depth + 1]))
+                  for run in study.runs(seeds) for depth in range(len(run.stages))]
+    return [(stages[-1].kind, tuning)
+            for tuning, _, stages in (dict.fromkeys(beginnings) if shared else beginnings)]
+
+# %% ../nbs/23_bench.ipynb #49de7022
+def hours_of_study(
+    study: Study,          # of question pairs, with its sizes
+    paces: pd.DataFrame,   # from `speeds`: its stages in batches of 8, and scoring
+    engine: str,           # that trains
+    shared: bool,          # train once what several runs begin with?
+    judge: str,            # engine that judges
+) -> pd.Series:
+    "Hours of a study's reported stages, of the trials of its search without their judging, and of judging."
+    def pace(name, engine):
+        return paces.loc[(name, "sftdpo"), "examples_per_second"] / paces.loc[(name, engine), "times_ours"]
+    def seconds(seeds, rows):
+        return sum(rows / pace(f"train paraphrase {kind} {tuning} 8", engine)
+                   for kind, tuning in stages_to_train(study, seeds, shared))
+    search, judged = study.search, len(study.runs()) * study.test_size
+    return pd.Series({"reported stages": seconds(study.seeds, study.train_size),
+                      "trials": search.trials * seconds(search.seeds, search.train_size),
+                      "judging": judged / pace("score paraphrase", judge)}) / 3600
