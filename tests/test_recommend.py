@@ -80,7 +80,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone))
     assert not found.declined, found.declined
     assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
-    assert "would pick the same way from the other rows" in str(found) and "the base model" in str(found)
+    assert "chosen without one fold's rows" in str(found) and "the base model" in str(found)
     kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert (kept["way"], kept["expected"], len(kept["ways"]), kept["declined"]) == (found.way, found.expected.mean, len(found.table), "")
     assert (tmp_path / "out" / "recommendation.txt").read_text() == f"{found}\n" and 0 < kept["minutes"] < 60
@@ -102,7 +102,7 @@ def test_labels_that_say_nothing_are_declined(tmp_path, backbone, quick):
     random = np.random.default_rng(0)
     (tmp_path / "noise.csv").write_text("text,label\n" + "".join(f"word {i % 7} {i},{'ab'[random.integers(2)]}\n" for i in range(60)))
     found = recommend(tmp_path / "noise.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None)
-    assert "it is not shown that anything was learned" in found.declined and str(found).startswith("No recommendation.") and not found.model
+    assert "nothing shows that the model learned anything" in found.declined and str(found).startswith("No recommendation.") and not found.model
 
 
 def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick, monkeypatch):

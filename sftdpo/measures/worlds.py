@@ -359,10 +359,10 @@ OUT_OF_REACH = {  # (line, most examples): why
         "too wide: where few values carry most of the spread, three seeds' luck looks like spread between seeds",
     ("strong skew", 26, 8):
         "too narrow: with so few examples the tail is mostly not among them, and nothing in the data shows it",
-    ("strong skew", 130, 3): "too narrow: the same, less",
-    ("strong skew", 130, 8): "too narrow: the same, less",
-    ("skew", 11, 8): "too narrow: the same",
-    ("plain", 11, 3): "too wide: three seeds that do not differ at all, and the floor of the variance",
+    ("strong skew", 130, 3): "too narrow, for the same reason, but less so",
+    ("strong skew", 130, 8): "too narrow, for the same reason, but less so",
+    ("skew", 11, 8): "too narrow: a part of the tail is mostly not among the examples",
+    ("plain", 11, 3): "too wide: three seeds do not differ at all, and the variance is not taken below its floor",
     ("answers 75 %", 11, 3): "too wide: few answers change, and the mean has few values",
     ("answers 97 %", 26, 8):
         "too wide: often no answer changes at all, and then only the bound of Clopper and Pearson is left",

@@ -146,7 +146,7 @@ def generated_questions(
     split: str,                   # "train", "validation" or "test": no topic is in two of them
     size: int,                    # how many pairs; the first pairs of a seed do not depend on it
     seed: int = 0,                # another seed, other pairs
-) -> list[tuple[str, str, int]]:  # question, question, label: 1 when both ask the same
+) -> list[tuple[str, str, int]]:  # question, question, label: 1 when both ask the same thing
     "Labelled pairs of questions, half of each class."
     rng, pool = random.Random(f"{split} {seed}"), topics(split)
     pairs, seen = [], set()
