@@ -10,26 +10,26 @@ from sftdpo.cli import main
 from sftdpo.config import Run
 from sftdpo.data import TaskData, load_task
 from sftdpo.reading.examples import Example
-from sftdpo.recommend import dealt, honest, recommend, too_little, way_of, ways_to_try
+from sftdpo.recommend import by_row, dealt, honest, recommend, too_little, way_of, ways_to_try
 from sftdpo.tasks import TASKS, Recommended
 
 
 def test_what_picks_does_not_judge():
-    "Of many ways that guess, the best looks good; picked by the other folds, it guesses."
+    "Of many ways that guess, the best looks good; picked by other rows, it guesses."
     random, best, fair = np.random.default_rng(0), [], []
-    for _ in range(60):
+    for _ in range(40):
         right = random.random((12, 60)) < 0.5
         tried = pd.DataFrame([dict(way=f"way {i}", fold=j % 3 + 1, seed=0, id=str(j), value=float(right[i, j])) for i in range(12) for j in range(60)])
         best.append(tried.groupby("way")["value"].mean().max())
-        values, picked = honest(tried)
-        assert len(values) == 60 and len(picked) == 3
+        values, picked = honest(by_row(tried))
+        assert len(values) == 60 and len(picked) == 60
         fair.append(values["value"].mean())
     assert np.mean(best) > 0.58 and abs(np.mean(fair) - 0.5) < 0.03
 
 
 def test_a_way_that_is_better_is_picked():
     tried = pd.DataFrame([dict(way=way, fold=j % 3 + 1, seed=0, id=str(j), value=float(j % 10 > worse)) for way, worse in (("a", 5), ("b", 1)) for j in range(60)])
-    assert honest(tried)[1] == ["b"] * 3
+    assert honest(by_row(tried))[1] == ["b"] * 60
 
 
 def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
@@ -80,7 +80,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone))
     assert not found.declined, found.declined
     assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
-    assert "chosen without one fold's rows" in str(found) and "the base model" in str(found)
+    assert "chosen on two thirds of the rows, it is the same way in" in str(found) and "the base model" in str(found)
     kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert (kept["way"], kept["expected"], len(kept["ways"]), kept["declined"]) == (found.way, found.expected.mean, len(found.table), "")
     assert (tmp_path / "out" / "recommendation.txt").read_text() == f"{found}\n" and 0 < kept["minutes"] < 60

@@ -185,3 +185,13 @@ def test_intervals_cover_where_they_were_said_to():
     slack = 2.4  # three standard errors of a share of 95 % in a thousand tables
     assert ((reachable.covered > 93 - slack) & (reachable.covered < 97 + slack)).all(), reachable[(reachable.covered < 93 - slack) | (reachable.covered > 97 + slack)]
     assert reachable.covered.mean() == pytest.approx(95, abs=0.8)
+
+
+def test_no_two_worlds_share_random_numbers(monkeypatch):
+    "Otherwise what is said of several worlds together would count the same luck several times."
+    import sftdpo.measures.worlds as worlds
+    drawn, draw = [], worlds.draw_study
+    monkeypatch.setattr(worlds, "draw_study", lambda world, random: drawn.append(tuple(random.bit_generator.seed_seq.entropy)) or draw(world, random))
+    world = World(equal_cells(recipes=ONE), examples=60)
+    verdict_counts([dataclasses.replace(MARGINAL[0], name=name, world=world) for name in ("one", "another")], 2)
+    assert len(drawn) == len(set(drawn)) == 4
