@@ -128,8 +128,11 @@ class Recommend:
                           self.folds)
         print(f"\n{found}")
         if not found.model: return
-        print(f"\nthe model, trained on all rows: {found.model}\nnext: sftdpo predict {out} "
-              f"NEW_ROWS.csv; to try more in the same folder: --minutes {2 * self.minutes:g}")
+        place = shlex.quote(str(out))
+        print(f"\nthe model, trained on all rows: {found.model}\n\n"
+              f"next: sftdpo predict {place} FILE   answers rows that have no answer yet\n"
+              f"  or: sftdpo report {place}   all that was tried, in one HTML file\n"
+              f"  or: the same command with --minutes {2 * self.minutes:g}   tries more ways, in the same folder")
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
 @dataclass
