@@ -408,7 +408,8 @@ def how_sure(
         return "; ".join(said) + (" and others" if len(some) > most else "")
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
     return ("How sure: chosen on two thirds of the rows, it is the same way in "
-            f"{100 * picked.count(way) / len(picked):.0f} % of {len(picked)} cases. " + (f"Not clearly worse: {names(close, 4)}. " if len(close) else "")
+            f"{100 * picked.count(way) / len(picked):.0f} % of {len(picked)} cases. "
+            + (f"Not clearly worse: {names(close, 4)}. " if len(close) else "")
             + (f"Clearly worse: {names(worse, 3)}." if len(worse) else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32082
