@@ -291,10 +291,11 @@ class Evaluate:
         rows_to_judge(known, task, data, self.reading)
         from sftdpo.engine.export import write_predictions
         from sftdpo.study import evaluate_saved
+        from sftdpo.tables import metric_lines
         found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading,
                                                test_size=self.test_size, seed=self.seed,
                                                sampling=self.sampling), say=print)
-        for name, value in found.metrics.items(): print(f"{name:>24} {value:.4f}")
+        print(*metric_lines(found.metrics, TASKS[task]), sep="\n")
         if told := decoding(task, self.sampling): print(f"texts: {told}")
         if self.out: print(f"written: {write_predictions(found.examples, self.out)}")
         if TASKS[task].columns and known:

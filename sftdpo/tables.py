@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CAVEATS', 'WHAT_TO_CHANGE', 'place_of', 'apart_by_name', 'with_cells', 'values_of', 'line_of',
            'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
-           'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_columns', 'cost_columns',
-           'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of', 'format_baselines',
-           'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged', 'decoding_of', 'metric_notes',
-           'print_wrapped', 'print_further', 'print_tables', 'next_steps']
+           'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
+           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
+           'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged',
+           'decoding_of', 'metric_notes', 'print_wrapped', 'print_further', 'print_tables', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
+import math
 import re
 import shlex
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from .data import RARE
 from .engine.folder import StudyFolder
 from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
 from .stats import Estimate, difference, interval, observations
-from .tasks import RECIPES, UNBALANCED, Metric, format_interval, format_metric
+from .tasks import RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
 
 # %% ../nbs/20_tables.ipynb #d7e85166
 def place_of(
@@ -248,6 +250,26 @@ def format_range(
     low, high = (format_metric(end, metric, bare=True) for end in (values.min(), values.max()))
     return (format_metric(values.mean(), metric, bare=True)
             + (f" ({low} to {high})" if len(values) > 1 else ""))
+
+# %% ../nbs/20_tables.ipynb #7cea6430
+def metric_lines(
+    metrics: dict[str, float],  # of one policy, by name; some with `_low` and `_high` beside them
+    task: Task,                 # what it was judged on
+) -> list[str]:
+    "Each value with its interval, a line each; the metrics of tables come first, by their titles."
+    named = {metric.name: metric for metric in task.metrics}
+    ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")}
+    lines = {}
+    for name in sorted(metrics.keys() - ends, key=[*named, *metrics].index):
+        stem, _, part = name.rpartition("_")
+        if name in named: metric = named[name]
+        elif stem in named: metric = replace(named[stem], title=f"{named[stem].title}, {part}")
+        else: metric = Metric(name, name, digits=3 * (metrics[name] % 1 != 0))
+        between = format_interval(*(metrics.get(f"{name}_{end}", math.nan)
+                                    for end in ("low", "high")), metric)
+        lines[metric.title] = f"{format_metric(metrics[name], metric)} [{between}]".replace(" []", "")
+    width = max(map(len, lines))
+    return [f"{title:<{width}}  {words}" for title, words in lines.items()]
 
 # %% ../nbs/20_tables.ipynb #c5633a52
 def metric_columns(

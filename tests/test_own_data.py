@@ -502,7 +502,7 @@ def test_one_prompt_never_trains_and_judges(tmp_path):
     assert len(test) == 20 and not {e.completion for e in train} & {e.completion for e in test}
     write(tmp_path, "own.jsonl", "".join(json.dumps(dict(prompt=f"p{i // 2}", completion=f"c{i}")) + "\n" for i in range(20)))
     write(tmp_path, "test.jsonl", '{"prompt": "p1", "completion": "other"}\n')
-    notes = check_file("completions", tmp_path / "own.jsonl", Reading(test=str(tmp_path / "test.jsonl"))).notes
+    notes = check_file("completions", tmp_path / "own.jsonl", Reading(test=str(tmp_path / "test.jsonl"))).split_notes
     assert "the prompts of 1 of 1 test example stand in train too, perhaps with other completions" in notes
 
 

@@ -221,7 +221,7 @@ def other_lines(
               + [f"{number:,} {pair}" for pair, number in report.shared.items() if number])
     lines += [f"{counted(some['exact'], 'duplicate')} in {split}"
               for split, some in report.duplicates.items() if some["exact"]]
-    return [in_page_words(line) for line in lines + report.notes]
+    return [in_page_words(line) for line in lines + report.notes + report.split_notes]
 
 # %% ../../nbs/page/04_own_file.ipynb #8e04e676
 class PartField:

@@ -6,10 +6,10 @@
 __all__ = ['SAMPLED', 'LEAST_ROWS', 'TRIED', 'reasons', 'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines',
            'reading_options', 'command_of', 'recommend_command', 'DataFindings', 'DataReport', 'size_sections',
            'doubt_sections', 'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes',
-           'special_token_notes', 'training_line', 'label_words', 'label_notes', 'row_notes', 'glued_notes',
-           'too_long_in', 'text_lengths', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit',
-           'works', 'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended',
-           'suggested_report', 'failed_report', 'loaded_report', 'check_file', 'write_check']
+           'special_token_notes', 'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note',
+           'glued_notes', 'too_long_in', 'text_lengths', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task',
+           'columns_fit', 'works', 'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of',
+           'mended', 'suggested_report', 'failed_report', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -225,6 +225,8 @@ class DataFindings:
     # conversations are written out as text, as the backbone has no chat template
     written_out: bool = False
     notes: list[str] = field(default_factory=list)            # what else a reader should know
+    # the same, of the rows that train and judge
+    split_notes: list[str] = field(default_factory=list)
     command: str = ""                                         # runs it
     # finds out how to train on it; empty where that is not for it
     recommend: str = ""
@@ -311,7 +313,7 @@ def doubt_sections(
                    "chosen completion equals the rejected one"] if report.equal_pairs else []),
         ("answers", _some([f"{answer!r}: {counted(n, 'token')}"
                            for answer, n in report.verbalizers.items() if n != 1], 10, "answers")),
-        ("note", report.notes),
+        ("note", [*report.notes, *report.split_notes]),
         ("stops a run", report.stops), ("run it", [report.command] if report.command else []),
         ("or first", [report.recommend] if report.recommend else [])]
 
@@ -350,7 +352,7 @@ def report_markdown(
 # %% ../../nbs/reading/05_check.ipynb #f7054e37
 def short_report(
     report: DataReport,  # of any data
-    splits: bool = True,  # say how many rows train and judge?
+    splits: bool = True,  # tell the rows that train from those that judge?
 ) -> str:
     "Two to four lines."
     unusable = f", {len(report.problems):,} cannot be used" if report.problems else ""
@@ -358,8 +360,10 @@ def short_report(
              + (" · " + ", ".join(f"{split} {n:,}" for split, n in report.sizes.items())
                 if splits else "")]
     if "train" in report.balance:
-        lines.append("labels in train: " + ", ".join(_some(
-            [f"{label} {n:,}" for label, n in report.balance["train"].items()], 20, "labels")))
+        some = report.balance["train"] if splits else sum(map(Counter, report.balance.values()),
+                                                          Counter())
+        lines.append(f"labels{' in train' if splits else ''}: " + ", ".join(_some(
+            [f"{label} {n:,}" for label, n in some.items()], 20, "labels")))
     if report.lengths:
         tokens = " · ".join(f"{part} {some['median']:,}, {some['longest']:,}"
                             for part, some in report.lengths.items())
@@ -369,7 +373,7 @@ def short_report(
             + [f"{n:,} {why}" for why, n in report.left_out.items()])
     seen += [f"{counted(some['exact'], 'duplicate')} in {split}"
              for split, some in report.duplicates.items() if some["exact"]]
-    seen += report.notes
+    seen += report.notes + (report.split_notes if splits else [])
     return "\n".join(printable(line)
                      for line in lines + (["note: " + "; ".join(seen)] if seen else []))
 
@@ -445,15 +449,12 @@ def label_words(
 def label_notes(
     data: TaskData,  # as loaded
 ) -> list[str]:
-    "What is said of labels: those that a split does not have, one that has most rows, rare ones."
+    "What is said of labels: those that a split does not have, and those that are rarely judged."
     words, notes = label_words(data), []
     for split, some in data.describe()["balance"].items():
         if never := [words[answer] for answer, n in some.items() if not n]:
             notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
     if not data.verbalizers or any(e.label is None for e in (*data.train, *data.test)): return notes
-    if data.record.primary.name == "macro_f1":
-        notes.append(f"one label has {data.majority_share:.0%} of the training rows: macro F1 is "
-                     "the primary metric, not accuracy")
     if rare := rare_labels(data.test, data.verbalizers):
         named_ones = [f"{words[answer]} {n}" for answer, n in rare.items()]
         notes.append("too few judged rows to say much of a label: "
@@ -463,10 +464,10 @@ def label_notes(
 # %% ../../nbs/reading/05_check.ipynb #8b35f136
 LEAST_ROWS = 40  # of a file, before one way to train can be told from another
 
-def row_notes(
+def split_notes(
     data: TaskData,  # as loaded
 ) -> list[str]:
-    "What is said of the rows of a task: prompts that train and judge, and labels."
+    "What is said of the rows that train and judge: how few, prompts that do both, labels."
     asked = {prompt_key(e) for e in data.train if e.label is None}
     again = sum(prompt_key(e) in asked for e in data.test) if asked else 0
     rows = sum(map(len, data.splits.values()))
@@ -474,6 +475,15 @@ def row_notes(
            "be told from another; collect more"] if rows < LEAST_ROWS else []
     return few + ([f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
              "train too, perhaps with other completions"] if again else []) + label_notes(data)
+
+# %% ../../nbs/reading/05_check.ipynb #28c413a0
+def majority_note(
+    data: TaskData,  # as loaded
+) -> list[str]:
+    "That one label has most of the rows, if so, and what that changes."
+    if data.record.primary.name != "macro_f1": return []
+    return [f"one label has {data.majority_share:.0%} of the training rows: macro F1 is the primary "
+            "metric, not accuracy"]
 
 # %% ../../nbs/reading/05_check.ipynb #a0316308
 def glued_notes(
@@ -559,7 +569,8 @@ def check_data(
         data.task, data.name, data.source, intake.files, problems=intake.problems,
         sizes=about["sizes"], training=training_line(data.task, len(data.train)),
         max_length=max_length, command=command,
-        notes=[*intake.notes, *row_notes(data), *pair_notes(everything)],
+        notes=[*intake.notes, *majority_note(data), *pair_notes(everything)],
+        split_notes=split_notes(data),
         balance={split: {words[answer]: n for answer, n in some.items()}
                  for split, some in about["balance"].items()},
         columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {})
