@@ -352,7 +352,8 @@ def reached_without(
 # %% ../nbs/15_recommend.ipynb #67d16eaa
 FAR = 0.03  # a share so far below the best baseline that no model is worth training
 # what is reached without reading a text
-TRIVIAL = ("the base model", "majority class", "commonest training label", "a coin")
+TRIVIAL = ("the base model", "majority class", "commonest training label", "a coin", "the longer one",
+           "random training completion", "random training sonnet")
 
 def reason_to_decline(
     expected: Estimate,           # from `honest`
@@ -387,7 +388,7 @@ def against_baselines(
     title = max(baselines, key=baselines.get)
     ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
              if expected.high >= baselines[title] else "below")
-    simpler = (f" If a label is all that you need, {title} is simpler."
+    simpler = (f" If the answers are all that you need, {title} is simpler."
                if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
     return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "

@@ -95,6 +95,7 @@ class Baseline:
     name: str   # in the result files, after `baseline_`
     title: str  # in tables and figures
     of: str     # the metric that it is a value of
+    oracle: bool = False  # is it found with the true answers at hand, so that nobody reaches it?
 
 # %% ../nbs/10_tasks.ipynb #3f0a77b1
 def steps_of(
@@ -190,8 +191,8 @@ class Task:
         return next((one for one in self.metrics if one.name == name), None) or metric_named(name)
 
     def comparable_baselines(self) -> list[Baseline]:
-        "The baselines that are values of the primary metric."
-        return [one for one in self.beside if one.of == self.primary.name]
+        "The baselines that one can use, as values of the primary metric."
+        return [one for one in self.beside if one.of == self.primary.name and not one.oracle]
 
     def rates(self, backbone: str) -> Recommended:
         "The recommended settings for a backbone."
@@ -255,7 +256,8 @@ SONNET = Task(
     sources=("embedded",), evaluate="sftdpo.evaluate:_evaluate_sonnets",
     baselines="sftdpo.measures.baselines:_sonnet_baselines",
     beside=(Baseline("chrf_floor", "random training sonnet", "chrf"),
-            Baseline("chrf_best_training", "best training sonnet", "chrf"),
+            Baseline("chrf_nearest", "sonnet with the nearest prompt", "chrf"),
+            Baseline("chrf_best_training", "training sonnet nearest to the true one", "chrf", True),
             Baseline("chrf_whole_floor", "random training sonnet, whole", "chrf_whole"),
             Baseline("rhyme_true", "rhyme of the true sonnets", "rhyme")))
 
@@ -276,7 +278,9 @@ COMPLETIONS = Task(
     columns=dict(prompt=(), completion=()), evaluate="sftdpo.evaluate:_evaluate_completions",
     baselines="sftdpo.measures.baselines:_completion_baselines",
     beside=(Baseline("chrf_floor", "random training completion", "chrf"),
-            Baseline("chrf_best_training", "best training completion", "chrf")))
+            Baseline("chrf_nearest", "completion of the nearest prompt", "chrf"),
+            Baseline("chrf_best_training", "training completion nearest to the true one", "chrf",
+                     True)))
 
 # %% ../nbs/10_tasks.ipynb #7f688b33
 PREFERENCES = Task(

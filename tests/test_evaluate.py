@@ -1,4 +1,6 @@
 """Metrics worked by hand, and fast sampling held against the plain way."""
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,6 +49,7 @@ from sftdpo.evaluate import (
 from sftdpo.measures.baselines import overlap_features, tfidf_baseline
 from sftdpo.measures.distance import completion_logits, divergences, kl_divergence, row_divergences
 from sftdpo.model import apply_tuning
+from sftdpo.tasks import TASKS
 
 prompts = ["Shall I compare thee\n", "Rough winds do shake the darling buds of May,\n", "And\n", "Thou art more lovely\n"]
 
@@ -442,6 +445,27 @@ def test_completions(tiny):
     assert found.metrics["length_ratio"] == pytest.approx(found.examples.length_ratio.mean())
     beside = baselines(data, data.test)
     assert beside["chrf_floor"] <= beside["chrf_best_training"] < beside["chrf_ceiling"] == 100
+
+
+def test_the_completion_of_the_nearest_prompt_is_a_baseline_and_the_one_nearest_to_the_truth_is_not():
+    "Standard replies: whoever finds a prompt like this one has the reply. What is found with the true text at hand is shown, and nothing is held against it."
+    said = {"parcel": "It is on its way to you.", "money": "We send it back today, with our apologies.", "login": "Please choose a new word."}
+    training = [Example(f"t{i}", f"{opening} {word}?", reply) for i, (opening, (word, reply)) in enumerate((o, pair) for o in ("where is my", "what of the") for pair in said.items())]
+    judged = [Example(f"j{i}", f"hello, my {word}, please", reply) for i, (word, reply) in enumerate(said.items())]
+    found = baselines(TaskData("completions", "replies", training, [], judged, (), True, "This test."), judged)
+    assert found["chrf_nearest"] == found["chrf_best_training"] == 100 > found["chrf_floor"]
+    judged[0] = replace(judged[0], prompt="hello, my login, please")
+    found = baselines(TaskData("completions", "replies", training, [], judged, (), True, "This test."), judged)
+    assert found["chrf_nearest"] == pytest.approx((200 + chrf(said["login"], said["parcel"])) / 3) and found["chrf_best_training"] == 100
+    assert {one.name for one in TASKS["completions"].comparable_baselines()} == {"chrf_floor", "chrf_nearest"}
+
+
+def test_prompts_without_a_word_have_baselines():
+    "At 4ab63658 rows of emoji or marks alone stopped the judging: scikit-learn's vocabulary was empty."
+    marks = [Example(str(i), "?!"[i % 2] * (1 + i // 2), "yn"[i % 2], label=i % 2) for i in range(40)]
+    data = TaskData("labels", "marks", marks[:20], marks[20:30], marks[30:], ("y", "n"), False, "This test.")
+    assert baselines(data, data.test)["tfidf"] == 1
+    assert baselines(replace(data, task="completions"), data.test)["chrf_nearest"] == 100
 
 
 def test_preferences_by_hand(tiny):
