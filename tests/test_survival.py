@@ -296,3 +296,5 @@ def test_what_is_kept_of_a_study_goes_on(backbone, tmp_path, capsys):
     assert len(list(kept.trials.stages.iterdir())) == 2
     pd.testing.assert_frame_equal(steady(again), steady(whole), check_exact=False, rtol=1e-6)
     assert set(kept.finished_runs()) == set(StudyFolder(tmp_path / "whole").finished_runs())
+    keep_results.keep(kept.path, tmp_path / "again")
+    assert set(StudyFolder(tmp_path / "again").trials.finished_runs()) == set(kept.trials.finished_runs()), "trials that were kept once, without what they judged, are kept again"

@@ -30,7 +30,7 @@ def keep_numbers(path: Path, home: Path, texts: bool):
 
 def keep_run(run: RunFolder, place: RunFolder, texts: bool, trial: bool = False):
     "Copy a finished run; of a trial, which only chooses, what the choice needs."
-    about, of_base = run.about(), not run.history.exists()
+    about, of_base = run.about(), not run.history.exists() and run.examples.exists()  # a trial that was kept once has neither
     small = (run.metrics,) if trial else (run.settings, run.environment, run.metrics)
     with written_whole(place) as part:
         for path in small:
