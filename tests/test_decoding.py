@@ -49,7 +49,7 @@ def test_tables_and_reports_say_it(study):
 def test_results_of_earlier_versions_are_not_said_to_be_drawn_so(study, repository):
     results = read_results(study)
     assert "a text ended where the policy ended it" in decoding_of(study, results[results.metric != "full_length"])
-    stored = repository / "nbs/study/results/bard-sonnet"
+    stored = repository / "nbs/study/results/smollm2-sonnet"
     assert "longer texts have a higher chrF" in printed(print_tables, read_results(stored), stored)
 
 
