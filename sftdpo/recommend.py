@@ -148,35 +148,33 @@ def with_rate(
 
 # %% ../nbs/15_recommend.ipynb #6fca3672
 def ways_to_try(
-    start: Run,                    # whose data and backbone are given
-    rows: int,                     # how many rows train in a fold
-    score: Callable[[Run], float],  # what a way that was tried has reached; -inf: it was not tried
+    start: Run,                        # whose data and backbone are given
+    rows: int,                         # how many rows train in a fold
+    best: Callable[[list[Run]], Run],  # of some ways, the one that did best; the first, if none was tried
 ) -> Iterator[Run]:
     "The ways to train, the most promising first."
+    cells = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in ("full", "lora")]
     def resolved(recipe, tuning): return start.replace(recipe=recipe, tuning=tuning).resolved(rows)
-    cells = [resolved(recipe, tuning) for recipe in ("sft", "dpo") for tuning in ("full", "lora")]
-    known = list(cells)
-    def best(some): return max(some, key=score)
-    def of(recipe, tuning):
-        return [run for run in known if (run.recipe, run.tuning) == (recipe, tuning)]
-    def new(run):
-        known.append(run)
+    known = {cell: [resolved(*cell)] for cell in cells}
+    def new(cell, run):
+        known[cell].append(run)
         return run
-    yield from cells
-    for tuning in ("full", "lora"):
-        yield new(resolved("sft-dpo", tuning).replace(sft=best(of("sft", tuning)).sft))
-    for rate in (1 / 3, 3):
-        for run in cells: yield new(with_rate(run, run.recipe, rate))
-    for rate in (1 / 3, 3):
-        for tuning in ("full", "lora"):
-            yield new(
-                with_rate(resolved("sft-dpo", tuning).replace(sft=best(of("sft", tuning)).sft),
-                          "dpo", rate))
-    for run in sorted((best(of(recipe, tuning)) for recipe in ("sft", "dpo")
-                       for tuning in ("full", "lora")), key=score, reverse=True):
-        yield new(with_rate(run, run.recipe, depth=3))
-    for rate in (1 / 9, 9):
-        for run in cells: yield new(with_rate(run, run.recipe, rate))
+    def deeper(cell): return new(cell, with_rate(best(known[cell]), cell[0], depth=3))
+    def after_sft(tuning, rate=1.0):
+        run = resolved("sft-dpo", tuning)
+        dpo = run.dpo.replace(epochs=base["dpo", tuning].dpo.epochs)
+        return with_rate(run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo), "dpo", rate)
+    for cell in cells: yield known[cell][0]
+    for cell in cells: yield deeper(cell)
+    base = {cell: best(some) for cell, some in known.items()}
+    for tuning in ("full", "lora"): yield after_sft(tuning)
+    for rate in (3, 1 / 3):
+        for cell in cells: yield new(cell, with_rate(base[cell], cell[0], rate))
+    for rate in (3, 1 / 3):
+        for tuning in ("full", "lora"): yield after_sft(tuning, rate)
+    for cell in cells: yield deeper(cell)
+    for rate in (9, 1 / 9):
+        for cell in cells: yield with_rate(base[cell], cell[0], rate)
 
 # %% ../nbs/15_recommend.ipynb #c90be7d2
 SMALL = 100e6  # bytes of weights: a larger model gains from threads, and several of it may not fit
@@ -228,12 +226,10 @@ class Ways:
 
     def drop_weights(self, keep: bool = True):
         "Delete stages' weights, except those of each tuning's best SFT: DPO may start from them."
-        best = {}
-        for run in self.runs.values():
-            if keep and run.recipe == "sft":
-                best[run.tuning] = max(best.get(run.tuning, run), run, key=self.score)
-        kept = {node.key for run in best.values()
-                for node in stage_tree(self.in_folds(run), self.inputs)}
+        first = [[run for run in self.runs.values() if (run.recipe, run.tuning) == ("sft", tuning)]
+                 for tuning in ("full", "lora")]
+        kept = {node.key for some in first if keep and some
+                for node in stage_tree(self.in_folds(self.best(some)), self.inputs)}
         for home in self.folder.stages.glob("*"):
             if home.name not in kept: remove(self.folder.stage(home.name).policy)
 
@@ -241,6 +237,12 @@ class Ways:
         "The mean of a way over all folds; -inf if it was not tried."
         table = self.tables.get(way_of(run))
         return -math.inf if table is None else float(table["value"].mean())
+
+    def best(self, some: list[Run]) -> Run:
+        "The best of some ways, by `chosen_way`; the first, if none of them was tried."
+        tried = {way_of(run): run for run in some if way_of(run) in self.tables}
+        if not tried: return some[0]
+        return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
 
     @property
     def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
@@ -585,7 +587,7 @@ def recommend(
                 sft=study.sft, dpo=study.dpo)
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
-    ways = iter(ways_to_try(start, rows, trials.score))
+    ways = iter(ways_to_try(start, rows, trials.best))
     trials.workers = runs_at_once(inputs, backbone, 2 * folds)
     while some := list(islice(ways, 2 if trials.workers > 1 else 1)): trials.attempt(*some)
     trials.drop_weights(keep=False)

@@ -47,13 +47,23 @@ def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
 def test_ways_begin_with_single_stages_and_go_on_from_the_best():
     reached = {"sft full": 0.6, "sft lora": 0.9}
     def score(run): return reached.get(run.cell, 0.5) - abs(np.log10(run.stages[-1].learning_rate) + 2) / 100
-    ways = list(ways_to_try(Run(task="labels", data="x.csv", backbone="gpt2"), 200, score))
-    assert [run.cell for run in ways[:6]] == ["sft full", "sft lora", "dpo full", "dpo lora", "sft-dpo full", "sft-dpo lora"]
-    assert len({way_of(run) for run in ways}) == len(ways) and {run.stages[-1].epochs for run in ways} == {8, 24}
-    deep = [run for run in ways if run.stages[-1].epochs == 24]
-    assert deep[0].cell == "sft lora"
-    best = max((run for run in ways[:14] if run.cell == "sft lora"), key=score)
-    assert all(run.stages[0].learning_rate == best.sft.learning_rate for run in ways[14:18] if run.cell == "sft-dpo lora")
+    ways = list(ways_to_try(Run(task="labels", data="x.csv", backbone="gpt2"), 200, lambda some: max(some, key=score)))
+    cells = ["sft full", "sft lora", "dpo full", "dpo lora"]
+    assert [run.cell for run in ways[:10]] == [*cells, *cells, "sft-dpo full", "sft-dpo lora"]
+    assert len({way_of(run) for run in ways[:22]}) == 22
+    assert {run.stages[-1].epochs for run in ways[4:8]} == {24}, "each cell three times as long"
+    assert {run.stages[-1].epochs for run in ways[:4] + ways[8:22]} == {8}, "which did not help, so nothing else is"
+    best = max((run for run in ways[:18] if run.cell == "sft lora"), key=score)
+    assert all(run.stages[0].learning_rate == best.sft.learning_rate for run in ways[18:22] if run.cell == "sft-dpo lora")
+
+
+def test_where_longer_training_helps_everything_after_it_is_as_long():
+    "Small files of texts: at 4ab63658 only the last four ways were longer, and on 150 preferences all others stayed near chance."
+    ways = list(ways_to_try(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=lambda run: run.stages[-1].epochs)))
+    first = ways[0].stages[-1].epochs
+    assert [run.stages[-1].epochs for run in ways[4:8]] == [3 * first] * 4
+    assert {stage.epochs for run in ways[8:22] for stage in run.stages} == {3 * first}
+    assert {run.stages[-1].epochs for run in ways[22:26]} == {9 * first}
 
 
 def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
