@@ -295,7 +295,7 @@ class Evaluate:
         found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading,
                                                test_size=self.test_size, seed=self.seed,
                                                sampling=self.sampling), say=print)
-        print(*metric_lines(found.metrics, TASKS[task]), sep="\n")
+        print(*metric_lines(found.metrics, TASKS[task], found.examples), sep="\n")
         if told := decoding(task, self.sampling): print(f"texts: {told}")
         if self.out: print(f"written: {write_predictions(found.examples, self.out)}")
         if TASKS[task].columns and known:
@@ -357,9 +357,6 @@ class Predict:
         reading = reading_of(known, self.reading)
         table = answer_rows(self.model, data, self.sampling, self.seed, reading.too_long,
                             unusable=reading.unusable)
-        if lost := len(data.intake.problems):
-            print(f"note: {counted(lost, 'row')} cannot be used and {'is' if lost == 1 else 'are'} "
-                  "left out")
         if lost := len(data.test) - table["id"].nunique():
             print(f"note: {counted(lost, 'row')} {'is' if lost == 1 else 'are'} too long and left "
                   "out")

@@ -432,6 +432,15 @@ def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], 
         remedy = _remedy(all_problems, any(examples for _, examples, _ in found.values()))
         raise UnusableRows(f"{' '.join(said)} {remedy}", all_problems)
 
+# %% ../nbs/01_data.ipynb #52876b67
+def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> list[str]:
+    "A note on the rows that cannot be used, where they are left out."
+    if not problems: return []
+    kinds = [_first_of(some, table.file) for some in gathered(problems)]
+    return [f"{len(problems):,} of {counted(len(problems) + len(examples), 'row')} cannot be used "
+            f"and {'is' if len(problems) == 1 else 'are'} left out: "
+            f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"]
+
 # %% ../nbs/01_data.ipynb #f57d3429
 def read_question_pairs(
     path: str | Path,        # tab-separated or CSV, with the column names of the course, GLUE or Kaggle
@@ -1059,13 +1068,14 @@ def load_judged(
         answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    notes = left_out(table, shape) + _other_prompt(reading, known, shape)
+    notes = [*_lost(table, examples, problems), *left_out(table, shape),
+             *_other_prompt(reading, known, shape)]
     file = _file_record("test", table, examples, problems)
     intake = Intake([file], shape, tuple(answers), problems, notes=notes)
     words = verbalizers if task == "paraphrase" else tuple(dict.fromkeys(answers.values()))
     end = task in ("completions", "preferences") and reading.end_of_text
     return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading), words, end,
-                    f"All rows of {Path(path).name}.", intake)
+                    f"All {'usable ' * bool(problems)}rows of {Path(path).name}.", intake)
 
 # %% ../nbs/01_data.ipynb #309526d5
 _answer_parts = ("label", "completion", "chosen", "rejected")
@@ -1089,7 +1099,7 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     intake = Intake([_file_record("test", table, examples, problems)], shape,
                     tuple(answers), problems,
-                    notes=_other_prompt(reading, columns, shape))
+                    notes=[*_lost(table, examples, problems), *_other_prompt(reading, columns, shape)])
     return _interpreted(examples, reading), intake
 
 # %% ../nbs/01_data.ipynb #dd2d45ec

@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 # %% ../nbs/15_recommend.ipynb #7ca086e9
-from .config import Execution, Reading, Run, Stage, Study, decoding, seed_in_fold
+from .config import Execution, Reading, Run, Stage, Study, check, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
@@ -36,11 +36,11 @@ from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
 from .engine.work import cores, forkable
 from .model import load_backbone, save_policy
-from .reading.check import LEAST_ROWS, check_file, mended
+from .reading.check import LEAST_ROWS, check_file, look_of, mended, reading_options
 from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .study import carry_out, claim_folder
-from .tables import baselines_of
+from .tables import CEILING, baselines_of
 from .tasks import Metric, format_interval, format_metric
 
 # %% ../nbs/15_recommend.ipynb #12dd6b92
@@ -292,7 +292,7 @@ class Trials(Ways):
     def leave_out(self, way: str, takes: float, left: float):
         "Note a way for which there is no time."
         self.left_out.append(way)
-        if not self.tables:
+        if not self.tables and len(self.left_out) == 1:
             self.say(f"{way} would take {time_in_words(takes)}, and "
                      f"{time_in_words(max(left, 0))} are left")
 
@@ -363,16 +363,18 @@ def reason_to_decline(
     metric: Metric,               # the primary one
 ) -> str:                         # empty: there is no reason
     "Why nothing is recommended after training."
-    reached = (f"{format_metric(expected.mean, metric)} "
+    reached = (f"{format_metric(expected.mean, metric)} {'' if metric.share else metric.title + ' '}"
                f"[{format_interval(expected.low, expected.high, metric)}]")
     trivial = {title: value for title, value in baselines.items()
                if title.partition(",")[0] in TRIVIAL}
     title = max(trivial, key=trivial.get)
+    if metric.share and trivial[title] > CEILING:
+        return (f"{title} reaches {format_metric(trivial[title], metric)} without training: on these "
+                "rows there is nothing to gain. Judge harder rows.")
     if not expected.low > trivial[title]:
         return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: "
-                "nothing shows that the model learned anything. "
-                "Collect more rows, check whether the labels follow from the texts, or give more "
-                "minutes.")
+                "nothing shows that the model learned anything. Give more minutes or more rows, and "
+                "check whether the answers follow from the prompts.")
     title = max(baselines, key=baselines.get)
     if (expected.high < baselines[title]
         and (expected.mean + FAR < baselines[title] or not metric.share)):
@@ -390,7 +392,7 @@ def against_baselines(
     title = max(baselines, key=baselines.get)
     ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
              if expected.high >= baselines[title] else "below")
-    simpler = (f" If the answers are all that you need, {title} is simpler."
+    simpler = (f" {title} needs no language model: consider it first."
                if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
     return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "
@@ -423,7 +425,7 @@ def above_expectation(
     metric: Metric,   # the primary one
 ) -> str:
     "A sentence on why less is expected than the way itself reached; empty where it is not less."
-    if reached <= expected: return ""
+    if format_metric(reached, metric) <= format_metric(expected, metric): return ""
     return (f" This way itself reached {format_metric(reached, metric)}, but it was chosen from "
             f"{ways} on these very rows.")
 
@@ -440,9 +442,10 @@ def sentences_on(
     metric, way = trials.metric, way_of(run)
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
-            f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: in "
-            f"{trials.folds} folds, each of {expected.examples:,} rows was judged by a model that "
-            "was trained and chosen on other rows."
+            f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: each of "
+            f"{expected.examples:,} rows was judged by a model that was neither trained on it nor "
+            f"chosen by it. The interval is over rows and over {trials.folds} models, so it is wide "
+            "where these differ."
             + above_expectation(trials.score(run), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
             how_sure(way, picked, table, metric)]
@@ -471,10 +474,10 @@ def hour_more(
     seeds = int(3600 * trials.workers / max(each, 1.))
     if seeds < 1: return "Another hour is too short to train the closest two ways with a second seed."
     half = (rival.high - rival.low) / 2
-    return (f"Another hour would allow {counted(seeds, 'further seed')} of this way and of the one "
-            f"closest to it. The interval of their difference, now "
-            f"±{format_metric(half, trials.metric, bare=True)}, would narrow by the part that is due "
-            "to seeds; more rows would narrow the rest.")
+    return (f"Is {rival.way} as good? They differ by less than this can show "
+            f"(±{format_metric(half, trials.metric, bare=True)}). Another hour would train both "
+            f"{counted(seeds, 'more time')} and tell how much of that is luck in training; more rows "
+            "would narrow the rest.")
 
 # %% ../nbs/15_recommend.ipynb #03b4d514
 def train_on_all(
@@ -508,6 +511,11 @@ def rows_of_file(
     say,               # called with what the file holds
 ) -> tuple[TaskData, Reading]:
     "The rows of a file, and the way of reading with the remedies that let them train."
+    found = look_of(str(data), reading, task)
+    if found and task in (None, found[1]) and not found[2].split:
+        shape, task, reading = found
+        say(f"It looks like {shape}, and is read so: "
+            f"{shlex.join(['--task', task, *reading_options(reading)])}")
     report = check_file(task, str(data), reading, *Inputs().readers[backbone,], backbone=backbone)
     if report.stops:
         loaded = load_task(report.task, str(data), reading)
@@ -546,14 +554,14 @@ def concluded(
 # %% ../nbs/15_recommend.ipynb #8684bbe6
 def write_recommendation(
     found: Recommendation,
-    folder: Path,      # of the trials
+    folder: StudyFolder,  # of the trials
     metric: Metric,    # the primary one
     minutes: float,    # that it took
 ):
     "Keep a recommendation for readers, as recommendation.txt, and for programs, as recommendation.json."
     expected = found.expected
-    write_text(folder / "recommendation.txt", str(found) + "\n")
-    write_json(folder / "recommendation.json", dict(
+    write_text(folder.recommendation, str(found) + "\n")
+    write_json(folder.recommendation.with_suffix(".json"), dict(
         way=found.way, declined=found.declined, metric=metric.name, expected=expected.mean,
         low=expected.low, high=expected.high, examples=expected.examples, minutes=round(minutes, 1),
         without_training=found.baselines, ways=found.table.to_dict("records")))
@@ -571,6 +579,7 @@ def recommend(
     say=print,                     # called with each line of progress
 ) -> Recommendation:
     "Recommend a way to train on your own rows, and train it."
+    check(minutes > 0, "minutes", minutes, "give more than 0")
     deadline = time.monotonic() + 60 * minutes
     loaded, reading = rows_of_file(data, task, backbone, reading, say)
     task = loaded.task
@@ -597,5 +606,5 @@ def recommend(
                               f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a "
                               "smaller model.")
     found = concluded(trials, len(pool_of(loaded)))
-    write_recommendation(found, home.path, trials.metric, minutes + (time.monotonic() - deadline) / 60)
+    write_recommendation(found, home, trials.metric, minutes + (time.monotonic() - deadline) / 60)
     return found

@@ -616,20 +616,26 @@ def write_report(
     variants = store.variants_of(folder)
     parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
                        variants) for task in results["task"].unique()]
-    verdicts = judge_claims(folder) if runs else []
-    asked_for, environment = planned(study) if study else None, environment_table(folder, runs)
+    # a recommendation compares ways to train one model, and answers no claim
+    found = place.recommendation.read_text(encoding="utf-8") if place.recommendation.exists() else ""
+    verdicts = judge_claims(folder) if runs and not found else []
+    asked_for = planned(study) if study and not found else None
+    environment = environment_table(folder, runs)
     whole = place.settings.read_text(encoding="utf-8", errors="backslashreplace")
     def together(which):
         return (pd.concat([part[which].assign(task=part["task"]) for part in parts],
                           ignore_index=True) if parts else pd.DataFrame())
     again = shlex.quote(plots.visible(folder.absolute().name))
+    begin = "compare --settings study.yaml"
+    if found: begin = f"recommend {shlex.quote(plots.visible(place.values()['data']))}"
     text = page(
         name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}",
         margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for,
         verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
-        caveats=caveats_of(results, parts, asked_for, len(failures), len(rates) > 0)
-        + shared_texts(folder), environment=environment, settings=whole, tables=home.name,
-        command=f"sftdpo compare --settings study.yaml --out {again}\nsftdpo report {again}")
+        caveats=([] if found else caveats_of(results, parts, asked_for, len(failures),
+                                             len(rates) > 0)) + shared_texts(folder),
+        recommendation=found.splitlines(), environment=environment, settings=whole, tables=home.name,
+        command=f"sftdpo {begin} --out {again}\nsftdpo report {again}")
     out.parent.mkdir(parents=True, exist_ok=True)
     tables = {kind: together(kind) for kind in ("cells", "metrics", "texts", "settings", "pairs",
                                                 "one_rate_for_all", "further")}

@@ -188,7 +188,27 @@ def test_rows_that_cannot_be_answered(team_model, tmp_path, capsys):
     code, told = asked(capsys, "predict", home / "out", path, "--reading.prompt", "{mail}", "--out", out)
     assert code == 2 and "line 7: the column 'mail' is empty" in told.replace("the prompt is empty", "the column 'mail' is empty") and not out.exists()
     code, told = asked(capsys, "predict", home / "out", path, "--reading.prompt", "{mail}", "--reading.unusable", "drop", "--out", out)
-    assert code == 0 and "1 row cannot be used and is left out" in told and "5 rows answered" in told and len(pd.read_csv(out)) == 5
+    assert code == 0 and "1 of 6 rows cannot be used and is left out: line 7: the prompt is empty" in told and "5 rows answered" in told and len(pd.read_csv(out)) == 5
+
+
+def test_rows_whose_labels_the_model_does_not_know_are_told(team_model, tmp_path, capsys):
+    "At 4ab63658 a model that had left rows out of its own file left such rows out too, and said that all rows were judged."
+    home, _ = team_model
+    lines = mails(6, start=900)
+    path = write(tmp_path / "more.csv", [*lines, '"a","My refund, please",money'])
+    code, told = asked(capsys, "evaluate", home / "out", "--data", path, "--reading.unusable", "drop")
+    assert code == 0 and "judged: 6 examples of more (All usable rows of more.csv)" in told
+    assert "note: 1 of 7 rows cannot be used and is left out: line 8: the label is 'money'" in told
+
+
+def test_columns_that_only_the_training_named_are_told(team_model, tmp_path, capsys):
+    home, _ = team_model
+    (tmp_path / "other.csv").write_text("body,group\nMy invoice,billing team\n")
+    for command in ("evaluate", "predict"):
+        code, told = asked(capsys, command, home / "out", *(["--data"] if command == "evaluate" else []), tmp_path / "other.csv")
+        assert code == 2 and "The model was trained on rows read with" in told and "for other columns give --reading." in told
+    code, told = asked(capsys, "evaluate", home / "out", "--data", tmp_path / "other.csv", "--reading.prompt", r"Mail: {body}\nTeam:", "--reading.label", "group")
+    assert code == 0 and "judged: 1 example" in told
 
 
 def test_answers_are_written_whole_or_not_at_all(team_model, tmp_path, monkeypatch, capsys):

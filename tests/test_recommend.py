@@ -10,7 +10,8 @@ from sftdpo.cli import main
 from sftdpo.config import Run
 from sftdpo.data import TaskData, load_task
 from sftdpo.reading.examples import Example
-from sftdpo.recommend import by_row, dealt, honest, recommend, too_little, way_of, ways_to_try
+from sftdpo.recommend import by_row, dealt, honest, reason_to_decline, recommend, too_little, way_of, ways_to_try
+from sftdpo.stats import interval
 from sftdpo.tasks import TASKS, Recommended
 
 
@@ -66,6 +67,24 @@ def test_where_longer_training_helps_everything_after_it_is_as_long():
     assert {run.stages[-1].epochs for run in ways[22:26]} == {9 * first}
 
 
+def test_columns_that_nobody_named_are_guessed_and_told(tmp_path, capsys):
+    "At 4ab63658 the first command of the README stopped with an error on a CSV whose columns have names of their own; `data check` knew how to read it."
+    rows = "".join(f"2026-01-{i % 28 + 1:02},The parcel {i} came {'torn' if i % 2 else 'late'}.,{'damage' if i % 2 else 'delay'}\n" for i in range(60))
+    (tmp_path / "mails.csv").write_text("received,email,team\n" + rows)
+    main(["recommend", str(tmp_path / "mails.csv"), "--minutes", "0.01", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert r"It looks like texts with labels, and is read so: --task labels --reading.prompt '{email}\n' --reading.label team" in said
+    assert "labels: damage 30, delay 30" in said.replace(" → 'A'", "").replace(" → 'B'", "") and said.count("would take") == 1
+    with pytest.raises(SystemExit): main(["recommend", str(tmp_path / "mails.csv"), "--minutes", "0"])
+    assert "--minutes 0" in capsys.readouterr().err
+
+
+def test_where_nothing_is_to_be_gained_that_is_the_reason(tmp_path):
+    sure = interval(pd.DataFrame([dict(seed=0, id=str(i), value=1.) for i in range(60)]), share=True)
+    said = reason_to_decline(sure, {"the base model": 1.0, "a coin": 0.5}, TASKS["preferences"].primary)
+    assert "nothing to gain" in said and "more minutes" not in said
+
+
 def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
     rows = "".join(f"The {word} was {i}.,{'fraud' if i in (7, 90) else 'ok'}\n" for i, word in enumerate(["tea", "salt", "map", "sea"] * 50))
     (tmp_path / "unbalanced.csv").write_text("text,label\n" + rows)
@@ -103,6 +122,10 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     capsys.readouterr()
     main(["evaluate", str(tmp_path / "out")])
     assert "note: the model was trained on 60 of these 60 rows" in capsys.readouterr().out
+    main(["report", str(tmp_path / "out")])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert found.sentences[0] in page and "sftdpo recommend" in page, "the report of a recommendation opens with it"
+    assert "not asked" not in page and "study is not finished" not in page and "train longer" not in page, "it answers no claims"
     trained = len(list((tmp_path / "out" / "runs").iterdir()))
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.05, backbone=str(backbone), say=lambda words: None)
     assert len(list((tmp_path / "out" / "runs").iterdir())) >= trained

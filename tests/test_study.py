@@ -323,3 +323,18 @@ def test_rates_for_several_sizes_are_searched_at_one_of_them(backbone):
     with pytest.raises(SettingsError, match="search.train_size = None cannot be used: the study has several sizes"): small(backbone, search=dict(trials=4), sweep={"train_size": [8, 16]})
     study = small(backbone, search=dict(trials=4, train_size=8), sweep={"train_size": [8, 16]})
     assert {run.train_size for run in study.runs() if run.recipe != "base"} == {8, 16}
+
+
+def test_a_command_that_was_corrected_finds_its_folder_free(tmp_path, backbone, capsys):
+    "At 4ab63658 the remedy of an error (leave unusable rows out, ask for fewer rows) was refused, as the folder had been begun without it."
+    rows = "".join(f"a {i},x\nb {i},y\n" for i in range(40))
+    (tmp_path / "rows.csv").write_text("text,label\n" + rows + ",x\n")
+    words = ["compare", "--tasks", "labels", "--data", str(tmp_path / "rows.csv"), "--backbone", str(backbone), "--recipes", "sft", "--tunings", "full", "--sft.epochs", "1", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit): main(words)
+    assert "--reading.unusable drop" in capsys.readouterr().err
+    words += ["--reading.unusable", "drop"]
+    with pytest.raises(SystemExit): main([*words, "--train-size", "5000"])
+    assert "ask for at most" in capsys.readouterr().err
+    main([*words, "--train-size", "30"])
+    with pytest.raises(SystemExit): main([*words, "--train-size", "20"])
+    assert "was begun with 30" in capsys.readouterr().err, "what was trained is never mixed with other settings"

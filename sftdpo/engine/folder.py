@@ -290,6 +290,7 @@ class StudyPlaces(Place):
     begun_with, calibration, margins = (file_in("begun_with.json"), file_in("calibration.json"),
                                         file_in("margins.yaml"))
     report, model = file_in("report.html"), file_in("model")
+    recommendation = file_in("recommendation.txt")
     runs, stages, locks, failures, data = map(file_in,
                                               ("runs", "stages", "locks", "failures", "data"))
 

@@ -261,7 +261,7 @@ def recommendation_in(
     folder: Path,  # of the trials
 ) -> str:          # empty while there is none
     "What was recommended, or why nothing was."
-    path = folder / "recommendation.txt"
+    path = StudyFolder(folder).recommendation
     declined = re.search(r"^No recommendation\..*", format_last(folder, 400), re.MULTILINE)
     if declined: return declined[0]
     return path.read_text(encoding="utf-8") if path.is_file() and not path.is_symlink() else ""

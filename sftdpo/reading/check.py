@@ -8,8 +8,8 @@ __all__ = ['SAMPLED', 'LEAST_ROWS', 'TRIED', 'reasons', 'length_quantiles', 'dup
            'doubt_sections', 'report_sections', 'report_text', 'report_markdown', 'short_report', 'pair_notes',
            'special_token_notes', 'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note',
            'glued_notes', 'too_long_in', 'text_lengths', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task',
-           'columns_fit', 'works', 'recoded', 'suggested', 'advice', 'better_encoding', 'unloaded_report', 'stops_of',
-           'mended', 'suggested_report', 'failed_report', 'loaded_report', 'check_file', 'write_check']
+           'columns_fit', 'works', 'recoded', 'suggested', 'look_of', 'advice', 'better_encoding', 'unloaded_report',
+           'stops_of', 'mended', 'suggested_report', 'failed_report', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -673,6 +673,20 @@ def suggested(
                 return shape, task, replace(better, encoding=encoding)
     return None
 
+# %% ../../nbs/reading/05_check.ipynb #63718ac3
+def look_of(
+    data,                     # as for `load_task`
+    reading: Reading,         # as given
+    task: str | None = None,  # as given
+) -> tuple[str, str, Reading] | None:  # from `suggested`; nothing where the columns are not what is wrong
+    "What data looks like where reading it has failed."
+    try:
+        tables = tables_behind(task, data, reading)
+        named = task or guess_task(list(prepared(tables["train"], reading).columns), reading)
+        if named and works(named, tables["train"].some(TRIED), reading): return None
+        return suggested(tables, reading)
+    except (DataError, KeyError): return None
+
 # %% ../../nbs/reading/05_check.ipynb #f365b961
 def advice(
     data,                        # as for `load_task`
@@ -680,15 +694,9 @@ def advice(
     task: str | None = None,     # as given
 ) -> str:                        # a sentence with a blank before it, or nothing
     "What the data looks like, and the options that read it, where reading it has failed."
-    try:
-        tables = tables_behind(task, data, reading)
-        # the columns are not what is wrong
-        if task and tables and works(task, tables["train"].some(TRIED), reading): return ""
-        found = suggested(tables, reading)
-    except DataError: return ""
-    return (f" It looks like {found[0]}: "
-            f"{shlex.join(['--tasks', found[1], *reading_options(found[2])])} reads it." if found
-            else "")
+    if not (found := look_of(data, reading, task)): return ""
+    options = shlex.join(["--tasks", found[1], *reading_options(found[2])])
+    return f" It looks like {found[0]}: {options} reads it."
 
 # %% ../../nbs/reading/05_check.ipynb #fc6e5ebd
 def better_encoding(

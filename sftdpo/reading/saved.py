@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'saved_task', 'reading_of', 'known_answers', 'as_turns', 'prompt_as_trained', 'existing_file',
-           'rows_to_judge', 'rows_to_answer', 'check_format']
+           'columns_as_trained', 'rows_to_judge', 'rows_to_answer', 'check_format']
 
 # %% ../../nbs/reading/07_saved.ipynb #626da9e0
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,6 +92,23 @@ def existing_file(
     if file.is_file(): return file
     raise DataError(f"{path}: there is no such file{near_path(path)}")
 
+# %% ../../nbs/reading/07_saved.ipynb #7ee371c2
+@contextmanager
+def columns_as_trained(
+    known: dict,     # from `saved_task`
+    given: Reading,  # options as typed
+):
+    "In this context, an error about a column that only the training named says so, and how to name another."
+    try: yield
+    except DataError as error:
+        learned = {part: name for part, name in known.get("reading", {}).items()
+                   if part in ("prompt", "completion", "label", "chosen", "rejected", "id")
+                   and name and not getattr(given, part)}
+        part = next((part for part in learned if f"--reading.{part} names" in str(error)), None)
+        if not part: raise
+        raise DataError(f"{error} The model was trained on rows read with {part} {learned[part]!r}: "
+                        f"for other columns give --reading.{part}.") from error
+
 # %% ../../nbs/reading/07_saved.ipynb #8e96b0f7
 def rows_to_judge(
     known: dict,     # from `saved_task`
@@ -102,8 +120,9 @@ def rows_to_judge(
     if known.get("task") != task: known = {}
     path = expanded(data)
     if not path.is_file() or not TASKS[task].columns or given.test: return None
-    return as_turns(known, load_judged(task, path, reading_of(known, given),
-                                       known_answers(known, given), known.get("columns", {})))
+    with columns_as_trained(known, given):
+        return as_turns(known, load_judged(task, path, reading_of(known, given),
+                                           known_answers(known, given), known.get("columns", {})))
 
 # %% ../../nbs/reading/07_saved.ipynb #cd8495ef
 def rows_to_answer(
@@ -118,8 +137,9 @@ def rows_to_answer(
     if TASKS[task].answers == "labels" and not TASKS[task].verbalizers and not answers:
         raise DataError("The model's folder does not say which labels it learned: name them, "
                         "--reading.verbalizers LABEL ANSWER LABEL ANSWER.")
-    return as_turns(known, load_prompts(task, existing_file(file), reading_of(known, given),
-                                        answers, known.get("columns", {})))
+    with columns_as_trained(known, given):
+        return as_turns(known, load_prompts(task, existing_file(file), reading_of(known, given),
+                                            answers, known.get("columns", {})))
 
 # %% ../../nbs/reading/07_saved.ipynb #cb45b4ef
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
