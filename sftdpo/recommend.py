@@ -36,7 +36,7 @@ from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
 from .engine.work import cores, forkable
 from .model import load_backbone, save_policy
-from .reading.check import LEAST_ROWS, check_file, look_of, mended, reading_options
+from .reading.check import LEAST_ROWS, check_file, columns_fit, look_of, mended, reading_options
 from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .study import carry_out, claim_folder
@@ -511,7 +511,8 @@ def rows_of_file(
     say,               # called with what the file holds
 ) -> tuple[TaskData, Reading]:
     "The rows of a file, and the way of reading with the remedies that let them train."
-    found = look_of(str(data), reading, task)
+    fits = columns_fit(task, str(data), reading)
+    found = None if fits else look_of(str(data), reading, task)
     if found and task in (None, found[1]) and not found[2].split:
         shape, task, reading = found
         say(f"It looks like {shape}, and is read so: "

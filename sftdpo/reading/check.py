@@ -682,10 +682,9 @@ def look_of(
     "What data looks like where reading it has failed."
     try:
         tables = tables_behind(task, data, reading)
-        named = task or guess_task(list(prepared(tables["train"], reading).columns), reading)
-        if named and works(named, tables["train"].some(TRIED), reading): return None
+        if task and tables and works(task, tables["train"].some(TRIED), reading): return None
         return suggested(tables, reading)
-    except (DataError, KeyError): return None
+    except DataError: return None
 
 # %% ../../nbs/reading/05_check.ipynb #f365b961
 def advice(
