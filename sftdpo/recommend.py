@@ -25,7 +25,7 @@ import pandas as pd
 import torch
 
 # %% ../nbs/15_recommend.ipynb #7ca086e9
-from .config import Execution, Reading, Run, Stage, Study, check, decoding, seed_in_fold
+from .config import Execution, Reading, Run, Sampling, Stage, Study, check, decoding, seed_in_fold
 from .data import TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
@@ -160,12 +160,16 @@ def ways_to_try(
         known[cell].append(run)
         return run
     def deeper(cell): return new(cell, with_rate(best(known[cell]), cell[0], depth=3))
+    def longer_is_better():
+        ahead = best([run for some in known.values() for run in some])
+        return [cell for cell, some in known.items() if some[-1] is ahead and 1 < len(some) < 4]
     def after_sft(tuning, rate=1.0):
         run = resolved("sft-dpo", tuning)
         dpo = run.dpo.replace(epochs=base["dpo", tuning].dpo.epochs)
         return with_rate(run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo), "dpo", rate)
     for cell in cells: yield known[cell][0]
     for cell in cells: yield deeper(cell)
+    while longer := longer_is_better(): yield deeper(*longer)
     base = {cell: best(some) for cell, some in known.items()}
     for tuning in ("full", "lora"): yield after_sft(tuning)
     for rate in (3, 1 / 3):
@@ -173,6 +177,7 @@ def ways_to_try(
     for rate in (3, 1 / 3):
         for tuning in ("full", "lora"): yield after_sft(tuning, rate)
     for cell in cells: yield deeper(cell)
+    for tuning in ("full", "lora"): yield after_sft(tuning)
     for rate in (9, 1 / 9):
         for cell in cells: yield with_rate(base[cell], cell[0], rate)
 
@@ -590,11 +595,12 @@ def recommend(
     quiet = dict(evaluations=0)
     study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data),
                   reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
-                  sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet))
+                  sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet),
+                  sampling=Sampling(samples=1))
     claim_folder(home.path, study)
     study = settled(home, study)
     start = Run(task=task, backbone=backbone, data=str(data), reading=reading,
-                sft=study.sft, dpo=study.dpo)
+                sft=study.sft, dpo=study.dpo, sampling=study.sampling)
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
     ways = iter(ways_to_try(start, rows, trials.best))

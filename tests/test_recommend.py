@@ -60,11 +60,15 @@ def test_ways_begin_with_single_stages_and_go_on_from_the_best():
 
 def test_where_longer_training_helps_everything_after_it_is_as_long():
     "Small files of texts: at 4ab63658 only the last four ways were longer, and on 150 preferences all others stayed near chance."
-    ways = list(ways_to_try(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=lambda run: run.stages[-1].epochs)))
-    first = ways[0].stages[-1].epochs
+    def tried(most):
+        return list(ways_to_try(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=lambda run: min(run.stages[-1].epochs, most))))
+    first = tried(1)[0].stages[-1].epochs
+    ways = tried(3 * first)
     assert [run.stages[-1].epochs for run in ways[4:8]] == [3 * first] * 4
-    assert {stage.epochs for run in ways[8:22] for stage in run.stages} == {3 * first}
-    assert {run.stages[-1].epochs for run in ways[22:26]} == {9 * first}
+    assert (ways[8].cell, ways[8].sft.epochs) == ("sft full", 9 * first), "the best is tried longer still, which does not help"
+    assert {stage.epochs for run in ways[9:23] for stage in run.stages} == {3 * first}
+    assert {run.stages[-1].epochs for run in ways[23:27]} == {9 * first}
+    assert [(run.cell, run.sft.epochs) for run in tried(9 * first)[8:10]] == [("sft full", 9 * first), ("sft full", 27 * first)]
 
 
 def test_columns_that_nobody_named_are_guessed_and_told(tmp_path, capsys):
