@@ -959,12 +959,12 @@ def stages_to_train(
     study: Study,  # its recipes and tunings
     seeds: tuple[int, ...],  # each has runs of its own
     shared: bool,  # train once what several runs begin with?
-) -> list[tuple[str, str]]:  # kind and tuning of each stage
+) -> list[tuple[str, str, float]]:  # kind, tuning and examples (those of all epochs) of each stage
     "The stages that the runs of some seeds need."
-    beginnings = [(run.tuning, run.seed, tuple(run.stages[:depth + 1]))
+    beginnings = [(run.tuning, run.train_size, run.seed, tuple(run.stages[:depth + 1]))
                   for run in study.runs(seeds) for depth in range(len(run.stages))]
-    return [(stages[-1].kind, tuning)
-            for tuning, _, stages in (dict.fromkeys(beginnings) if shared else beginnings)]
+    return [(stages[-1].kind, tuning, size * (stages[-1].epochs or 1))
+            for tuning, size, _, stages in (dict.fromkeys(beginnings) if shared else beginnings)]
 
 # %% ../nbs/23_bench.ipynb #49de7022
 def hours_of_study(
@@ -973,14 +973,16 @@ def hours_of_study(
     engine: str,           # that trains
     shared: bool,          # train once what several runs begin with?
     judge: str,            # engine that judges
+    rows: int,             # that judge a run
 ) -> pd.Series:
     "Hours of a study's reported stages, of the trials of its search without their judging, and of judging."
     def pace(name, engine):
         return paces.loc[(name, "sftdpo"), "examples_per_second"] / paces.loc[(name, engine), "times_ours"]
-    def seconds(seeds, rows):
-        return sum(rows / pace(f"train paraphrase {kind} {tuning} 8", engine)
-                   for kind, tuning in stages_to_train(study, seeds, shared))
-    search, judged = study.search, len(study.runs()) * study.test_size
-    return pd.Series({"reported stages": seconds(study.seeds, study.train_size),
-                      "trials": search.trials * seconds(search.seeds, search.train_size),
-                      "judging": judged / pace("score paraphrase", judge)}) / 3600
+    def seconds(study, seeds):
+        return sum(examples / pace(f"train paraphrase {kind} {tuning} 8", engine)
+                   for kind, tuning, examples in stages_to_train(study, seeds, shared))
+    search, sized = study.search, study
+    if search.train_size: sized = study.replace(sweep={}, train_size=search.train_size)
+    return pd.Series({"reported stages": seconds(study, study.seeds),
+                      "trials": search.trials * seconds(sized, search.seeds),
+                      "judging": len(study.runs()) * rows / pace("score paraphrase", judge)}) / 3600

@@ -2119,9 +2119,9 @@ def verdicts_of(
     folders: list[Path],  # of studies
     claims: list[str],    # which of `CLAIMS`
     exploratory_too: bool = True,  # also what was not named beforehand
-) -> pd.DataFrame:        # study, claim, part, where, verdict, why
+) -> pd.DataFrame:        # study, claim, part, where, verdict, why, decides
     "What each study says of some claims."
     tables = [verdict_table(judge_claims(folder, claims=claims, exploratory_too=exploratory_too))
               .assign(study=Path(folder).name) for folder in folders]
-    columns = ["study", "claim", "part", "where", "verdict", "why"]
+    columns = ["study", "claim", "part", "where", "verdict", "why", "decides"]
     return pd.concat(tables)[columns].reset_index(drop=True)

@@ -229,6 +229,7 @@ class Estimate:
     below_zero: tuple = ()  # components that were estimated below 0, and are shown as 0
     scale: str = "mean"  # "mean", "share" (of right answers), or "ratio"
     folds: int = 1  # how many trained and judged apart from one another
+    choice: tuple = (0., 1.)  # error of choosing rates and its degrees of freedom: more seeds or examples do not lessen it
 
     def __str__(self): return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
@@ -638,7 +639,7 @@ def widened(
     p_value = max(float(2 * distributions.t.sf(abs(mean) / both, total)), estimate.p_value)
     return dataclasses.replace(
         estimate, low=min(estimate.low, mean - half), high=max(estimate.high, mean + half),
-        standard_error=both, degrees_of_freedom=total, p_value=p_value)
+        standard_error=both, degrees_of_freedom=total, p_value=p_value, choice=(error, freedom))
 
 # %% ../nbs/13_stats.ipynb #cc570594
 def _check_margin(margin: float):
@@ -739,10 +740,12 @@ def planned_error(
     seed_part, example_part, rest, fold_part = _planned_parts(estimate, seeds, examples)
     seed_freedom = estimate.seeds * seeds - 1
     example_freedom = max(estimate.examples, 1) * examples - 1
-    variance = seed_part + example_part + rest + fold_part
+    chosen, freedom_of_choice = estimate.choice
+    variance = seed_part + example_part + rest + fold_part + chosen**2
     both = seed_freedom > 0 and example_freedom > 0
     larger, spread = variance, 0.  # with the mean squares enlarged, as `steady_freedom` has them
     if fold_part: spread += fold_part**2 / (estimate.folds - 1)
+    if chosen: spread += chosen**4 / max(freedom_of_choice, 1)
     for part, freedom in ((seed_part, seed_freedom), (example_part, example_freedom)):
         if freedom <= 0: continue
         more = 2 / freedom * (part + rest) if both else 0.
@@ -812,6 +815,13 @@ def _told(estimate: Estimate, name: str, number: int | None, ends: tuple) -> str
     last = f"to {ends[1]:,}" if ends[1] else "or no number at all"
     return f"about {number:,} (80 % interval: {ends[0]:,} {last}) {name}{present}"
 
+# %% ../nbs/13_stats.ipynb #0af1c9dc
+def _times_the_search(estimate: Estimate, distance: float, power: float) -> float:
+    "As many times the seeds of the search are needed; 1 or less: the present ones will do."
+    error, freedom = estimate.choice
+    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, power], max(freedom, 1))
+    return (quantiles.sum() * error / distance)**2
+
 # %% ../nbs/13_stats.ipynb #73ee1e38
 def _needed_without_interval(estimate: Estimate, goal: str) -> Needed:
     "What is needed where nothing shows how much values vary."
@@ -842,6 +852,10 @@ def needed_to_reach(
     "How many seeds, or how many examples, keep a larger study's interval from reaching a bound."
     if not math.isfinite(estimate.standard_error) or not math.isfinite(estimate.high):
         return _needed_without_interval(estimate, goal)
+    if (times := _times_the_search(estimate, distance, power)) > 1:
+        return Needed(None, None, f"More seeds or examples alone do not show {goal}, because the "
+                                  "choice of rates leaves too large an error: first search with "
+                                  f"about {math.ceil(times)} times as many seeds.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
     numbers = {name: [_least_number(one, name, distance, power, most) for one in ways]

@@ -230,6 +230,17 @@ def test_a_further_error_widens():
     assert widened(found, 0., 1) == found
 
 
+def test_what_seeds_cannot_decide_is_not_promised():
+    "Of SmolLM2's study 4 seeds were said to decide what 5 had left undecided: the error of choosing rates, which no seed lessens, was forgotten."
+    found = difference(long(crossed(np.random.default_rng(3), 5)), long(crossed(np.random.default_rng(4), 5)))
+    distance = 3 * found.standard_error
+    few, some, many = (needed_to_reach(widened(found, times * found.standard_error, 20), distance, "a match") for times in (0, 0.5, 3))
+    assert few.seeds < some.seeds and many.seeds is many.examples is None
+    assert "search with about 9 times as many seeds" in many.why  # (3 * (2.09 + 0.86) / 3)**2 = 8.7, with 20 degrees of freedom
+    enough = needed_to_reach(widened(found, 3 * found.standard_error / math.sqrt(9), 20), distance, "a match")
+    assert "search" not in enough.why
+
+
 def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
     assert holm([]) == []
