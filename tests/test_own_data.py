@@ -754,3 +754,10 @@ def test_four_hundred_thousand_rows(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "big.tsv")], check=True, capture_output=True, text=True, env=environment)
     count, seconds, gigabytes = map(float, done.stdout.split())
     assert count == 400_000 and seconds < 60 and gigabytes < 2, done.stdout
+
+
+def test_one_label_is_not_taken_for_texts(tmp_path):
+    "The check of a file with one label proposed to cut its texts in two."
+    (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"the parcel number {i} has not come yet,late\n" for i in range(60)))
+    report = check_file(None, str(tmp_path / "one.csv"))
+    assert "holds 1 label" in report.stops[0] and not report.command and not any("texts alone" in note for note in report.notes)

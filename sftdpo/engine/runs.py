@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 'precision_of', 'cost_group', 'with_texts',
            'vocabulary_of', 'finish_stage', 'processor', 'commit', 'software', 'gpu_name', 'environment', 'judge_run',
-           'changes', 'resolved', 'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'save_task',
-           'known_distributions', 'judge_beside', 'judge_further', 'Judged', 'judge_all', 'reached_on_validation',
-           'copy_training', 'write_judged', 'keep_policy', 'finish_run']
+           'changes', 'resolved', 'answers_in_words', 'model_card', 'keep_best', 'training_metrics', 'describe',
+           'task_record', 'save_task', 'known_distributions', 'judge_beside', 'judge_further', 'Judged', 'judge_all',
+           'reached_on_validation', 'copy_training', 'write_judged', 'keep_policy', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -302,6 +302,17 @@ def resolved(
     "The run with every open choice resolved, as it is recorded."
     return run.replace(sft=resolve(run.sft, run), dpo=resolve(run.dpo, run))
 
+# %% ../../nbs/engine/04_runs.ipynb #c8000001
+def answers_in_words(
+    labels: list[str],  # of the task
+    written: list[str],  # what the model writes for each
+) -> str:
+    "Which answer of a model stands for which label, as a table; empty where it writes the labels themselves."
+    if [word.strip() for word in written] == list(labels): return ""
+    def cell(label): return " ".join(label.split()).replace("|", "\\|")
+    lines = "\n".join(f"| {cell(word)} | {cell(label)} |" for label, word in zip(labels, written))
+    return f"\n\nThe model answers with a letter for each label:\n\n| it writes | label |\n|---|---|\n{lines}"
+
 # %% ../../nbs/engine/04_runs.ipynb #370930a4
 def model_card(
     inputs: RunInputs,  # of the run, whose open choices are resolved
@@ -318,6 +329,7 @@ def model_card(
     shown = "\n".join(f"| {name} | {value} |"
                       for name, value in kept.items() if not name.startswith(("stage", "baseline")))
     if told := decoding(run.task, run.sampling): shown += f"\n\nTexts: {told}"
+    shown += answers_in_words(data.intake.labels or data.verbalizers, data.verbalizers)
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, "
             f"{run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
             f"on {inputs.train_size:,} examples of the "

@@ -806,7 +806,9 @@ def failed_report(
     report = unloaded_report(error, task, data, tables)
     if better := better_encoding(task, data, reading, report.problems):
         report.command = command_of(task, data, better, reader[-1])
-    elif suggest and (found := suggested(tables, reading)):
+    elif (suggest and (found := suggested(tables, reading))
+          # columns that are right are not what stops it
+          and not (found[0] == "texts alone" and columns_fit(task, data, reading))):
         other = suggested_report(error, found, data, reading, *reader)
         report = replace(report, notes=other.notes[:1], command=other.command,
                          recommend=other.recommend)
