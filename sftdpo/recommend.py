@@ -153,31 +153,40 @@ def ways_to_try(
     best: Callable[[list[Run]], Run],  # of some ways, the one that did best; the first, if none was tried
 ) -> Iterator[Run]:
     "The ways to train, the most promising first."
-    cells = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in ("full", "lora")]
+    tunings = ("full", "lora")
+    cells = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in tunings]
     def resolved(recipe, tuning): return start.replace(recipe=recipe, tuning=tuning).resolved(rows)
-    known = {cell: [resolved(*cell)] for cell in cells}
+    known = {cell: [resolved(*cell)] for cell in cells} | {("sft-dpo", one): [] for one in tunings}
     def new(cell, run):
         known[cell].append(run)
         return run
-    def deeper(cell): return new(cell, with_rate(best(known[cell]), cell[0], depth=3))
+    def deeper(cell):
+        return new(cell, with_rate(best(known[cell]), cell[0].split("-")[-1], depth=3))
     def longer_is_better():
-        ahead = best([run for some in known.values() for run in some])
-        return [cell for cell, some in known.items() if some[-1] is ahead and 1 < len(some) < 4]
+        ahead = best([run for cell in cells for run in known[cell]])
+        return [cell for cell in cells if known[cell][-1] is ahead and 1 < len(known[cell]) < 4]
     def after_sft(tuning, rate=1.0):
         run = resolved("sft-dpo", tuning)
         dpo = run.dpo.replace(epochs=base["dpo", tuning].dpo.epochs)
-        return with_rate(run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo), "dpo", rate)
+        run = run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo)
+        return new(("sft-dpo", tuning), with_rate(run, "dpo", rate))
     for cell in cells: yield known[cell][0]
     for cell in cells: yield deeper(cell)
     while longer := longer_is_better(): yield deeper(*longer)
-    base = {cell: best(some) for cell, some in known.items()}
-    for tuning in ("full", "lora"): yield after_sft(tuning)
-    for rate in (3, 1 / 3):
-        for cell in cells: yield new(cell, with_rate(base[cell], cell[0], rate))
-    for rate in (3, 1 / 3):
-        for tuning in ("full", "lora"): yield after_sft(tuning, rate)
+    base = {cell: best(known[cell]) for cell in cells}
+    for tuning in tunings: yield after_sft(tuning)
+    turns, waiting = dict(base), list(tunings)
+    while turns:
+        ahead = best(list(turns.values()))
+        cell = next(cell for cell, run in turns.items() if run is ahead)
+        for rate in (3, 1 / 3): yield new(cell, with_rate(turns[cell], cell[0], rate))
+        if (tuning := cell[1]) in waiting:
+            for rate in (1, 3, 1 / 3): yield after_sft(tuning, rate)
+            yield deeper(("sft-dpo", tuning))
+            waiting.remove(tuning)
+        del turns[cell]
     for cell in cells: yield deeper(cell)
-    for tuning in ("full", "lora"): yield after_sft(tuning)
+    for tuning in tunings: yield after_sft(tuning)
     for rate in (9, 1 / 9):
         for cell in cells: yield with_rate(base[cell], cell[0], rate)
 

@@ -51,11 +51,15 @@ def test_ways_begin_with_single_stages_and_go_on_from_the_best():
     ways = list(ways_to_try(Run(task="labels", data="x.csv", backbone="gpt2"), 200, lambda some: max(some, key=score)))
     cells = ["sft full", "sft lora", "dpo full", "dpo lora"]
     assert [run.cell for run in ways[:10]] == [*cells, *cells, "sft-dpo full", "sft-dpo lora"]
-    assert len({way_of(run) for run in ways[:22]}) == 22
     assert {run.stages[-1].epochs for run in ways[4:8]} == {24}, "each cell three times as long"
-    assert {run.stages[-1].epochs for run in ways[:4] + ways[8:22]} == {8}, "which did not help, so nothing else is"
-    best = max((run for run in ways[:18] if run.cell == "sft lora"), key=score)
-    assert all(run.stages[0].learning_rate == best.sft.learning_rate for run in ways[18:22] if run.cell == "sft-dpo lora")
+    assert {run.sft.epochs for run in ways[:4] + ways[8:24]} == {8}, "which did not help, so nothing else is"
+    turns = [run.cell for run in ways[10:26]]
+    assert turns[:6] == ["sft lora"] * 2 + ["sft-dpo lora"] * 4, "the best so far has the first turn"
+    assert turns[6:12] == ["sft full"] * 2 + ["sft-dpo full"] * 4 and sorted(turns[12:]) == ["dpo full"] * 2 + ["dpo lora"] * 2
+    best = max((run for run in ways[:12] if run.cell == "sft lora"), key=score)
+    assert all(run.sft.learning_rate == best.sft.learning_rate for run in ways[12:16])
+    assert [run.dpo.epochs for run in ways[12:16]] == [8, 8, 8, 24]
+    assert len({way_of(run) for run in ways[:26]}) == 26
 
 
 def test_where_longer_training_helps_everything_after_it_is_as_long():
@@ -66,9 +70,8 @@ def test_where_longer_training_helps_everything_after_it_is_as_long():
     ways = tried(3 * first)
     assert [run.stages[-1].epochs for run in ways[4:8]] == [3 * first] * 4
     assert (ways[8].cell, ways[8].sft.epochs) == ("sft full", 9 * first), "the best is tried longer still, which does not help"
-    assert {stage.epochs for run in ways[9:23] for stage in run.stages} == {3 * first}
-    assert {run.stages[-1].epochs for run in ways[23:27]} == {9 * first}
-    assert [(run.cell, run.sft.epochs) for run in tried(9 * first)[8:10]] == [("sft full", 9 * first), ("sft full", 27 * first)]
+    assert {run.stages[0].epochs for run in ways[9:27]} == {3 * first}
+    assert [(run.cell, run.sft.epochs) for run in tried(9 * first)[8:10]] == [("sft full", 9 * first), ("sft full", 27 * first)], "the best is tried longer while that helps"
 
 
 def test_columns_that_nobody_named_are_guessed_and_told(tmp_path, capsys):
