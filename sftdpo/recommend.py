@@ -154,9 +154,11 @@ def ways_to_try(
 ) -> Iterator[Run]:
     "The ways to train, the most promising first."
     tunings = ("full", "lora")
-    cells = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in tunings]
     def resolved(recipe, tuning): return start.replace(recipe=recipe, tuning=tuning).resolved(rows)
-    known = {cell: [resolved(*cell)] for cell in cells} | {("sft-dpo", one): [] for one in tunings}
+    single = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in tunings]
+    known = {cell: [resolved(*cell)] for cell in single} | {("sft-dpo", one): [] for one in tunings}
+    late = single[2:] if known["dpo", "full"][0].dpo.rejected == "sample" else []
+    cells = [cell for cell in single if cell not in late]
     def new(cell, run):
         known[cell].append(run)
         return run
@@ -167,7 +169,8 @@ def ways_to_try(
         return [cell for cell in cells if known[cell][-1] is ahead and 1 < len(known[cell]) < 4]
     def after_sft(tuning, rate=1.0):
         run = resolved("sft-dpo", tuning)
-        dpo = run.dpo.replace(epochs=base["dpo", tuning].dpo.epochs)
+        epochs = base["sft" if late else "dpo", tuning].stages[0].epochs
+        dpo = run.dpo.replace(epochs=epochs)
         run = run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo)
         return new(("sft-dpo", tuning), with_rate(run, "dpo", rate))
     for cell in cells: yield known[cell][0]
@@ -187,6 +190,8 @@ def ways_to_try(
         del turns[cell]
     for cell in cells: yield deeper(cell)
     for tuning in tunings: yield after_sft(tuning)
+    for cell in late: yield known[cell][0]
+    for cell in late: yield deeper(cell)
     for rate in (9, 1 / 9):
         for cell in cells: yield with_rate(base[cell], cell[0], rate)
 

@@ -74,6 +74,13 @@ def test_where_longer_training_helps_everything_after_it_is_as_long():
     assert [(run.cell, run.sft.epochs) for run in tried(9 * first)[8:10]] == [("sft full", 9 * first), ("sft full", 27 * first)], "the best is tried longer while that helps"
 
 
+def test_where_rejected_texts_are_drawn_dpo_alone_comes_late():
+    ways = list(ways_to_try(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: some[0]))
+    cells = [run.cell for run in ways]
+    assert cells[:6] == ["sft full", "sft lora"] * 2 + ["sft-dpo full", "sft-dpo lora"] and {"dpo full", "dpo lora"} < set(cells[18:]) and not {"dpo full", "dpo lora"} & set(cells[:18])
+    assert all(run.dpo.epochs == run.sft.epochs for run in ways if run.cell == "sft-dpo full" and run.dpo.epochs < 9)
+
+
 def test_columns_that_nobody_named_are_guessed_and_told(tmp_path, capsys):
     "At 4ab63658 the first command of the README stopped with an error on a CSV whose columns have names of their own; `data check` knew how to read it."
     rows = "".join(f"2026-01-{i % 28 + 1:02},The parcel {i} came {'torn' if i % 2 else 'late'}.,{'damage' if i % 2 else 'delay'}\n" for i in range(60))
