@@ -44,7 +44,7 @@ def test_a_result_that_is_not_found_again_is_told(backbone, tmp_path):
 def test_the_command_names_a_run_that_is_not_there_and_ends_with_1_where_a_result_differs(monkeypatch, tmp_path, capsys):
     kept = Path(__file__).resolve().parent.parent / "nbs" / "study" / "results" / "smollm2-paraphrase"
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--runs", "paraphrase-sft-full"])
-    assert end.value.code == 2 and "did you mean 'paraphrase-sft-full-seed0" in capsys.readouterr().err
+    assert end.value.code == 2 and "did you mean 'paraphrase-sft-full-seed" in capsys.readouterr().err
     line = dict(run="paraphrase-sft-full-seed0", metric="accuracy", stored=.75, found=.7, difference=-.05, low=-.07, high=-.03, same_name=False, reproduced=False)
     monkeypatch.setattr("sftdpo.reproduce.reproduce", lambda folder, out, names: pd.DataFrame([line]))
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--out", str(tmp_path / "again")])
