@@ -73,6 +73,14 @@ def test_stored_studies_decide_nothing(name):
         assert one.where.endswith("bench") or one.verdict not in ("supported", "refuted"), (one.claim, one.part, one.task, one.where, one.why)
 
 
+@pytest.mark.skipif(not STORED.exists(), reason="the stored studies are not part of an installed package")
+def test_the_study_of_real_questions_decides_one_thing():
+    "Five seeds and searched rates; only a benchmark in turns decides on time."
+    decided = {(one.claim, one.part, one.where, one.verdict) for one in judge_claims(STORED / "smollm2-paraphrase")
+               if one.verdict in ("supported", "refuted") and not one.where.endswith("bench")}
+    assert decided == {("C1", "gains", "lora", "refuted")}
+
+
 @pytest.mark.parametrize("changes, words", [(dict(search_seeds=0), "not searched"), (dict(search_seeds=1), "with one seed"), (dict(at_edge=(("sft", "lora"),)), "at the edge"),
                                             (dict(trials={("sft", "lora"): 4}), "unequal trials"), ({}, "")])
 def test_rates_that_were_not_searched_alike(tmp_path, changes, words):
