@@ -220,10 +220,13 @@ def threads(number: int | None):
 # %% ../nbs/15_recommend.ipynb #af2bf377
 class Ways:
     "Ways to train that were tried on each fold, what they reached, and what they take."
+    give_up = 3.0  # a way that is more standard errors below the best on the first fold
+
     def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
         self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
         self.workers = 1
-        self.runs, self.tables, self.left_out, self.times = {}, {}, [], known_times(folder)
+        self.runs, self.tables, self.times = {}, {}, known_times(folder)
+        self.given_up, self.left_out = [], []
 
     def in_folds(self, run: Run) -> list[Run]:
         "The runs of one way, one per fold."
@@ -262,6 +265,13 @@ class Ways:
         tried = {way_of(run): run for run in some if way_of(run) in self.tables}
         if not tried: return some[0]
         return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
+
+    def far_below(self, table: pd.DataFrame) -> bool:
+        "Whether a way is far below the best so far on the rows that it has judged."
+        best = max(self.tables, key=lambda way: self.tables[way]["value"].mean())
+        rows = by_row(pd.concat([self.tables[best], table])).dropna()
+        below = rows.iloc[:, 0] - rows.iloc[:, 1]
+        return bool(below.mean() > self.give_up * below.std() / math.sqrt(len(below)))
 
     @property
     def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
@@ -302,11 +312,37 @@ class Trials(Ways):
         elif takes > left: self.leave_out(*new, takes, left)
         else:
             self.say(f"{' · '.join(new)} · {time_in_words(takes)} of {time_in_words(left)}")
-            folds = {way: self.in_folds(run) for way, run in new.items()}
-            finish_ways(self.folder, self.inputs, folds, self.workers, self.say)
-            self.times.read(self.folder)
-            for way, run in new.items(): self.take_in(way, run, folds[way])
+            if self.tables and self.workers < self.folds * len(new): new = self.promising(new)
+            for way, table in self.judged(new, self.folds).items():
+                self.tables[way], self.runs[way] = table, new[way]
+                self.say(f"    {way}: {format_metric(self.score(new[way]), self.metric)}")
             self.drop_weights()
+
+    def promising(self, new: dict[str, Run]) -> dict[str, Run]:
+        "Those of some ways that are not far below the best so far on the first fold."
+        kept = {}
+        for way, table in self.judged(new, 1).items():
+            if self.far_below(table):
+                self.given_up.append(way)
+                reached = format_metric(table["value"].mean(), self.metric)
+                self.say(f"    {way}: {reached} on one fold, too far below the best")
+            else: kept[way] = new[way]
+        return kept
+
+    def judged(self, new: dict[str, Run], folds: int) -> dict[str, pd.DataFrame]:
+        "What ways reach in the first few folds, by row; those that fail are left out."
+        in_folds = {way: self.in_folds(run)[:folds] for way, run in new.items()}
+        if new: finish_ways(self.folder, self.inputs, in_folds, self.workers, self.say)
+        self.times.read(self.folder)
+        tables = {}
+        for way, runs in in_folds.items():
+            names = [self.inputs.of(one).name for one in runs]
+            if all(self.folder.run(name).finished for name in names):
+                rows = read_examples(self.folder, names)
+                tables[way] = rows.assign(way=way, value=rows[self.metric.column].astype(float)
+                                          )[["way", "fold", "seed", "id", "value"]]
+            else: self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
+        return tables
 
     def leave_out(self, way: str, takes: float, left: float):
         "Note a way for which there is no time."
@@ -314,18 +350,6 @@ class Trials(Ways):
         if not self.tables and len(self.left_out) == 1:
             self.say(f"{way} would take {time_in_words(takes)}, and "
                      f"{time_in_words(max(left, 0))} are left")
-
-    def take_in(self, way: str, run: Run, folds: list[Run]):
-        "Note what a way reached in each fold, or that it failed."
-        names = [self.inputs.of(one).name for one in folds]
-        if not all(self.folder.run(name).finished for name in names):
-            self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
-            return
-        table = read_examples(self.folder, names)
-        self.tables[way], self.runs[way] = table.assign(
-            way=way, value=table[self.metric.column].astype(float)
-        )[["way", "fold", "seed", "id", "value"]], run
-        self.say(f"    {way}: {format_metric(self.score(run), self.metric)}")
 
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
@@ -473,6 +497,8 @@ def sentences_on(
                     "the rows, so accuracy rewards a constant answer.")
     if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
     said.append(f"It rests on {counted(len(trials.tables), 'way')} to train, one seed in each fold"
+                + (f"; {len(trials.given_up)} more were given up after one fold, far below the best"
+                   if trials.given_up else "")
                 + (f"; {len(trials.left_out)} more were left out (too little time, or they "
                    f"failed), such as {trials.left_out[0]}" if trials.left_out else "") + ".")
     said.append(hour_more(trials, table, run))

@@ -1,13 +1,13 @@
-"What a plan counts beside training and the task's own judging: forgetting, distances, further sets, stored distributions."
+"What a plan counts: training, drawing, judging with what is measured beside it, disk."
 import pytest
 from little import compare, little_inputs, plan, small, stage_tree
 
 import sftdpo.engine.timing as timing_module
 from sftdpo.config import Run, Search
 from sftdpo.engine.folder import StudyFolder, read_record
-from sftdpo.engine.runs import cost_group
+from sftdpo.engine.runs import cost_group, drawing_group
 from sftdpo.engine.safe_files import read_json
-from sftdpo.engine.timing import Timing, calibrate, distribution_bytes, known_times, peak_disk, trial_cost
+from sftdpo.engine.timing import Timing, calibrate, distribution_bytes, known_times, peak_disk, trial_cost, work_of_node
 
 
 @pytest.fixture
@@ -84,3 +84,18 @@ def test_the_disk_at_the_peak_counts_stored_distributions(backbone, tmp_path):
     assert stored < written < stored + 1000
     assert distribution_bytes(inputs.of(Run(**{"task": "sonnet", "backbone": backbone, "judge": "validation"})), 400) == 0
     assert "distributions" in str(plan(study, tmp_path / "other", measure=False))
+
+
+def test_rejected_texts_are_drawn_once_for_however_many_epochs(backbone, tmp_path):
+    deep = dict(kind="dpo", rejected="sample", batch_size=16)
+    study = small(backbone, tasks=("sonnet",), recipes=("sft-dpo",), tunings=("full",), dpo=dict(deep, epochs=30))
+    node = stage_tree(study, little_inputs())[-1]
+    drawing, rows = drawing_group(node.run, node.stage), node.inputs.stage_size(node.key)
+    assert drawing.endswith("after sft")
+    assert work_of_node(node)[drawing] == rows and work_of_node(node)[cost_group(node.run, node.stage)] == 30 * rows
+    compare(study.replace(dpo=dict(deep, epochs=1)), tmp_path / "study", progress=False)
+    record = read_record(StudyFolder(tmp_path / "study").stage(stage_tree(study.replace(dpo=dict(deep, epochs=1)))[-1].key).record)
+    known = known_times(StudyFolder(tmp_path / "study"))
+    assert known.measured[drawing] == [record["pairs_seconds"] / record["rows"]]
+    assert known.measured[record["cost_group"]] == [pytest.approx((record["seconds"] - record["pairs_seconds"] + record["distribution_seconds"])
+                                                                  / record["rows"])]

@@ -4,6 +4,7 @@ SFT then DPO, full fine-tuning and LoRA, with 1, 3, 10 and 30 epochs and three l
 DPO after SFT starts from the best SFT of the same number of epochs. What each way reached in each fold is written to OUT as CSV.
 Stopped, it goes on when it is called again."""
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def main(data, out, folder, task=None, folds=3, epochs=(1, 3, 10, 30), rates=(1 
     rows, lines = round(len(pool_of(loaded)) * (1 - 1 / folds)), []
     trials = Trials(home, inputs, loaded.record.primary, folds, time.monotonic() + 1e6)
     trials.workers = runs_at_once(inputs, "bard", 2 * folds)
+    trials.give_up = math.inf
     def way(recipe, tuning, number, kind, rate, **stage):
         run = start.replace(recipe=recipe, tuning=tuning).resolved(rows)
         for name in ("sft", "dpo"): run = run.replace(**{name: getattr(run, name).replace(epochs=number)})
