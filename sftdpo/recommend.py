@@ -240,11 +240,14 @@ class Ways:
         with threads(1 if self.workers > 1 else None):
             calibrate(nodes, self.times, lambda words: None, self.folder.calibration)
         parts = [self.times.whole(node) for node in nodes]
-        last = max(sum(self.times.whole(node, judging=False)
-                       for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage)
-                   for run in runs)
         workers = min(self.workers, self.folds * len(runs))
-        return sum(parts) / workers + last * self.folds / (self.folds - 1)
+        return sum(parts) / workers + max(map(self.seconds_on_all, runs))
+
+    def seconds_on_all(self, run: Run) -> float:
+        "Seconds that a final training on all rows takes."
+        stages = [node for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage]
+        in_a_fold = sum(self.times.whole(node, judging=False) for node in stages)
+        return in_a_fold * self.folds / (self.folds - 1)
 
     def drop_weights(self, keep: bool = True):
         "Delete stages' weights, except those of each tuning's best SFT: DPO may start from them."
@@ -457,8 +460,8 @@ def how_sure(
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
     return ("How sure: chosen on two thirds of the rows, it is the same way in "
             f"{100 * picked.count(way) / len(picked):.0f} % of {len(picked)} cases. "
-            + (f"Not clearly worse: {names(close, 4)}. " if len(close) else "")
-            + (f"Clearly worse: {names(worse, 3)}." if len(worse) else ""))
+            + (f"Not clearly worse: {names(close, 3)}. " if len(close) else "")
+            + (f"Clearly worse: {names(worse, 2)}." if len(worse) else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32082
 def above_expectation(
@@ -497,10 +500,10 @@ def sentences_on(
                     "the rows, so accuracy rewards a constant answer.")
     if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
     said.append(f"It rests on {counted(len(trials.tables), 'way')} to train, one seed in each fold"
-                + (f"; {len(trials.given_up)} more were given up after one fold, far below the best"
+                + (f"; given up after one fold, far below the best: {len(trials.given_up)}"
                    if trials.given_up else "")
-                + (f"; {len(trials.left_out)} more were left out (too little time, or they "
-                   f"failed), such as {trials.left_out[0]}" if trials.left_out else "") + ".")
+                + (f"; left out (too little time, or they failed): {len(trials.left_out)}, such as "
+                   f"{trials.left_out[0]}" if trials.left_out else "") + ".")
     said.append(hour_more(trials, table, run))
     return [sentence for sentence in said if sentence]
 
@@ -592,7 +595,8 @@ def concluded(
         return Recommendation(declined=why, **known)
     card = {f"{metric.title}, expected": expected.mean, "low": expected.low, "high": expected.high,
             "rows": number}
-    trials.say(f"training {way_of(best)} on all rows")
+    trials.say(f"training {way_of(best)} on all rows · "
+               f"{time_in_words(trials.seconds_on_all(best))}")
     model = train_on_all(trials, best, trials.inputs, card)
     sentences = sentences_on(trials, best, picked, expected, baselines, table)
     return Recommendation(way=way_of(best), sentences=tuple(sentences), model=str(model), **known)

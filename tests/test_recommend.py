@@ -1,16 +1,18 @@
 "A recommendation for rows of one's own: what is tried, what judges, when nothing is said."
 import json
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from tickets import write_tickets
 
 from sftdpo.cli import main
 from sftdpo.config import Run
 from sftdpo.data import TaskData, load_task
 from sftdpo.reading.examples import Example
-from sftdpo.recommend import by_row, dealt, honest, reason_to_decline, recommend, too_little, way_of, ways_to_try
+from sftdpo.recommend import by_row, dealt, honest, reason_to_decline, recommend, too_little, way_of, ways_to_try, with_rate
 from sftdpo.stats import interval
 from sftdpo.tasks import TASKS, Recommended
 
@@ -143,6 +145,25 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     trained = len(list((tmp_path / "out" / "runs").iterdir()))
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.05, backbone=str(backbone), say=lambda words: None)
     assert len(list((tmp_path / "out" / "runs").iterdir())) >= trained
+
+
+def test_a_hopeless_way_is_given_up_after_one_fold(tmp_path, backbone, quick, monkeypatch):
+    def ways(start, rows, best):
+        good = start.replace(recipe="sft", tuning="full").resolved(rows)
+        return [with_rate(good, "sft", rate) for rate in (1, 1e-6, 1.1)]
+    monkeypatch.setattr("sftdpo.recommend.ways_to_try", ways)
+    monkeypatch.setattr("sftdpo.recommend.runs_at_once", lambda *rest: 1)
+    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(90))
+    (tmp_path / "moods.csv").write_text("text,label\n" + moods)
+    said = []
+    found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=said.append)
+    assert "on one fold, too far below the best" in "\n".join(said)
+    assert len(found.table) == 2 and "2 ways to train, one seed in each fold; given up after one fold, far below the best: 1." in str(found)
+    folds = Counter(yaml.safe_load(path.read_text())["sft"]["learning_rate"]
+                    for path in (tmp_path / "out" / "runs").glob("*sft*/settings.yaml"))
+    assert sorted(folds.values()) == [1, 3, 3], "runs of each rate"
+    main(["report", str(tmp_path / "out")])
+    assert "study is not finished" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_labels_that_say_nothing_are_declined(tmp_path, backbone, quick):
