@@ -151,8 +151,8 @@ def ways_to_try(
     start: Run,                        # whose data and backbone are given
     rows: int,                         # how many rows train in a fold
     best: Callable[[list[Run]], Run],  # of some ways, the one that did best; the first, if none was tried
-) -> Iterator[Run]:
-    "The ways to train, the most promising first."
+) -> Iterator[list[Run]]:
+    "The ways to train, the most promising first; those of a list do not depend on each other's results."
     tunings = ("full", "lora")
     def resolved(recipe, tuning): return start.replace(recipe=recipe, tuning=tuning).resolved(rows)
     single = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in tunings]
@@ -173,27 +173,26 @@ def ways_to_try(
         dpo = run.dpo.replace(epochs=epochs)
         run = run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo)
         return new(("sft-dpo", tuning), with_rate(run, "dpo", rate))
-    for cell in cells: yield known[cell][0]
-    for cell in cells: yield deeper(cell)
-    while longer := longer_is_better(): yield deeper(*longer)
+    yield [known[cell][0] for cell in cells]
+    yield [deeper(cell) for cell in cells]
+    while longer := longer_is_better(): yield [deeper(*longer)]
     base = {cell: best(known[cell]) for cell in cells}
-    for tuning in tunings: yield after_sft(tuning)
+    yield [after_sft(tuning) for tuning in tunings]
     turns, waiting = dict(base), list(tunings)
     while turns:
         ahead = best(list(turns.values()))
         cell = next(cell for cell, run in turns.items() if run is ahead)
-        for rate in (3, 1 / 3): yield new(cell, with_rate(turns[cell], cell[0], rate))
+        yield [new(cell, with_rate(turns[cell], cell[0], rate)) for rate in (3, 1 / 3)]
         if (tuning := cell[1]) in waiting:
-            for rate in (1, 3, 1 / 3): yield after_sft(tuning, rate)
-            yield deeper(("sft-dpo", tuning))
+            yield [after_sft(tuning, rate) for rate in (1, 3, 1 / 3)]
+            yield [deeper(("sft-dpo", tuning))]
             waiting.remove(tuning)
         del turns[cell]
-    for cell in cells: yield deeper(cell)
-    for tuning in tunings: yield after_sft(tuning)
-    for cell in late: yield known[cell][0]
-    for cell in late: yield deeper(cell)
-    for rate in (9, 1 / 9):
-        for cell in cells: yield with_rate(base[cell], cell[0], rate)
+    yield [deeper(cell) for cell in cells]
+    yield [after_sft(tuning) for tuning in tunings]
+    yield [known[cell][0] for cell in late]
+    yield [deeper(cell) for cell in late]
+    for rate in (9, 1 / 9): yield [with_rate(base[cell], cell[0], rate) for cell in cells]
 
 # %% ../nbs/15_recommend.ipynb #c90be7d2
 SMALL = 100e6  # bytes of weights: a larger model gains from threads, and several of it may not fit
@@ -305,13 +304,19 @@ class Trials(Ways):
         super().__init__(folder, inputs, metric, folds)
         self.deadline, self.say = deadline, say
 
-    def attempt(self, *runs: Run):
+    def attempt_all(self, runs: list[Run]):
+        "Try ways, two at once where several runs are trained at once; those that were tried before are not."
+        new = {way_of(run): run for run in runs
+               if way_of(run) not in self.tables and way_of(run) not in self.given_up}
+        at_once = 2 if self.workers > 1 else 1
+        for start in range(0, len(new), at_once):
+            self.attempt(dict(islice(new.items(), start, start + at_once)))
+
+    def attempt(self, new: dict[str, Run]):
         "Try ways side by side if there is time for all of them, otherwise each that there is time for."
-        new = {way_of(run): run for run in runs if way_of(run) not in self.tables}
-        if not new: return
         takes, left = self.seconds(*new.values()), self.deadline - time.monotonic()
         if takes > left and len(new) > 1:
-            for run in new.values(): self.attempt(run)
+            for way, run in new.items(): self.attempt({way: run})
         elif takes > left: self.leave_out(*new, takes, left)
         else:
             self.say(f"{' · '.join(new)} · {time_in_words(takes)} of {time_in_words(left)}")
@@ -647,9 +652,8 @@ def recommend(
                 sft=study.sft, dpo=study.dpo, sampling=study.sampling)
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
-    ways = iter(ways_to_try(start, rows, trials.best))
     trials.workers = runs_at_once(inputs, backbone, 2 * folds)
-    while some := list(islice(ways, 2 if trials.workers > 1 else 1)): trials.attempt(*some)
+    for ways in ways_to_try(start, rows, trials.best): trials.attempt_all(ways)
     trials.drop_weights(keep=False)
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))

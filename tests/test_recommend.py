@@ -1,6 +1,7 @@
 "A recommendation for rows of one's own: what is tried, what judges, when nothing is said."
 import json
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,24 @@ from sftdpo.cli import main
 from sftdpo.config import Run
 from sftdpo.data import TaskData, load_task
 from sftdpo.reading.examples import Example
-from sftdpo.recommend import by_row, dealt, honest, reason_to_decline, recommend, too_little, way_of, ways_to_try, with_rate
+from sftdpo.recommend import (
+    by_row,
+    dealt,
+    honest,
+    reason_to_decline,
+    recommend,
+    too_little,
+    way_of,
+    ways_to_try,
+    with_rate,
+)
 from sftdpo.stats import interval
 from sftdpo.tasks import TASKS, Recommended
+
+
+def all_ways(*rest):
+    "The ways of all lists, in one."
+    return [run for ways in ways_to_try(*rest) for run in ways]
 
 
 def test_what_picks_does_not_judge():
@@ -50,7 +66,7 @@ def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
 def test_ways_begin_with_single_stages_and_go_on_from_the_best():
     reached = {"sft full": 0.6, "sft lora": 0.9}
     def score(run): return reached.get(run.cell, 0.5) - abs(np.log10(run.stages[-1].learning_rate) + 2) / 100
-    ways = list(ways_to_try(Run(task="labels", data="x.csv", backbone="gpt2"), 200, lambda some: max(some, key=score)))
+    ways = all_ways(Run(task="labels", data="x.csv", backbone="gpt2"), 200, lambda some: max(some, key=score))
     cells = ["sft full", "sft lora", "dpo full", "dpo lora"]
     assert [run.cell for run in ways[:10]] == [*cells, *cells, "sft-dpo full", "sft-dpo lora"]
     assert {run.stages[-1].epochs for run in ways[4:8]} == {24}, "each cell three times as long"
@@ -67,7 +83,7 @@ def test_ways_begin_with_single_stages_and_go_on_from_the_best():
 def test_where_longer_training_helps_everything_after_it_is_as_long():
     "Small files of texts: at 4ab63658 only the last four ways were longer, and on 150 preferences all others stayed near chance."
     def tried(most):
-        return list(ways_to_try(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=lambda run: min(run.stages[-1].epochs, most))))
+        return all_ways(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=lambda run: min(run.stages[-1].epochs, most)))
     first = tried(1)[0].stages[-1].epochs
     ways = tried(3 * first)
     assert [run.stages[-1].epochs for run in ways[4:8]] == [3 * first] * 4
@@ -77,7 +93,7 @@ def test_where_longer_training_helps_everything_after_it_is_as_long():
 
 
 def test_where_rejected_texts_are_drawn_dpo_alone_comes_late():
-    ways = list(ways_to_try(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: some[0]))
+    ways = all_ways(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: some[0])
     cells = [run.cell for run in ways]
     assert cells[:6] == ["sft full", "sft lora"] * 2 + ["sft-dpo full", "sft-dpo lora"] and {"dpo full", "dpo lora"} < set(cells[18:]) and not {"dpo full", "dpo lora"} & set(cells[:18])
     assert all(run.dpo.epochs == run.sft.epochs for run in ways if run.cell == "sft-dpo full" and run.dpo.epochs < 9)
@@ -115,7 +131,7 @@ def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
 def quick(monkeypatch):
     "Few steps, for a model that is not trained well but quickly; two ways, whatever the machine's pace."
     monkeypatch.setitem(TASKS["labels"].recommended, None, Recommended(8, 1, 3e-3, 1e-2, 3e-3, 1e-2, steps=20))
-    monkeypatch.setattr("sftdpo.recommend.ways_to_try", lambda *rest: [run for _, run in zip(range(2), ways_to_try(*rest))])
+    monkeypatch.setattr("sftdpo.recommend.ways_to_try", lambda *rest: [all_ways(*rest)[:2]])
 
 
 def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
@@ -150,7 +166,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
 def test_a_hopeless_way_is_given_up_after_one_fold(tmp_path, backbone, quick, monkeypatch):
     def ways(start, rows, best):
         good = start.replace(recipe="sft", tuning="full").resolved(rows)
-        return [with_rate(good, "sft", rate) for rate in (1, 1e-6, 1.1)]
+        return [[with_rate(good, "sft", rate)] for rate in (1, 1e-6, 1.1)]
     monkeypatch.setattr("sftdpo.recommend.ways_to_try", ways)
     monkeypatch.setattr("sftdpo.recommend.runs_at_once", lambda *rest: 1)
     moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(90))
@@ -183,7 +199,9 @@ def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick,
         with log.open("a") as file: file.write(f"{folder.path.name}\n")  # also from another process
         return finish(folder, *rest, **more)
     monkeypatch.setattr(sftdpo.engine.work, "finish_stage", noted)
-    monkeypatch.setattr("sftdpo.recommend.ways_to_try", lambda *rest: [run for i, run in zip(range(6), ways_to_try(*rest)) if run.tuning == "full"])
+    def ways(*rest):
+        return islice(([run for run in ways if run.tuning == "full"] for i, ways in enumerate(ways_to_try(*rest)) if not i or ways[0].recipe == "sft-dpo"), 2)
+    monkeypatch.setattr("sftdpo.recommend.ways_to_try", ways)
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=5, backbone=str(backbone), say=lambda words: None)
     trained = log.read_text().split()
     assert len(trained) == len(set(trained)) == 9, "three folds of sft, of dpo, and of DPO after SFT"

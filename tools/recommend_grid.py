@@ -13,7 +13,7 @@ import pandas as pd
 from sftdpo.config import Reading, Run, Stage, Study
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs, settled
-from sftdpo.recommend import Trials, dealt, pool_of, rows_of_file, runs_at_once, with_rate
+from sftdpo.recommend import Trials, dealt, pool_of, rows_of_file, runs_at_once, way_of, with_rate
 from sftdpo.study import claim_folder
 
 
@@ -36,9 +36,10 @@ def main(data, out, folder, task=None, folds=3, epochs=(1, 3, 10, 30), rates=(1 
         return with_rate(run.replace(**stage), kind, rate)
     for number in epochs:
         first = [way(recipe, tuning, number, recipe, rate) for recipe in ("sft", "dpo") for tuning in ("full", "lora") for rate in rates]
-        trials.attempt(*first)
+        trials.attempt({way_of(run): run for run in first})
         best = {tuning: max((run for run in first if run.recipe == "sft" and run.tuning == tuning), key=trials.score) for tuning in ("full", "lora")}
-        trials.attempt(*(second := [way("sft-dpo", tuning, number, "dpo", rate, sft=best[tuning].sft) for tuning in best for rate in rates]))
+        second = [way("sft-dpo", tuning, number, "dpo", rate, sft=best[tuning].sft) for tuning in best for rate in rates]
+        trials.attempt({way_of(run): run for run in second})
         for run in first + second:
             table = next(found for name, found in trials.tables.items() if trials.runs[name] == run)
             for fold, value in table.groupby("fold")["value"].mean().items():
