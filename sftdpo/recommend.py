@@ -233,14 +233,15 @@ class Ways:
                 for fold in range(1, self.folds + 1)]
 
     def seconds(self, *runs: Run) -> float:
-        "Seconds that ways still need side by side, the longest final training on all rows included."
+        "Seconds that ways still need side by side, and that a final training of the best will take."
         nodes = [node for node in stage_tree([one for run in runs for one in self.in_folds(run)],
                                              self.inputs) if not self.folder.closed(node)]
         with threads(1 if self.workers > 1 else None):
             calibrate(nodes, self.times, lambda words: None, self.folder.calibration)
         parts = [self.times.whole(node) for node in nodes]
         workers = min(self.workers, self.folds * len(runs))
-        return sum(parts) / workers + max(map(self.seconds_on_all, runs))
+        ahead = [self.best(list(self.runs.values()))] if self.runs else []
+        return sum(parts) / workers + max(map(self.seconds_on_all, [*runs, *ahead]))
 
     def seconds_on_all(self, run: Run) -> float:
         "Seconds that a final training on all rows takes."

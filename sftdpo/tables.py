@@ -390,9 +390,10 @@ def baselines_of(
     results: pd.DataFrame,  # of one task
     comparable: bool = True,  # only those on the primary metric's scale?
 ) -> dict[str, float]:      # title: value
-    "What is reached without any model, averaged over splits."
-    task = task_of(results)
-    means = results[results["metric"].str.startswith("baseline_")].groupby("metric")["value"].mean()
+    "What is reached without any model, averaged over folds, however many runs each has."
+    task, found = task_of(results), results[results["metric"].str.startswith("baseline_")]
+    in_folds = found.groupby(["metric", *found.columns.intersection(["fold"])])["value"].mean()
+    means = in_folds.groupby("metric").mean()
     some = task.comparable_baselines() if comparable else task.beside
     return {one.title: means[f"baseline_{one.name}"]
             for one in some if f"baseline_{one.name}" in means}

@@ -12,8 +12,11 @@ from tickets import write_tickets
 from sftdpo.cli import main
 from sftdpo.config import Run
 from sftdpo.data import TaskData, load_task
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.inputs import Inputs
 from sftdpo.reading.examples import Example
 from sftdpo.recommend import (
+    Ways,
     by_row,
     dealt,
     honest,
@@ -242,3 +245,14 @@ def test_rows_that_cannot_be_used_are_left_out_unless_asked_to_stop(tmp_path, ca
     assert "few has 30 rows that may train" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end: main(["recommend", str(tmp_path / "few.csv"), "--out", str(tmp_path / "out"), "--reading.unusable", "stop"])
     assert end.value.code == 2 and "line 32: the prompt is empty" in capsys.readouterr().err
+
+
+def test_time_is_kept_for_the_final_training_of_the_best_so_far(tmp_path, monkeypatch):
+    loaded = load_task("labels", write_tickets(tmp_path / "tickets.csv", rows=60))
+    ways = Ways(StudyFolder(tmp_path / "out"), Inputs(lambda *source: dealt(loaded, *source[-2:])), TASKS["labels"].primary, folds=3)
+    monkeypatch.setattr("sftdpo.recommend.calibrate", lambda *rest: None)
+    monkeypatch.setattr(ways.times, "whole", lambda node, judging=True: float(node.stage.epochs) if node.stage else 0.0)
+    short, long = (Run(task="labels", data=str(tmp_path / "tickets.csv"), backbone="bard", recipe="sft").resolved(40).replace(**{"sft.epochs": epochs}) for epochs in (2, 80))
+    assert ways.seconds(short) == 3 * 2 + 2 * 3 / 2
+    ways.runs[way_of(long)], ways.tables[way_of(long)] = long, pd.DataFrame(dict(way=way_of(long), fold=1, seed=0, id=["a", "b"], value=[1.0, 0.0]))
+    assert ways.seconds(short) == 3 * 2 + 80 * 3 / 2
