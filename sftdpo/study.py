@@ -106,9 +106,9 @@ def check_study_folder(
     if folder.path.is_file(): raise NotADirectoryError(f"{folder} is a file; give a folder.")
     refuse_links(folder.path)
     if folder.begun: return check_growth(folder, study)
-    # ours, or new
-    if folder.begun_with.exists() or folder.lock("study").exists() or not folder.path.exists():
-        return
+    if not folder.path.exists(): return
+    if folder.begun_with.exists() or folder.lock("study").exists() or folder.finished_runs():
+        return  # ours
     ours = (folder.locks.name, folder.margins.name)  # margins are best set before a study runs
     for entry in folder.path.iterdir():
         if entry.name in ours or entry.name.startswith(f".{folder.settings.name}."): continue

@@ -13,7 +13,7 @@ from test_checkpoints import flip
 from tiny import tiny_model
 
 import sftdpo
-from sftdpo.config import Study
+from sftdpo.config import Search, Study
 from sftdpo.engine.folder import STATES, Damaged, StudyFolder, read_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.store import read_history, read_results
@@ -152,6 +152,18 @@ def test_damaged_files_of_the_study_are_named_with_a_remedy_that_works(how, stud
     with pytest.raises(Damaged, match="planned_runs.csv is damaged .*makes it again"): write_report(folder)
     pd.testing.assert_frame_equal(steady(compare(study, folder)), expected, check_exact=True)
     assert "planned_runs.csv is damaged" in capsys.readouterr().out and write_report(folder).exists()
+
+
+def test_a_search_that_keeps_small_files_only_goes_on_without_its_settings(backbone, tmp_path):
+    "As stored trials are: no locks, no stages."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), search=Search(trials=3, seeds=(900,), further=0))
+    compare(study, tmp_path / "whole", progress=False)
+    trials = StudyFolder(tmp_path / "whole").trials
+    for path in (trials.locks, trials.stages): shutil.rmtree(path, ignore_errors=True)
+    first = {name: trials.run(name).metrics.read_bytes() for name in trials.finished_runs()}
+    for path in (trials.settings, trials.search, StudyFolder(tmp_path / "whole").search): path.unlink()
+    compare(study, tmp_path / "whole", progress=False)
+    assert len(first) == 4 and {name: trials.run(name).metrics.read_bytes() for name in first} == first
 
 
 def test_a_table_that_is_cut_within_its_last_number_is_not_believed(study, finished):
