@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_LABEL', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'chosen_way', 'honest', 'pool_of', 'dealt', 'vars_of',
-           'too_little', 'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'Ways', 'finish_ways',
-           'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline', 'against_baselines',
-           'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'rows_of_file', 'concluded',
-           'write_recommendation', 'recommend']
+           'too_little', 'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'Ways', 'far_below',
+           'finish_ways', 'values_of', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
+           'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
+           'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -269,15 +269,24 @@ class Ways:
         if not tried: return some[0]
         return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
 
-    def far_below(self, table: pd.DataFrame) -> bool:
-        "Whether a way is far below the best so far on the rows that it has judged."
-        best = max(self.tables, key=lambda way: self.tables[way]["value"].mean())
-        rows = by_row(pd.concat([self.tables[best], table])).dropna()
-        below = rows.iloc[:, 0] - rows.iloc[:, 1]
-        return bool(below.mean() > self.give_up * below.std() / math.sqrt(len(below)))
+    @property
+    def ahead(self) -> pd.DataFrame:
+        "The rows of the way with the best mean so far."
+        return max(self.tables.values(), key=lambda table: table["value"].mean())
 
     @property
     def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
+
+# %% ../nbs/15_recommend.ipynb #af2bf378
+def far_below(
+    table: pd.DataFrame,  # way, fold, seed, id, value: of one way, perhaps in one fold only
+    ahead: pd.DataFrame,  # the same of the best way so far
+    errors: float,        # standard errors of the difference on the same rows
+) -> bool:
+    "Whether a way is so far below the best that no further fold is worth its time."
+    rows = by_row(pd.concat([ahead, table])).dropna()
+    below = rows.iloc[:, 0] - rows.iloc[:, 1]
+    return bool(below.mean() > errors * below.std() / math.sqrt(len(below)))
 
 # %% ../nbs/15_recommend.ipynb #6b10f50b
 def finish_ways(
@@ -296,6 +305,16 @@ def finish_ways(
          for one, words in planned]), say)
     carry_out(folder, stage_tree(runs, inputs), inputs, "stages",
               Execution(retry_failed=True, workers=workers), False, lambda words: None)
+
+# %% ../nbs/15_recommend.ipynb #6b10f50c
+def values_of(
+    way: str,            # in words
+    rows: pd.DataFrame,  # what its runs reached on each row
+    metric: Metric,      # the primary one
+) -> pd.DataFrame:       # way, fold, seed, id, value
+    "The rows of a way as `by_row` takes them."
+    rows = rows.assign(way=way, value=rows[metric.column].astype(float))
+    return rows[["way", "fold", "seed", "id", "value"]]
 
 # %% ../nbs/15_recommend.ipynb #8a8f1d3b
 class Trials(Ways):
@@ -331,7 +350,7 @@ class Trials(Ways):
         "Those of some ways that are not far below the best so far on the first fold."
         kept = {}
         for way, table in self.judged(new, 1).items():
-            if self.far_below(table):
+            if far_below(table, self.ahead, self.give_up):
                 self.given_up.append(way)
                 reached = format_metric(table["value"].mean(), self.metric)
                 self.say(f"    {way}: {reached} on one fold, too far below the best")
@@ -347,9 +366,7 @@ class Trials(Ways):
         for way, runs in in_folds.items():
             names = [self.inputs.of(one).name for one in runs]
             if all(self.folder.run(name).finished for name in names):
-                rows = read_examples(self.folder, names)
-                tables[way] = rows.assign(way=way, value=rows[self.metric.column].astype(float)
-                                          )[["way", "fold", "seed", "id", "value"]]
+                tables[way] = values_of(way, read_examples(self.folder, names), self.metric)
             else: self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
         return tables
 
