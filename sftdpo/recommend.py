@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEAST_OF_LABEL', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'chosen_way', 'honest', 'pool_of', 'dealt', 'vars_of',
            'too_little', 'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'Ways', 'far_below',
-           'finish_ways', 'values_of', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
+           'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
            'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
            'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
 
@@ -307,7 +307,7 @@ def finish_ways(
               Execution(retry_failed=True, workers=workers), False, lambda words: None)
 
 # %% ../nbs/15_recommend.ipynb #6b10f50c
-def values_of(
+def rows_of_way(
     way: str,            # in words
     rows: pd.DataFrame,  # what its runs reached on each row
     metric: Metric,      # the primary one
@@ -366,7 +366,7 @@ class Trials(Ways):
         for way, runs in in_folds.items():
             names = [self.inputs.of(one).name for one in runs]
             if all(self.folder.run(name).finished for name in names):
-                tables[way] = values_of(way, read_examples(self.folder, names), self.metric)
+                tables[way] = rows_of_way(way, read_examples(self.folder, names), self.metric)
             else: self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
         return tables
 
