@@ -105,6 +105,7 @@ class Intake:
     leaked: dict[str, int] = field(default_factory=dict)    # split -> examples in a later split too
     too_long: dict[str, int] = field(default_factory=dict)  # split -> examples left out or cut
     notes: list[str] = field(default_factory=list)          # what else a reader should know
+    given: dict[str, dict] = field(default_factory=dict)    # column of a file to answer -> id -> value
 
 # %% ../nbs/01_data.ipynb #283d42e9
 def _file_record(role: str, table: Table, examples: list, problems: list) -> dict:
@@ -1086,6 +1087,18 @@ def _without_answers(reading: Reading, table: Table) -> Reading:
                if (name := getattr(reading, part)) and name.partition(".")[0] not in table.columns}
     return replace(reading, **dict.fromkeys(missing, ""))
 
+# %% ../nbs/01_data.ipynb #c7569236
+def _given_columns(table: Table, shape: Shape, examples: list[Example],
+                   problems: list[Problem]) -> dict[str, dict]:
+    "The columns of a table that hold texts, numbers or truth values: the value of each usable row, by id."
+    lost = {(problem.file, problem.line) for problem in problems}
+    kept = [i for i, line in enumerate(table.lines) if (table.file_of(i), line) not in lost]
+    names = [name for name in table.columns if name != shape.columns.get("id")]
+    values = {name: list(map(table.values(name).__getitem__, kept)) for name in names}
+    return {name: dict(zip([e.id for e in examples], some, strict=True))
+            for name, some in values.items()
+            if all(value is None or isinstance(value, str | int | float) for value in some)}
+
 # %% ../nbs/01_data.ipynb #c7569237
 def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> tuple[list, Intake]:
     "The rows of a table as prompts, and what was read."
@@ -1098,7 +1111,7 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     intake = Intake([_file_record("test", table, examples, problems)], shape,
-                    tuple(answers), problems,
+                    tuple(answers), problems, given=_given_columns(table, shape, examples, problems),
                     notes=[*_lost(table, examples, problems), *_other_prompt(reading, columns, shape)])
     return _interpreted(examples, reading), intake
 

@@ -587,6 +587,16 @@ def text_answers(
              ended=ids[-1] == tokenizer.eos_token_id, prompt=example.prompt)
         for example, samples in zip(examples, found) for number, ids in enumerate(samples)])
 
+# %% ../nbs/12_study.ipynb #9cfd5f3e
+def _beside_given(answers: pd.DataFrame, given: dict[str, dict]) -> pd.DataFrame:
+    "Answers, and beside each the other columns of its row; one that is called like a column of answers gets another name."
+    ours = answers.columns
+    for name, values in given.items():
+        column = answers["id"].map(values)
+        if not column.equals(answers["prompt"]):
+            answers[name if name not in ours else f"{name} (given)"] = column
+    return answers
+
 # %% ../nbs/12_study.ipynb #9cfd5f3f
 def answer_rows(
     name: str,                # what `load_any` takes
@@ -596,7 +606,7 @@ def answer_rows(
     too_long: str = "stop",   # rows longer than the model reads: stop, drop or truncate
     progress: bool = True,    # draw a bar?
     unusable: str = "stop",   # conversations that the chat template refuses: stop or drop
-) -> pd.DataFrame:            # one line per row, or per sample
+) -> pd.DataFrame:            # one line per row, or per sample, with the columns of the file
     "A saved model's answers to rows that have been read."
     model, tokenizer = load_any(name)
     data = fit_task(data, tokenizer, context_length(model.config), too_long, unusable)
@@ -607,7 +617,7 @@ def answer_rows(
             if data.verbalizers: found.append(label_answers(model, tokenizer, data, some))
             else: found.append(text_answers(model, tokenizer, data, some, sampling, seed + start))
             bar.update(len(some))
-    return pd.concat(found, ignore_index=True)
+    return _beside_given(pd.concat(found, ignore_index=True), data.intake.given)
 
 # %% ../nbs/12_study.ipynb #ed75520c
 def predict_saved(
@@ -618,7 +628,7 @@ def predict_saved(
     sampling: Sampling = Sampling(samples=1),  # how texts are drawn
     seed: int = 0,         # of the samples
     progress: bool = True,  # draw a bar?
-) -> pd.DataFrame:         # id, answer, probability of each label; one line per row, or per sample
+) -> pd.DataFrame:         # id, answer, probability of each label, the file's other columns; one line per row, or per sample
     "A saved model's answers to all rows of a file."
     known = saved_task(name)
     if not (task := task or known.get("task")):

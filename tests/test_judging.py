@@ -157,7 +157,9 @@ def test_predict_and_evaluate_agree_and_all_rows_are_judged(team_model, tmp_path
     code, told = asked(capsys, "evaluate", home / "out", "--data", labelled, "--out", tmp_path / "judged.csv")
     assert code == 0 and "judged: 60 examples of more" in told
     answers, judged = pd.read_parquet(tmp_path / "answers.parquet"), pd.read_csv(tmp_path / "judged.csv")
-    pd.testing.assert_frame_equal(answers, pd.read_parquet(tmp_path / "same.parquet"))
+    same = pd.read_parquet(tmp_path / "same.parquet")
+    assert list(same["team"]) == list(judged["label"]), "the file's other columns stand beside the answers"
+    pd.testing.assert_frame_equal(answers, same.drop(columns="team"))
     assert list(answers["answer"]) == list(judged["prediction"]) == list(pd.read_json(tmp_path / "answers.jsonl", lines=True)["answer"])
     accuracy = float(re.search(r"^accuracy +([\d.]+) %", told, re.MULTILINE)[1]) / 100
     assert set(judged["label"]) == set(TEAMS) and (judged["label"] == answers["answer"]).mean() == pytest.approx(accuracy, abs=1e-3)
