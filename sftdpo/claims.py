@@ -21,7 +21,7 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE'
            'bench_ratios', 'judge_bench', 'with_bench', 'dominance', 'interactions', 'dominance_gates',
            'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong',
            'judge_results', 'verdict_table', 'conditions_of', 'searched_trials', 'search_of', 'read_conditions',
-           'judge_claims', 'verdicts_of']
+           'judge_claims', 'verdicts_of', 'verdicts_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -198,7 +198,7 @@ def describe_estimate(
     factor, sign = 100 if unit == "accuracy" else 1, "" if unit == "times" else "+"
     word = {"accuracy": " points", "times": ""}.get(unit, f" {unit}")
     numbers = (estimate.mean, estimate.low, estimate.high)
-    mean, low, high = (f"{factor * one:{sign}.2f}" for one in numbers)
+    mean, low, high = (f"{factor * one:{sign}.2f}".replace("-", "−") for one in numbers)
     ends = "(there is no interval)" if math.isinf(estimate.high) else f"[{low}, {high}]"
     return f"{mean}{word} {ends}"
 
@@ -209,8 +209,9 @@ def plainly(
 ) -> str:
     "A bound in words."
     if not value: return "0"
-    if unit == "accuracy": return f"{100 * value:g} point{'' if abs(100 * value) == 1 else 's'}"
-    return f"{value:g}" if unit == "times" else f"{value:g} {unit}"
+    number = f"{100 * value if unit == 'accuracy' else value:g}".replace("-", "−")
+    if unit == "accuracy": return f"{number} point{'' if abs(100 * value) == 1 else 's'}"
+    return number if unit == "times" else f"{number} {unit}"
 
 # %% ../nbs/14_claims.ipynb #ab934ba2
 def deciding(
@@ -2125,3 +2126,19 @@ def verdicts_of(
               .assign(study=Path(folder).name) for folder in folders]
     columns = ["study", "claim", "part", "where", "verdict", "why", "decides"]
     return pd.concat(tables)[columns].reset_index(drop=True)
+
+# %% ../nbs/14_claims.ipynb #c13c0267
+def verdicts_in_words(
+    table: pd.DataFrame,  # from `verdicts_of`
+) -> str:
+    "Verdicts as a list in Markdown, by study: each reason once, and what would decide what is undecided."
+    lines = []
+    for study, some in table.groupby("study", sort=False):
+        lines += [f"**{study}**", ""]
+        for (said, why, decides), alike in some.groupby(["verdict", "why", "decides"], sort=False):
+            asked = [" ".join(filter(None, (one.claim, one.part, f"({one.where})" if one.where else "")))
+                     for one in alike.itertuples()]
+            remedy = f" *To decide it:* {decides}" if said == "undecided" else ""
+            lines.append(f"- {', '.join(asked)}: **{said}**. {why}{remedy}")
+        lines.append("")
+    return "\n".join(lines)

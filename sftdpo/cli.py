@@ -410,7 +410,10 @@ class Generate:
         prompt = (re.sub(r"\\[nt\\]", lambda found: typed[found[0]], self.prompt) if self.prompt
                   else load_task("sonnet").test[0].prompt)
         model, tokenizer = load_any(self.model)
-        read = prompt_as_trained(saved_task(self.model), prompt, tokenizer)
+        if (known := saved_task(self.model)).get("answers"):
+            print("note: this model chooses among labels, and its texts mean nothing: `sftdpo "
+                  "predict` answers with it\n")
+        read = prompt_as_trained(known, prompt, tokenizer)
         between = "" if read is prompt else "\n\n"
         for text in sample(model, tokenizer, [read], self.sampling, self.seed, self.max_lines)[0]:
             print(f"{prompt}{between}{text}\n")
@@ -564,9 +567,11 @@ def parse(
     if asks:
         print(help_text(name, kind.__doc__, example, options, "--help-all" in asks))
         sys.exit(0)
-    # messages name the option of `compare`
-    if not any(option.name == "tasks" for option in options):
-        rest = ["--task" if word == "--tasks" else word for word in rest]
+    # of one task or of several: both names are taken everywhere
+    names = {option.name for option in options}
+    for other, own in (("tasks", "task"), ("task", "tasks")):
+        if own in names and other not in names:
+            rest = [f"--{own}" if word == f"--{other}" else word for word in rest]
     check_words(name, rest, options)
     with one_line_errors():
         return tyro.cli(kind, prog=f"sftdpo {name}", args=rest,

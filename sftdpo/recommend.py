@@ -122,7 +122,10 @@ def too_little(
     if few:
         named = ", ".join(f"{label!r} has {counted(n, 'row')}" for label, n in few.items())
         return (f"{named}, and a label needs at least {LEAST_OF_LABEL} to be learned and judged: "
-                "collect more rows of it, or leave its rows out of the file.")
+                "collect more rows of it, or leave its rows out of the file." + ("" if not any(
+                    "similar-labels merge" in note for note in data.intake.notes) else
+                    " Labels that differ only in case or blanks are read as one with "
+                    "--reading.similar-labels merge."))
     return ""
 
 # %% ../nbs/15_recommend.ipynb #60b275ed
@@ -461,7 +464,7 @@ def against_baselines(
     title = max(baselines, key=baselines.get)
     ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
              if expected.high >= baselines[title] else "below")
-    simpler = (f" {title} needs no language model: consider it first."
+    simpler = (f" {title} needs no language model: if it is as good, it is the simpler choice."
                if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
     return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "
@@ -679,5 +682,9 @@ def recommend(
                               f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a "
                               "smaller model.")
     found = concluded(trials, len(pool_of(loaded)))
-    write_recommendation(found, home, trials.metric, minutes + (time.monotonic() - deadline) / 60)
+    took = minutes + (time.monotonic() - deadline) / 60
+    if took > 1.2 * minutes:
+        say(f"It took {took:.0f} minutes instead of {minutes:g}: training was slower than it was when "
+            "it was timed. Was the machine busy with other work?")
+    write_recommendation(found, home, trials.metric, took)
     return found

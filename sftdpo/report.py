@@ -35,6 +35,7 @@ from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
+from .reading.check import recommend_command
 from sftdpo.tables import (
     CAVEATS,
     baselines_of,
@@ -627,7 +628,8 @@ def write_report(
                           ignore_index=True) if parts else pd.DataFrame())
     again = shlex.quote(plots.visible(folder.absolute().name))
     begin = "compare --settings study.yaml"
-    if found: begin = f"recommend {shlex.quote(plots.visible(place.values()['data']))}"
+    if found and study: begin = plots.visible(recommend_command(
+        study.tasks[0], study.data, study.reading, study.backbone).removeprefix("sftdpo "))
     text = page(
         name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}",
         margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for,

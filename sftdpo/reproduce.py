@@ -96,5 +96,5 @@ def reproduced_in_words(
              f"{factor * line.high:+.2f}]")
     other = ("" if line.same_name else "\n  note: data, base model or settings differ from those "
              "of the stored run, as its name shows")
-    return (f"{line.run}: {values}, difference {apart}: "
+    return (f"{line.run}: {values}, difference {apart.replace('-', '−')}: "
             f"{'' if line.reproduced else 'NOT '}reproduced{other}")

@@ -90,6 +90,9 @@ def check_growth(
         raise FileExistsError(f"{folder} holds the study {there.name!r}, not {study.name!r}; "
                               "give another folder, or the same name.")
     before, now = (flat(to_dict(settled(folder, one))) for one in (there, study))
+    if not set(there.tasks) & set(study.tasks) and (there.data, there.reading) != (study.data, study.reading):
+        raise FileExistsError(f"{folder} was begun for the task {', '.join(there.tasks)}, and this is "
+                              f"for {', '.join(study.tasks)}; give another folder, --out FOLDER.")
     for name in dict.fromkeys([*now, *before]):
         if name in NEUTRAL or name.split(".")[0] in MAY_GROW: continue
         check(before.get(name) == now.get(name), name, now.get(name),

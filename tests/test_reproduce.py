@@ -49,4 +49,4 @@ def test_the_command_names_a_run_that_is_not_there_and_ends_with_1_where_a_resul
     monkeypatch.setattr("sftdpo.reproduce.reproduce", lambda folder, out, names: pd.DataFrame([line]))
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--out", str(tmp_path / "again")])
     told = capsys.readouterr().out
-    assert end.value.code == 1 and "stored 75.0 %, found 70.0 %, difference -5.00 points [-7.00, -3.00]: NOT reproduced" in told and "note:" in told
+    assert end.value.code == 1 and "stored 75.0 %, found 70.0 %, difference −5.00 points [−7.00, −3.00]: NOT reproduced" in told and "note:" in told

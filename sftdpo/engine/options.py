@@ -203,7 +203,8 @@ def option_lines(
     "An option's lines in the help."
     if option.positional: head = f"  {argument_name(option)}"
     else:
-        head = f"  {option.flags[-1 if option.default is True else 0]} {value_text(option)}".rstrip()
+        names = option.flags if option.default is True else option.flags[:1]
+        head = f"  {', '.join(names)} {value_text(option)}".rstrip()
     lines = textwrap.wrap(option_text(option), width - column, break_on_hyphens=False) or [""]
     if len(head) < column - 1:
         return [f"{head:<{column}}{lines[0]}".rstrip(),

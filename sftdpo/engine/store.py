@@ -277,7 +277,10 @@ def variants_of(
 ) -> dict[str, str]:  # run: dpo.beta 0.05
     "The swept settings that tell each run from the others of its cell."
     values = swept_values(folder)
-    return ({run: ", ".join(f"{name} {value}" for name, value in line.dropna().items())
+    def told(name, value):
+        # a way of `recommend` begins with its cell
+        return value.partition(", ")[2] if name == "way" else f"{name} {value}"
+    return ({run: ", ".join(told(name, value) for name, value in line.dropna().items() if value)
              for run, line in values.iterrows()} if len(values.columns) else {})
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d1

@@ -17,13 +17,15 @@ def mean_interval(
     values,  # one number per example
     level: float = 0.95,  # share of such intervals that hold the true mean
 ) -> tuple[float, float, float]:  # mean, low, high
-    "Mean over examples with its t interval; low and high are nan when there are fewer than two values."
+    "Mean over examples with its t interval, whose ends are nan when there are fewer than two values, and never below 0 if no value is, or above 1 for truth values."
+    truth = np.asarray(values).dtype == bool
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
     if len(values) < 2: return mean, np.nan, np.nan
     from scipy import stats  # late, as sacrebleu below, to save memory in processes that train
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return mean, float(mean - half), float(mean + half)
+    least, most = 0 if values.min() >= 0 else -np.inf, 1 if truth else np.inf
+    return mean, float(max(mean - half, least)), float(min(mean + half, most))
 
 # %% ../../nbs/measures/01_answers.ipynb #d4ba0ebf
 def with_interval(

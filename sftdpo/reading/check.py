@@ -83,13 +83,14 @@ def length_quantiles(
 # %% ../../nbs/reading/05_check.ipynb #16060e27
 def duplicates(
     examples: Sequence[Example],  # of one split
-) -> dict[str, int]:              # exact, contradicting
+) -> dict:                         # exact, contradicting: counts; ids: of those that contradict
     "Examples that repeat another, and prompts that occur with several labels."
     seen, labels = Counter(hash((e.prompt, e.completion, e.rejected)) for e in examples), {}
     for e in examples:
-        if e.label is not None: labels.setdefault(hash(text_key(e)), set()).add(e.label)
-    return dict(exact=len(examples) - len(seen),
-                contradicting=sum(len(some) > 1 for some in labels.values()))
+        if e.label is not None: labels.setdefault(hash(text_key(e)), []).append(e)
+    several = [some for some in labels.values() if len({e.label for e in some}) > 1]
+    return dict(exact=len(examples) - len(seen), contradicting=len(several),
+                ids=[id for some in several[:3] for id in {e.label: e.id for e in some}.values()])
 
 # %% ../../nbs/reading/05_check.ipynb #6d5b8c1b
 def shared(
@@ -300,8 +301,8 @@ def doubt_sections(
                 f"cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})")
     def repeated_line(split, some):
         return (f"{split}: {counted(some['exact'], 'exact duplicate')}"
-                + (f", {counted(some['contradicting'], 'prompt')} with several labels"
-                   if some["contradicting"] else ""))
+                + (f", {counted(some['contradicting'], 'prompt')} with several labels (first: "
+                   f"{', '.join(some['ids'])})" if some["contradicting"] else ""))
     return [
         ("too long", [long_line(split, some) for split, some in report.too_long.items()]),
         ("repeated", [repeated_line(split, some)
