@@ -280,13 +280,17 @@ class Evaluate:
         if self.out: check_format(self.out)
         check_saved_model(self.model)
         known = saved_task(self.model)
-        task, data = (self.task or known.get("task", "paraphrase"),
-                      self.data or known.get("data", "embedded"))
+        data = self.data or known.get("data", "embedded")
         try: check_data_path(data)
         except (DataError, FileNotFoundError) as error:
             if self.data: raise
             raise DataError(f"{self.model} was trained on {data}, which is not to be found from "
                             "here: name the rows that judge, --data FILE.") from error
+        task = self.task or known.get("task")
+        if not task:
+            from sftdpo.reading.check import fitting_task, tables_behind
+            tables = tables_behind(None, data, self.reading)
+            task = fitting_task(tables, self.reading) if tables else "paraphrase"
         # a wrong path or column is found before the model is loaded
         rows_to_judge(known, task, data, self.reading)
         from sftdpo.engine.export import write_predictions

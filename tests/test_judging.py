@@ -166,6 +166,15 @@ def test_predict_and_evaluate_agree_and_all_rows_are_judged(team_model, tmp_path
     assert list(answers["prompt"]) == list(judged["prompt"])
 
 
+def test_a_backbone_is_judged_on_the_task_that_the_columns_fit(tmp_path, capsys):
+    "Before, any file was taken for question pairs."
+    rows = [f"{text} {i},{label}" for i in range(6) for text, label in (("Please refund my ticket", "Billing"), ("I cannot log in", "Account"))]
+    code, told = asked(capsys, "evaluate", "bard", "--data", write(tmp_path / "clean.csv", ["text,label", *rows]))
+    assert code == 0 and "judged: 12 examples" in told
+    code, told = asked(capsys, "evaluate", "bard", "--data", write(tmp_path / "other.csv", ["text,team", *rows]))
+    assert code == 2 and "the columns ['text', 'team'] fit no task" in told
+
+
 def test_predict_in_python(team_model, tmp_path, capsys):
     from sftdpo.study import predict_saved
     home, _ = team_model

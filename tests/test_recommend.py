@@ -6,6 +6,7 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 import pytest
+import recommend_fresh
 import yaml
 from tickets import write_tickets
 
@@ -256,3 +257,13 @@ def test_time_is_kept_for_the_final_training_of_the_best_so_far(tmp_path, monkey
     assert ways.seconds(short) == 3 * 2 + 2 * 3 / 2
     ways.runs[way_of(long)], ways.tables[way_of(long)] = long, pd.DataFrame(dict(way=way_of(long), fold=1, seed=0, id=["a", "b"], value=[1.0, 0.0]))
     assert ways.seconds(short) == 3 * 2 + 80 * 3 / 2
+
+
+def test_fresh_rows_are_new(tmp_path):
+    "A recommendation is judged on rows that its file does not hold, all of whose rows train."
+    known, fresh = (load_task("labels", write_tickets(tmp_path / f"{seed}.csv", rows=60, seed=seed)) for seed in (0, 1))
+    both = recommend_fresh.judged_on(known, fresh)
+    assert len(both.train) == 60 and 0 < len(both.test) < 60
+    assert not {e.prompt for e in both.train} & {e.prompt for e in both.test}
+    (tmp_path / "two.csv").write_text("text,category\n" + "".join(f"ticket {i},{'ab'[i % 2]}\n" for i in range(40)))
+    with pytest.raises(ValueError, match="different labels"): recommend_fresh.judged_on(known, load_task("labels", tmp_path / "two.csv"))
