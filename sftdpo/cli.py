@@ -565,6 +565,8 @@ def parse(
     if name not in COMMANDS:
         raise SettingsError("sftdpo has no command "
                             f"{name!r}{nearest(name, COMMANDS) or ': `sftdpo --help` lists them.'}")
+    # `data FILE` can mean one thing only
+    if name == "data" and rest and Path(rest[0]).exists(): rest = ["check", *rest]
     kind, example = COMMANDS[name]
     default = defaults_of(name, [] if asks else rest)
     options = options_of(kind, default)

@@ -484,10 +484,10 @@ def how_sure(
                 for one in some.head(most).itertuples()]
         return "; ".join(said) + (" and others" if len(some) > most else "")
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
-    return ("How sure: chosen on two thirds of the rows, it is the same way in "
-            f"{100 * picked.count(way) / len(picked):.0f} % of {len(picked)} cases. "
-            + (f"Not clearly worse: {names(close, 3)}. " if len(close) else "")
-            + (f"Clearly worse: {names(worse, 2)}." if len(worse) else ""))
+    return (f"How sure: chosen {len(picked)} times, on two thirds of the rows each, it is the same way "
+            f"in {100 * picked.count(way) / len(picked):.0f} % of these."
+            + (f" Not clearly worse: {names(close, 3)}." if len(close) else "")
+            + (f" Clearly worse: {names(worse, 2)}." if len(worse) else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32082
 def above_expectation(
@@ -499,7 +499,7 @@ def above_expectation(
     "A sentence on why less is expected than the way itself reached; empty where it is not less."
     if format_metric(reached, metric) <= format_metric(expected, metric): return ""
     return (f" This way itself reached {format_metric(reached, metric)}, but it was chosen from "
-            f"{ways} on these very rows.")
+            f"{ways} ways on these very rows, so that is too high.")
 
 # %% ../nbs/15_recommend.ipynb #dac32081
 def sentences_on(
@@ -515,8 +515,8 @@ def sentences_on(
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
             f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: each of "
-            f"{expected.examples:,} rows was judged by a model that was neither trained on it nor "
-            f"chosen by it. The interval is over rows and over {trials.folds} models, so it is wide "
+            f"{expected.examples:,} rows was judged by a model that had not trained on it and was "
+            f"chosen without it. The interval is over rows and over {trials.folds} models, so it is wide "
             "where these differ."
             + above_expectation(trials.score(run), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
@@ -525,10 +525,13 @@ def sentences_on(
         said.append("Decided by macro F1, the mean over labels of their F1: one label has most of "
                     "the rows, so accuracy rewards a constant answer.")
     if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
+    failed = sum("(it failed" in one for one in trials.left_out)
+    why = " and ".join(filter(None, ("too little time" if failed < len(trials.left_out) else "",
+                                     f"{failed} failed" if failed else "")))
     said.append(f"It rests on {counted(len(trials.tables), 'way')} to train, one seed in each fold"
                 + (f"; given up after one fold, far below the best: {len(trials.given_up)}"
                    if trials.given_up else "")
-                + (f"; left out (too little time, or they failed): {len(trials.left_out)}, such as "
+                + (f"; left out ({why}): {len(trials.left_out)}, such as "
                    f"{trials.left_out[0]}" if trials.left_out else "") + ".")
     said.append(hour_more(trials, table, run))
     return [sentence for sentence in said if sentence]
@@ -679,8 +682,8 @@ def recommend(
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
         return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train "
-                              f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}, or a "
-                              "smaller model.")
+                              f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}"
+                              f"{'' if backbone == 'bard' else ', or a smaller model'}.")
     found = concluded(trials, len(pool_of(loaded)))
     took = minutes + (time.monotonic() - deadline) / 60
     if took > 1.2 * minutes:

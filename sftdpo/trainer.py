@@ -780,7 +780,7 @@ def train_stage(
     folder: Path | None = None,  # for checkpoints and reference scores; default: nothing is kept
     progress: bool = True,       # draw a progress bar?
     label: str = "",             # what the bar is called
-    # for a caller who saves the model, then calls `StageFolder.remove_checkpoints`
+    # for a caller who saves the model, then removes the checkpoints of `StageFolder`
     keep_checkpoint: bool = False,
     # the stage's identity, stored in its checkpoints; default: made of weights, rows, settings and
     # seed

@@ -23,6 +23,8 @@ def test_options_are_the_fields_of_the_settings():
     assert isinstance(parse(["train", "--recipe", "sft-dpo", "--tuning", "lora"]), Train)
     assert parse(["generate", "bard", "--prompt", "Shall I"]) == Generate("bard", prompt="Shall I")
     assert parse("evaluate bard --tasks sonnet".split()).task == "sonnet"  # as messages of `compare` have it
+    assert parse("compare --task sonnet".split()).study.tasks == ("sonnet",)
+    assert parse(["data", __file__]) == parse(["data", "check", __file__])
     assert parse("submit bard pairs.csv out.csv --reading.unusable drop".split()).reading.unusable == "drop"
 
 

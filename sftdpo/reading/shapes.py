@@ -143,7 +143,7 @@ def find_shape(
         elif role != "id": absent.append(role)
     if absent:
         other = guess_task(columns, reading)
-        usual = "; ".join(f"a column for the {role} is usually called "
+        usual = "; ".join(f"the column for {role} is usually called "
                           f"{', '.join(_names(role, task)[:4])}" for role in absent)
         options = (" ".join(f"--reading.{role} COLUMN" for role in absent)
                    if all(hasattr(reading, role) for role in absent) else "")
@@ -153,10 +153,10 @@ def find_shape(
                            if other and other != task else
                            "" if "--reading.delimiter" in hint
                            else f"Name the columns: --tasks {task} {options}"
-                           + (", or make the prompt of several: --reading.prompt '{ONE}: {OTHER}'."
+                           + (", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'."
                               if "prompt" in absent else ".") if options
                            else "Name them in the first line, or take the task 'labels' with "
-                           "--reading.prompt '{ONE} {OTHER}'."))
+                           "--reading.prompt '{COLUMN} {COLUMN}'."))
     if "prompt" in found:
         pieces = (("", found["prompt"]), ("\n" if TASKS[task].answers == "labels" else "", None))
     prompts = {column for _, column in pieces}
