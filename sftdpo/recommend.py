@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LEAST_OF_LABEL', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'chosen_way', 'honest', 'pool_of', 'dealt', 'vars_of',
-           'too_little', 'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'Ways', 'far_below',
-           'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
-           'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
-           'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
+           'too_little', 'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
+           'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
+           'reason_to_decline', 'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more',
+           'train_on_all', 'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -167,9 +167,11 @@ def ways_to_try(
         return run
     def deeper(cell):
         return new(cell, with_rate(best(known[cell]), cell[0].split("-")[-1], depth=3))
+    def depths(cell): return sorted({run.stages[-1].epochs for run in known[cell]})
     def longer_is_better():
         ahead = best([run for cell in cells for run in known[cell]])
-        return [cell for cell in cells if known[cell][-1] is ahead and 1 < len(known[cell]) < 4]
+        return next((cell for cell in cells if any(run is ahead for run in known[cell])
+                     and len(depths(cell)) < 4 and ahead.stages[-1].epochs == depths(cell)[-1]), None)
     def after_sft(tuning, rate=1.0):
         run = resolved("sft-dpo", tuning)
         epochs = base["sft" if late else "dpo", tuning].stages[0].epochs
@@ -178,7 +180,9 @@ def ways_to_try(
         return new(("sft-dpo", tuning), with_rate(run, "dpo", rate))
     yield [known[cell][0] for cell in cells]
     yield [deeper(cell) for cell in cells]
-    while longer := longer_is_better(): yield [deeper(*longer)]
+    while cell := longer_is_better():
+        yield [new(cell, with_rate(best(known[cell]), cell[0], 3))]
+        yield [deeper(cell)]
     base = {cell: best(known[cell]) for cell in cells}
     yield [after_sft(tuning) for tuning in tunings]
     turns, waiting = dict(base), list(tunings)
@@ -219,6 +223,16 @@ def threads(number: int | None):
     try: yield
     finally: torch.set_num_threads(before)
 
+# %% ../nbs/15_recommend.ipynb #af2bf376
+def whole_rounds(
+    ways: int,     # tried side by side
+    folds: int,    # in each of which a way is trained once
+    workers: int,  # processes
+) -> int:
+    "How many runs one after another ways take, each in its first fold before its others."
+    parts = [ways, ways * (folds - 1)] if workers < ways * folds else [1]
+    return sum(math.ceil(part / workers) for part in parts)
+
 # %% ../nbs/15_recommend.ipynb #af2bf377
 class Ways:
     "Ways to train that were tried on each fold, what they reached, and what they take."
@@ -241,10 +255,10 @@ class Ways:
                                              self.inputs) if not self.folder.closed(node)]
         with threads(1 if self.workers > 1 else None):
             calibrate(nodes, self.times, lambda words: None, self.folder.calibration)
-        parts = [self.times.whole(node) for node in nodes]
-        workers = min(self.workers, self.folds * len(runs))
+        each = sum(self.times.whole(node) for node in nodes) / (self.folds * len(runs))
         ahead = [self.best(list(self.runs.values()))] if self.runs else []
-        return sum(parts) / workers + max(map(self.seconds_on_all, [*runs, *ahead]))
+        return (each * whole_rounds(len(runs), self.folds, self.workers)
+                + max(map(self.seconds_on_all, [*runs, *ahead])))
 
     def seconds_on_all(self, run: Run) -> float:
         "Seconds that a final training on all rows takes."

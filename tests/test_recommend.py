@@ -26,6 +26,7 @@ from sftdpo.recommend import (
     too_little,
     way_of,
     ways_to_try,
+    whole_rounds,
     with_rate,
 )
 from sftdpo.stats import interval
@@ -91,9 +92,24 @@ def test_where_longer_training_helps_everything_after_it_is_as_long():
     first = tried(1)[0].stages[-1].epochs
     ways = tried(3 * first)
     assert [run.stages[-1].epochs for run in ways[4:8]] == [3 * first] * 4
-    assert (ways[8].cell, ways[8].sft.epochs) == ("sft full", 9 * first), "the best is tried longer still, which does not help"
-    assert {run.stages[0].epochs for run in ways[9:27]} == {3 * first}
-    assert [(run.cell, run.sft.epochs) for run in tried(9 * first)[8:10]] == [("sft full", 9 * first), ("sft full", 27 * first)], "the best is tried longer while that helps"
+    def told(ways): return [(run.cell, round(run.sft.learning_rate / ways[0].sft.learning_rate), run.sft.epochs // first) for run in ways]
+    assert told([ways[0], *ways[8:10]])[1:] == [("sft full", 3, 3), ("sft full", 1, 9)], "the best is tried with a higher rate, then longer still, which does not help"
+    assert {run.stages[0].epochs for run in ways[10:28]} == {3 * first}
+    longer = tried(9 * first)
+    assert told([longer[0], *longer[8:12]])[1:] == [("sft full", 3, 3), ("sft full", 1, 9), ("sft full", 3, 9), ("sft full", 1, 27)], "the best is tried longer while that helps"
+
+
+def test_a_better_rate_is_kept_when_the_best_is_trained_longer():
+    def score(run): return run.stages[-1].learning_rate * (run.cell == "sft lora") + min(run.stages[-1].epochs, 9) / 1000
+    ways = all_ways(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=score))
+    lora = [run for run in ways if run.cell == "sft lora"]
+    assert [run.sft.epochs // lora[0].sft.epochs for run in lora[:4]] == [1, 3, 3, 9] and lora[2].sft.learning_rate == lora[3].sft.learning_rate > 2 * lora[1].sft.learning_rate
+
+
+def test_time_counts_whole_rounds():
+    "At 2ddfeb4e one way in three folds on two cores counted for one and a half runs, and takes two: texts took longer than the minutes."
+    assert [whole_rounds(ways, 3, 2) for ways in (1, 2)] == [2, 3] and [whole_rounds(ways, 3, 1) for ways in (1, 2)] == [3, 6]
+    assert [whole_rounds(ways, 3, 6) for ways in (1, 2)] == [1, 1]
 
 
 def test_where_rejected_texts_are_drawn_dpo_alone_comes_late():
