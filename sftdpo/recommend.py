@@ -154,6 +154,8 @@ def ways_to_try(
     start: Run,                        # whose data and backbone are given
     rows: int,                         # how many rows train in a fold
     best: Callable[[list[Run]], Run],  # of some ways, the one that did best; the first, if none was tried
+    score: Callable[[Run], float] = lambda run: 0,         # what a way reached
+    hopeless: Callable[[Run], bool] = lambda run: False,   # was it far below the best?
 ) -> Iterator[list[Run]]:
     "The ways to train, the most promising first; those of a list do not depend on each other's results."
     tunings = ("full", "lora")
@@ -166,12 +168,13 @@ def ways_to_try(
         known[cell].append(run)
         return run
     def deeper(cell):
-        return new(cell, with_rate(best(known[cell]), cell[0].split("-")[-1], depth=3))
-    def depths(cell): return sorted({run.stages[-1].epochs for run in known[cell]})
+        ahead = max(known[cell], key=score)
+        return new(cell, with_rate(ahead, cell[0].split("-")[-1], depth=3))
     def longer_is_better():
-        ahead = best([run for cell in cells for run in known[cell]])
-        return next((cell for cell in cells if any(run is ahead for run in known[cell])
-                     and len(depths(cell)) < 4 and ahead.stages[-1].epochs == depths(cell)[-1]), None)
+        ahead = max((run for cell in cells for run in known[cell]), key=score)
+        cell = next(cell for cell in cells if any(run is ahead for run in known[cell]))
+        epochs = {run.stages[-1].epochs for run in known[cell]}
+        return cell if ahead.stages[-1].epochs == max(epochs) and 1 < len(epochs) < 4 else None
     def after_sft(tuning, rate=1.0):
         run = resolved("sft-dpo", tuning)
         epochs = base["sft" if late else "dpo", tuning].stages[0].epochs
@@ -181,7 +184,7 @@ def ways_to_try(
     yield [known[cell][0] for cell in cells]
     yield [deeper(cell) for cell in cells]
     while cell := longer_is_better():
-        yield [new(cell, with_rate(best(known[cell]), cell[0], 3))]
+        if len(known[cell]) == 2: yield [new(cell, with_rate(known[cell][-1], cell[0], 3))]
         yield [deeper(cell)]
     base = {cell: best(known[cell]) for cell in cells}
     yield [after_sft(tuning) for tuning in tunings]
@@ -191,12 +194,14 @@ def ways_to_try(
         cell = next(cell for cell, run in turns.items() if run is ahead)
         yield [new(cell, with_rate(turns[cell], cell[0], rate)) for rate in (3, 1 / 3)]
         if (tuning := cell[1]) in waiting:
-            yield [after_sft(tuning, rate) for rate in (1, 3, 1 / 3)]
-            yield [deeper(("sft-dpo", tuning))]
+            # where DPO undid what SFT had taught, only less of it is tried
+            less = any(map(hopeless, known["sft-dpo", tuning]))
+            yield [after_sft(tuning, rate) for rate in ((1 / 3,) if less else (1, 3, 1 / 3))]
+            if not less: yield [deeper(("sft-dpo", tuning))]
             waiting.remove(tuning)
         del turns[cell]
     yield [deeper(cell) for cell in cells]
-    yield [after_sft(tuning) for tuning in tunings]
+    yield [after_sft(tuning) for tuning in tunings if not any(map(hopeless, known["sft-dpo", tuning]))]
     yield [known[cell][0] for cell in late]
     yield [deeper(cell) for cell in late]
     for rate in (9, 1 / 9): yield [with_rate(base[cell], cell[0], rate) for cell in cells]
@@ -691,7 +696,9 @@ def recommend(
     trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
     rows = round(len(pool_of(loaded)) * (1 - 1 / folds))
     trials.workers = runs_at_once(inputs, backbone, 2 * folds)
-    for ways in ways_to_try(start, rows, trials.best): trials.attempt_all(ways)
+    def hopeless(run): return way_of(run) in trials.given_up
+    for ways in ways_to_try(start, rows, trials.best, trials.score, hopeless):
+        trials.attempt_all(ways)
     trials.drop_weights(keep=False)
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))

@@ -71,7 +71,7 @@ def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
 def test_ways_begin_with_single_stages_and_go_on_from_the_best():
     reached = {"sft full": 0.6, "sft lora": 0.9}
     def score(run): return reached.get(run.cell, 0.5) - abs(np.log10(run.stages[-1].learning_rate) + 2) / 100
-    ways = all_ways(Run(task="labels", data="x.csv", backbone="gpt2"), 200, lambda some: max(some, key=score))
+    ways = all_ways(Run(task="labels", data="x.csv", backbone="gpt2"), 200, lambda some: max(some, key=score), score)
     cells = ["sft full", "sft lora", "dpo full", "dpo lora"]
     assert [run.cell for run in ways[:10]] == [*cells, *cells, "sft-dpo full", "sft-dpo lora"]
     assert {run.stages[-1].epochs for run in ways[4:8]} == {24}, "each cell three times as long"
@@ -88,7 +88,8 @@ def test_ways_begin_with_single_stages_and_go_on_from_the_best():
 def test_where_longer_training_helps_everything_after_it_is_as_long():
     "Small files of texts: at 4ab63658 only the last four ways were longer, and on 150 preferences all others stayed near chance."
     def tried(most):
-        return all_ways(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=lambda run: min(run.stages[-1].epochs, most)))
+        def score(run): return min(run.stages[-1].epochs, most)
+        return all_ways(Run(task="preferences", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=score), score)
     first = tried(1)[0].stages[-1].epochs
     ways = tried(3 * first)
     assert [run.stages[-1].epochs for run in ways[4:8]] == [3 * first] * 4
@@ -96,14 +97,23 @@ def test_where_longer_training_helps_everything_after_it_is_as_long():
     assert told([ways[0], *ways[8:10]])[1:] == [("sft full", 3, 3), ("sft full", 1, 9)], "the best is tried with a higher rate, then longer still, which does not help"
     assert {run.stages[0].epochs for run in ways[10:28]} == {3 * first}
     longer = tried(9 * first)
-    assert told([longer[0], *longer[8:12]])[1:] == [("sft full", 3, 3), ("sft full", 1, 9), ("sft full", 3, 9), ("sft full", 1, 27)], "the best is tried longer while that helps"
+    assert told([longer[0], *longer[8:12]])[1:] == [("sft full", 3, 3), ("sft full", 1, 9), ("sft full", 1, 27), ("sft-dpo full", 1, 9)], "the best is tried longer while that helps"
 
 
 def test_a_better_rate_is_kept_when_the_best_is_trained_longer():
     def score(run): return run.stages[-1].learning_rate * (run.cell == "sft lora") + min(run.stages[-1].epochs, 9) / 1000
-    ways = all_ways(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=score))
+    ways = all_ways(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: max(some, key=score), score)
     lora = [run for run in ways if run.cell == "sft lora"]
     assert [run.sft.epochs // lora[0].sft.epochs for run in lora[:4]] == [1, 3, 3, 9] and lora[2].sft.learning_rate == lora[3].sft.learning_rate > 2 * lora[1].sft.learning_rate
+
+
+def test_where_dpo_undoes_what_sft_taught_only_less_of_it_is_tried():
+    def after(hopeless):
+        ways = all_ways(Run(task="completions", data="x.csv", backbone="gpt2"), 100, lambda some: some[0], lambda run: 0, hopeless)
+        found = [run for run in ways if run.cell == "sft-dpo lora"]
+        return {(round(run.dpo.learning_rate / found[0].dpo.learning_rate, 1), run.dpo.epochs // found[0].dpo.epochs) for run in found}
+    assert after(lambda run: False) == {(1, 1), (3, 1), (.3, 1), (1, 3)}
+    assert after(lambda run: run.recipe == "sft-dpo") == {(1, 1), (.3, 1)}
 
 
 def test_time_counts_whole_rounds():
