@@ -194,7 +194,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
 
 
 def test_a_hopeless_way_is_given_up_after_one_fold(tmp_path, backbone, quick, monkeypatch):
-    def ways(start, rows, best):
+    def ways(start, rows, *rest):
         good = start.replace(recipe="sft", tuning="full").resolved(rows)
         return [[with_rate(good, "sft", rate)] for rate in (1, 1e-6, 1.1)]
     monkeypatch.setattr("sftdpo.recommend.ways_to_try", ways)
