@@ -11,8 +11,10 @@ from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
 from sftdpo.engine.store import gather, read_settings
-from sftdpo.recommend import finish_ways, pool_of, reached_without, rows_of_file, runs_at_once, vars_of
+from sftdpo.measures.baselines import baselines
+from sftdpo.recommend import dealt, finish_ways, pool_of, rows_of_file, runs_at_once, vars_of
 from sftdpo.study import claim_folder
+from sftdpo.tables import baselines_of
 
 
 def judged_on(loaded, fresh):
@@ -28,6 +30,14 @@ def ways_in(folder, metric):
     results = gather(folder)
     results = results[results["metric"] == metric].merge(pd.read_csv(StudyFolder(folder).planned, keep_default_na=False)[["run", "way"]].drop_duplicates(), on="run")
     return results[results["way"] != ""].groupby("way").agg(value=("value", "mean"), run=("run", "first"))
+
+
+def reached_without(results, both, loaded):
+    "What the base model and the baselines reach; a tenth of the rows choose the strength of TF-IDF's classifier, as they train no model."
+    parts, base = dealt(loaded, 10, 1), results[results["recipe"] == "base"].copy()
+    held = TaskData(**{**vars_of(both), "train": [*parts.train, *parts.validation], "validation": parts.test})
+    for name, value in baselines(held, held.test).items() if both.verbalizers else (): base.loc[base["metric"] == f"baseline_{name}", "value"] = value
+    return {"the base model": base.loc[base["metric"] == both.record.primary.name, "value"].mean()} | baselines_of(base)
 
 
 def run_in(folder, name): return from_dict(Run, read_settings(folder, name))
@@ -49,7 +59,7 @@ def main(data, fresh, walk, grid, out, folder, seeds=5):
     results = gather(home)
     lines = [dict(way=name, seed=run.seed, value=results.loc[(results["run"] == inputs.of(run).name) & (results["metric"] == metric.name), "value"].item())
              for name, some in plans.items() for run in some]
-    lines += [dict(way=name, seed=0, value=value) for name, value in reached_without(home).items()]
+    lines += [dict(way=name, seed=0, value=value) for name, value in reached_without(results, both, loaded).items()]
     pd.DataFrame(lines).assign(metric=metric.name, rows=len(both.test)).to_csv(out, index=False, float_format="%.5g")
 
 
