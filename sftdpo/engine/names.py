@@ -152,7 +152,7 @@ def check_saved_model(
         if name not in (*BACKBONES, *ON_THE_HUB) and nearest(name, here): raise missing_folder(name)
         return check_model_name(name)
     if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")): return
-    from .folder import StudyFolder  # which takes names from here
+    from sftdpo.engine.folder import StudyFolder  # which takes names from here
     if StudyFolder(Path(name).expanduser()).begun:
         raise FileNotFoundError(f"{name} holds no saved model yet: what trains there is not finished, "
                                 "or kept none. The command that began it goes on; of a study, "
