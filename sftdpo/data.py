@@ -1094,8 +1094,13 @@ def _given_columns(table: Table, shape: Shape, examples: list[Example],
     lost = {(problem.file, problem.line) for problem in problems}
     kept = [i for i, line in enumerate(table.lines) if (table.file_of(i), line) not in lost]
     names = [name for name in table.columns if name != shape.columns.get("id")]
+    def alike(some):
+        kinds = {type(value) for value in some if value is not None}
+        # no file format writes texts and numbers in one column
+        mixed = len(kinds) > 1 and kinds != {int, float}
+        return [str(value) if mixed and value is not None else value for value in some]
     values = {name: list(map(table.values(name).__getitem__, kept)) for name in names}
-    return {name: dict(zip([e.id for e in examples], some, strict=True))
+    return {name: dict(zip([e.id for e in examples], alike(some), strict=True))
             for name, some in values.items()
             if all(value is None or isinstance(value, str | int | float) for value in some)}
 

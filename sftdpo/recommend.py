@@ -483,7 +483,7 @@ def against_baselines(
     title = max(baselines, key=baselines.get)
     ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
              if expected.high >= baselines[title] else "below")
-    simpler = (f" {title} needs no language model: if it is as good, it is the simpler choice."
+    simpler = (f" {title[0].upper()}{title[1:]} needs no language model: if it is as good, it is the simpler choice."
                if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
     return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "
@@ -518,7 +518,7 @@ def above_expectation(
     "A sentence on why less is expected than the way itself reached; empty where it is not less."
     if format_metric(reached, metric) <= format_metric(expected, metric): return ""
     return (f" This way itself reached {format_metric(reached, metric)}, but it was chosen from "
-            f"{ways} ways on these very rows, so that is too high.")
+            f"{counted(ways, 'way')} on these very rows, so that is too high.")
 
 # %% ../nbs/15_recommend.ipynb #dac32081
 def sentences_on(

@@ -166,6 +166,15 @@ def test_predict_and_evaluate_agree_and_all_rows_are_judged(team_model, tmp_path
     assert list(answers["prompt"]) == list(judged["prompt"])
 
 
+def test_columns_of_mixed_values_do_not_cost_the_answers(team_model, tmp_path, capsys):
+    "Parquet has no column of texts and numbers."
+    home, _ = team_model
+    rows = [dict(mail="My refund, please", note=1), dict(mail="My parcel, please", note="late"), dict(mail="My parcel, please", note=None)]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert asked(capsys, "predict", home / "out", tmp_path / "mixed.jsonl", "--reading.prompt", "{mail}", "--out", tmp_path / "answers.parquet")[0] == 0
+    assert list(pd.read_parquet(tmp_path / "answers.parquet")["note"])[:2] == ["1", "late"]
+
+
 def test_a_backbone_is_judged_on_the_task_that_the_columns_fit(tmp_path, capsys):
     "Before, any file was taken for question pairs."
     rows = [f"{text} {i},{label}" for i in range(6) for text, label in (("Please refund my ticket", "Billing"), ("I cannot log in", "Account"))]
