@@ -332,8 +332,8 @@ class StageSettings(Settings):
     label_smoothing: float = 0.0  # DPO: assumed share of pairs whose preference is flipped (cDPO)
     # DPO: how rejected completions are made; default: the task's own way
     rejected: "Literal[tuple(known_pair_builders())] | None" = None
-    # DPO, three labels or more: which wrong label flip rejects: one drawn by chance, or the base
-    # model's likeliest
+    # DPO: which wrong label flip rejects where there are three or more: one drawn by chance, or the
+    # base model's likeliest
     wrong_label: Literal["chance", "favourite"] = "chance"
     # arithmetic; auto: bf16 if the hardware is fast at it
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -1,11 +1,12 @@
-"""Judge what `sftdpo recommend` chose on rows that were made after it, beside the best of every way (`recommend_grid.py`): both are trained on all
-rows of the file, with some seeds, and judged on the same fresh rows. What each reaches is written to OUT as CSV, with what is reached without training."""
+"""Judge what `sftdpo recommend` chose once more, beside the best of every way (`recommend_grid.py`). Both are trained on all rows of the file, with some
+seeds, and judged on the same fresh rows; and both are trained again in the folds that chose them, with other seeds. What each reaches is written to OUT
+as CSV, with what is reached without training."""
 import argparse
 from pathlib import Path
 
 import pandas as pd
 
-from sftdpo.config import Reading, Run, Study, from_dict
+from sftdpo.config import Reading, Run, Study, from_dict, seed_in_fold
 from sftdpo.data import TaskData
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
@@ -43,7 +44,22 @@ def reached_without(results, both, loaded):
 def run_in(folder, name): return from_dict(Run, read_settings(folder, name))
 
 
-def main(data, fresh, walk, grid, out, folder, seeds=5):
+def reached(results, inputs, plans, metric):
+    "What each way reached with each seed, on average over its folds."
+    values = results[results["metric"] == metric.name].set_index("run")["value"]
+    lines = [dict(way=way, seed=run.seed, fold=run.fold, value=values[inputs.of(run).name]) for way, some in plans.items() for run in some]
+    return pd.DataFrame(lines).assign(turn=lambda one: one.groupby(["way", "fold"]).cumcount()).groupby(["way", "turn"], sort=False, as_index=False)["value"].mean()
+
+
+def trained(inputs, home, study, plans, metric):
+    "Train and judge the runs of some ways in a folder: what is reached, and all results."
+    claim_folder(home.path, study)
+    finish_ways(home, inputs, plans, runs_at_once(inputs, "bard", max(map(len, plans.values()))), print)
+    results = gather(home)
+    return reached(results, inputs, plans, metric), results
+
+
+def main(data, fresh, walk, grid, out, folder, seeds=5, folds=3):
     "Train and judge what was recommended, and the best of all ways."
     quiet, reading = (lambda words: None), Reading(unusable="drop")
     loaded, reading = rows_of_file(data, None, "bard", reading, quiet)
@@ -52,15 +68,16 @@ def main(data, fresh, walk, grid, out, folder, seeds=5):
     chosen, tried, every = read_json(Path(walk) / "recommendation.json")["way"], ways_in(walk, metric.name), ways_in(grid, metric.name)
     runs = {"recommended": run_in(walk, tried.loc[chosen, "run"])} if chosen else {}
     runs["best of all ways"] = run_in(grid, every.loc[every["value"].idxmax(), "run"])
-    inputs, home = Inputs(lambda *_: both), StudyFolder(folder)
-    claim_folder(home.path, Study("fresh", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, recipes=("sft", "dpo", "sft-dpo")))
-    plans = {name: [run.replace(folds=0, fold=0, seed=seed) for seed in range(seeds)] for name, run in runs.items()}
-    finish_ways(home, inputs, plans, runs_at_once(inputs, "bard", seeds), print)
-    results = gather(home)
-    lines = [dict(way=name, seed=run.seed, value=results.loc[(results["run"] == inputs.of(run).name) & (results["metric"] == metric.name), "value"].item())
-             for name, some in plans.items() for run in some]
-    lines += [dict(way=name, seed=0, value=value) for name, value in reached_without(results, both, loaded).items()]
-    pd.DataFrame(lines).assign(metric=metric.name, rows=len(both.test)).to_csv(out, index=False, float_format="%.5g")
+    study = Study("fresh", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, recipes=("sft", "dpo", "sft-dpo"))
+    on_all = {name: [run.replace(folds=0, fold=0, seed=seed) for seed in range(seeds)] for name, run in runs.items()}
+    new, results = trained(Inputs(lambda *_: both), StudyFolder(folder), study, on_all, metric)
+    in_folds = {name: [run.replace(folds=folds, fold=fold, seed=seed_in_fold(seed, fold)) for fold in range(1, folds + 1) for seed in range(1, seeds + 1)]
+                for name, run in runs.items()}
+    again, _ = trained(Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(f"{folder}-again"), study, in_folds, metric)
+    lines = [new.assign(rows=len(both.test), judged="on new rows"), again.assign(rows=len(pool_of(loaded)), judged="in the folds"),
+             pd.DataFrame([dict(way=name, turn=0, value=value, rows=len(both.test), judged="on new rows")
+                           for name, value in reached_without(results, both, loaded).items()])]
+    pd.concat(lines).assign(metric=metric.name).to_csv(out, index=False, float_format="%.5g")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 # %% ../../nbs/engine/16_options.ipynb #c7d109de
-from ..config import SettingsError, Stage, declared
+from ..config import UNUSED, SettingsError, Stage, declared
 from .names import nearest
 from ..tasks import TASKS
 
@@ -92,9 +92,9 @@ def options_of(
     default=None,      # an instance with the defaults, if it has others than its class
     before: str = "",  # prefix of its options' names
 ) -> list[Option]:
-    "Every option of a command, in the order of its fields."
-    found, types_of, other = ([], typing.get_type_hints(kind, include_extras=True),
-                              {"sft.": "DPO:", "dpo.": "SFT:"}.get(before, " "))
+    "Every option of a command, in the order of its fields; its `unused` names those without effect, its `as_trained` what their names begin with if a model keeps their values."
+    found, types_of = [], typing.get_type_hints(kind, include_extras=True)
+    other = ("kind", *UNUSED.get(before.rstrip("."), ())) if kind is Stage else ()
     for field in dataclasses.fields(kind):
         hint, text = types_of[field.name], helps(kind)[field.name]
         marks = typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()
@@ -110,8 +110,15 @@ def options_of(
         else:
             found.append(
                 Option(name, hint, value, text, any(str(mark) == "Positional" for mark in marks),
-                       not (kind is Stage and (field.name == "kind" or text.startswith(other)))))
-    return found
+                       field.name not in other))
+    unused, learned = getattr(kind, "unused", ()), getattr(kind, "as_trained", ())
+    def used(option):
+        words = option.help
+        if option.name.startswith(learned):
+            words = f"{re.sub('; default: .*$', '', words)}; default: as in training"
+        return dataclasses.replace(option, applies=option.applies and option.name not in unused,
+                                   help=words)
+    return list(map(used, found))
 
 # %% ../../nbs/engine/16_options.ipynb #9b3ba789
 def recommended_values(
@@ -214,8 +221,9 @@ def option_lines(
 # %% ../../nbs/engine/16_options.ipynb #5ea48c8c
 # what the short help shows, in this order
 GROUPS = {
-    "what is compared": ("tasks", "task", "backbone", "data", "train-size",
-                         "test-size", "recipes", "recipe", "tunings", "tuning", "seeds", "seed"),
+    "task, data and model": (
+        "tasks", "task", "backbone", "data", "train-size", "test-size", "recipes", "recipe",
+        "tunings", "tuning", "seeds", "seed"),
     "columns of your own file": ("reading.prompt", "reading.label",
                                  "reading.completion", "reading.verbalizers", "reading.unusable"),
     "training": ("sft.learning-rate", "sft.epochs", "sft.batch-size", "dpo.learning-rate",
@@ -337,9 +345,11 @@ def check_words(
         option = known.get(flag)
         if not option or not option.applies:
             if option:
-                raise SettingsError(
-                    f"{flag} does not apply to {flag[2:5].upper()}: "
-                    f"{'it cannot be changed' if flag.endswith('.kind') else f'it is --dpo.{flag[6:]}'}.")
+                stage = flag.startswith(("--sft.", "--dpo."))
+                remedy = ("leave it out" if not stage else "it cannot be changed"
+                          if flag.endswith(".kind") else f"it is --dpo.{flag[6:]}")
+                raise SettingsError(f"{flag} does not apply to "
+                                    f"{flag[2:5].upper() if stage else command}: {remedy}.")
             usable = [name for name, one in known.items() if one.applies]
             raise SettingsError(
                 f"{word}: `sftdpo {command}` has no such "

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 # %% ../../nbs/page/01_forms.ipynb #ef2f620d
 from sftdpo.config import (
+    UNUSED,
     Execution,
     LearningRates,
     Sampling,
@@ -44,11 +45,11 @@ def field_paths(
     before: str = "",  # name of the field that holds it, with a dot
 ) -> dict[str, tuple[type, object, str]]:  # dotted name: declared type, default, help text
     "Every field of a dataclass, those of inner dataclasses under dotted names."
-    found, other = {}, {"sft.": "DPO", "dpo.": "SFT"}.get(before)
+    found, other = {}, ("kind", *UNUSED.get(before.rstrip("."), ())) if kind is Stage else ()
     for field in dataclasses.fields(kind):
         inner, text = declared(kind)[field.name], helps(kind)[field.name]
         if dataclasses.is_dataclass(inner): found |= field_paths(inner, f"{before}{field.name}.")
-        elif not (kind is Stage and (field.name == "kind" or text.startswith(f"{other}:"))):
+        elif field.name not in other:
             default = (field.default_factory() if field.default is dataclasses.MISSING
                        else field.default)
             found[before + field.name] = inner, default, text
