@@ -293,3 +293,14 @@ def test_fresh_rows_are_new(tmp_path):
     assert not {e.prompt for e in both.train} & {e.prompt for e in both.test}
     (tmp_path / "two.csv").write_text("text,category\n" + "".join(f"ticket {i},{'ab'[i % 2]}\n" for i in range(40)))
     with pytest.raises(ValueError, match="different labels"): recommend_fresh.judged_on(known, load_task("labels", tmp_path / "two.csv"))
+
+
+def test_a_training_counts_once_however_many_folds_it_has():
+    "Ways that are trained again in their folds: one value for each of the trainings, the mean over folds."
+    class Named:
+        def of(self, run): return type("Run", (), dict(name=f"{run.fold}-{run.seed}"))
+    runs = [Run(fold=fold, folds=2, seed=seed + 1000 * (fold - 1)) for fold in (1, 2) for seed in (1, 2)]
+    values = {"1-1": 0.1, "1-2": 0.5, "2-1001": 0.3, "2-1002": 0.9}
+    results = pd.DataFrame([dict(run=run, metric="accuracy", value=value) for run, value in values.items()])
+    found = recommend_fresh.reached(results, Named(), {"a way": runs}, TASKS["labels"].primary)
+    assert found["way"].tolist() == ["a way"] * 2 and np.allclose(found["value"], [0.2, 0.7])
