@@ -45,7 +45,7 @@ from .engine.options import check_words, help_text, options_of
 from .engine.plain_text import clean_output, visible
 from .reading.examples import counted
 from .reading.files import UnusableRows, expanded
-from .reading.saved import check_format, existing_file
+from .reading.saved import check_format, existing_file, typed_reading
 from .tasks import RECIPES, TASKS
 
 # %% ../nbs/25_cli.ipynb #9e83102e
@@ -264,7 +264,7 @@ class Evaluate:
     "Judge a saved model, or a backbone, on a task's test examples."
     unused: ClassVar = ("reading.validation", "reading.leaked")
     as_trained: ClassVar = "reading."
-    model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
+    model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made, or a backbone
     # task to judge it on; default: that of its training
     task: "Literal[tuple(TASKS)] | None" = None
     # embedded, hub, or the path of a folder or file; default: its training data
@@ -344,7 +344,7 @@ class Predict:
     "Answer the rows of a file with a saved model: the likeliest label and the probability of each, or a text."
     unused: ClassVar = UNANSWERED
     as_trained: ClassVar = "reading."
-    model: tyro.conf.Positional[str]  # a folder that `train` made
+    model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file; labels are ignored
     # a .csv, .tsv, .jsonl or .parquet file; default: FILE-predictions.csv in this folder
     out: Path | None = None
@@ -382,7 +382,7 @@ class Predict:
 class Submit:
     "Write the course's submission file: the answers to a file of question pairs, or the rest of a file of sonnets."
     unused: ClassVar = UNANSWERED
-    model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
+    model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made, or a backbone
     # a file of question pairs, labelled or not, or of numbered prompts of three lines
     data: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]  # the submission file
@@ -408,7 +408,7 @@ class Submit:
 @dataclass
 class Generate:
     "Continue a text with a saved model or a backbone."
-    model: tyro.conf.Positional[str]  # a folder that `train` made, or a backbone
+    model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made, or a backbone
     # the text to continue, with \n for a line end; default: the first lines of a test sonnet
     prompt: str | None = None
     seed: int = 0  # of the samples
@@ -448,7 +448,7 @@ class Fetch:
 @dataclass
 class Push:
     "Upload a saved model with its card to the Hub."
-    model: tyro.conf.Positional[str]  # a folder that `train` made
+    model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made
     repository: tyro.conf.Positional[str]  # OWNER/NAME on the Hub
     private: bool = True  # only you can see it
 
@@ -651,7 +651,7 @@ def main(
         with clean_output():
             command = parse(words)
             for note in without_effect(command, words): print(f"note: {note}")
-            command()
+            with typed_reading(words): command()
     except KeyboardInterrupt: sys.exit("\nstopped; the same command goes on from here")
     # the reader, such as head, has closed the pipe
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -308,6 +308,9 @@ def _problem(table: Table, i: int, values, error: ValueError) -> Problem:
     return Problem(table.file_of(i), table.lines[i], reason, shown, table.unit)
 
 # %% ../nbs/01_data.ipynb #8dfdf206
+# the hint of `as_text`; where other rows are UTF-8 beyond ASCII, another encoding would spoil these
+_other_encoding = re.compile(r"which is not UTF-8 \(.*--reading\.encoding ([\w-]+)\)$")
+
 def _gather(
     table: Table,            # columns and lines
     columns: Sequence[str],  # those that a row is made from, in the order in which `make` takes them
@@ -318,6 +321,9 @@ def _gather(
     for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
         try: examples.append(make(line, *values))
         except ValueError as error: problems.append(_problem(table, i, values, error))
+    if any(not (e.prompt + e.completion).isascii() for e in examples):
+        problems = [replace(p, reason=_other_encoding.sub("which is not UTF-8, as other rows are", p.reason))
+                    for p in problems]
     return examples, sorted(problems, key=lambda p: (p.file, p.line))
 
 # %% ../nbs/01_data.ipynb #2ccdc09a
@@ -394,8 +400,6 @@ def _first_of(some: list[Problem], file: str) -> str:
     return f"{said}, and {len(some) - 1:,} more like it ({next_ones})"
 
 # %% ../nbs/01_data.ipynb #86ecd2d6
-_other_encoding = re.compile(r"which is not UTF-8 \(.*--reading\.encoding ([\w-]+)\)$")
-
 def encoding_of(
     problems: Sequence[Problem],  # rows that cannot be used
 ) -> str | None:                  # none: the encoding is not what is wrong

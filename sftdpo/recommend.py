@@ -7,7 +7,7 @@ __all__ = ['LEAST_OF_LABEL', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'chosen_way', 
            'too_little', 'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
            'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
            'reason_to_decline', 'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more',
-           'train_on_all', 'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
+           'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -26,7 +26,7 @@ import torch
 
 # %% ../nbs/15_recommend.ipynb #7ca086e9
 from .config import Execution, Reading, Run, Sampling, Stage, Study, check, decoding, seed_in_fold
-from .data import TaskData, _hold_out_texts, deal, load_task
+from .data import DataError, TaskData, _hold_out_texts, deal, load_task
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.runs import finish_stage, model_card, save_task, task_record
@@ -36,8 +36,18 @@ from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
 from .engine.work import cores, forkable
 from .model import load_backbone, save_policy
-from .reading.check import LEAST_ROWS, check_file, columns_fit, look_of, mended, reading_options
+from sftdpo.reading.check import (
+    LEAST_ROWS,
+    TRIED,
+    check_file,
+    columns_fit,
+    look_of,
+    mended,
+    reading_options,
+    tables_behind,
+)
 from .reading.examples import counted
+from .reading.shapes import label_columns
 from .stats import Estimate, difference, interval, observations
 from .study import carry_out, claim_folder
 from .tables import CEILING, baselines_of
@@ -598,6 +608,18 @@ def train_on_all(
     for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 
+# %% ../nbs/15_recommend.ipynb #96d7a314
+def check_one_label(
+    data: str,         # path of a file or folder
+    reading: Reading,  # as given
+):
+    "Raise where several columns may hold the label, and none is named."
+    columns = label_columns(tables_behind("labels", data, reading)["train"].some(TRIED), reading)
+    if len(columns) > 1:
+        *some, last = map(repr, columns)
+        raise DataError(f"{data}: the label may be in {', '.join(some)} or {last}: name its column, such as "
+                        f"--reading.label {shlex.quote(columns[0])}.")
+
 # %% ../nbs/15_recommend.ipynb #2a301a1b
 def rows_of_file(
     data: str | Path,  # path of a file or folder
@@ -610,7 +632,9 @@ def rows_of_file(
     fits = columns_fit(task, str(data), reading)
     found = None if fits else look_of(str(data), reading, task)
     if found and task in (None, found[1]) and not found[2].split:
-        shape, task, reading = found
+        shape, task, better = found
+        if shape == "texts with labels": check_one_label(str(data), reading)
+        reading = better
         say(f"It looks like {shape}, and is read so: "
             f"{shlex.join(['--task', task, *reading_options(reading)])}")
     report = check_file(task, str(data), reading, *Inputs().readers[backbone,], backbone=backbone)
@@ -622,6 +646,9 @@ def rows_of_file(
     if report.problems:
         say(f"Rows that cannot be used are left out; `sftdpo data check {shlex.quote(str(data))}` "
             "names their lines.")
+    if loaded.test and not loaded.foldable:
+        say(f"{counted(len(loaded.test), 'row')} of a test file are not read here, neither to train nor to "
+            "judge: `sftdpo evaluate` judges the model on them.")
     return loaded, reading
 
 # %% ../nbs/15_recommend.ipynb #8684bbe5

@@ -93,11 +93,16 @@ def check_growth(
     if not set(there.tasks) & set(study.tasks) and (there.data, there.reading) != (study.data, study.reading):
         raise FileExistsError(f"{folder} was begun for the task {', '.join(there.tasks)}, and this is "
                               f"for {', '.join(study.tasks)}; give another folder, --out FOLDER.")
-    for name in dict.fromkeys([*now, *before]):
-        if name in NEUTRAL or name.split(".")[0] in MAY_GROW: continue
-        check(before.get(name) == now.get(name), name, now.get(name),
-              f"{folder} was begun with {before.get(name)!r}, and results of both cannot stand in "
-              "one table; give another folder, or the old setting")
+    other = [name for name in dict.fromkeys([*now, *before])
+             if name not in NEUTRAL and name.split(".")[0] not in MAY_GROW
+             and before.get(name) != now.get(name)]
+    if len(other) > 1:
+        said = "; ".join(f"{name.replace('_', '-')} {before.get(name)}, now {now.get(name)}" for name in other)
+        raise FileExistsError(f"{folder} was begun with other settings ({said}), and results of both cannot "
+                              "stand in one table; give another folder, --out FOLDER, or the old settings.")
+    for name in other:
+        check(False, name, now.get(name), f"{folder} was begun with {before.get(name)!r}, and results of "
+              "both cannot stand in one table; give another folder, --out FOLDER, or the old setting")
 
 # %% ../nbs/12_study.ipynb #7d7e9a5d
 def check_study_folder(

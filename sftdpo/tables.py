@@ -454,7 +454,7 @@ def nothing_learned(
         return (f"No cell can beat the best baseline, {best[0]} at {value}: these rows are too easy "
                 "or too few to tell recipes apart. Judge more or harder rows (of a small file, "
                 f"--folds 5 judges nearly all), or use {best[0]}.")
-    return f"No cell beats the best baseline, {best[0]} at {value}. {WHAT_TO_CHANGE}"
+    return f"No cell is shown to beat the best baseline, {best[0]} at {value}. {WHAT_TO_CHANGE}"
 
 # %% ../nbs/20_tables.ipynb #bca3d3b3
 def with_baseline(

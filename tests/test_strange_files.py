@@ -377,3 +377,14 @@ def test_other_names_of_the_labels(trained, capsys):
     assert found == judged(capsys, str(folder / "out"), "--data", same)[1]
     with pytest.raises(SystemExit): main(["evaluate", str(folder / "out"), "--data", path, "--reading.verbalizers", "pos", "yes", "neg", "no"])
     assert "the model learned the answers 'N', 'Y': use these" in capsys.readouterr().err
+
+
+def test_one_bad_byte_does_not_spoil_rows_that_are_utf8(tmp_path):
+    "Where other rows hold UTF-8 beyond ASCII, the row is to be corrected; another encoding would garble the others."
+    lines = [f"Café number {i},{'ab'[i % 2]}\n".encode() for i in range(40)]
+    lines[7] = "Café,a\n".encode("latin-1")
+    (tmp_path / "cafe.csv").write_bytes(b"text,label\n" + b"".join(lines))
+    with pytest.raises(DataError, match="not UTF-8, as other rows are.*Correct or delete") as error: load_task("labels", tmp_path / "cafe.csv")
+    assert "--reading.encoding" not in str(error.value)
+    (tmp_path / "old.csv").write_bytes(b"text,label\n" + b"".join(f"Café number {i},{'ab'[i % 2]}\n".encode("latin-1") for i in range(40)))
+    with pytest.raises(DataError, match="--reading.encoding latin-1"): load_task("labels", tmp_path / "old.csv")

@@ -147,13 +147,20 @@ def check_saved_model(
     name: str,  # as `model_folder` takes it
 ):
     "Raise where there is no model of that name."
+    if Path(name).expanduser().is_file():
+        raise FileNotFoundError(f"{name} is a file: here comes a model first, a folder that "
+                                "`sftdpo train` or `sftdpo recommend` made, or a backbone.")
     if not (folder := model_folder(name)):
         here = [one.name for one in Path().iterdir() if (one / "model").is_dir()]
         if name not in (*BACKBONES, *ON_THE_HUB) and nearest(name, here): raise missing_folder(name)
         return check_model_name(name)
     if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")): return
     from sftdpo.engine.folder import StudyFolder  # which takes names from here
-    if StudyFolder(Path(name).expanduser()).begun:
+    home = StudyFolder(Path(name).expanduser())
+    if home.recommendation.exists():
+        raise FileNotFoundError(f"{name} holds no model: nothing was recommended, and "
+                                f"{home.recommendation} says why.")
+    if home.begun:
         raise FileNotFoundError(f"{name} holds no saved model yet: what trains there is not finished, "
                                 "or kept none. The command that began it goes on; of a study, "
                                 "`sftdpo compare --weights best` keeps models.")

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 
 # %% ../../nbs/engine/16_options.ipynb #c7d109de
 from ..config import UNUSED, SettingsError, Stage, declared
-from .names import nearest
+from .names import nearest, nearest_name
 from ..tasks import TASKS
 
 # %% ../../nbs/engine/16_options.ipynb #2a333fc1
@@ -321,8 +321,10 @@ def check_arguments(
         raise SettingsError(f"{' and '.join(needed[len(words):])} "
                             f"{'is' if len(needed) - len(words) == 1 else 'are'} missing: {usage}")
     if len(words) > len(wanted):
-        raise SettingsError(f"{words[len(wanted)]!r} has no place here: {usage} [OPTIONS]; an "
-                            "option's value follows its name.")
+        word, data = words[len(wanted)], any(option.name == "data" for option in options)
+        meant = f": did you mean --data {word}?" if data and Path(word).exists() else (
+            f": {usage} [OPTIONS]; an option's value follows its name.")
+        raise SettingsError(f"{word!r} has no place here{meant}")
     for option, word in zip(wanted, words):
         if len(option.choices) == 1 and word not in option.choices:
             raise SettingsError(f"{word!r} has no place here{nearest(word, option.choices) or ':'} "
@@ -350,10 +352,11 @@ def check_words(
                           if flag.endswith(".kind") else f"it is --dpo.{flag[6:]}")
                 raise SettingsError(f"{flag} does not apply to "
                                     f"{flag[2:5].upper() if stage else command}: {remedy}.")
-            usable = [name for name, one in known.items() if one.applies]
+            near = nearest_name(flag[2:], [name[2:] for name, one in known.items() if one.applies], .7)
+            meant = near and f": did you mean '--{near}'?"
             raise SettingsError(
                 f"{word}: `sftdpo {command}` has no such "
-                f"option{nearest(flag, usable) or f': sftdpo {command} --help-all lists them.'}")
+                f"option{meant or f': sftdpo {command} --help-all lists them.'}")
         values = values_after(words, at, option)
         if not values and option.kind is not bool and not option.several:
             raise SettingsError(f"{flag} needs a value: {option_text(option)}.")

@@ -667,7 +667,9 @@ def suggested(
     for shape, task, better, table in usual_shapes(tables["train"].some(TRIED), reading):
         text = "".join(value for name in table.columns
                        for value in table.values(name) if isinstance(value, str))
-        odd = any(0xdc80 <= ord(c) <= 0xdcff for c in set(text))
+        beyond = [c for c in set(text) if not c.isascii()]
+        # in another encoding, rows that are UTF-8 beyond ASCII would be spoilt
+        odd = beyond and all(0xdc80 <= ord(c) <= 0xdcff for c in beyond)
         for encoding in (better.encoding, *([likely_encoding(text)] if odd else [])):
             if works(task, recoded(table, encoding) if encoding != better.encoding else table,
                      better):

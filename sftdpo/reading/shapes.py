@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'template_pieces', 'Shape', 'guess_task', 'find_shape', 'fill', 'read_conversations', 'several_answers',
            'order_by_scores', 'common_beginning', 'cut_beginnings', 'split_texts', 'with_inner_columns', 'prepared',
-           'usual_shapes', 'wider_template', 'left_out']
+           'label_columns', 'usual_shapes', 'wider_template', 'left_out']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
@@ -465,6 +465,17 @@ def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Read
             yield "texts alone", "completions", replace(reading, prompt=reading.prompt or name,
                                                         split=typed), table
 
+# %% ../../nbs/reading/02_shapes.ipynb #f2069ebb
+def label_columns(
+    table: Table,      # some rows of the training data
+    reading: Reading,  # as given
+) -> list[str]:
+    "The columns that may hold the label, those of the fewest values first; one alone where it is named, or its name is a usual one."
+    if known := _role_column("label", table.columns, reading): return [known]
+    groups = _groups(table)
+    groups.pop(_role_column("prompt", table.columns, reading), None)
+    return sorted(groups, key=groups.get)
+
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae
 def usual_shapes(
     table: Table,      # some rows of the training data
@@ -494,9 +505,9 @@ def usual_shapes(
         if {"text", "label"} <= set(whole.columns):
             yield "a file without a header", "labels", replace(reading,
                                                                columns=tuple(whole.columns)), whole
-    texts, groups = _texts(table), _groups(table)
+    texts, likely = _texts(table), label_columns(table, reading)
     text, label = (has["prompt"] or max(texts, key=texts.get, default=None),
-                   label or min(groups, key=groups.get, default=None))
+                   label or next(iter(likely), None))
     if text and label and text != label and not (has["chosen"] or all(pair)):
         yield "texts with labels", "labels", replace(
             reading, prompt=reading.prompt or f"{{{text}}}\\n", label=label), table
