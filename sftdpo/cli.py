@@ -156,7 +156,7 @@ class PlanCommand:
 @dataclass
 class Report:
     "Write the results of a study as one HTML file that needs no network, with its tables as CSV and Parquet."
-    folder: tyro.conf.Positional[Path]  # of the study
+    folder: tyro.conf.Positional[Path]  # the study's folder
     out: Path | None = None  # the file; default: report.html in the study's folder
 
     def __call__(self):
@@ -169,7 +169,7 @@ class Report:
 @dataclass
 class Reproduce:
     "Train a few runs of a stored study again, and compare."
-    folder: tyro.conf.Positional[Path]  # of the study, such as nbs/study/results/NAME
+    folder: tyro.conf.Positional[Path]  # the study's folder, such as nbs/study/results/NAME
     out: Path = Path("runs/reproduced")  # for the runs that are trained again
     # names of runs; default: the first recipe with each tuning, at the lowest seed
     runs: tuple[str, ...] = ()
@@ -271,7 +271,7 @@ class Evaluate:
     data: str | None = None
     reading: Reading = Reading()  # how the file is read; default: as in training
     test_size: int | None = None  # examples judged; default: all
-    seed: int = 0  # of the samples
+    seed: int = 0  # seed of the texts that are drawn
     sampling: Sampling = Sampling()  # how texts are continued
     # a .csv, .tsv, .jsonl or .parquet file for the predictions with their probabilities, or for the
     # texts
@@ -350,7 +350,7 @@ class Predict:
     out: Path | None = None
     task: "Literal[tuple(TASKS)] | None" = None  # the task; default: that of its training
     reading: Reading = Reading()  # how the file is read; default: as in training
-    seed: int = 0  # of the samples
+    seed: int = 0  # seed of the texts that are drawn
     sampling: Sampling = Sampling(samples=1)  # how texts are drawn
 
     def __call__(self):
@@ -388,7 +388,7 @@ class Submit:
     out: tyro.conf.Positional[Path]  # the submission file
     task: Literal["paraphrase", "sonnet"] = "paraphrase"  # which of the two
     reading: Reading = Reading()  # how the file is read
-    seed: int = 0  # of the samples
+    seed: int = 0  # seed of the texts that are drawn
     # how sonnets are continued; none ends before its fourteenth line has begun
     sampling: Sampling = Sampling(samples=1)
 
@@ -411,7 +411,7 @@ class Generate:
     model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made, or a backbone
     # the text to continue, with \n for a line end; default: the first lines of a test sonnet
     prompt: str | None = None
-    seed: int = 0  # of the samples
+    seed: int = 0  # seed of the texts that are drawn
     max_lines: int | None = None  # most lines to write; default: as many as the model writes
     sampling: Sampling = Sampling(samples=1)  # how it is continued
 

@@ -235,7 +235,7 @@ class Reading(Settings):
     # names of the columns, if a CSV file has no header; default: its first line
     columns: tuple[str, ...] = ()
     delimiter: str = ""  # what separates columns; default: detected
-    encoding: str = "utf-8"  # of text files
+    encoding: str = "utf-8"  # how text files are encoded
     # cells with a conversation: read it through the backbone's chat template, write it as text with
     # "User:" and "Assistant:", or stop
     conversations: Literal["template", "write", "stop"] = "template"

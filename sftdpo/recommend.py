@@ -513,8 +513,8 @@ def how_sure(
                 for one in some.head(most).itertuples()]
         return "; ".join(said) + (" and others" if len(some) > most else "")
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
-    return (f"How sure: chosen {len(picked)} times, on two thirds of the rows each, it is the same way "
-            f"in {100 * picked.count(way) / len(picked):.0f} % of these."
+    return (f"How sure: the choice was repeated {len(picked)} times on two thirds of the rows, and "
+            f"{100 * picked.count(way) / len(picked):.0f} % of these chose the same way."
             + (f" Not clearly worse: {names(close, 3)}." if len(close) else "")
             + (f" Clearly worse: {names(worse, 2)}." if len(worse) else ""))
 

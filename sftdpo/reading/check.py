@@ -50,7 +50,7 @@ from sftdpo.reading.files import (
     write_problems,
 )
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
-from .shapes import find_shape, guess_task, prepared, usual_shapes
+from .shapes import find_shape, guess_task, label_columns, prepared, usual_shapes
 from ..tasks import TASKS, steps_of
 
 # %% ../../nbs/reading/05_check.ipynb #6da91ebd
@@ -792,7 +792,11 @@ def suggested_report(
     shape, task, better = found
     report = check_file(task, data, better, tokenizer, max_length, backbone, suggest=False)
     options = shlex.join(["--tasks", task, *reading_options(better)])
-    return replace(report, notes=[f"this looks like {shape}: {options} reads it", *report.notes],
+    others = ([repr(name) for name in label_columns(
+        tables_behind(task, data, reading)["train"].some(TRIED), reading) if name != better.label]
+        if shape == "texts with labels" else [])
+    also = f"; the label may also be in {' or '.join(others)}" if others else ""
+    return replace(report, notes=[f"this looks like {shape}: {options} reads it{also}", *report.notes],
                    stops=[str(error), *report.stops])
 
 # %% ../../nbs/reading/05_check.ipynb #96030955
