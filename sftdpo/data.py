@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['verbalizers', 'MOST_LABELS', 'LEAST_HELD', 'VALIDATING', 'RARE', 'cloze_prompt', 'Intake', 'majority_share',
-           'TaskData', 'read_sonnets', 'gathered', 'encoding_of', 'read_question_pairs', 'nearly_equal', 'prompt_key',
+           'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'read_question_pairs', 'nearly_equal', 'prompt_key',
            'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds', 'word_runs', 'shared_runs', 'questions_of',
            'shared_questions', 'rare_labels', 'wrong_labels', 'load_judged', 'load_prompts', 'load_task',
            'with_chat_template', 'with_special_tokens_read', 'with_short_answers', 'fit_task', 'DataError', 'Example',
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #963f4061
@@ -307,9 +307,22 @@ def _problem(table: Table, i: int, values, error: ValueError) -> Problem:
         if keys: reason += f" (the row has {', '.join(keys[:8])})"
     return Problem(table.file_of(i), table.lines[i], reason, shown, table.unit)
 
-# %% ../nbs/01_data.ipynb #8dfdf206
-# the hint of `as_text`; where other rows are UTF-8 beyond ASCII, another encoding would spoil these
+# %% ../nbs/01_data.ipynb #86ecd2d6
 _other_encoding = re.compile(r"which is not UTF-8 \(.*--reading\.encoding ([\w-]+)\)$")
+
+def encoding_of(
+    problems: Sequence[Problem],  # rows that cannot be used
+) -> str | None:                  # none: the encoding is not what is wrong
+    "The encoding in which a text file seems to have been saved, if it is not UTF-8."
+    names = [_other_encoding.search(p.reason) for p in problems if p.unit == "line"]
+    found = [name[1] for name in names if name]
+    return None if not found else "cp1252" if "cp1252" in found else found[0]
+
+# %% ../nbs/01_data.ipynb #8dfdf206
+def _beyond_ascii(value) -> bool:
+    "Does a cell hold more than ASCII, and all of it in UTF-8? Another encoding would spoil it."
+    return (isinstance(value, str) and not value.isascii()
+            and not any(0xdc80 <= ord(c) <= 0xdcff for c in value))
 
 def _gather(
     table: Table,            # columns and lines
@@ -321,7 +334,7 @@ def _gather(
     for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
         try: examples.append(make(line, *values))
         except ValueError as error: problems.append(_problem(table, i, values, error))
-    if any(not (e.prompt + e.completion).isascii() for e in examples):
+    if encoding_of(problems) and any(map(_beyond_ascii, chain(*map(table.values, columns)))):
         problems = [replace(p, reason=_other_encoding.sub("which is not UTF-8, as other rows are", p.reason))
                     for p in problems]
     return examples, sorted(problems, key=lambda p: (p.file, p.line))
@@ -398,15 +411,6 @@ def _first_of(some: list[Problem], file: str) -> str:
     if len(some) == 1: return said
     next_ones = ", ".join(map(place, some[1:4])) + (", ..." if len(some) > 4 else "")
     return f"{said}, and {len(some) - 1:,} more like it ({next_ones})"
-
-# %% ../nbs/01_data.ipynb #86ecd2d6
-def encoding_of(
-    problems: Sequence[Problem],  # rows that cannot be used
-) -> str | None:                  # none: the encoding is not what is wrong
-    "The encoding in which a text file seems to have been saved, if it is not UTF-8."
-    names = [_other_encoding.search(p.reason) for p in problems if p.unit == "line"]
-    found = [name[1] for name in names if name]
-    return None if not found else "cp1252" if "cp1252" in found else found[0]
 
 # %% ../nbs/01_data.ipynb #3ab903eb
 def _remedy(problems, some_left) -> str:

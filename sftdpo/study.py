@@ -97,7 +97,9 @@ def check_growth(
              if name not in NEUTRAL and name.split(".")[0] not in MAY_GROW
              and before.get(name) != now.get(name)]
     if len(other) > 1:
-        said = "; ".join(f"{name.replace('_', '-')} {before.get(name)}, now {now.get(name)}" for name in other)
+        def given(value): return "not given" if value in ("", None, (), {}) else value
+        said = "; ".join(f"{name.replace('_', '-')} was {given(before.get(name))} and is {given(now.get(name))}"
+                         for name in other)
         raise FileExistsError(f"{folder} was begun with other settings ({said}), and results of both cannot "
                               "stand in one table; give another folder, --out FOLDER, or the old settings.")
     for name in other:

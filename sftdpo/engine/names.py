@@ -148,8 +148,8 @@ def check_saved_model(
 ):
     "Raise where there is no model of that name."
     if Path(name).expanduser().is_file():
-        raise FileNotFoundError(f"{name} is a file: here comes a model first, a folder that "
-                                "`sftdpo train` or `sftdpo recommend` made, or a backbone.")
+        raise FileNotFoundError(f"{name} is a file, and a model is wanted in its place: a folder "
+                                "that `sftdpo train` or `sftdpo recommend` made, or a backbone.")
     if not (folder := model_folder(name)):
         here = [one.name for one in Path().iterdir() if (one / "model").is_dir()]
         if name not in (*BACKBONES, *ON_THE_HUB) and nearest(name, here): raise missing_folder(name)
