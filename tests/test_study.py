@@ -338,3 +338,5 @@ def test_a_command_that_was_corrected_finds_its_folder_free(tmp_path, backbone, 
     main([*words, "--train-size", "30"])
     with pytest.raises(SystemExit): main([*words, "--train-size", "20"])
     assert "was begun with 30" in capsys.readouterr().err, "what was trained is never mixed with other settings"
+    with pytest.raises(SystemExit): main([*words, "--train-size", "20", "--reading.label", "label"])
+    assert "train-size was 30 and is 20; reading.label was not given and is label" in capsys.readouterr().err, "all that differs is told"
