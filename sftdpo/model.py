@@ -801,6 +801,17 @@ def _unmarked(restored):
     clean.generation_config = restored.generation_config
     return clean
 
+# %% ../nbs/02_model.ipynb #a1f3c0d3
+_as_stored = dict(transformers_version="5.23.0", local_files_only=False)
+
+def _same_everywhere(folder: Path):
+    "Write what differs between machines as the stored studies have it: a fingerprint goes by these files."
+    for name in ("config.json", "tokenizer_config.json"):
+        settings = json.loads((folder/name).read_text())
+        settings.update({key: value for key, value in _as_stored.items() if key in settings})
+        text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
+        (folder/name).write_text(text + "\n", encoding="utf-8")
+
 # %% ../nbs/02_model.ipynb #fde28b34
 _tried_text = "Is 1 + 1 =  22?\n\nShall I compare thee to a summer's day?\n\tÉté, 你好."
 
@@ -816,6 +827,7 @@ def convert_gguf(
     expected = probe(restored, tokenizer, _tried_text)
     with quiet(): _unmarked(restored).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _same_everywhere(folder)
     del restored
     if expected[1] != _tried_text or probe(*load_backbone(str(folder)), _tried_text) != expected:
         raise ValueError(f"{gguf.name} did not survive its conversion")

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sftdpo import model as m
 from sftdpo.config import LoRA
+from sftdpo.engine.inputs import backbone_fingerprint
 
 ids = torch.tensor([[5, 17, 99, 3, 250, 42, 7]])
 
@@ -422,6 +423,8 @@ def test_a_quantized_model_becomes_a_plain_one(tokenizer, tmp_path):
             file.add_tensor(place, gguf.quants.quantize(rounded, bits), raw_dtype=bits)
     for step in (file.write_header_to_file, file.write_kv_data_to_file, file.write_tensors_to_file, file.close): step()
     m.convert_gguf(tmp_path / "tiny.gguf", tmp_path / "plain")
+    written = {name: json.loads((tmp_path / "plain" / name).read_text()) for name in ("config.json", "tokenizer_config.json")}
+    assert written["config.json"]["transformers_version"] == "5.23.0" and not written["tokenizer_config.json"]["local_files_only"], "the same on every machine, online or not"
     found, words = m.load_backbone(str(tmp_path / "plain"))
     torch.testing.assert_close(logits(found), logits(model), atol=1e-5, rtol=0)
     assert found.lm_head.weight is found.get_input_embeddings().weight and not getattr(found, "is_quantized", False)
@@ -435,6 +438,8 @@ def test_fetch_smollm2(tmp_path, monkeypatch, request):
     request.addfinalizer(lambda: shutil.rmtree(tmp_path))   # half a gigabyte
     try: m.fetch("smollm2-135m")
     except ConnectionError as error: pytest.skip(str(error))
+    stored = json.loads((Path("nbs/study/results/smollm2-paraphrase/begun_with.json")).read_text())["inputs"]["backbone"]
+    assert backbone_fingerprint("smollm2-135m") == stored["smollm2-135m"], "whoever fetches it can go on with the stored studies"
     model, tokenizer = m.load_backbone("smollm2-135m")   # fetch has compared its logits with the original's
     assert m.parameter_counts(model)["total"] == 134_515_008   # 49152*576 + 30*(2*576*576 + 2*576*192 + 3*576*1536 + 2*576) + 576
     assert model.lm_head.weight is model.get_input_embeddings().weight and not getattr(model, "is_quantized", False)
