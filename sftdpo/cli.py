@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'check_data_path', 'ReadBefore', 'Compare', 'Recommend',
-           'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'Evaluate', 'prediction_file',
-           'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch', 'Push', 'Bench', 'read_study_settings',
-           'overview', 'defaults_of', 'help_of', 'one_line_errors', 'parse', 'as_typed', 'without_effect', 'main']
+           'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'written_table', 'Evaluate',
+           'prediction_file', 'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch', 'Push', 'Bench',
+           'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors', 'parse', 'as_typed',
+           'without_effect', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -197,11 +198,13 @@ class Data:
     out: Path | None = None  # a folder for the report and the list of rows that cannot be used
 
     def __call__(self):
-        from sftdpo.reading.check import check_file, columns_fit, write_check
+        from sftdpo.reading.check import check_file, columns_fit, look_of, write_check
         check_model_name(self.backbone)
         check_data_path(self.data)
         # no backbone is needed to say so
-        if not columns_fit(self.task, self.data, self.reading): reader = ()
+        readable = columns_fit(self.task, self.data, self.reading) or (
+            not self.task and look_of(self.data, self.reading))
+        if not readable: reader = ()
         else:
             from sftdpo.engine.inputs import tokenizer_of
             reader = tokenizer_of(self.backbone)
@@ -258,6 +261,19 @@ class Train:
         print(f"{'next' if not TASKS[self.run.task].columns else '  or'}: sftdpo report "
               f"{shlex.quote(str(self.out))}   settings, curves and predictions in one HTML file")
 
+# %% ../nbs/25_cli.ipynb #d1a7c0e1
+def written_table(
+    table,      # predictions, or texts
+    out: Path,  # the file
+) -> list[str]:  # what is told of it
+    "Write a table, and say where it is and what its columns of probabilities are."
+    from sftdpo.engine.export import write_predictions
+    told = [f"written: {write_predictions(table, out)}"]
+    if "mass" in table:
+        told.append("columns: probability_... is that of each answer among all answers, and mass is the "
+                    "probability that the model gives any of them")
+    return told
+
 # %% ../nbs/25_cli.ipynb #36c94c58
 @dataclass
 class Evaluate:
@@ -295,7 +311,6 @@ class Evaluate:
             task = fitting_task(tables, self.reading) if tables else "paraphrase"
         # a wrong path or column is found before the model is loaded
         rows_to_judge(known, task, data, self.reading)
-        from sftdpo.engine.export import write_predictions
         from sftdpo.study import evaluate_saved
         from sftdpo.tables import metric_lines
         found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading,
@@ -303,7 +318,7 @@ class Evaluate:
                                                sampling=self.sampling), say=print)
         print(*metric_lines(found.metrics, TASKS[task], found.examples), sep="\n")
         if told := decoding(task, self.sampling): print(f"texts: {told}")
-        if self.out: print(f"written: {write_predictions(found.examples, self.out)}")
+        if self.out: print(*written_table(found.examples, self.out), sep="\n")
         if TASKS[task].columns and known:
             print(f"\nnext: sftdpo predict {shlex.quote(self.model)} FILE   answers rows that have "
                   "no answer yet")
@@ -365,7 +380,6 @@ class Predict:
             raise SettingsError(f"{self.model} does not say what it was trained for: name the "
                                 f"task, --task with one of {', '.join(TASKS)}.")
         data = rows_to_answer(known, task, self.data, self.reading)
-        from sftdpo.engine.export import write_predictions
         from sftdpo.study import answer_rows
         for note in data.intake.notes: print(f"note: {note}")
         reading = reading_of(known, self.reading)
@@ -375,7 +389,7 @@ class Predict:
             print(f"note: {counted(lost, 'row')} {'is' if lost == 1 else 'are'} too long and left "
                   "out")
         print(format_answers(table))
-        print(f"written: {write_predictions(table, out)}")
+        print(*written_table(table, out), sep="\n")
 
 # %% ../nbs/25_cli.ipynb #feac9675
 @dataclass

@@ -222,10 +222,10 @@ class Reading(Settings):
     "How files are read, and what happens to rows that cannot be used."
     # column of the prompt, or a template with {column} names; default: recognised by its name
     prompt: str = ""
-    completion: str = ""  # column of the completion
-    label: str = ""  # column of the label
-    chosen: str = ""  # column of the chosen completion
-    rejected: str = ""  # column of the rejected completion
+    completion: str = ""  # column of the completion; default: by its name
+    label: str = ""  # column of the label; default: by its name
+    chosen: str = ""  # column of the chosen completion; default: by its name
+    rejected: str = ""  # column of the rejected completion; default: by its name
     id: str = ""  # column that names each row; default: recognised, or the line number
     # the answer for each label: 0 negative 1 positive; default: the label's own text
     verbalizers: dict[str, str] = field(default_factory=dict, hash=False)
@@ -312,7 +312,7 @@ class StageSettings(Settings):
     # passes over the data, more if it is small; default: the recommended number, or enough for the
     # least number of steps
     epochs: int | None = None
-    # examples (or pairs) per optimizer step; default: the recommended number
+    # examples (or pairs) per optimizer step, fewer if the data is small; default: the recommended number
     batch_size: int | None = None
     # optimizer steps at least, where no epochs are given; default: 200 (labels) or 30 (texts)
     steps: int | None = neutral(None)

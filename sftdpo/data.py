@@ -1346,7 +1346,8 @@ def with_short_answers(
     splits = {split: [answered(e) for e in examples] for split, examples in data.splits.items()}
     shown = ", ".join(f"{word!r} for {label!r}" for label, word in list(found.items())[:6])
     note = (f"not every label is one token in this backbone, so the model answers "
-            f"{shown}{', ...' * (len(found) > 6)}; predictions have the labels")
+            f"{shown}{', ...' * (len(found) > 6)}; predictions have the "
+            "labels, and there is nothing to do")
     intake = replace(data.intake, notes=[*data.intake.notes, note])
     return replace(data, **splits, verbalizers=words, intake=intake)
 

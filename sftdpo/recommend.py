@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -644,8 +644,9 @@ def rows_of_file(
     loaded = load_task(report.task, str(data), reading)
     say(report.short(splits=False))
     if report.problems:
-        say(f"Rows that cannot be used are left out; `sftdpo data check {shlex.quote(str(data))}` "
-            "names their lines.")
+        options = ["--task", report.task, *reading_options(replace(reading, unusable="stop"))]
+        say("Rows that cannot be used are left out; "
+            f"`{shlex.join(['sftdpo', 'data', 'check', str(data), *options])}` names their lines.")
     if loaded.test and not loaded.foldable:
         say(f"{counted(len(loaded.test), 'row')} of a test file are not read here, neither to train nor to "
             "judge: `sftdpo evaluate` judges the model on them.")

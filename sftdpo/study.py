@@ -599,13 +599,14 @@ def text_answers(
 
 # %% ../nbs/12_study.ipynb #9cfd5f3e
 def _beside_given(answers: pd.DataFrame, given: dict[str, dict]) -> pd.DataFrame:
-    "Answers, and beside each the other columns of its row; one that is called like a column of answers gets another name."
-    ours = answers.columns
-    for name, values in given.items():
-        column = answers["id"].map(values)
-        if not column.equals(answers["prompt"]):
-            answers[name if name not in ours else f"{name} (given)"] = column
-    return answers
+    "Answers, and beside each the columns of its row; one that holds the prompt stands for it, one that is called like a column of answers gets another name."
+    columns = {name: answers["id"].map(values) for name, values in given.items()}
+    read = answers["prompt"].str.removesuffix("\n")  # what a template ends a prompt with
+    if any(column.equals(read) for column in columns.values()):
+        answers = answers.drop(columns="prompt")
+    ours = list(answers)
+    return answers.assign(**{name if name not in ours else f"{name} (given)": column
+                             for name, column in columns.items()})
 
 # %% ../nbs/12_study.ipynb #9cfd5f3f
 def answer_rows(

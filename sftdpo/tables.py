@@ -27,7 +27,7 @@ from .data import RARE
 from .engine.folder import StudyFolder
 from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
 from .stats import Estimate, difference, interval, observations
-from .tasks import RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
+from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
 
 # %% ../nbs/20_tables.ipynb #d7e85166
 def place_of(
@@ -258,7 +258,8 @@ def metric_lines(
     examples: pd.DataFrame | None = None,  # what each example reached; None: the ends in `metrics`
 ) -> list[str]:
     "Each value with its interval, a line each; the metrics of tables come first, by their titles."
-    named = {metric.name: metric for metric in task.metrics}
+    own = [metric.name for metric in task.metrics]
+    named = {metric.name: metric for metric in (*GENERAL_METRICS, *task.metrics)}
     ends = {f"{name}_{end}" for name in metrics for end in ("low", "high")}
     def interval_of(name, metric):
         if examples is None or not metric.column or metric.column not in examples:
@@ -267,7 +268,7 @@ def metric_lines(
                          share=metric.share)
         return [found.low, found.high]
     lines = {}
-    for name in sorted(metrics.keys() - ends, key=[*named, *metrics].index):
+    for name in sorted(metrics.keys() - ends, key=[*own, *metrics].index):
         stem, _, part = name.rpartition("_")
         if name in named: metric = named[name]
         elif stem in named:

@@ -319,6 +319,7 @@ GENERAL_METRICS = (
     Metric("kl_base_policy", "KL(base‖policy), nats", digits=3, better="lower"),
     Metric("kl_policy_reference", "KL(policy‖reference), nats", digits=3, better="lower"),
     Metric("kl_reference_policy", "KL(reference‖policy), nats", digits=3, better="lower"),
+    Metric("nll", "nats per right answer", "nll", digits=3, better="lower"),
     Metric("verbalizer_mass", "probability of any answer", share=True),
     Metric("entropy", "entropy of the answer, nats", digits=3),
     Metric("calibration_error_perfect",

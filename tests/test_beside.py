@@ -197,7 +197,7 @@ def test_a_further_set(place, study, capsys):
     alone = dict(re.findall(r"^(\S.*?)  +([\d.]+)", capsys.readouterr().out, re.MULTILINE))
     further = read_results(study, judged="nights")
     mine = further[(further.recipe == "sft") & (further.tuning == "full") & (further.split == "test")].set_index("metric").value
-    for name in ("nll", "entropy"): assert mine[name] == pytest.approx(float(alone[name]), abs=1e-3), name
+    for name, title in dict(nll="nats per right answer", entropy="entropy of the answer, nats").items(): assert mine[name] == pytest.approx(float(alone[title]), abs=1e-3), name
     for name in ("accuracy", "macro_f1", "calibration_error"): assert 100 * mine[name] == pytest.approx(float(alone[name.replace("_", " ").replace(" f", " F")]), abs=0.06), name
     assert mine["examples"] == 30 and mine["examples_in_training"] == 0 and "accuracy_change" in mine
     own = read_results(study)

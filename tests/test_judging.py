@@ -55,8 +55,8 @@ def test_accuracy_on_pairs_that_share_no_question(pairs, tmp_path, capsys):
     table = pd.read_csv(tmp_path / "told.csv")
     assert found["accuracy, disjoint"][0] == pytest.approx(table.correct[1:3].mean(), abs=1e-3)
     assert found["accuracy"][0] == pytest.approx(table.correct.mean(), abs=1e-3) and found["accuracy"][1] < found["accuracy"][0] < found["accuracy"][2]
-    assert found["calibration error"][1] <= found["calibration error"][2] and 0 < found["calibration error, perfect"][0] < 1
-    assert 0 < found["entropy"][0] <= .6932
+    assert found["calibration error"][1] <= found["calibration error"][2] and 0 < found["calibration error of a perfect policy"][0] < 1
+    assert 0 < found["entropy of the answer, nats"][0] <= .6932
 
 
 def test_every_label_run_has_the_best_baseline_beside_it(backbone, tmp_path):
@@ -163,7 +163,7 @@ def test_predict_and_evaluate_agree_and_all_rows_are_judged(team_model, tmp_path
     assert list(answers["answer"]) == list(judged["prediction"]) == list(pd.read_json(tmp_path / "answers.jsonl", lines=True)["answer"])
     accuracy = float(re.search(r"^accuracy +([\d.]+) %", told, re.MULTILINE)[1]) / 100
     assert set(judged["label"]) == set(TEAMS) and (judged["label"] == answers["answer"]).mean() == pytest.approx(accuracy, abs=1e-3)
-    assert list(answers["prompt"]) == list(judged["prompt"])
+    assert list(answers["prompt"]) == list(judged["prompt"]), "made of two columns"
 
 
 def test_columns_of_mixed_values_do_not_cost_the_answers(team_model, tmp_path, capsys):
@@ -172,7 +172,8 @@ def test_columns_of_mixed_values_do_not_cost_the_answers(team_model, tmp_path, c
     rows = [dict(mail="My refund, please", note=1), dict(mail="My parcel, please", note="late"), dict(mail="My parcel, please", note=None)]
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert asked(capsys, "predict", home / "out", tmp_path / "mixed.jsonl", "--reading.prompt", "{mail}", "--out", tmp_path / "answers.parquet")[0] == 0
-    assert list(pd.read_parquet(tmp_path / "answers.parquet")["note"])[:2] == ["1", "late"]
+    answers = pd.read_parquet(tmp_path / "answers.parquet")
+    assert list(answers["note"])[:2] == ["1", "late"] and "prompt" not in answers and answers["mail"][0] == "My refund, please", "the prompt is that column"
 
 
 def test_a_backbone_is_judged_on_the_task_that_the_columns_fit(tmp_path, capsys):

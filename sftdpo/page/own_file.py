@@ -143,7 +143,8 @@ class Look:
     guessed: bool = False         # were the columns guessed from the rows?
 
     @property
-    def usable(self) -> bool: return self.report is not None and not self.report.stops
+    def usable(self) -> bool:
+        return self.report is not None and not self.report.stops and self.remedy is None
 
 # %% ../../nbs/page/04_own_file.ipynb #a2b671ce
 def named_columns(
@@ -165,12 +166,15 @@ def look_at(
     table = tables_behind(None, path, reading)["train"]
     try: report = check_file(task, path, reading, *reader, backbone=backbone)
     except DataError as error: return Look(table, None, task, reading, str(error))
-    other = reading_of_command(report.command) if report.stops and report.command else None
-    if other and reading == Reading() and (named := named_columns(other[1])):
-        return replace(look_at(path, other[0], reading.replace(**named), reader, backbone),
-                       guessed=True)
+    if not report.command: return Look(table, report, report.task, reading)
+    task, found = reading_of_command(report.command)
+    found = found.replace(similar_labels=reading.similar_labels)  # which labels are one is not guessed
+    if reading == Reading():
+        better = reading.replace(**named_columns(found)) if report.stops else found
+        if better != reading:
+            return replace(look_at(path, task, better, reader, backbone), guessed=True)
     return Look(table, report, report.task, reading,
-                remedy=other if other != (report.task, reading) else None)
+                remedy=(task, found) if (task, found) != (report.task, reading) else None)
 
 # %% ../../nbs/page/04_own_file.ipynb #192a0487
 def columns_to_name(

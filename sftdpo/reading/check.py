@@ -300,7 +300,7 @@ def doubt_sections(
                 f"of more than {report.max_length:,} tokens, by {some['over']:,} at most; "
                 f"cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})")
     def repeated_line(split, some):
-        return (f"{split}: {counted(some['exact'], 'exact duplicate')}"
+        return (f"{split}: {counted(some['exact'], 'exact duplicate')}{' (kept)' if some['exact'] else ''}"
                 + (f", {counted(some['contradicting'], 'prompt')} with several labels (first: "
                    f"{', '.join(some['ids'])})" if some["contradicting"] else ""))
     return [
@@ -602,6 +602,9 @@ def tables_behind(
                      columns=reading.columns)
 
 # %% ../../nbs/reading/05_check.ipynb #04efb3a4
+_tells_task = dict(label="labels", completion="completions", chosen="preferences",
+                   rejected="preferences")
+
 def fitting_task(
     tables: dict,      # from `tables_behind`
     reading: Reading,  # how they are read
@@ -609,7 +612,10 @@ def fitting_task(
     "The task that the training table's columns fit."
     if not tables: raise DataError(f"No task is named: give --task with one of {', '.join(TASKS)}.")
     table = tables["train"]
-    if task := guess_task(list(prepared(table, reading).columns), reading): return task
+    columns = list(prepared(table, reading).columns)
+    if task := guess_task(columns, reading): return task
+    for role, task in _tells_task.items():  # an error that says what else it needs
+        if getattr(reading, role): find_shape(columns, task, reading, table.file, table.hint())
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint()} "
                     "Name the task and its columns, such as --task labels --reading.prompt COLUMN "
                     "--reading.label COLUMN.")
@@ -783,7 +789,7 @@ def mended(
 
 # %% ../../nbs/reading/05_check.ipynb #c5c37516
 def suggested_report(
-    error: DataError,   # why the data does not load as it is
+    error: DataError | None,  # why the data does not load as it is; none: only its columns are not named
     found: tuple,       # from `suggested`
     data,               # and what follows, as for `check_file`
     reading: Reading, tokenizer, max_length, backbone,
@@ -796,8 +802,9 @@ def suggested_report(
         tables_behind(task, data, reading)["train"].some(TRIED), reading) if name != better.label]
         if shape == "texts with labels" else [])
     also = f"; the label may also be in {' or '.join(others)}" if others else ""
-    return replace(report, notes=[f"this looks like {shape}: {options} reads it{also}", *report.notes],
-                   stops=[str(error), *report.stops])
+    told = "" if error else ", as in the commands below"
+    return replace(report, stops=[str(error)] * bool(error) + report.stops,
+                   notes=[f"this looks like {shape}: {options} reads it{told}{also}", *report.notes])
 
 # %% ../../nbs/reading/05_check.ipynb #96030955
 def failed_report(
@@ -832,6 +839,8 @@ def loaded_report(
 ) -> DataReport:
     "The report of data that loads: what stops a run, and the command that goes on."
     task = loaded.task
+    if any("similar-labels merge" in note for note in loaded.intake.notes):
+        reading = replace(reading, similar_labels="merge")  # in the commands
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
     report.recommend = recommend_command(task, data, reading, backbone)
     better = better_encoding(task, data, reading, report.problems)
@@ -862,7 +871,8 @@ def check_file(
     try: task = task or fitting_task(tables, reading)
     except DataError as error:
         if not suggest or not (found := suggested(tables, reading)): raise
-        return suggested_report(error, found, data, reading, tokenizer, max_length, backbone)
+        why = error if tables["train"].hint() else None
+        return suggested_report(why, found, data, reading, tokenizer, max_length, backbone)
     try: loaded = load_task(task, data, replace(reading, unusable="drop"))
     except DataError as error:
         if not tables: raise
