@@ -342,6 +342,7 @@ def learning_curves(
                 look, course = looks.get(name, GREY), over_seeds(smoothed(part, "loss"), "loss")
                 held_out = (over_seeds(part, "held_out_loss") if "held_out_loss" in part
                             else course[:0])
+                if len(held_out) < 2: held_out = course[:0]  # no evaluation after the first: no course
                 draw_course(axis, course, look | {"marker": ""}, band=name in looks)
                 draw_course(axis, held_out, look | {"linestyle": "none",
                                                     "marker": look["marker"] or "."}, band=False)

@@ -683,6 +683,7 @@ def write_recommendation(
     folder: StudyFolder,  # of the trials
     metric: Metric,    # the primary one
     minutes: float,    # that it took
+    given: float,      # that it might take
 ):
     "Keep a recommendation for readers, as recommendation.txt, and for programs, as recommendation.json."
     expected = found.expected
@@ -690,6 +691,7 @@ def write_recommendation(
     write_json(folder.recommendation.with_suffix(".json"), dict(
         way=found.way, declined=found.declined, metric=metric.name, expected=expected.mean,
         low=expected.low, high=expected.high, examples=expected.examples, minutes=round(minutes, 1),
+        minutes_given=given,
         without_training=found.baselines, ways=found.table.to_dict("records")))
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
@@ -738,5 +740,5 @@ def recommend(
     if took > 1.2 * minutes:
         say(f"It took {took:.0f} minutes instead of {minutes:g}: training was slower than it was when "
             "it was timed. Was the machine busy with other work?")
-    write_recommendation(found, home, trials.metric, took)
+    write_recommendation(found, home, trials.metric, took, minutes)
     return found

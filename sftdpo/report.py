@@ -165,6 +165,10 @@ def environment_table(
     for run in runs:
         if StudyFolder(folder).run(run).environment.exists():
             counts.update(joined_names(store.read_environment(folder, run)).items())
+    loads = [value for name, value in counts if name == "load"]
+    if loads:  # a number of its own for each run
+        number, numbers = sum(counts.pop(("load", value)) for value in loads), list(map(float, loads))
+        counts["load", f"{min(numbers):.1f} to {max(numbers):.1f}"] = number
     names = {name: place
              for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
     lines = sorted(((name, value, count) for (name, value), count in counts.items()),
@@ -230,7 +234,9 @@ def cells_of(
             low=np.nan, high=np.nan, seeds=results.groupby("cell", observed=True)["seed"].nunique(),
             examples=wide["examples"] if "examples" in wide else np.nan, missing=0,
             notes="").reindex(wide.index)
-    costs = costs_of(results).groupby("cell", observed=True)[["seconds", "parameters"]].mean()
+    cells = results.drop_duplicates("run").set_index("run")["cell"]
+    costs = costs_of(results)
+    costs = costs.groupby(costs["run"].map(cells), observed=True)[["seconds", "parameters"]].mean()
     memory = [name for name in wide if name.endswith("peak_memory_gb")]
     names = {"mean": "change", "low": "change_low", "high": "change_high"}
     changes = cell_changes(with_sources(examples, results), column).set_index(
@@ -272,7 +278,7 @@ def cell_lines(
              "95 % interval": between(cell.low, cell.high, metric),
              "against base": known(cell.change, change), "its interval": format_interval(
                  cell.change_low, cell.change_high, metric, signed=True, between=" to "),
-             "seeds": f"{cell.seeds:g}", "judged": known(cell.examples, "{:,.0f}".format),
+             "seeds": f"{cell.seeds:g}" if cell.recipe != "base" else "", "judged": known(cell.examples, "{:,.0f}".format),
              "training": known(cell.seconds, format_time),
              "parameters": known(cell.parameters, plots.number),
              "memory": known(cell.memory, "{:.1f} GB".format)} for cell in table.itertuples()]
@@ -301,11 +307,13 @@ def about(
                           for one in dict.fromkeys(part[column])) if column in part else "")
     def count(column, word):
         return f"{trained[column].nunique()} {word}{'s' if trained[column].nunique() > 1 else ''}"
+    folds, seeds = (trained[name].nunique() for name in ("fold", "seed"))
+    apart = bool(folds == seeds > 1 and trained.groupby("fold")["seed"].nunique().max() == 1)
     parts = [names(results, "backbone"), f"data: {names(results, 'data')}",
              f"{names(trained, 'train_size')} training examples" if len(trained) else "",
-             f"{judged.max():,.0f} judged" if len(judged) else "",
-             count("seed", "seed") if len(trained) else "",
-             count("fold", "fold") if trained["fold"].nunique() > 1 else ""]
+             f"{judged.max():,.0f} judged{' in each fold' * (folds > 1)}" if len(judged) else "",
+             count("seed", "seed") if len(trained) and not apart else "",
+             (count("fold", "fold") + ", each with a seed of its own" * apart) if folds > 1 else ""]
     return " · ".join(part for part in parts if part)
 
 # %% ../nbs/22_report.ipynb #21ff8f77
@@ -440,6 +448,7 @@ def task_part(
             if record.answers == "text" else [])
     texts = plots.side_by_side(store.read_texts(folder, held), variants) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
+    trained = cells[cells["recipe"] != "base"]  # the base model has no seeds
     return dict(task=task,
                 about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
                 best=best, beside=beside, opening=nothing_learned(results, examples),
@@ -447,7 +456,7 @@ def task_part(
                 **more_tables(folder, results, variants), settings=settings_table(folder, results),
                 figures=figures, texts=texts, missing=int(cells["missing"].sum()),
                 said=metric_notes(folder, results, examples),
-                notes=list(dict.fromkeys(note for note in cells["notes"] if note)))
+                notes=list(dict.fromkeys(filter(None, (trained if len(trained) else cells)["notes"]))))
 
 # %% ../nbs/22_report.ipynb #a4b848d3
 def caveats_of(
@@ -626,10 +635,14 @@ def write_report(
     def together(which):
         return (pd.concat([part[which].assign(task=part["task"]) for part in parts],
                           ignore_index=True) if parts else pd.DataFrame())
-    again = shlex.quote(plots.visible(folder.absolute().name))
+    *_, above, again = "", *folder.absolute().parts
+    again = shlex.quote(plots.visible(f"runs/{again}" if above == "runs" else again))
     begin = "compare --settings study.yaml"
-    if found and study: begin = plots.visible(recommend_command(
-        study.tasks[0], study.data, study.reading, study.backbone).removeprefix("sftdpo "))
+    if found and study:
+        minutes = read_json(place.recommendation.with_suffix(".json")).get("minutes_given")
+        begin = plots.visible(recommend_command(
+            study.tasks[0], study.data, study.reading, study.backbone).removeprefix("sftdpo "))
+        begin += f" --minutes {minutes:g}" if minutes else ""
     text = page(
         name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}",
         margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for,

@@ -183,7 +183,7 @@ def recommend_command(
         return ""
     given = [] if backbone == "bard" else ["--backbone", backbone]
     return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given,
-                       *reading_options(reading)])
+                       *reading_options(replace(reading, unusable="stop"))])  # it drops unusable rows
 
 # %% ../../nbs/reading/05_check.ipynb #cba87962
 @dataclass
