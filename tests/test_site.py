@@ -137,7 +137,7 @@ def test_mending_changes_nothing_else():
              shown('<style>a {color: var(--mark)}</style><table border="1" class="dataframe"><tr><td>give --reading.unusable drop</td></tr></table>')]
     one = page(*cells)
     objections.mend(one)
-    assert one.cells[0].source == "## Margins {#about-margins}\n\n```\n## Margins {#margins}\n```\n\n## Times, too\n\nWith &#45;&#45;out, `--out`" and one.cells[1].source == "### Margins {#margins}"
+    assert one.cells[0].source == "## Margins {#about-margins}\n\n```\n## Margins {#margins}\n```\n\n## Times, too\n\nWith -<!-- -->-out, `--out`" and one.cells[1].source == "### Margins {#margins}"
     html = one.cells[2].outputs[0].data["text/html"]
     assert html == '<style>a {color: var(--mark)}</style><table border="1" class="dataframe"><tr><td>give &#45;&#45;reading.unusable drop</td></tr></table>'
 

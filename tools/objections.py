@@ -97,7 +97,8 @@ def mend(
         for pattern in ALTERNATIVES:
             holder[key] = pattern.sub(lambda found: found[1] + re.sub(r" ?%", " percent", found[2]) + found[3], holder[key])
         if kind in OPTIONS:  # else they become a dash
-            hyphens = lambda text: OPTIONS[kind].sub(lambda found: "&#45;&#45;" if found[0] == "--" else found[0], text)
+            kept = "-<!-- -->-" if kind == "text/markdown" else "&#45;&#45;"
+            hyphens = lambda text: OPTIONS[kind].sub(lambda found: kept if found[0] == "--" else found[0], text)
             holder[key] = "".join(part if code else hyphens(part) for code, part in prose(holder[key]))
         if kind == "text/html":
             holder[key] = TABLE.sub(lambda table: table[0] if any(mark in table[1] for mark in (*READABLE, LEFT_ALONE)) else f"<table {LEFT_ALONE}{table[1]}>", holder[key])
