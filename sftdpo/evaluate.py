@@ -88,7 +88,7 @@ class Evaluation:
 def finite_scores(
     model,  # policy
     rows,   # of token ids
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> np.ndarray:              # [rows, completions] nats
     "Log-probabilities of completions, if all of them are finite."
     logps = np.asarray(score(model, rows, precision=precision), dtype=float)
@@ -106,7 +106,7 @@ def predict(
     tokenizer,                # its tokenizer
     data: TaskData,           # the task, for its verbalizers
     examples: list[Example],  # labelled examples to judge, or examples without labels to predict
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> pd.DataFrame:            # id, label, correct, prediction, probability_<label>..., mass, prompt
     "Probability of each answer among all, and `mass`; label and correct only where all have labels."
     rows = verbalizer_rows(examples, tokenizer, data.verbalizers, context_length(model.config))
@@ -243,7 +243,7 @@ def nats_per_token(
     tokenizer,                # its tokenizer
     data: TaskData,           # the task, for its end of text
     examples: list[Example],  # with true completions
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> list[float]:             # one per example
     "Negative log-likelihood per token of each true completion, end of text included."
     plain = [replace(example, rejected=None) for example in examples]
@@ -319,7 +319,7 @@ def score_pairs(
     tokenizer,                # its tokenizer
     data: TaskData,           # the task, for its end of text
     examples: list[Example],  # with rejected completions
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> pd.DataFrame:            # id, correct, correct_summed, nll, log-probabilities, tokens and texts
     "Log-probabilities of both sides of each pair; `correct` is 1, 0, or 0.5 where they are equal."
     if unpaired := [example.id for example in examples if example.rejected is None]:
@@ -370,7 +370,7 @@ def evaluate(
     examples: list[Example],  # those to judge: data.validation or data.test
     sampling: Sampling,       # how sonnets and completions are sampled; the other tasks do not sample
     seed: int,                # of the samples
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> Evaluation:              # metrics, and the predictions or texts behind them
     "Judge a policy on some examples of a task."
     if not examples:

@@ -1,4 +1,5 @@
 "Every fast path against the plain one: PEFT's own layers, all logits at once, a whole last block, kept activations."
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -190,3 +191,22 @@ def test_the_last_block_works_at_scored_places_only(tokenizer):
     model.model.layers[1].mlp.down_proj.register_forward_hook(lambda layer, inputs, output: seen.append(tuple(output.shape)))
     score(scorer, [Row("a", [1] * 30, [[5], [6]]), Row("b", [2] * 30, [[7], [8]])])
     assert seen == [(2, 64)]
+
+
+@pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
+def test_the_precision_is_that_of_the_faster_products(slow, monkeypatch, request):
+    "Processors that have bf16 products may compute them slowly: they are timed."
+    request.addfinalizer(sftdpo.batches.best_precision.cache_clear)
+    sftdpo.batches.best_precision.cache_clear()
+    multiply = torch.mm
+    monkeypatch.setattr(torch, "mm", lambda left, right: time.sleep(.01 * (left.dtype == slow)) or multiply(left[:1], right))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert sftdpo.batches.best_precision() == ("bf16" if slow == torch.float32 else "fp32")
+
+
+def test_emulated_bf16_is_not_taken(monkeypatch, request):
+    request.addfinalizer(sftdpo.batches.best_precision.cache_clear)
+    sftdpo.batches.best_precision.cache_clear()
+    monkeypatch.setattr(sftdpo.batches, "bf16_is_faster", lambda: True)
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"): monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert sftdpo.batches.best_precision() == "fp32"

@@ -45,7 +45,7 @@ def divergences(
 def completion_logits(
     model,      # a policy
     row: Row,   # its first completion is read
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> Tensor:    # [tokens of the completion, vocabulary]
     "Logits at each position that predicts a token of the completion."
     ids = torch.tensor([row.prompt + row.completions[0][:-1]], device=model.device)
@@ -57,7 +57,7 @@ def row_divergences(
     policy,           # a model
     base,             # the model to compare it with, with the same vocabulary
     rows: list[Row],  # the judged prompts, each with a stored continuation or with its verbalizers
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
     chunk: int = 64,  # positions at once
 ) -> pd.DataFrame:    # id, positions, policy_to_base, base_to_policy: nats per position, means over a row's positions
     "KL(policy || base) and KL(base || policy) of each row."
@@ -84,7 +84,7 @@ def distributions(
     model,                    # a policy
     rows: list[Row],          # prompts, each with one completion
     places: list[list[int]],  # of each row: which tokens of the completion are predicted
-    precision: str = "fp32",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "fp32",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> Tensor:                  # [places of all rows, vocabulary] nats, float32
     "Log-probabilities over the whole vocabulary at some positions of each row."
     found = []

@@ -53,7 +53,7 @@ def text_windows(
 def text_nll(
     model,            # a policy
     rows: list[Row],  # from `text_windows`
-    precision: str = "fp32",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "fp32",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> float:           # nats per token
     "Mean negative log-likelihood of a text's tokens."
     return float(-score(model, rows,

@@ -250,7 +250,7 @@ def continuations(
     min_lines: int | None = None,  # refuse the end of text until the last of so many lines has begun
     # of each prompt's texts: refuse the end before so many, blanks left out
     min_characters: list[int] | None = None,
-    precision: str = "auto",  # "auto" takes bf16 where the hardware has it; "bf16", "fp32"
+    precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
     # keys and values of a batch take at most this much (one prompt's samples at least)
     cache_bytes: int = 2**30,
 ) -> list[list[Continuation]]:  # [prompts][samples]
