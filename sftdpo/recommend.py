@@ -464,22 +464,27 @@ def reason_to_decline(
     metric: Metric,               # the primary one
 ) -> str:                         # empty: there is no reason
     "Why nothing is recommended after training."
+    def begin(words): return words[0].upper() + words[1:]
     reached = (f"{format_metric(expected.mean, metric)} {'' if metric.share else metric.title + ' '}"
                f"[{format_interval(expected.low, expected.high, metric)}]")
     trivial = {title: value for title, value in baselines.items()
                if title.partition(",")[0] in TRIVIAL}
     title = max(trivial, key=trivial.get)
     if metric.share and trivial[title] > CEILING:
-        return (f"{title} reaches {format_metric(trivial[title], metric)} without training: on these "
+        return (f"{begin(title)} reaches {format_metric(trivial[title], metric)} without training: on these "
                 "rows there is nothing to gain. Judge harder rows.")
     if not expected.low > trivial[title]:
         return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: "
                 "nothing shows that the model learned anything. Give more minutes or more rows, and "
                 "check whether the answers follow from the prompts.")
     title = max(baselines, key=baselines.get)
+    if metric.share and baselines[title] > CEILING:
+        return (f"{begin(title)} reaches {format_metric(baselines[title], metric)} without a language model, and "
+                f"training {reached}: these rows are too easy to need one. Use {title}, or judge harder "
+                "rows.")
     if (expected.high < baselines[title]
         and (expected.mean + FAR < baselines[title] or not metric.share)):
-        return (f"{title} reaches {format_metric(baselines[title], metric)}, and training "
+        return (f"{begin(title)} reaches {format_metric(baselines[title], metric)}, and training "
                 f"{reached}: use {title} on these rows, or give more minutes or more rows.")
     return ""
 
@@ -515,7 +520,8 @@ def how_sure(
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
     return (f"How sure: the choice was repeated {len(picked)} times on two thirds of the rows, and "
             f"{100 * picked.count(way) / len(picked):.0f} % of these chose the same way."
-            + (f" Not clearly worse: {names(close, 3)}." if len(close) else "")
+            + " It is the first one tried that is within a standard error of the best."
+            + (f" Not clearly different (a plus is better): {names(close, 3)}." if len(close) else "")
             + (f" Clearly worse: {names(worse, 2)}." if len(worse) else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32082

@@ -532,3 +532,14 @@ def test_other_crossings_cover(studies, least, most):
             found = interval(table)
             hits[k] += found.low <= 0 <= found.high
     assert (hits >= least * studies).all() and (hits <= most * studies).all(), hits
+
+
+def test_few_folds_that_agree_by_luck_promise_no_more_than_their_rows():
+    "Three folds of one mean: before, the first row's value stood for all, with no width."
+    rows = pd.DataFrame([dict(fold=fold, seed=1000 * (fold - 1), id=f"{fold}-{i}", value=float((i + fold) % 60 > 2)) for fold in (1, 2, 3) for i in range(60)])
+    mean, share = interval(rows), interval(rows, share=True)
+    half = 1.96 * math.sqrt(.95 * .05 / 180)
+    assert mean.mean == share.mean == pytest.approx(.95)
+    for found in (mean, share): assert found.high - found.low == pytest.approx(2 * half, rel=.1) and found.low < .95 < found.high
+    apart = interval(rows.assign(value=rows.value - .1 * rows.fold))
+    assert apart.high - apart.low > .4, "where the folds differ, their spread decides"
