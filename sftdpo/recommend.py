@@ -371,7 +371,7 @@ class Trials(Ways):
             for way, run in new.items(): self.attempt({way: run})
         elif takes > left: self.leave_out(*new, takes, left)
         else:
-            self.say(f"{' · '.join(new)} · {time_in_words(takes)} of {time_in_words(left)}")
+            self.say(f"{' · '.join(new)} · takes {time_in_words(takes)}, {time_in_words(left)} left")
             if self.tables and self.workers < self.folds * len(new): new = self.promising(new)
             for way, table in self.judged(new, self.folds).items():
                 self.tables[way], self.runs[way] = table, new[way]
@@ -408,7 +408,6 @@ class Trials(Ways):
         if not self.tables and len(self.left_out) == 1:
             self.say(f"{way} would take {time_in_words(takes)}, and "
                      f"{time_in_words(max(left, 0))} are left")
-
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def check_growth(
     there = folder.study()
     if there.name != study.name:
         raise FileExistsError(f"{folder} holds the study {there.name!r}, not {study.name!r}; "
-                              "give another folder, or the same name.")
+                              "give another folder, --out FOLDER.")
     before, now = (flat(to_dict(settled(folder, one))) for one in (there, study))
     if not set(there.tasks) & set(study.tasks) and (there.data, there.reading) != (study.data, study.reading):
         raise FileExistsError(f"{folder} was begun for the task {', '.join(there.tasks)}, and this is "

@@ -8,7 +8,8 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'CEILING', 'WHAT_TO_CHANGE', 'place_of', '
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
            'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
            'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged',
-           'decoding_of', 'metric_notes', 'print_wrapped', 'print_further', 'print_tables', 'next_steps']
+           'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'print_further', 'print_tables',
+           'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_tables.ipynb #e6c11e15
+from .claims import mark_collapsed
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder
@@ -499,6 +501,19 @@ def decoding_of(
              for name, some in (values.get("sweep") or {}).items() if name.startswith("sampling.")]
     return f"{told} Swept: {'; '.join(swept)}." if told and swept else told
 
+# %% ../nbs/20_tables.ipynb #d0c6d87a
+def collapsed_note(
+    examples: pd.DataFrame,  # from `read_examples`, of one task
+) -> str:                    # empty where there is none
+    "Which cells have runs that learned nothing but one answer, and what may help."
+    if not {"run", "recipe", "prediction", "label"} <= set(examples): return ""
+    runs = with_cells(mark_collapsed(examples)).drop_duplicates("run")
+    runs = runs[runs["recipe"] != "base"].groupby("cell", observed=True)["collapsed"].agg(["sum", "size"])
+    failed = [f"{cell} in {one['sum']:.0f} of {one['size']:.0f}"
+              for cell, one in runs.iterrows() if one["sum"]]
+    return ("" if not failed else f"runs that give every row the same answer: {', '.join(failed)}; a lower "
+            "rate may mend that (--sft.learning-rate, --dpo.learning-rate, or --search.trials 6 for all)")
+
 # %% ../nbs/20_tables.ipynb #d0c6d879
 def metric_notes(
     folder: Path,            # of a study
@@ -513,6 +528,7 @@ def metric_notes(
     if rare:
         found.append(f"labels with fewer than {RARE} judged rows, of which these results say "
                      f"little: {', '.join(rare)}")
+    if failed := collapsed_note(examples): found.append(failed)
     values = StudyFolder(folder).values()
     if values.get("split"):
         found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of "

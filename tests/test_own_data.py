@@ -761,3 +761,10 @@ def test_one_label_is_not_taken_for_texts(tmp_path):
     (tmp_path / "one.csv").write_text("text,label\n" + "".join(f"the parcel number {i} has not come yet,late\n" for i in range(60)))
     report = check_file(None, str(tmp_path / "one.csv"))
     assert "holds 1 label" in report.stops[0] and not report.command and not any("texts alone" in note for note in report.notes)
+
+
+def test_texts_are_not_taken_for_labels(tmp_path):
+    "Before, a model was trained on a hundred labels that stood in one row each."
+    path = write(tmp_path, "swapped.csv", "ref,text\n" + "".join(f"T{i},a text of number {i}\n" for i in range(40)))
+    with pytest.raises(DataError, match="the column 'text' holds 40 labels in 40 rows, and most stand in one row: is it the right column"):
+        load_task("labels", path, reading=Reading(prompt="ref", label="text"))

@@ -86,8 +86,8 @@ def missing_folder(
 ) -> FileNotFoundError:
     "The error for a missing folder, with the name that was probably meant."
     if Path(name).expanduser().is_file():
-        return FileNotFoundError(f"{name} is a file, not a folder: give the folder that it lies "
-                                 "in.")
+        return FileNotFoundError(f"{name} is a file, not a folder: give the one that --out named, "
+                                 "such as runs/study.")
     return FileNotFoundError(f"{name}: there is no such folder{near_path(name, Path.is_dir)}")
 
 # %% ../../nbs/engine/15_names.ipynb #a14e57de
@@ -161,9 +161,11 @@ def check_saved_model(
         raise FileNotFoundError(f"{name} holds no model: nothing was recommended, and "
                                 f"{home.recommendation} says why.")
     if home.begun:
-        raise FileNotFoundError(f"{name} holds no saved model yet: what trains there is not finished, "
-                                "or kept none. The command that began it goes on; of a study, "
-                                "`sftdpo compare --weights best` keeps models.")
+        raise FileNotFoundError(f"{name} holds no saved model: what trains there is not finished, and "
+                                "the command that began it goes on; or it is a study that keeps none. "
+                                "`sftdpo compare --weights best`, with the same options and another "
+                                "--out, keeps each cell's best.")
     raise FileNotFoundError(f"{name} holds no saved model, neither config.json nor "
                             f"adapter_config.json: `sftdpo train --out {name}` puts one there, and "
-                            "`sftdpo compare --weights best` keeps those of a study.")
+                            "`sftdpo compare --weights best` keeps those of a study, in a folder "
+                            "of its own.")
