@@ -74,8 +74,7 @@ def _number(value, kind: type, where: str):
     usable = not isinstance(value, bool) and number == number and abs(number) != float("inf")
     whole = kind is int
     check(usable and (not whole or number == int(number)), where, value,
-          f"give {'a whole number' if whole else 'a number'}"
-          + (", and blanks between several" if "," in str(value) else ""))
+          f"give {'a whole number' if whole else 'a number'}")
     return value if whole and isinstance(value, int) else kind(number)
 
 # %% ../nbs/11_config.ipynb #c307598c

@@ -131,11 +131,10 @@ def too_little(
            for i, label in enumerate(labels) if counts and counts[i] < LEAST_OF_LABEL}
     if few:
         named = ", ".join(f"{label!r} has {counted(n, 'row')}" for label, n in few.items())
+        alike = ("read labels that differ only in case or blanks as one, with --reading.similar-labels "
+                 "merge; or " if any("similar-labels merge" in note for note in data.intake.notes) else "")
         return (f"{named}, and a label needs at least {LEAST_OF_LABEL} to be learned and judged: "
-                "collect more rows of it, or leave its rows out of the file." + ("" if not any(
-                    "similar-labels merge" in note for note in data.intake.notes) else
-                    " Labels that differ only in case or blanks are read as one with "
-                    "--reading.similar-labels merge."))
+                f"{alike}collect more rows of it, or leave its rows out of the file.")
     return ""
 
 # %% ../nbs/15_recommend.ipynb #60b275ed

@@ -293,7 +293,8 @@ def check_value(
         try: kind(value)
         except ValueError:
             raise SettingsError(f"{flag} {value}: give a "
-                                f"{'whole ' * (kind is int)}number.") from None
+                                f"{'whole ' * (kind is int)}number"
+                                + (", several with blanks between." if "," in value else ".")) from None
 
 # %% ../../nbs/engine/16_options.ipynb #6e9f824d
 def values_after(
