@@ -43,7 +43,7 @@ from .data import DataError, load_task
 from .engine.folder import StudyFolder
 from .engine.names import BACKBONES, check_model_name, check_saved_model, missing_folder, model_folder, nearest
 from .engine.options import check_words, help_text, options_of
-from .engine.plain_text import clean_output, visible
+from .engine.plain_text import clean_output, visible, what_next
 from .reading.examples import counted
 from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file, typed_reading
@@ -130,10 +130,11 @@ class Recommend:
         print(f"\n{found}")
         if not found.model: return
         place = shlex.quote(str(out))
-        print(f"\nthe model, trained on all rows: {found.model}\n\n"
-              f"next: sftdpo predict {place} FILE   answers rows that have no answer yet\n"
-              f"  or: sftdpo report {place}   all that was tried, in one HTML file\n"
-              f"  or: the same command with --minutes {2 * self.minutes:g}   tries more ways, in the same folder")
+        print(f"\nthe model, trained on all rows: {found.model}")
+        print(what_next(
+            ("answers for rows that have none yet", f"sftdpo predict {place} FILE"),
+            ("all that was tried, in one HTML file", f"sftdpo report {place}"),
+            (f"more ways, in the same folder: the same command with --minutes {2 * self.minutes:g}", "")))
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
 @dataclass
@@ -151,7 +152,7 @@ class PlanCommand:
         from sftdpo.engine.inputs import Inputs
         from sftdpo.engine.timing import plan
         print(plan(self.study, self.out, self.measure, workers, inputs=Inputs(read.load)))
-        print("\nnext: the same options after `sftdpo compare` begin it, or go on")
+        print(what_next(("`sftdpo compare` with the same options begins it, or goes on", "")))
 
 # %% ../nbs/25_cli.ipynb #f81eb46b
 @dataclass
@@ -253,13 +254,12 @@ class Train:
         train_run(self.run, self.out, inputs=Inputs(read.load),
                   report_to=Execution(report_to=self.report_to).report_to)
         print_tables(gather(StudyFolder(self.out)), self.out)
-        print(f"\nAll metrics are in {StudyFolder(self.out).results}.")
-        print(f"The model is in {self.out / 'model'}.\n")
-        if TASKS[self.run.task].columns:
-            print(f"next: sftdpo predict {shlex.quote(str(self.out))} FILE   answers rows that "
-                  "have no answer yet")
-        print(f"{'next' if not TASKS[self.run.task].columns else '  or'}: sftdpo report "
-              f"{shlex.quote(str(self.out))}   settings, curves and predictions in one HTML file")
+        print(f"The model is in {self.out / 'model'}.")
+        place = shlex.quote(str(self.out))
+        predict = [("answers for rows that have none yet", f"sftdpo predict {place} FILE")]
+        print(what_next(
+            *predict * bool(TASKS[self.run.task].columns),
+            ("settings, curves and predictions in one HTML file", f"sftdpo report {place}")))
 
 # %% ../nbs/25_cli.ipynb #d1a7c0e1
 def written_table(
@@ -320,8 +320,8 @@ class Evaluate:
         if told := decoding(task, self.sampling): print(f"texts: {told}")
         if self.out: print(*written_table(found.examples, self.out), sep="\n")
         if TASKS[task].columns and known:
-            print(f"\nnext: sftdpo predict {shlex.quote(self.model)} FILE   answers rows that have "
-                  "no answer yet")
+            print(what_next(("answers for rows that have none yet",
+                             f"sftdpo predict {shlex.quote(self.model)} FILE")))
 
 # %% ../nbs/25_cli.ipynb #ddacfe46
 def prediction_file(
@@ -483,7 +483,7 @@ class Bench:
         if "paraphrase" in self.benchmark.tasks: check_data_path(self.benchmark.data)
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
-        print(f"\nEvery time is in {self.out}.\nnext: nbs/study/speed.ipynb draws such a file; the "
+        print(f"\nEvery time is in {self.out}.\nnbs/study/speed.ipynb draws such a file; the "
               "same command with more --rounds narrows the ranges")
         if "tunings" in self.benchmark.what:
             print(f"in a study's folder, as {SPEED}, it decides on time (C4): sftdpo report reads "

@@ -962,13 +962,17 @@ def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[s
 
 # %% ../nbs/01_data.ipynb #ef6c5323
 def _asked(counts: Counter) -> list[str]:
-    "A question for each label that may be another one misspelt."
-    notes = []
+    "Labels that differ in nothing but case and white space, and a question for each that may be another one misspelt."
+    alike, notes = [], []
     for label, other in nearly_equal(counts):
-        merge = (" (--reading.similar-labels merge makes them one)"
-                 if _alike(label) == _alike(other) else "")
+        if _alike(label) == _alike(other):
+            alike.append(f"{label!r} ({counts[label]:,}) and {other!r} ({counts[other]:,})")
+            continue
         notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}: "
-                     f"did you mean {other!r}, which stands in {counts[other]:,}?{merge}")
+                     f"did you mean {other!r}, which stands in {counts[other]:,}?")
+    if alike:
+        notes.insert(0, f"labels that differ only in case or blanks, with their rows: {'; '.join(alike)} "
+                        "(--reading.similar-labels merge reads them as one)")
     return notes
 
 # %% ../nbs/01_data.ipynb #70dd2e17

@@ -27,6 +27,7 @@ from .claims import mark_collapsed
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder
+from .engine.plain_text import what_next, wrapped
 from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
@@ -540,8 +541,7 @@ def print_wrapped(
     text: str,  # perhaps with a line end before it
 ):
     "Print a paragraph in lines of 80 letters."
-    print("\n" * text.startswith("\n") + textwrap.fill(text.strip(), 80, break_long_words=False,
-                                                       break_on_hyphens=False))
+    print("\n" * text.startswith("\n") + wrapped(text.strip()))
 
 # %% ../nbs/20_tables.ipynb #1dbc527f
 def print_further(
@@ -603,11 +603,9 @@ def next_steps(
     "What to type after a table: a report, more seeds, the page."
     where, seeds = (shlex.quote(str(folder)),
                     results.loc[results["recipe"] != "base", "seed"].nunique())
-    lines = ["", "next: verdicts, figures and settings in one HTML file",
-             f"  sftdpo report {where}"]
-    if 0 < seeds < 5:
-        settings = shlex.quote(str(StudyFolder(folder).settings))
-        lines += ["five seeds, which say more of other trainings; what is done is kept",
-                  f"  sftdpo compare --settings {settings} \\",
-                  f"    --seeds 0 1 2 3 4 --out {where}"]
-    return "\n".join([*lines, "in the browser: `make playground`, and open this folder there"])
+    settings = shlex.quote(str(StudyFolder(folder).settings))
+    more = [("five seeds, which say more of other trainings; what is done is kept",
+             f"sftdpo compare --settings {settings} --seeds 0 1 2 3 4 --out {where}")]
+    return what_next(
+        ("verdicts, figures and settings in one HTML file", f"sftdpo report {where}"),
+        *more * (0 < seeds < 5), ("in the browser, `make playground`, and open this folder there", ""))

@@ -1,4 +1,6 @@
 "A study that takes seconds: tiny models, short sonnets of four lines, short questions."
+import re
+
 import sftdpo.engine.timing as timing_module
 import sftdpo.engine.tree as tree_module
 import sftdpo.study as study_module
@@ -46,3 +48,8 @@ def small(backbone, **changes):
 def steady(results):
     "Results without what depends on the clock or on the machine's memory."
     return results[~results.metric.str.contains("second|memory")].reset_index(drop=True)
+
+
+def unbroken(text):
+    "A report as it is before its lines are broken at 80 letters."
+    return re.sub(r"( \\)?\n {8,}(?!- )", " ", str(text))

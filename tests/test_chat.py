@@ -5,6 +5,7 @@ import shlex
 
 import pandas as pd
 import pytest
+from little import unbroken
 from tiny import tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
@@ -74,7 +75,7 @@ def test_the_last_turn_of_several_is_learned_and_the_check_says_so(tmp_path, cha
     examples = everything(fit_task(load_task("completions", path), chat_tokenizer(), 256))
     assert {e.completion for e in examples} == {f"Then {i}." for i in range(40)} and all(e.prompt.count("<|im_start|>assistant") == 2 for e in examples)
     main(["data", "check", str(path), "--backbone", chat_backbone])
-    said = capsys.readouterr().out
+    said = unbroken(capsys.readouterr().out)
     assert "in 40 conversations the assistant speaks several times: its last turn is learned" in said
     assert "conversations are read through the backbone's chat template" in said
 
@@ -85,7 +86,7 @@ def test_a_tokenizer_without_a_template_is_named_and_the_remedy_works(tmp_path, 
     with pytest.raises(SystemExit): main(["compare", "--tasks", "preferences", "--data", str(path), "--backbone", backbone, "--out", str(tmp_path / "out")])
     assert "has no chat template: write them out as plain text (--reading.conversations write), or take a backbone" in capsys.readouterr().err
     with pytest.raises(SystemExit): main(["data", "check", str(path), "--backbone", backbone])
-    study = parse(shlex.split(re.search(r"run it +sftdpo (compare .*)", capsys.readouterr().out)[1])).study
+    study = parse(shlex.split(re.search(r"run it +sftdpo (compare .*)", unbroken(capsys.readouterr().out))[1])).study
     assert study.reading.conversations == "write"
     examples = everything(fit_task(load_task(study.tasks[0], study.data, study.reading), load_tokenizer(backbone), 256))
     assert "System: Be kind.\n\nUser: Why 3?\n\nAssistant:" in {e.prompt for e in examples}
@@ -149,7 +150,7 @@ def test_special_tokens_that_somebody_typed_end_no_turn(tmp_path, chat_backbone,
         assert row.prompt.count(starts) == 2 and row.prompt.count(tokenizer.eos_token_id) == 1
         assert tokenizer.decode(row.prompt) == e.prompt and "Say <|im_end|>\n<|im_start|>system" in e.prompt
     main(["data", "check", str(path), "--backbone", chat_backbone])
-    assert "in 20 conversations somebody wrote special tokens: they stay plain characters" in capsys.readouterr().out
+    assert "in 20 conversations somebody wrote special tokens: they stay plain characters" in unbroken(capsys.readouterr().out)
 
 
 def test_rendered_prompts_are_interpreted_where_that_is_asked_for(tmp_path, chat_backbone, capsys):
@@ -158,7 +159,7 @@ def test_rendered_prompts_are_interpreted_where_that_is_asked_for(tmp_path, chat
     def row(i): return dict(prompt=tokenizer.apply_chat_template(asked(i), tokenize=False, add_generation_prompt=True), chosen=f"{ANSWER.format(i)}<|im_end|>", rejected=f"{WORSE.format(i)}<|im_end|>\n")
     path = write(tmp_path / "rendered.jsonl", map(row, range(40)))
     main(["data", "check", str(path), "--backbone", chat_backbone])
-    said = capsys.readouterr().out
+    said = unbroken(capsys.readouterr().out)
     assert "40 prompts hold special tokens of this backbone, such as '<|im_start|>'" in said and "--reading.special-tokens interpret" in said
     plain = fit_task(load_task("preferences", path), tokenizer, 256)
     assert not {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_start|>")} & set(tokenize(plain.train, tokenizer, False, 256)[0].prompt)
@@ -200,7 +201,7 @@ def test_a_saved_model_predicts_judges_and_generates_through_its_template(tmp_pa
     module.sample = noted
     try: main(["generate", home, "--prompt", "Why 3?", "--sampling.max-new-tokens", "5"])
     finally: module.sample = drawn
-    assert asked_for == [rendered] and capsys.readouterr().out.startswith("Why 3?\n\n")
+    assert asked_for == [rendered] and unbroken(capsys.readouterr().out).startswith("Why 3?\n\n")
 
 
 def test_recommend_writes_conversations_out_where_there_is_no_template(tmp_path, backbone):

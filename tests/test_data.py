@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from little import unbroken
 
 from sftdpo import data as d
 from sftdpo.data import DataError, Example
@@ -357,10 +358,10 @@ def test_unbalanced_and_rare_labels_are_named(tmp_path):
     "Through a file and `check_file`, as `data check` prints it."
     from sftdpo.reading.check import check_file
     rows = "".join(f"message {i},{'ham' if i % 10 else 'spam'}\n" for i in range(200))
-    report = str(check_file("labels", write(tmp_path, "mail.csv", "text,label\n" + rows)))
+    report = unbroken(check_file("labels", write(tmp_path, "mail.csv", "text,label\n" + rows)))
     assert "one label has 90% of the training rows: macro F1 is the primary metric, not accuracy" in report and "too few judged rows to say much of a label: spam" in report
     even = "".join(f"message {i},{'ham' if i % 2 else 'spam'}\n" for i in range(200))
-    assert "macro F1" not in str(check_file("labels", write(tmp_path, "even.csv", "text,label\n" + even)))
+    assert "macro F1" not in unbroken(check_file("labels", write(tmp_path, "even.csv", "text,label\n" + even)))
 
 
 def test_which_wrong_label_is_rejected():

@@ -93,7 +93,7 @@ def test_the_plan_tells_what_is_done(backbone, tmp_path):
     compare(study.replace(recipes=("sft",)), tmp_path / "out", progress=False)
     after = plan(study, tmp_path / "out", measure=False)
     assert [state.name for node, state in zip(after.nodes, after.states) if node.stage and node.stage.kind == "sft"] == ["done"]
-    assert "2 of 4 nodes done" in str(after) or "1 of 4 nodes done" in str(after)
+    assert "2 of 4 done" in str(after) or "1 of 4 done" in str(after)
     compare(study, tmp_path / "out", progress=False)
     assert set(names(plan(study, tmp_path / "out", measure=False).states)) == {"done"} and plan(study, tmp_path / "out", measure=False).left == 0
     once, apart = after.shared if None not in after.shared else plan(study, tmp_path / "out", measure=False).shared
