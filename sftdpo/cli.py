@@ -6,8 +6,8 @@
 __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'check_data_path', 'ReadBefore', 'Compare', 'Recommend',
            'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'written_table', 'Evaluate',
            'prediction_file', 'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch', 'Push', 'Bench',
-           'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors', 'parse', 'as_typed',
-           'without_effect', 'main']
+           'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors', 'with_setting_names',
+           'parse', 'as_typed', 'without_effect', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -586,6 +586,21 @@ def one_line_errors():
         raise SettingsError(re.sub(r"^Error parsing (?:[\w.-]+: (?=[a-z]\w*[\w.]* = ))?", "",
                                    " ".join(text))) from None
 
+# %% ../nbs/25_cli.ipynb #9c0de002
+def with_setting_names(
+    words: list[str],  # of a command line
+) -> list[str]:
+    "The words, with the names after --sweep and --cells as a settings file has them."
+    found, option, place = [], "", 0
+    for word in words:
+        if word.startswith("--"): option, place = word, 0
+        elif option in ("--sweep", "--cells"):
+            place += 1
+            before, blank, name = word.rpartition(" ")
+            if place % 2: word = before + blank + name.replace("-", "_")
+        found.append(word)
+    return found
+
 # %% ../nbs/25_cli.ipynb #a4b397db
 def parse(
     words: list[str],  # the command line, without the program's name
@@ -611,6 +626,7 @@ def parse(
     for other, own in (("tasks", "task"), ("task", "tasks")):
         if own in names and other not in names:
             rest = [f"--{own}" if word == f"--{other}" else word for word in rest]
+    rest = with_setting_names(rest)
     check_words(name, rest, options)
     with one_line_errors():
         return tyro.cli(kind, prog=f"sftdpo {name}", args=rest,

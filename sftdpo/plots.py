@@ -968,7 +968,7 @@ def calibration(
         legend(picture, looks)
     picture.alternative = ("Reliability: share of right answers against "
                            "the probability of the answer given. Mean distance from the diagonal, "
-                           f"the calibration error: {listed(words, 16)}.{left_grey(names)}")
+                           f"the calibration error of a cell's runs together: {listed(words, 16)}.{left_grey(names)}")
     return picture
 
 # %% ../nbs/21_plots.ipynb #cab5244e

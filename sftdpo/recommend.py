@@ -374,7 +374,8 @@ class Trials(Ways):
             if self.tables and self.workers < self.folds * len(new): new = self.promising(new)
             for way, table in self.judged(new, self.folds).items():
                 self.tables[way], self.runs[way] = table, new[way]
-                self.say(f"    {way}: {format_metric(self.score(new[way]), self.metric)}")
+                reached = format_metric(self.score(new[way]), self.metric)
+                self.say(f"    {way}: {self.metric.title} {reached}")
             self.drop_weights()
 
     def promising(self, new: dict[str, Run]) -> dict[str, Run]:
@@ -384,7 +385,7 @@ class Trials(Ways):
             if far_below(table, self.ahead, self.give_up):
                 self.given_up.append(way)
                 reached = format_metric(table["value"].mean(), self.metric)
-                self.say(f"    {way}: {reached} on one fold, too far below the best")
+                self.say(f"    {way}: {self.metric.title} {reached} on one fold, too far below the best")
             else: kept[way] = new[way]
         return kept
 
@@ -499,7 +500,8 @@ def against_baselines(
     simpler = (f" {title[0].upper()}{title[1:]} needs no language model: if it is as good, it is the simpler choice."
                if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
-    return (f"For comparison: {', '.join(known)}; the expected value is {ahead} the best of "
+    scale = "" if metric.share else f", in {metric.title}"
+    return (f"For comparison{scale}: {', '.join(known)}; the expected value is {ahead} the best of "
             f"these.{simpler}")
 
 # %% ../nbs/15_recommend.ipynb #b97d3ac6

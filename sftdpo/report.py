@@ -440,7 +440,7 @@ def task_part(
         figures.append(figure(plots.calibration(bins),
                               "Calibration", "On the diagonal, answers are right "
                               "as often as their probability says. Larger marks: more answers. "
-                              "All seeds together."))
+                              "All runs of a cell together; the table averages their calibration errors."))
     figures += more_figures(folder, results, variants)
     first = results.drop_duplicates("run").sort_values(
         ["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")

@@ -8,7 +8,7 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'CEILING', 'WHAT_TO_CHANGE', 'place_of', '
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
            'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
            'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged',
-           'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'print_further', 'print_tables',
+           'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'legend', 'print_further', 'print_tables',
            'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
@@ -375,7 +375,7 @@ def fitted_table(
     table: pd.DataFrame,  # of text, from `cells_table`
     width: int = 80,      # of the terminal
 ) -> str:
-    "A table as text that is no wider than a terminal."
+    "A table as text that is no wider than a terminal: columns that do not fit stand below, without rows that are empty there."
     names = column_lines(table.index.name or "", list(map(str, table.index)), right=False)
     blocks = [[names]]
     for heading in table.columns:
@@ -383,7 +383,11 @@ def fitted_table(
         used = sum(len(one[0][0]) + 2 for one in blocks[-1])
         if used + len(column[0][0]) > width and len(blocks[-1]) > 1: blocks.append([names])
         blocks[-1].append(column)
-    return "\n\n".join("\n".join(joined_columns(block)) for block in blocks)
+    def filled(block):
+        rows = [any(line.strip() for column in block[1:] for line in column[i])
+                for i in range(len(names))]
+        return [[cell for cell, some in zip(column, rows) if some] for column in block]
+    return "\n\n".join("\n".join(joined_columns(filled(block))) for block in blocks)
 
 # %% ../nbs/20_tables.ipynb #8ecc44b7
 CAVEATS = {"smollm2-135m": "smollm2-135m was instruction- and preference-tuned by its makers, and "
@@ -543,6 +547,17 @@ def print_wrapped(
     "Print a paragraph in lines of 80 letters."
     print("\n" * text.startswith("\n") + wrapped(text.strip()))
 
+# %% ../nbs/20_tables.ipynb #7a32e3b3
+def legend(
+    results: pd.DataFrame,  # from `compare` or `read_results`
+) -> str:
+    "What the brackets of the tables mean, as far as there are such."
+    trained = results[results["recipe"] != "base"]
+    if trained["seed"].nunique() < 2:
+        return ("[...]: 95 % intervals over examples; one seed says nothing of other trainings."
+                if len(trained) else "[...]: 95 % intervals over examples.")
+    return "[...]: 95 % intervals over seeds and examples. (...): the range over seeds."
+
 # %% ../nbs/20_tables.ipynb #1dbc527f
 def print_further(
     folder: Path,     # of the study
@@ -591,9 +606,7 @@ def print_tables(
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results):
         return print(f"No run is finished, so there is no table. Everything is in {folder}.")
-    print_wrapped("\n[...]: 95 % intervals over seeds and examples; with one seed over "
-                  "examples alone, which says nothing of other seeds. (...): the range over seeds. "
-                  f"Everything is in {folder}.")
+    print_wrapped(f"\n{legend(results)} Everything is in {folder}.")
 
 # %% ../nbs/20_tables.ipynb #61b112b8
 def next_steps(

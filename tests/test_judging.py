@@ -227,7 +227,7 @@ def test_columns_that_only_the_training_named_are_told(team_model, tmp_path, cap
     (tmp_path / "other.csv").write_text("body,group\nMy invoice,billing team\n")
     for command in ("evaluate", "predict"):
         code, told = asked(capsys, command, home / "out", *(["--data"] if command == "evaluate" else []), tmp_path / "other.csv")
-        assert code == 2 and "The model was trained on rows read with" in told and "for other columns give --reading." in told
+        assert code == 2 and "The model was trained with --reading." in told and "for other columns give this option anew" in told
     code, told = asked(capsys, "evaluate", home / "out", "--data", tmp_path / "other.csv", "--reading.prompt", r"Mail: {body}\nTeam:", "--reading.label", "group")
     assert code == 0 and "judged: 1 example" in told
 

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['WORKER', 'PARENT_IS_GONE', 'finish_node', 'give_up_weights', 'is_full_disk', 'give_back_memory', 'attempt',
-           'waiting_in_words', 'take_node', 'gc_frozen', 'work', 'stops_like_an_interrupt', 'work_as_one_of', 'worker',
-           'cores', 'forkable', 'running', 'ended', 'ended_at_last', 'forked_worker', 'forked', 'told', 'share_work']
+           'waiting_in_words', 'begun_among', 'take_node', 'gc_frozen', 'work', 'stops_like_an_interrupt',
+           'work_as_one_of', 'worker', 'cores', 'forkable', 'running', 'ended', 'ended_at_last', 'forked_worker',
+           'forked', 'told', 'share_work']
 
 # %% ../../nbs/engine/08_work.ipynb #1cf19dab
 import contextlib
 import ctypes
 import gc
+import math
 import multiprocessing
 import os
 import signal
@@ -136,6 +138,17 @@ def waiting_in_words(
     stages = "a stage" if len(pending) == 1 else f"{len(pending)} stages"
     return f"waiting for {stages} that others work on{by}"
 
+# %% ../../nbs/engine/08_work.ipynb #14ff392c
+def begun_among(
+    folder: StudyFolder,  # of the study
+    nodes: list[Node],    # of the study
+) -> int:
+    "How many nodes are done, have failed, or are being worked on, by this process or another."
+    def begun(node):
+        done = folder.judged(node) if node.runs else folder.weights(node)
+        return done or folder.closed(node) or bool(folder.worker_at(node))
+    return sum(map(begun, nodes))
+
 # %% ../../nbs/engine/08_work.ipynb #7488b22d
 def take_node(
     folder: StudyFolder,    # of the study
@@ -176,22 +189,23 @@ def work(
 ):
     "Take nodes until none is left; wait while other processes hold the rest."
     timing, pending = Timing().read(folder), [node for node in nodes if not folder.closed(node)]
-    waiting, gathered, number = False, time.monotonic(), len(nodes) - len(pending)
+    gathered, patience = time.monotonic(), 60 if workers > 1 else 0
+    tell = None  # when a wait is told
     def finish(node):
-        nonlocal number
-        # parents stay pending until their children are done; others may have done some
-        number = max(number, len(nodes) - len(pending)) + 1
-        say(f"[{min(number, len(nodes))}/{len(nodes)}] "
+        say(f"[{begun_among(folder, nodes)}/{len(nodes)}] "
             f"{node.label}{left_in_words(folder, pending, timing, workers)}")
         attempt(folder, node, weights, progress, say, timing)
         give_up_weights(folder, node, weights)
     while True:
         took = take_node(folder, pending, finish)
         if not pending: return
-        if not took:
-            if not waiting: say(waiting_in_words(folder, pending))
+        if took: tell = None
+        else:
+            if tell is None: tell = time.monotonic() + patience
+            if time.monotonic() >= tell:
+                say(waiting_in_words(folder, pending))
+                tell = math.inf
             time.sleep(0.5)
-        waiting = not took
         if gather_order is not None and time.monotonic() - gathered > 10:
             begun = time.monotonic()
             gather(folder, gather_order)

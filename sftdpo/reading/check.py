@@ -336,7 +336,7 @@ def report_verdict(
 ) -> str:
     "In a few words, whether a run can be made of the data."
     unusable = len(report.problems)
-    if report.stops: return f"{report.task}, but a run would stop, for what stands below"
+    if report.stops: return f"{report.task}; a run would stop: see 'stops a run'"
     if unusable: return f"{report.task}; of {counted(report.rows, 'row')}, {unusable:,} cannot be used"
     return f"{report.task}; nothing stands in the way of a run" if report.command else report.task
 

@@ -7,6 +7,7 @@ __all__ = ['FORMATS', 'saved_task', 'typed_reading', 'reading_of', 'known_answer
            'existing_file', 'columns_as_trained', 'rows_to_judge', 'rows_to_answer', 'check_format']
 
 # %% ../../nbs/reading/07_saved.ipynb #626da9e0
+import shlex
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
@@ -121,8 +122,8 @@ def columns_as_trained(
                    and name and not getattr(given, part)}
         part = next((part for part in learned if f"--reading.{part} names" in str(error)), None)
         if not part: raise
-        raise DataError(f"{error} The model was trained on rows read with {part} {learned[part]!r}: "
-                        f"for other columns give --reading.{part}.") from error
+        raise DataError(f"{error} The model was trained with --reading.{part} "
+                        f"{shlex.quote(str(learned[part]))}: for other columns give this option anew.") from error
 
 # %% ../../nbs/reading/07_saved.ipynb #8e96b0f7
 def rows_to_judge(
