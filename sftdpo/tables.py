@@ -8,8 +8,8 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'CEILING', 'WHAT_TO_CHANGE', 'place_of', '
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
            'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
            'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged',
-           'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'legend', 'print_further', 'print_tables',
-           'next_steps']
+           'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets', 'print_further',
+           'print_tables', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -548,7 +548,7 @@ def print_wrapped(
     print("\n" * text.startswith("\n") + wrapped(text.strip()))
 
 # %% ../nbs/20_tables.ipynb #7a32e3b3
-def legend(
+def words_of_brackets(
     results: pd.DataFrame,  # from `compare` or `read_results`
 ) -> str:
     "What the brackets of the tables mean, as far as there are such."
@@ -606,7 +606,7 @@ def print_tables(
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results):
         return print(f"No run is finished, so there is no table. Everything is in {folder}.")
-    print_wrapped(f"\n{legend(results)} Everything is in {folder}.")
+    print_wrapped(f"\n{words_of_brackets(results)} Everything is in {folder}.")
 
 # %% ../nbs/20_tables.ipynb #61b112b8
 def next_steps(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Function', 'PAIR_BUILDERS', 'UNBALANCED', 'ACCURACY', 'MACRO_F1', 'CHRF', 'NATS', 'LABEL_HEADLINES', 'LABEL_RATES',
-           'TEXT_RATES', 'PARAPHRASE', 'SONNET', 'LABELS', 'COMPLETIONS', 'PREFERENCES', 'TASKS', 'GENERAL_METRICS',
-           'RECIPES', 'find_function', 'Metric', 'format_metric', 'format_interval', 'Baseline', 'steps_of',
-           'Recommended', 'pair_builders', 'Task', 'known_pair_builders', 'task_named', 'metric_named', 'Recipe',
-           'stage_changes', 'controls_of_recipe', 'trained_recipes', 'check_task', 'check_recipe', 'register',
+           'PAIR_RATES', 'TEXT_RATES', 'PARAPHRASE', 'SONNET', 'LABELS', 'COMPLETIONS', 'PREFERENCES', 'TASKS',
+           'GENERAL_METRICS', 'RECIPES', 'find_function', 'Metric', 'format_metric', 'format_interval', 'Baseline',
+           'steps_of', 'Recommended', 'pair_builders', 'Task', 'known_pair_builders', 'task_named', 'metric_named',
+           'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes', 'check_task', 'check_recipe', 'register',
            'import_modules']
 
 # %% ../nbs/10_tasks.ipynb #97f14c24
@@ -228,6 +228,7 @@ def _label_baselines(majority: str) -> tuple[Baseline, ...]:
 LABEL_RATES = {
     "bard": Recommended(16, 1, sft_full=7e-4, sft_lora=3e-3, dpo_full=1.5e-3, dpo_lora=1.5e-3),
     None: Recommended(16, 1, sft_full=5e-5, sft_lora=5e-4, dpo_full=5e-5, dpo_lora=5e-4)}
+PAIR_RATES = LABEL_RATES | {"bard": replace(LABEL_RATES["bard"], sft_full=3.5e-4)}
 TEXT_RATES = {
     "bard": Recommended(8, 2, sft_full=1e-3, sft_lora=5e-3, dpo_full=1e-4, dpo_lora=1e-3, steps=30),
     None: Recommended(8, 2, sft_full=5e-5, sft_lora=5e-4, dpo_full=1e-5, dpo_lora=1e-4, steps=30)}
@@ -235,7 +236,7 @@ TEXT_RATES = {
 # %% ../nbs/10_tasks.ipynb #9e7637c5
 PARAPHRASE = Task(
     "paraphrase", "Question pairs", "labels", ACCURACY, headlines=LABEL_HEADLINES,
-    unbalanced=MACRO_F1, verbalizers=("no", "yes"), recommended=LABEL_RATES,
+    unbalanced=MACRO_F1, verbalizers=("no", "yes"), recommended=PAIR_RATES,
     rejected=pair_builders("flip", "swap", "sample"),
     columns=dict(question1=("sentence1", "question1"), question2=("sentence2", "question2"),
                  label=("is_duplicate", "label")),

@@ -135,7 +135,7 @@ def test_the_long_help_has_every_setting_and_the_short_one_the_defaults_in_numbe
     assert "more options: sftdpo compare --help-all" in short and "--sft.warmup" not in short
     for option in ("--sft.warmup", "--dpo.label-smoothing", "--reading.too-long", "--ray-address", "--search.betas", "--learning-rates.dpo-lora"): assert f"\n  {option}" in everything
     rates = TASKS["labels"].rates("bard"), TASKS["labels"].rates("another")
-    assert (rates[0].sft_full, rates[1].sft_lora) == (7e-4, 5e-4) and "default for bard: 7e-4" in short and "5e-4" in short  # as its words have them
+    assert (rates[0].sft_full, rates[1].sft_lora) == (7e-4, 5e-4) and "default for bard: 3.5e-4" in short and "7e-4 full" in " ".join(short.split()) and "5e-4" in short  # as its words have them
     assert "None" not in short + everything and "{paraphrase" not in short
 
 

@@ -97,7 +97,8 @@ def test_settings_that_matter_move_a_stage_and_those_after_it(change, which):
 
 def test_keys_move_where_the_meaning_of_dropout_changed():
     "A backbone with dropout kept it in SFT: 'as the backbone has it' is now 0, which had a key of its own."
-    assert keys_of(Run(), own_dropout=True) == ["7bef42f9b629"] != keys_of(Run())
+    run = Run(sft=Stage("sft", learning_rate=7e-4))
+    assert keys_of(run, own_dropout=True) == ["7bef42f9b629"] != keys_of(run)
     dpo = Run(recipe="dpo")
     assert keys_of(dpo, own_dropout=True) == keys_of(dpo), "DPO ran without dropout before"
     assert keys_of(dpo.replace(**{"lora.dropout": 0.1, "tuning": "lora"})) != keys_of(dpo.replace(tuning="lora")), "an adapter's dropout now holds in DPO too"

@@ -231,7 +231,8 @@ GROUPS = {
     "training": ("sft.learning-rate", "sft.epochs", "sft.batch-size", "dpo.learning-rate",
                  "dpo.epochs", "dpo.beta", "dpo.rejected", "lora.rank", "search.trials"),
     "texts that are drawn": ("sampling.samples", "sampling.max-new-tokens"),
-    "files and processes": ("out", "settings", "weights", "workers", "retry-failed")}
+    "files and processes": ("out", "settings", "weights", "workers", "retry-failed",
+                            "report-to")}
 # shown beside the columns by commands that are given a file
 OF_A_FILE = ("reading.similar-labels", "reading.encoding")
 # only in the long help, except for such commands
