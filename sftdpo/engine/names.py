@@ -74,11 +74,15 @@ def near_path(
     name: str,  # of a file or folder that is not there, as typed
     kind=Path.is_file,  # what may have been meant: Path.is_file or Path.is_dir
 ) -> str:       # a question or a remedy, with a colon before it
-    "Ask whether another file or folder was meant."
-    path = Path(name).expanduser()
-    beside = path.parent.iterdir() if path.parent.is_dir() else []
-    near = nearest_name(path.name, [one.name for one in beside if kind(one)])
-    return f": did you mean {str(Path(name).with_name(near))!r}?" if near else ": check the path."
+    "Ask whether another file or folder was meant, by each part of the path."
+    meant, parts = Path(), Path(name).parts
+    for part in parts:
+        if not (meant / part).expanduser().exists():
+            fits = kind if part is parts[-1] else Path.is_dir
+            beside = [one.name for one in meant.expanduser().iterdir() if fits(one)]
+            if not (part := nearest_name(part, beside)): return ": check the path."
+        meant /= part
+    return f": did you mean {str(meant)!r}?"
 
 # %% ../../nbs/engine/15_names.ipynb #dffaf59b
 def missing_folder(
@@ -152,7 +156,9 @@ def check_saved_model(
                                 "that `sftdpo train` or `sftdpo recommend` made, or a backbone.")
     if not (folder := model_folder(name)):
         here = [one.name for one in Path().iterdir() if (one / "model").is_dir()]
-        if name not in (*BACKBONES, *ON_THE_HUB) and nearest(name, here): raise missing_folder(name)
+        meant = ("did you mean" in near_path(name, Path.is_dir) if "/" in name
+                 else nearest(name, here))
+        if meant and name not in (*BACKBONES, *ON_THE_HUB): raise missing_folder(name)
         return check_model_name(name)
     if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")): return
     from sftdpo.engine.folder import StudyFolder  # which takes names from here
