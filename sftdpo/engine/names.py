@@ -76,10 +76,10 @@ def near_path(
 ) -> str:       # a question or a remedy, with a colon before it
     "Ask whether another file or folder was meant, by each part of the path."
     meant, parts = Path(), Path(name).parts
-    for part in parts:
+    for place, part in enumerate(parts, 1):
         if not (meant / part).expanduser().exists():
-            fits = kind if part is parts[-1] else Path.is_dir
-            beside = [one.name for one in meant.expanduser().iterdir() if fits(one)]
+            home, fits = meant.expanduser(), kind if place == len(parts) else Path.is_dir
+            beside = [one.name for one in home.iterdir() if fits(one)] if home.is_dir() else []
             if not (part := nearest_name(part, beside)): return ": check the path."
         meant /= part
     return f": did you mean {str(meant)!r}?"
