@@ -240,7 +240,7 @@ def one_seed_decides_nothing(
     "The verdict, undecided where its deciding effect comes from one seed."
     decided = one.verdict in ("supported", "refuted") and one.effects
     if not decided or "seed" not in one.effects[0][1].unknown: return one
-    why = _but(one, "this is one seed, which says nothing of other seeds")
+    why = _but(one, "this is one seed")
     return dataclasses.replace(one, verdict="undecided", why=why,
                                decides="Run at least 5 seeds: one seed says nothing of other seeds.")
 
