@@ -151,8 +151,11 @@ class PlanCommand:
                          ReadBefore(self.study.runs(self.study.seeds[:1]), self.out))
         from sftdpo.engine.inputs import Inputs
         from sftdpo.engine.timing import plan
-        print(plan(self.study, self.out, self.measure, workers, inputs=Inputs(read.load)))
-        print(what_next(("`sftdpo compare` with the same options begins it, or goes on", "")))
+        found = plan(self.study, self.out, self.measure, workers, inputs=Inputs(read.load))
+        print(found)
+        print(what_next(("all is done; its results in one HTML file",
+                         f"sftdpo report {shlex.quote(str(self.out))}") if found.nothing else
+                        ("`sftdpo compare` with the same options begins it, or goes on", "")))
 
 # %% ../nbs/25_cli.ipynb #f81eb46b
 @dataclass

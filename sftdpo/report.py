@@ -249,8 +249,9 @@ def cells_of(
 def metrics_of(
     results: pd.DataFrame,  # of one task, with cells
 ) -> pd.DataFrame:          # one line per cell, a column per metric
-    "Every metric of each cell, averaged over its runs."
-    names = [name for name in dict.fromkeys(results["metric"]) if not name.startswith("baseline_")]
+    "Every metric of each cell, averaged over its runs; ends of single runs' intervals are left out, as their means are no interval."
+    names = [name for name in dict.fromkeys(results["metric"]) if not name.startswith("baseline_")
+             and not name.endswith(("_low", "_high"))]
     return results.pivot_table(index="cell", columns="metric", values="value",
                                observed=True).reindex(columns=names).dropna(axis=1,
                                                                             how="all").reset_index()

@@ -47,7 +47,7 @@ from sftdpo.engine.safe_files import (
 )
 from .engine.search import search_rates
 from .engine.store import CELL, gather, write_planned_runs
-from .engine.timing import free_disk, peak_disk
+from .engine.timing import free_disk, memory_note, peak_disk
 from .engine.trackers import check_trackers, tracked
 from .engine.tree import Node, check_finished, stage_tree
 from .engine.work import give_up_weights, share_work, stops_like_an_interrupt, work
@@ -431,6 +431,8 @@ def compare(
         runs = study.runs()
         check_runs(runs, inputs)
         nodes, order = stage_tree(runs, inputs), note_planned_runs(folder, study, inputs, say)
+        still = [node for node in nodes if not folder.closed(node)]
+        if note := memory_note(still, inputs, execution.workers): say(f"note: {note}")
         carry_out(folder, nodes, inputs, study.weights, execution, progress, say, order)
         _say_failures(folder, nodes, order, say)
         return gather(folder, order)

@@ -601,6 +601,9 @@ def print_tables(
         lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower"
                  and (part.metric == metric.name).any()]
         if lower: print(f"lower is better: {', '.join(lower)}")
+        if (part.metric.str.contains("_dpo_examples_per_second")).any():
+            print_wrapped("examples/s: of the steps alone; training: all that a run's stages took, such as "
+                          "DPO's reference pass")
         for note in metric_notes(folder, part, examples): print_wrapped(note)
         if first.backbone in CAVEATS: print_wrapped(f"note: {CAVEATS[first.backbone]}")
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))

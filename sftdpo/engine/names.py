@@ -104,7 +104,7 @@ def offline_message(
              for short in BACKBONES if short not in ready and short != "bard"]
     near = (nearest(name.partition("@")[0], ON_THE_HUB, .72)
             if name.partition("@")[0] not in ON_THE_HUB else "")
-    return (f"{name} is not on this machine "
+    return (f"{name} is neither a folder here nor a model that was downloaded, "
             f"and the Hub is out of reach{near and f' ({near[2:]})'}; without it you can use: "
             f"{', '.join(ready + after)}, or a folder")
 

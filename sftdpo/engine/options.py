@@ -292,6 +292,10 @@ def check_value(
     "Raise unless the value has the option's type."
     kind = option.values
     if value == "None" and option.kind is not kind: return
+    if option.choices and option.several and "," in value and set(
+            value.split(",")) <= set(map(str, option.choices)):
+        raise SettingsError(f"{flag} {value}: separate names by blanks: "
+                            f"{flag} {value.replace(',', ' ')}")
     if option.choices and value not in map(str, option.choices):
         raise SettingsError(
             f"{flag} {value}: there is no such "

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['UNREADABLE', 'BESIDE_ACTIVATIONS', 'LIBRARIES', 'LONG', 'read_times', 'work_of_stage', 'work_of_node', 'Rates',
            'seconds_of_rest', 'Timing', 'time_step', 'time_drawing', 'time_judging', 'busy_machine', 'calibrate',
-           'known_times', 'measure', 'memory_bytes', 'long_row', 'activation_bytes', 'free_memory', 'largest_steps',
+           'known_times', 'measure', 'memory_bytes', 'long_rows', 'activation_bytes', 'free_memory', 'largest_steps',
            'distribution_bytes', 'peak_disk', 'existing_parent', 'free_disk', 'judging_of_trial', 'trial_cost',
            'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words', 'number_and_noun', 'steps_in_words',
-           'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines', 'Plan', 'plan']
+           'size_in_words', 'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines',
+           'Plan', 'memory_note', 'plan']
 
 # %% ../../nbs/engine/07_timing.ipynb #38d0d4dd
 import contextlib
@@ -270,22 +271,23 @@ def memory_bytes(
             else every + 4 * inputs.bytes[run.backbone, "lora", run.lora])
 
 # %% ../../nbs/engine/07_timing.ipynb #574269af
-def long_row(
+def long_rows(
     inputs: RunInputs,  # of a run
     kind: str,          # "sft" or "dpo"
+    number: int,        # of rows that are in memory at once
 ) -> tuple[int, int]:   # tokens, and how many of them are predicted
-    "The size of a long training row; a rejected completion that is still to be made counts as long as the chosen one."
+    "The size of the longest training rows together; a rejected completion that is still to be made counts as long as the chosen one."
     some = sorted(inputs.data.train,
-                  key=lambda e: len(e.prompt) + len(e.completion) + len(e.rejected or ""))[-16:]
+                  key=lambda e: len(e.prompt) + len(e.completion) + len(e.rejected or ""))[-number:]
     prompts, chosen, rejected = (token_counts([getattr(e, name) or e.completion for e in some],
                                               inputs.tokenizer)
                                  for name in ("prompt", "completion", "rejected"))
     answers = [a + b if kind == "dpo" else a for a, b in zip(chosen, rejected)]
-    return max((prompt + answer, answer) for prompt, answer in zip(prompts, answers))
+    return sum(prompts) + sum(answers), sum(answers)
 
 # %% ../../nbs/engine/07_timing.ipynb #b7e854f1
 # what is allocated in a step, as a multiple of what the backward pass needs
-BESIDE_ACTIVATIONS = 1.6
+BESIDE_ACTIVATIONS = 1.75
 
 def activation_bytes(
     inputs: RunInputs,  # of a run
@@ -296,11 +298,11 @@ def activation_bytes(
                                         trust_remote_code=False).get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
-    rows, (tokens, predicted) = (min(stage.micro_batch_size or stage.batch_size, stage.batch_size),
-                                 long_row(inputs, stage.kind))
+    rows = min(stage.micro_batch_size or stage.batch_size, stage.batch_size)
+    tokens, predicted = long_rows(inputs, stage.kind, rows)
     a_layer = 4 * (12 * width + 4 * inner)
     kept = a_layer + 4 * width * layers if stage.gradient_checkpointing else a_layer * layers
-    return rows * int(BESIDE_ACTIVATIONS * (tokens * kept + 3 * 4 * predicted * config.vocab_size))
+    return int(BESIDE_ACTIVATIONS * (tokens * kept + 3 * 4 * predicted * config.vocab_size))
 
 # %% ../../nbs/engine/07_timing.ipynb #83a6698a
 def free_memory() -> int | None:
@@ -478,20 +480,26 @@ def steps_in_words(
             f"{number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}")
 
 # %% ../../nbs/engine/07_timing.ipynb #dc4f9348
+def size_in_words(
+    number: int,  # of bytes
+) -> str:
+    "A size in GB, or in MB where it is small."
+    return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:,.0f} MB"
+
 def memory_in_words(
     plan,  # a `Plan`
 ) -> str:
     "What training takes in memory, and what to lower if that does not fit."
     needed = plan.workers * (plan.memory + plan.activations + LIBRARIES)
-    free = "" if plan.free_memory is None else f"; free: {plan.free_memory / 1e9:.1f} GB"
-    said = (f"memory: about {needed / 1e9:.1f} GB, of which weights, gradients "
-            f"and AdamW's moments {plan.workers * plan.memory / 1e9:.1f} and a step's activations "
-            f"{plan.workers * plan.activations / 1e9:.1f}{free}")
+    free = "" if plan.free_memory is None else f"; free: {size_in_words(plan.free_memory)}"
+    said = (f"memory: about {size_in_words(needed)}: weights, gradients and AdamW's moments "
+            f"{size_in_words(plan.workers * plan.memory)}, a step's activations "
+            f"{size_in_words(plan.workers * plan.activations)}, the rest Python's libraries{free}")
     if plan.free_memory is None or needed <= plan.free_memory: return said
     lower = ["fewer --workers"] * (plan.workers > 1)
     lower += ["a smaller --sft.micro-batch-size "
               "and --dpo.micro-batch-size, or --sft.gradient-checkpointing and "
-              "--dpo.gradient-checkpointing"] * (plan.activations > plan.memory / 4)
+              "--dpo.gradient-checkpointing, or no very long rows"] * (plan.activations > plan.memory / 4)
     lower += (["--tunings lora"] * (any(node.run.tuning == "full" for node in plan.nodes
                                         if node.stage)) + ["a smaller --backbone"])
     return f"{said} - NOT ENOUGH: use {', '.join(lower)}"
@@ -615,6 +623,20 @@ class Plan:
         return plan_in_a_line(self)
 
     def __str__(self): return "\n".join(plan_in_lines(self))
+
+# %% ../../nbs/engine/07_timing.ipynb #6193f312
+def memory_note(
+    nodes: list[Node],  # of the study
+    inputs: Inputs,     # of the study
+    workers: int = 1,   # processes at once
+) -> str:               # empty where there is enough
+    "What training takes in memory, if that is more than is free."
+    steps = [activation_bytes(node.inputs, node.stage) for node in largest_steps(nodes)]
+    if not steps: return ""
+    needs = Plan(nodes, [], [], [], 0, 0, max(memory_bytes(node.run, inputs) for node in nodes),
+                 workers=workers, activations=max(steps), free_memory=free_memory())
+    said = memory_in_words(needs)
+    return said if "NOT ENOUGH" in said else ""
 
 # %% ../../nbs/engine/07_timing.ipynb #5d38c287
 def plan(
