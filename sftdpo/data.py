@@ -425,7 +425,8 @@ def _remedy(problems, some_left) -> str:
     said = [remedy for words, remedy in known.items() if any(words in p.reason for p in problems)]
     if not said or any(not any(words in p.reason for words in known) for p in problems):
         said.append("Correct or delete them")
-    return ". ".join(said) + (", or leave them out: --reading.unusable drop." if some_left else ".")
+    return ". ".join(said) + (", or leave them out: --reading.unusable drop. `sftdpo data check` lists all that "
+                              "would stop a run." if some_left else ".")
 
 # %% ../nbs/01_data.ipynb #1c0ffb0c
 def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], unusable: str):

@@ -444,8 +444,8 @@ def beats(
 
 # %% ../nbs/20_tables.ipynb #19b8b19b
 CEILING = 0.99  # a share above which nothing can clearly do better
-WHAT_TO_CHANGE = ("To change that: train longer (--sft.epochs, --dpo.epochs), search for learning "
-                  "rates (--search.trials 6), or give more training rows.")
+WHAT_TO_CHANGE = ("That may be the better choice. What may help a model: more training rows, more "
+                  "epochs (--sft.epochs, --dpo.epochs), searched learning rates (--search.trials 6).")
 
 
 def nothing_learned(
