@@ -540,7 +540,8 @@ def also_trained_on(
     seen = sum(identity(example.prompt) in trained for example in examples)
     if not seen: return []
     return [f"the model was trained on {seen:,} of these {len(examples):,} rows, "
-            "so this does not say what it reaches on new ones"]
+            "so this does not say what it reaches on new ones"
+            + ("; leave those out of the file for that" if seen < len(examples) else "")]
 
 # %% ../nbs/12_study.ipynb #cd49db54
 def evaluate_saved(

@@ -592,7 +592,7 @@ def print_tables(
         judged = part[part.metric == "examples"].value.iloc[0]
         each = " in each fold" * (part.fold.nunique() > 1)
         print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
-                      f"judged{each}" + (f" · {seeds} seed{'s' if seeds > 1 else ''}" if seeds else ""))
+                      f"judged{each}" + (f" · {seeds}\N{NO-BREAK SPACE}seed{'s' if seeds > 1 else ''}" if seeds else ""))
         examples, variants = (read_examples(folder, list(part.run.unique())),
                               variants_of(Path(folder)))
         if note := nothing_learned(part, with_cells(examples, variants)): print_wrapped(note)

@@ -135,7 +135,7 @@ def test_a_hub_name_fails_at_once_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(m.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("SFTDPO_CACHE", str(tmp_path))
     start = time.time()
-    with pytest.raises(ConnectionError, match="^openai/gpt2 is not on this machine [^\n]* smollm2-135m \\(after `sftdpo fetch smollm2-135m`\\)[^\n]*$"):
+    with pytest.raises(ConnectionError, match="^openai/gpt2 is neither a folder here nor a model that was downloaded, [^\n]* smollm2-135m \\(after `sftdpo fetch smollm2-135m`\\)[^\n]*$"):
         m.load_backbone("openai/gpt2")
     assert time.time() - start < 1
 

@@ -67,9 +67,10 @@ def wrapped(
     text: str,        # a paragraph
     first: str = "",  # what stands before it; the other lines begin beneath its end
 ) -> str:
-    "A paragraph in lines of 80 letters."
-    return textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first),
-                         break_long_words=False, break_on_hyphens=False)
+    "A paragraph in lines of 80 letters; they are not broken at no-break spaces, which become plain ones."
+    lines = textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first),
+                          break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\N{NO-BREAK SPACE}", " ")
 
 # %% ../../nbs/engine/01_plain_text.ipynb #7d10aa04
 def wrapped_command(
