@@ -169,14 +169,15 @@ def test_memory_is_unknown_where_no_system_call_tells_it(monkeypatch):
 def test_a_plan_says_what_to_lower_where_memory_does_not_suffice(backbone, tmp_path, monkeypatch):
     import re
 
-    from little import plan, small
+    from little import little_inputs, plan, small
 
     from sftdpo.engine import timing
     from sftdpo.engine.timing import memory_in_words
     study = small(backbone, tasks=("paraphrase",), recipes=("sft", "dpo"))
     monkeypatch.setattr(timing, "free_memory", lambda: 64_000_000_000)
-    found = plan(study, tmp_path / "out", measure=False)
-    assert re.search(r"memory: about 0\.7 GB, .* free: 64\.0 GB$", str(found), re.MULTILINE) and "NOT ENOUGH" not in str(found) and found.activations > 0
+    inputs = little_inputs()
+    found = plan(study, tmp_path / "out", inputs=inputs, measure=False)
+    assert re.search(r"memory: about 0\.7 GB: .* free: 64\.0 GB$", str(found), re.MULTILINE) and "NOT ENOUGH" not in str(found) and found.activations > 0
     monkeypatch.setattr(timing, "free_memory", lambda: 100_000_000)
     said = str(plan(study, tmp_path / "out", measure=False, workers=2))
     assert "NOT ENOUGH: use fewer --workers" in said and "--tunings lora" in said and "a smaller --backbone" in said
@@ -184,7 +185,16 @@ def test_a_plan_says_what_to_lower_where_memory_does_not_suffice(backbone, tmp_p
     longer = [replace(node.inputs, data=replace(node.inputs.data, train=[replace(e, prompt=e.prompt * 3) for e in node.inputs.data.train])) for node in found.nodes if node.stage]
     assert timing.activation_bytes(longer[0], found.nodes[-1].stage) > 2 * timing.activation_bytes(next(n for n in found.nodes if n.stage).inputs, found.nodes[-1].stage)
     stage = found.nodes[-1].stage
-    assert timing.activation_bytes(longer[0], stage.replace(micro_batch_size=1)) * stage.batch_size == timing.activation_bytes(longer[0], stage)
+    one, all_of_them = (timing.activation_bytes(longer[0], some) for some in (stage.replace(micro_batch_size=1), stage))
+    assert stage.batch_size * one / 2 < all_of_them <= stage.batch_size * one
+    rows = longer[0].data.train
+    single = replace(longer[0], data=replace(longer[0].data, train=[replace(rows[0], prompt=rows[0].prompt * 50), *rows[1:]]))
+    alone = timing.activation_bytes(single, stage.replace(micro_batch_size=1))
+    assert alone < timing.activation_bytes(single, stage) < 2 * alone, "one row far longer than the others counts once"
+    monkeypatch.setattr(timing, "free_memory", lambda: 64_000_000_000)
+    assert timing.memory_note(found.nodes, inputs) == ""
+    monkeypatch.setattr(timing, "free_memory", lambda: 100_000_000)
+    assert "NOT ENOUGH" in timing.memory_note(found.nodes, inputs), "what `compare` says before it trains"
     assert timing.activation_bytes(longer[0], stage.replace(gradient_checkpointing=True)) < timing.activation_bytes(longer[0], stage)
     monkeypatch.setattr(timing, "free_memory", lambda: None)
     assert "free:" not in memory_in_words(plan(study, tmp_path / "out", measure=False))

@@ -4,6 +4,7 @@ import re
 
 import pandas as pd
 import pytest
+from little import unbroken
 from tiny import tiny_model
 
 from sftdpo.cli import main
@@ -32,7 +33,7 @@ def pairs(tmp_path):
 def test_data_check_counts_pairs_that_share_a_question(pairs, capsys):
     "Finding 13. At 72cf482 the check says nothing of them."
     main(["data", "check", str(pairs), "--task", "paraphrase"])
-    assert "2 of 4 judged pairs (50.0%) share a question with a training pair; 100% of them are duplicates, 50% of the others" in capsys.readouterr().out
+    assert "2 of 4 judged pairs (50.0%) share a question with a training pair; 100% of them are duplicates, 50% of the others" in unbroken(capsys.readouterr().out)
 
 
 def test_data_check_names_six_words_from_training_texts(tmp_path, capsys):
@@ -44,7 +45,7 @@ def test_data_check_names_six_words_from_training_texts(tmp_path, capsys):
     (folder / "train.csv").write_text(csv(rows))
     (folder / "test.csv").write_text(csv([("Poem 96:", f"{line.upper()}!"), ("Poem 97:", "nothing of this was said by anyone before")]))
     main(["data", "check", str(folder), "--task", "completions", "--out", str(tmp_path / "said")])
-    assert "5 runs of six words from training texts, such as 'i love thee in such sort'" in capsys.readouterr().out
+    assert "5 passages of six words that stand in a training text too, such as 'i love thee in such sort'" in unbroken(capsys.readouterr().out)
     assert [len(runs) for runs in json.loads((tmp_path / "said" / "data.json").read_text())["copied"].values()] == [5]
 
 

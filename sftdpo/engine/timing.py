@@ -278,12 +278,14 @@ def long_rows(
 ) -> tuple[int, int]:   # tokens, and how many of them are predicted
     "The size of the longest training rows together; a rejected completion that is still to be made counts as long as the chosen one."
     some = sorted(inputs.data.train,
-                  key=lambda e: len(e.prompt) + len(e.completion) + len(e.rejected or ""))[-number:]
+                  key=lambda e: len(e.prompt) + len(e.completion) + len(e.rejected or ""))
+    some = some[-max(16, number):]  # the longest in letters need not have the most tokens
     prompts, chosen, rejected = (token_counts([getattr(e, name) or e.completion for e in some],
                                               inputs.tokenizer)
                                  for name in ("prompt", "completion", "rejected"))
     answers = [a + b if kind == "dpo" else a for a, b in zip(chosen, rejected)]
-    return sum(prompts) + sum(answers), sum(answers)
+    sizes = sorted((prompt + answer, answer) for prompt, answer in zip(prompts, answers))[-number:]
+    return sum(tokens for tokens, _ in sizes), sum(predicted for _, predicted in sizes)
 
 # %% ../../nbs/engine/07_timing.ipynb #b7e854f1
 # what is allocated in a step, as a multiple of what the backward pass needs
