@@ -377,8 +377,7 @@ class Trials(Ways):
             if self.tables and self.workers < self.folds * len(new): new = self.promising(new)
             for way, table in self.judged(new, self.folds).items():
                 self.tables[way], self.runs[way] = table, new[way]
-                reached = format_metric(self.score(new[way]), self.metric)
-                self.say(f"    {way}: {self.metric.title} {reached}")
+                self.say(f"    {way}: {self.metric.title} {format_metric(self.score(new[way]), self.metric)}")
             self.drop_weights()
 
     def promising(self, new: dict[str, Run]) -> dict[str, Run]:
