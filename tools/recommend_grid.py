@@ -13,7 +13,7 @@ import pandas as pd
 from sftdpo.config import Reading, Run, Stage, Study
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs, settled
-from sftdpo.recommend import Trials, dealt, pool_of, rows_of_file, runs_at_once, way_of, with_rate
+from sftdpo.recommend import Trials, dealt, rows_of_file, runs_at_once, way_of, with_rate
 from sftdpo.study import claim_folder
 
 
@@ -26,7 +26,7 @@ def main(data, out, folder, task=None, folds=3, epochs=(1, 3, 10, 30), rates=(1 
     claim_folder(home.path, study)
     study = settled(home, study)
     start = Run(task=loaded.task, backbone="bard", data=str(data), reading=reading, sft=study.sft, dpo=study.dpo)
-    rows, lines = round(len(pool_of(loaded)) * (1 - 1 / folds)), []
+    rows, lines = len(dealt(loaded, folds, 1).train), []
     trials = Trials(home, inputs, loaded.record.primary, folds, time.monotonic() + 1e6)
     trials.workers = runs_at_once(inputs, "bard", 2 * folds)
     trials.give_up = math.inf

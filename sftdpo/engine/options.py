@@ -6,7 +6,7 @@
 __all__ = ['OWN_FILE', 'GROUPS', 'OF_A_FILE', 'SELDOM', 'field_comments', 'helps', 'Option', 'options_of', 'recommended_values',
            'recommended_text', 'default_text', 'shows_choices', 'option_text', 'value_text', 'argument_name',
            'option_lines', 'options_by_group', 'help_text', 'check_value', 'values_after', 'check_arguments',
-           'check_words']
+           'options_meant', 'check_words']
 
 # %% ../../nbs/engine/16_options.ipynb #6f87a6e9
 import dataclasses
@@ -336,13 +336,26 @@ def check_arguments(
     if len(words) > len(wanted):
         word, data = words[len(wanted)], any(option.name == "data" for option in options)
         meant = f": did you mean --data {word}?" if data and Path(word).exists() else (
-            f": {usage} [OPTIONS]; an option's value follows its name.")
+            f": {usage} [OPTIONS]; an option's value follows its name, in quotes if it has blanks.")
         raise SettingsError(f"{word!r} has no place here{meant}")
     for option, word in zip(wanted, words):
         if len(option.choices) == 1 and word not in option.choices:
             raise SettingsError(f"{word!r} has no place here{nearest(word, option.choices) or ':'} "
                                 f"{usage}")
         check_value(option, argument_name(option), word)
+
+# %% ../../nbs/engine/16_options.ipynb #7c1e5d20
+def options_meant(
+    typed: str,        # without its dashes
+    known: list[str],  # names of options
+) -> list[str]:        # none is near
+    "The options that were probably meant: of nearly the same name, or of the same last part or its initials, such as `sft.lr`."
+    if near := nearest_name(typed, known, .7): return [near]
+    before, _, last = typed.rpartition(".")
+    def fits(name):
+        stem, _, end = name.rpartition(".")
+        return before in ("", stem) and last in (end, "".join(part[0] for part in end.split("-")))
+    return [name for name in known if fits(name)]
 
 # %% ../../nbs/engine/16_options.ipynb #0234215e
 def check_words(
@@ -365,8 +378,11 @@ def check_words(
                           if flag.endswith(".kind") else f"it is --dpo.{flag[6:]}")
                 raise SettingsError(f"{flag} does not apply to "
                                     f"{flag[2:5].upper() if stage else command}: {remedy}.")
-            near = nearest_name(flag[2:], [name[2:] for name, one in known.items() if one.applies], .7)
-            meant = near and f": did you mean '--{near}'?"
+            given = next((argument_name(one) for one in options if one.positional and one.name == flag[2:]), "")
+            if given:
+                raise SettingsError(f"{flag}: give {given} without a name: sftdpo {command} {given}")
+            near = options_meant(flag[2:], [name[2:] for name, one in known.items() if one.applies])
+            meant = near and f": did you mean {' or '.join(f'--{name}' for name in near[:3])}?"
             raise SettingsError(
                 f"{word}: `sftdpo {command}` has no such "
                 f"option{meant or f': sftdpo {command} --help-all lists them.'}")

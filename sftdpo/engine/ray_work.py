@@ -8,6 +8,7 @@ __all__ = ['finish_remotely', 'cores_here', 'join_cluster', 'told_of', 'work_on_
 # %% ../../nbs/engine/09_ray_work.ipynb #28b70d4a
 import importlib.util
 import os
+from collections.abc import Callable
 
 from ..config import Execution, Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
@@ -81,7 +82,7 @@ def work_on_ray(
     nodes: list[Node],     # in the order of work
     weights: str,          # models to keep
     execution: Execution,  # cores and GPUs per run, the cluster's address
-    say=print,             # reports what begins, and what fails
+    say: Callable = print,  # reports what begins, and what fails
 ):
     "Give every node to Ray as soon as it is ready, until all is done."
     if importlib.util.find_spec("ray") is None:

@@ -137,7 +137,7 @@ def try_cells(
     folder: StudyFolder,      # for the runs of the trials
     inputs: Inputs,           # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in that folder
-    say=print,                # reports what begins
+    say: Callable = print,     # reports what begins
 ):
     "Spend the trials of several cells."
     search = cells[0].study.search
@@ -170,7 +170,7 @@ def search_rates(
     folder: StudyFolder,  # for the table and the runs of the trials
     inputs: Inputs,       # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in the folder
-    say=print,     # reports what begins, and what was chosen
+    say: Callable = print,  # reports what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
     "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
     chosen, lines = {}, []

@@ -10,6 +10,7 @@ __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'read_whole_table', 'planned_r
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -61,7 +62,7 @@ def planned_runs(
 def write_planned_runs(
     folder: str | Path,   # of the study
     lines: pd.DataFrame,  # as `planned_runs` gives them
-    say=print,            # reports a list that cannot be read
+    say: Callable = print,  # reports a list that cannot be read
 ):
     "Add the runs that are planned now, before those that were planned earlier."
     folder, lines = StudyFolder(folder), lines.astype(str).drop_duplicates()

@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -207,7 +208,7 @@ def busy_machine() -> str:
 def calibrate(
     nodes: list[Node],  # of the study
     timing: Timing,     # what is known; what is missing is added
-    say=print,          # reports what is being measured
+    say: Callable = print,  # reports what is being measured
     keep: Path | None = None,  # where the times are kept, unless the machine is busy
 ) -> Timing:
     "Measure each cost group that has no time yet: four steps of training, or a few examples drawn or judged."
@@ -646,7 +647,7 @@ def plan(
     folder: str | Path,      # where its results are or will be
     measure: bool = True,    # calibrate what has no time yet? Otherwise only finished stages count
     workers: int = 1,        # processes at once
-    say=print,               # reports what is being measured
+    say: Callable = print,    # reports what is being measured
     inputs: Inputs | None = None,  # of the study; default: read now
 ) -> Plan:
     "A study's stage tree with its state, time and disk; nothing is trained, only calibration is written."

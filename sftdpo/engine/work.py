@@ -46,7 +46,7 @@ def finish_node(
     # models to keep: none, best, all; parents: those of stages that others start from, for a search
     weights: str = "none",
     progress: bool = True,  # draw bars?
-    say=print,              # reports what is damaged
+    say: Callable = print,   # reports what is damaged
 ) -> bool:                  # was its stage trained now?
     "Train the stage if its policy is not there, and judge the runs that end with it."
     folder.sweep(node)
@@ -106,7 +106,7 @@ def attempt(
     node: Node,             # whose lock is held
     weights: str = "none",  # models to keep
     progress: bool = True,  # draw bars?
-    say=print,              # reports failures
+    say: Callable = print,   # reports failures
     timing: Timing | None = None,  # records what the node took
 ) -> bool:
     "Finish a node, or write down why it failed."
@@ -183,7 +183,7 @@ def work(
     nodes: list[Node],      # in the order of work
     weights: str = "none",  # models to keep
     progress: bool = True,  # draw bars?
-    say=print,              # reports what begins, and what fails
+    say: Callable = print,   # reports what begins, and what fails
     workers: int = 1,       # processes at work, to estimate the time left
     gather_order: list[str] | None = None,  # names of runs, to write results on the way
 ):
@@ -244,7 +244,7 @@ def work_as_one_of(
     threads: int,         # of this worker
     number: int,          # of this worker
     workers: int,         # how many there are
-    say=print,            # reports what begins, and what fails
+    say: Callable = print,  # reports what begins, and what fails
 ):
     "A worker's share of the work."
     torch.set_num_threads(threads)
@@ -308,7 +308,7 @@ def forked_worker(parent: int, say, *share):
     try: work_as_one_of(*share, say)
     except KeyboardInterrupt: sys.exit(1)
 
-def forked(say=print):
+def forked(say: Callable = print):
     "Workers that begin as copies of this process."
     begin = multiprocessing.get_context("fork").Process
     @contextlib.contextmanager
@@ -350,7 +350,7 @@ def share_work(
     nodes: list[Node],      # to finish
     weights: str,           # models to keep
     workers: int,           # processes
-    say=print,              # reports lost workers; where workers are forked, also what they begin
+    say: Callable = print,   # reports lost workers; where workers are forked, also what they begin
 ):
     "Let several processes work on a folder until all is done."
     begun = forked(say) if forkable(workers) else told
