@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MAY_GROW', 'NEUTRAL', 'LOOK_AGAIN', 'TOGETHER', 'flat', 'check_growth', 'check_study_folder', 'claim_folder',
-           'claimed', 'grown', 'surroundings', 'notice_changes', 'check_runs', 'carry_out', 'run_search',
+           'claimed', 'grown', 'surroundings', 'notice_changes', 'check_runs', 'carry_out', 'run_search', 'taken_of',
            'look_at_data', 'failed_runs', 'note_planned_runs', 'compare', 'study_of', 'train_run', 'load_any',
            'judged_data', 'with_labels', 'rows_trained_on', 'evaluate_saved', 'label_answers', 'text_answers',
            'answer_rows', 'predict_saved']
@@ -354,6 +354,17 @@ def _report_of(run: Run, inputs: Inputs, home):
             words += f" All of them are listed in {write_problems(error.problems, home.unusable)}."
         raise DataError(words) from error
 
+# %% ../nbs/12_study.ipynb #eb6c7290
+def taken_of(
+    runs: list[Run],  # of the study
+) -> str:             # empty where all rows are used
+    "How many rows of the data the runs take to train and to judge, in words."
+    taken = []
+    for name, what in (("train_size", "train"), ("test_size", "judge")):
+        sizes = sorted({size for run in runs if (size := getattr(run, name))})
+        if sizes: taken.append(f"{' or '.join(f'{size:,}' for size in sizes)} to {what}")
+    return f"taken from these: {', '.join(taken)}" if taken else ""
+
 # %% ../nbs/12_study.ipynb #eb6c7291
 def look_at_data(
     folder: StudyFolder,  # of the study
@@ -365,7 +376,9 @@ def look_at_data(
     for run in {(*run.source, run.backbone): run for run in runs}.values():
         home = folder.data_of(run.task, run.fold)
         report = _report_of(run, inputs, home)
-        if not home.report.exists(): say(report.short())
+        if not home.report.exists():
+            say(report.short())
+            if taken := taken_of(runs): say(taken)
         write_check(report, home)
 
 # %% ../nbs/12_study.ipynb #ec045e7d
@@ -462,8 +475,8 @@ def _copy_model(home, model: Path):
 def _check_kept(run: Run):
     "Raise if a run trains nothing that could be kept, or is judged on the wrong rows."
     if not run.stages:
-        raise ValueError(f"The recipe {run.recipe!r} trains nothing; give "
-                         f"{', '.join(trained_recipes())}.")
+        raise ValueError(f"The recipe {run.recipe!r} trains nothing: give {', '.join(trained_recipes())}; or "
+                         f"judge the model as it is, `sftdpo evaluate {run.backbone} --task {run.task}`.")
     check(run.judge == "test", "run.judge", run.judge,
           "a model that is kept is judged on the test rows; leave it out")
 

@@ -63,7 +63,7 @@ def test_mistakes_are_told_in_a_line(words, told, tmp_path, capsys):
 @pytest.mark.parametrize("words, meant", [
     ("comapre", "compare"), ("compare --recipes sfd", "sft"), ("compare --tasks paraphras", "paraphrase"), ("train --task sonet", "sonnet"),
     ("compare --backbone smolm2-135m", "smollm2-135m"), ("generate smollm", "smollm2-135m"), ("evaluate bart", "bard"), ("fetch gpt-2", "gpt2"),
-    ("compare --train-sizes 4", "--train-size"), ("compare --dpo.betta 4", "--dpo.beta"), ("train --dpo.loss sigmod", "sigmoid"), ("data chek tickets.csv", "check"),
+    ("compare --train-sizes 4", "--train-size"), ("compare --dpo.betta 4", "--dpo.beta"), ("train --sft.lr 1", "--sft.learning-rate"), ("compare --settings tickets.cvs", "tickets.csv"), ("train --dpo.loss sigmod", "sigmoid"), ("data chek tickets.csv", "check"),
     ("data check tickest.csv", "tickets.csv"), ("compare --tasks labels --data tickest.csv", "tickets.csv"), ("predict madel tickets.csv", "model"), ("report modle", "model"),
     ("compare --tasks labels --data tickets.csv --reading.label tema", "team")])
 def test_a_near_miss_is_told(words, meant, tmp_path, monkeypatch, capsys):

@@ -382,7 +382,7 @@ def check_words(
             if given:
                 raise SettingsError(f"{flag}: give {given} without a name: sftdpo {command} {given}")
             near = options_meant(flag[2:], [name[2:] for name, one in known.items() if one.applies])
-            meant = near and f": did you mean {' or '.join(f'--{name}' for name in near[:3])}?"
+            meant = near and f": did you mean {' or '.join(repr(f'--{name}') for name in near[:3])}?"
             raise SettingsError(
                 f"{word}: `sftdpo {command}` has no such "
                 f"option{meant or f': sftdpo {command} --help-all lists them.'}")

@@ -302,7 +302,7 @@ def doubt_sections(
     "What is wrong or doubtful with what was read: lengths, repetitions, leaks, answers, what stops a run."
     def long_line(split, some):
         return (f"{split}: {counted(some['count'], 'example')} "
-                f"of more than {report.max_length:,} tokens, by {some['over']:,} at most; "
+                f"of more than {report.max_length:,} tokens, the longest with its answer of {some['longest']:,}; "
                 f"cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})")
     def repeated_line(split, some):
         return (f"{split}: {counted(some['exact'], 'exact duplicate')}{' (kept)' if some['exact'] else ''}"
@@ -390,7 +390,7 @@ def short_report(
         tokens = " · ".join(f"{part} {some['median']:,}, {some['longest']:,}"
                             for part, some in report.lengths.items())
         lines.append(f"tokens (median, longest): {tokens}"
-                     + (f" of {report.max_length:,}" if report.max_length else ""))
+                     + (f"; the model reads {report.max_length:,}" if report.max_length else ""))
     seen = ([f"{n:,} {pair}" for pair, n in report.shared.items() if n]
             + [f"{n:,} {why}" for why, n in report.left_out.items()])
     seen += [f"{counted(some['exact'], 'duplicate')} in {split}"
@@ -528,12 +528,12 @@ def too_long_in(
     data: TaskData,   # as loaded
     tokenizer,        # of the backbone
     max_length: int,  # tokens that the backbone reads
-) -> dict[str, dict]:  # split: count, tokens over, ids of the first
+) -> dict[str, dict]:  # split: count, tokens of the longest, ids of the first
     "The examples that the backbone cannot read whole."
     found = {split: longer_than(examples, tokenizer, data.end_of_text, max_length)
              for split, examples in data.splits.items()}
     return {split: dict(count=len(some),
-                        over=max(prompt + answer for _, prompt, answer in some) - max_length,
+                        longest=max(prompt + answer for _, prompt, answer in some),
                         ids=[data.splits[split][i].id for i, *_ in some[:3]])
             for split, some in found.items() if some}
 
