@@ -884,12 +884,13 @@ def needed_to_reach(
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
     numbers = {name: [_least_number(one, name, distance, power, most) for one in ways]
                for name in ("seeds", "examples")}
-    parts = [_told(estimate, name, number, ends) for name, (number, *ends) in numbers.items()
-             if name == "seeds" or estimate.examples]
+    known = {name: number for name, (number, *_) in numbers.items() if name == "seeds" or estimate.examples}
+    parts = [_told(estimate, name, known[name], numbers[name][1:])
+             for name in sorted(known, key=lambda name: known[name] is None)]  # what is enough comes first
     (seeds, *seeds_range), (examples, *examples_range) = numbers.values()
     if seeds is None and examples is None and not estimate.unknown and estimate.examples:
         parts = ["more seeds alone or more examples alone are not enough, both are needed"]
-    why = f"To show {goal} with probability {power:g}: {'; or '.join(parts)}."
+    why = f"To show {goal} with probability {power:g}: {('; ' if None in known.values() else '; or ').join(parts)}."
     if "seed" in estimate.unknown: why += " Run 5 seeds before believing a number."
     return Needed(seeds, examples, why, tuple(seeds_range), tuple(examples_range))
 

@@ -363,7 +363,7 @@ def test_no_spread_is_no_certainty():
 
 def test_sentences_on_what_is_needed():
     wanted = needed(made(0.05, 0.1, 99, components=dict(seed=0., example=1., residual=0.), weights=(1 / 5, 1 / 100, 1 / 500)), 0.08).why
-    assert "more seeds alone are not enough, because the present examples set a limit; or about 3,1" in wanted and wanted.endswith("examples with the present seeds.")
+    assert "about 3,1" in wanted and wanted.endswith("examples with the present seeds; more seeds alone are not enough, because the present examples set a limit.")
 
 
 def test_another_level():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from sftdpo.config import Reading, Run, Study, from_dict, seed_in_fold
+from sftdpo.config import Reading, Run, Stage, Study, from_dict, seed_in_fold
 from sftdpo.data import TaskData
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
@@ -44,6 +44,17 @@ def reached_without(results, both, loaded):
 def run_in(folder, name): return from_dict(Run, read_settings(folder, name))
 
 
+def best_of_grid(grid, start, rows):
+    "The run of the grid's best line; DPO after SFT starts from the best SFT of as many epochs."
+    values = grid.groupby(["recipe", "tuning", "epochs", "learning_rate"], sort=False)["value"].mean()
+    recipe, tuning, epochs, rate = values.idxmax()
+    rates = {recipe.rpartition("-")[2]: rate}
+    if recipe == "sft-dpo": rates["sft"] = values["sft", tuning, epochs].idxmax()
+    def stage(kind): return Stage(kind, evaluations=0, precision=start.sft.precision)
+    run = start.replace(recipe=recipe, tuning=tuning, sft=stage("sft"), dpo=stage("dpo")).resolved(rows)
+    return run.replace(**{kind: getattr(run, kind).replace(epochs=epochs, learning_rate=rate) for kind, rate in rates.items()})
+
+
 def reached(results, inputs, plans, metric):
     "What each way reached with each seed, on average over its folds."
     values = results[results["metric"] == metric.name].set_index("run")["value"]
@@ -65,9 +76,9 @@ def main(data, fresh, walk, grid, out, folder, seeds=5, folds=3):
     loaded, reading = rows_of_file(data, None, "bard", reading, quiet)
     both = judged_on(loaded, rows_of_file(fresh, loaded.task, "bard", reading, quiet)[0])
     metric = loaded.record.primary
-    chosen, tried, every = read_json(Path(walk) / "recommendation.json")["way"], ways_in(walk, metric.name), ways_in(grid, metric.name)
+    chosen, tried = read_json(Path(walk) / "recommendation.json")["way"], ways_in(walk, metric.name)
     runs = {"recommended": run_in(walk, tried.loc[chosen, "run"])} if chosen else {}
-    runs["best of all ways"] = run_in(grid, every.loc[every["value"].idxmax(), "run"])
+    runs["best of all ways"] = best_of_grid(pd.read_csv(grid), run_in(walk, tried["run"].iloc[0]), len(dealt(loaded, folds, 1).train))
     study = Study("fresh", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, recipes=("sft", "dpo", "sft-dpo"))
     on_all = {name: [run.replace(folds=0, fold=0, seed=seed) for seed in range(seeds)] for name, run in runs.items()}
     new, results = trained(Inputs(lambda *_: both), StudyFolder(folder), study, on_all, metric)
@@ -85,7 +96,7 @@ if __name__ == "__main__":
     parser.add_argument("data", help="the file that `sftdpo recommend` read")
     parser.add_argument("fresh", help="other rows like its own")
     parser.add_argument("walk", help="folder of `sftdpo recommend`")
-    parser.add_argument("grid", help="folder of `recommend_grid.py`")
+    parser.add_argument("grid", help="CSV that `recommend_grid.py` wrote")
     parser.add_argument("out", type=Path, help="CSV for what each way reached")
     parser.add_argument("--folder", default="runs/fresh", help="folder for the runs (default: runs/fresh)")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each way (default: 5)")
