@@ -25,8 +25,8 @@ import pandas as pd
 import torch
 
 # %% ../nbs/15_recommend.ipynb #7ca086e9
-from .config import Execution, Reading, Run, Sampling, Stage, Study, check, decoding, seed_in_fold
-from .data import DataError, TaskData, _hold_out_texts, deal, load_task, nearly_equal
+from .config import Execution, Reading, Run, Sampling, Stage, Study, WorkFailed, check, decoding, seed_in_fold
+from .data import DataError, TaskData, deal, load_task, nearly_equal
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.runs import finish_stage, model_card, save_task, task_record
@@ -105,17 +105,13 @@ def dealt(
     data: TaskData,  # as loaded
     folds: int,      # how many folds
     fold: int,       # which one judges, from 1 up; 0: none, and all rows train
-) -> TaskData:
-    "The data with one fold judging."
+) -> TaskData:       # without validation rows
+    "The data with one fold judging, and all other rows training."
     rows = pool_of(data)
-    if not fold:
-        return TaskData(**{**vars_of(data), "train": rows, "validation": rows[:1],
-                           "test": data.test})
-    test = deal(rows, folds, seed=0)[fold - 1]
-    judging = set(map(id, test))
-    train, validation = _hold_out_texts([e for e in rows if id(e) not in judging], "recommend",
-                                        max(1, len(rows) // 10))
-    return TaskData(**{**vars_of(data), "train": train, "validation": validation, "test": test})
+    test = deal(rows, folds, seed=0)[fold - 1] if fold else data.test
+    judging = set(map(id, test)) if fold else set()
+    train = [example for example in rows if id(example) not in judging]
+    return TaskData(**{**vars_of(data), "train": train, "validation": [], "test": test})
 
 # %% ../nbs/15_recommend.ipynb #a4ae55a2
 def vars_of(
@@ -751,6 +747,8 @@ def recommend(
     for ways in ways_to_try(start, rows, trials.best, trials.score, hopeless):
         trials.attempt_all(ways)
     trials.drop_weights(keep=False)
+    if not trials.tables and (failed := [one for one in trials.left_out if "(it failed" in one]):
+        raise WorkFailed(f"No way to train could be carried out, such as {failed[0]}.")
     if not trials.tables:
         takes = trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
         return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train "

@@ -46,7 +46,7 @@ from sftdpo.evaluate import (
     ten_syllables,
     text_of,
 )
-from sftdpo.measures.baselines import overlap_features, tfidf_baseline
+from sftdpo.measures.baselines import STRENGTHS, overlap_features, tfidf_baseline
 from sftdpo.measures.distance import completion_logits, divergences, kl_divergence, row_divergences
 from sftdpo.model import apply_tuning
 from sftdpo.tasks import TASKS
@@ -598,14 +598,15 @@ def replace_label(example, label):
 
 def test_tfidf_equals_scikit_learn_on_texts():
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline
     rng = np.random.default_rng(0)
     text = lambda label: " ".join(rng.choice(list("abcdefgh"[label:label + 7]), 8))
     labels = [i % 2 for i in range(200)]
     examples = [Example(str(i), text(label), "x", label=label) for i, label in enumerate(labels)]
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+")
-    theirs = make_pipeline(words, LogisticRegression(C=1.0, max_iter=1000)).fit([e.prompt for e in examples[:100]], labels[:100])
+    theirs = make_pipeline(words, LogisticRegressionCV(Cs=STRENGTHS, cv=StratifiedKFold(5), max_iter=1000)).fit([e.prompt for e in examples[:100]], labels[:100])
     assert (tfidf_baseline(examples[:100], [], examples[100:]) == theirs.predict([e.prompt for e in examples[100:]])).all()
 
 

@@ -60,7 +60,7 @@ def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
     data = load_task("labels", write_tickets(tmp_path / "tickets.csv", rows=120))
     parts = [dealt(data, 3, fold) for fold in (1, 2, 3)]
     assert sorted(e.id for part in parts for e in part.test) == sorted(e.id for split in data.splits.values() for e in split)
-    for part in parts: assert not {e.id for e in part.test} & {e.id for e in (*part.train, *part.validation)} and not {e.id for e in part.train} & {e.id for e in part.validation}
+    for part in parts: assert not {e.id for e in part.test} & {e.id for e in part.train} and len(part.test) + len(part.train) == 120 and not part.validation
     assert len(dealt(data, 0, 0).train) == 120
     (tmp_path / "folder").mkdir()
     write_tickets(tmp_path / "folder" / "train.csv", rows=90), write_tickets(tmp_path / "folder" / "test.csv", rows=30, seed=5)
@@ -167,7 +167,7 @@ def quick(monkeypatch):
 
 def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     "A word says the label: it is learned, the model is saved with what it needs, and the same command goes on."
-    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(60))
+    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'ab'[i % 2] if i % 15 else 'ba'[i % 2]}\n" for i in range(60))  # some labels are wrong, or no model were needed
     (tmp_path / "moods.csv").write_text("text,label\n" + moods)
     found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone))
     assert not found.declined, found.declined

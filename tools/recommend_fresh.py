@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 import pandas as pd
+from recommend_grid import means_in, run_of
 
 from sftdpo.config import Reading, Run, Stage, Study, from_dict, seed_in_fold
 from sftdpo.data import TaskData
@@ -12,7 +13,6 @@ from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
 from sftdpo.engine.store import gather, read_settings
-from sftdpo.measures.baselines import baselines
 from sftdpo.recommend import dealt, finish_ways, pool_of, rows_of_file, runs_at_once, vars_of
 from sftdpo.study import claim_folder
 from sftdpo.tables import baselines_of
@@ -23,7 +23,7 @@ def judged_on(loaded, fresh):
     if (loaded.verbalizers, loaded.intake.labels) != (fresh.verbalizers, fresh.intake.labels): raise ValueError("The two files have different labels.")
     rows = pool_of(loaded)
     known = {e.prompt for e in rows}
-    return TaskData(**{**vars_of(loaded), "train": rows, "validation": rows[:1], "test": [e for e in pool_of(fresh) if e.prompt not in known]})
+    return TaskData(**{**vars_of(loaded), "train": rows, "validation": [], "test": [e for e in pool_of(fresh) if e.prompt not in known]})
 
 
 def ways_in(folder, metric):
@@ -33,26 +33,13 @@ def ways_in(folder, metric):
     return results[results["way"] != ""].groupby("way").agg(value=("value", "mean"), run=("run", "first"))
 
 
-def reached_without(results, both, loaded):
-    "What the base model and the baselines reach; a tenth of the rows choose the strength of TF-IDF's classifier, as they train no model."
-    parts, base = dealt(loaded, 10, 1), results[results["recipe"] == "base"].copy()
-    held = TaskData(**{**vars_of(both), "train": [*parts.train, *parts.validation], "validation": parts.test})
-    for name, value in baselines(held, held.test).items() if both.verbalizers else (): base.loc[base["metric"] == f"baseline_{name}", "value"] = value
-    return {"the base model": base.loc[base["metric"] == both.record.primary.name, "value"].mean()} | baselines_of(base)
+def reached_without(results, metric):
+    "What the base model and the baselines reach."
+    base = results[results["recipe"] == "base"]
+    return {"the base model": base.loc[base["metric"] == metric, "value"].mean()} | baselines_of(base)
 
 
 def run_in(folder, name): return from_dict(Run, read_settings(folder, name))
-
-
-def best_of_grid(grid, start, rows):
-    "The run of the grid's best line; DPO after SFT starts from the best SFT of as many epochs."
-    values = grid.groupby(["recipe", "tuning", "epochs", "learning_rate"], sort=False)["value"].mean()
-    recipe, tuning, epochs, rate = values.idxmax()
-    rates = {recipe.rpartition("-")[2]: rate}
-    if recipe == "sft-dpo": rates["sft"] = values["sft", tuning, epochs].idxmax()
-    def stage(kind): return Stage(kind, evaluations=0, precision=start.sft.precision)
-    run = start.replace(recipe=recipe, tuning=tuning, sft=stage("sft"), dpo=stage("dpo")).resolved(rows)
-    return run.replace(**{kind: getattr(run, kind).replace(epochs=epochs, learning_rate=rate) for kind, rate in rates.items()})
 
 
 def reached(results, inputs, plans, metric):
@@ -78,7 +65,9 @@ def main(data, fresh, walk, grid, out, folder, seeds=5, folds=3):
     metric = loaded.record.primary
     chosen, tried = read_json(Path(walk) / "recommendation.json")["way"], ways_in(walk, metric.name)
     runs = {"recommended": run_in(walk, tried.loc[chosen, "run"])} if chosen else {}
-    runs["best of all ways"] = best_of_grid(pd.read_csv(grid), run_in(walk, tried["run"].iloc[0]), len(dealt(loaded, folds, 1).train))
+    means, start = means_in(grid), run_in(walk, tried["run"].iloc[0])
+    start = start.replace(**{kind: Stage(kind, evaluations=0, precision=start.sft.precision) for kind in ("sft", "dpo")})
+    runs["best of all ways"] = run_of(means.idxmax(), means, start, len(dealt(loaded, folds, 1).train))
     study = Study("fresh", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, recipes=("sft", "dpo", "sft-dpo"))
     on_all = {name: [run.replace(folds=0, fold=0, seed=seed) for seed in range(seeds)] for name, run in runs.items()}
     new, results = trained(Inputs(lambda *_: both), StudyFolder(folder), study, on_all, metric)
@@ -87,7 +76,7 @@ def main(data, fresh, walk, grid, out, folder, seeds=5, folds=3):
     again, _ = trained(Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(f"{folder}-again"), study, in_folds, metric)
     lines = [new.assign(rows=len(both.test), judged="on new rows"), again.assign(rows=len(pool_of(loaded)), judged="in the folds"),
              pd.DataFrame([dict(way=name, turn=0, value=value, rows=len(both.test), judged="on new rows")
-                           for name, value in reached_without(results, both, loaded).items()])]
+                           for name, value in reached_without(results, metric.name).items()])]
     pd.concat(lines).assign(metric=metric.name).to_csv(out, index=False, float_format="%.5g")
 
 

@@ -191,8 +191,8 @@ def finish_stage(
     folder.path.mkdir(parents=True, exist_ok=True)
     model = apply_tuning(model, run.tuning, run.lora, run.seed).to(device())
     rows = stage_rows(inputs, stage, model, tokenizer, inputs.training_of(folder.path.name))
-    held_out = stage_rows(inputs, stage, model, tokenizer,
-                          subset(choose, min(HELD_OUT, len(choose)), 0))
+    held_out = choose and stage_rows(inputs, stage, model, tokenizer,
+                                     subset(choose, min(HELD_OUT, len(choose)), 0))
     pairs_seconds = time.perf_counter() - started
     label = f"{run.task} {stage.title} {run.tuning}"
     result = train(run, stage, model, tokenizer, rows, held_out, folder.path, progress, label,

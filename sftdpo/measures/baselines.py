@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRENGTHS', 'AT_MOST', 'best_threshold', 'majority_baseline', 'overlap_baseline', 'overlap_features', 'word_weights',
-           'classifier_features', 'tfidf_baseline', 'nearest_examples', 'baselines']
+           'classifier_features', 'strength_of', 'tfidf_baseline', 'nearest_examples', 'baselines']
 
 # %% ../../nbs/measures/04_baselines.ipynb #94e9fa12
 import re
@@ -104,9 +104,22 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # values of C that are tried
 # training rows of the classifier; of more, so many are drawn by chance
 AT_MOST = 20_000
 
+def strength_of(
+    x,             # features of the training rows
+    labels: list,  # theirs
+) -> float:
+    "C by cross-validation in five parts, in fewer where a label has fewer rows; 1 where one has a single row."
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    parts = min(5, *Counter(labels).values())
+    if parts < 2: return 1.0
+    search = GridSearchCV(LogisticRegression(max_iter=1000), dict(C=STRENGTHS), cv=parts)
+    return search.fit(x, labels).best_params_["C"]
+
+# %% ../../nbs/measures/04_baselines.ipynb #8a286297
 def tfidf_baseline(
     training: list[Example],    # labelled
-    validation: list[Example],  # choose C; none: 1
+    validation: list[Example],  # choose C; none: `strength_of`
     examples: list[Example],    # that judge
     seed: int = 0,              # of the draw, where there are more than `AT_MOST` training rows
 ) -> np.ndarray:                # [examples] the label that it predicts
@@ -117,7 +130,7 @@ def tfidf_baseline(
     if len(set(labels)) == 1: return np.full(len(examples), labels[0])
     x, x_held, x_test = classifier_features(training, [training, validation or examples, examples])
     fitted = [LogisticRegression(C=C, max_iter=1000).fit(x, labels)
-              for C in (STRENGTHS if validation else (1.0,))]
+              for C in (STRENGTHS if validation else [strength_of(x, labels)])]
     best = max(fitted, key=lambda model: model.score(x_held, held)) if validation else fitted[0]
     return best.predict(x_test)
 

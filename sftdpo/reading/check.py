@@ -212,6 +212,7 @@ class DataFindings:
     too_long: dict[str, dict] = field(default_factory=dict)
     # split -> exact, contradicting
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
+    repeated: int = 0  # rows that repeat an earlier one of any split
     shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
     # judged text -> runs of six words that occur in a training text
     copied: dict[str, list[str]] = field(default_factory=dict)
@@ -391,10 +392,12 @@ def short_report(
                             for part, some in report.lengths.items())
         lines.append(f"tokens (median, longest): {tokens}"
                      + (f"; the model reads {report.max_length:,}" if report.max_length else ""))
-    seen = ([f"{n:,} {pair}" for pair, n in report.shared.items() if n]
-            + [f"{n:,} {why}" for why, n in report.left_out.items()])
-    seen += [f"{counted(some['exact'], 'duplicate')} in {split}"
-             for split, some in report.duplicates.items() if some["exact"]]
+    seen = [f"{n:,} {why}" for why, n in report.left_out.items()]
+    if splits:
+        seen = ([f"{n:,} {pair}" for pair, n in report.shared.items() if n] + seen
+                + [f"{counted(some['exact'], 'duplicate')} in {split}"
+                   for split, some in report.duplicates.items() if some["exact"]])
+    elif report.repeated: seen.append(f"{counted(report.repeated, 'row')} repeat{'s' * (report.repeated == 1)} an earlier one")
     seen += report.notes + (report.split_notes if splits else [])
     return "\n".join(printable(line)
                      for line in lines + (["note: " + "; ".join(seen)] if seen else []))
@@ -613,6 +616,7 @@ def check_data(
         columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {})
         | shape.columns, unused=list(shape.unused) if shape else [],
         duplicates={split: duplicates(examples) for split, examples in data.splits.items()},
+        repeated=duplicates(everything)["exact"],
         shared=shared(data.splits),
         equal_pairs=sum("equals the rejected" in p.reason for p in intake.problems),
         **small_leaks(data))
