@@ -57,7 +57,7 @@ def trained(inputs, home, study, plans, metric):
     return reached(results, inputs, plans, metric), results
 
 
-def main(data, fresh, walk, grid, out, folder, seeds=5, folds=3):
+def main(data, fresh, walk, grid, out, folder, again=None, seeds=5, folds=3):
     "Train and judge what was recommended, and the best of all ways."
     quiet, reading = (lambda words: None), Reading(unusable="drop")
     loaded, reading = rows_of_file(data, None, "bard", reading, quiet)
@@ -67,14 +67,15 @@ def main(data, fresh, walk, grid, out, folder, seeds=5, folds=3):
     runs = {"recommended": run_in(walk, tried.loc[chosen, "run"])} if chosen else {}
     means, start = means_in(grid), run_in(walk, tried["run"].iloc[0])
     start = start.replace(**{kind: Stage(kind, evaluations=0, precision=start.sft.precision) for kind in ("sft", "dpo")})
-    runs["best of all ways"] = run_of(means.idxmax(), means, start, len(dealt(loaded, folds, 1).train))
+    best = (means_in(again) if again else means).idxmax()
+    runs["best of all ways"] = run_of(best, means, start, len(dealt(loaded, folds, 1).train))
     study = Study("fresh", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, recipes=("sft", "dpo", "sft-dpo"))
     on_all = {name: [run.replace(folds=0, fold=0, seed=seed) for seed in range(seeds)] for name, run in runs.items()}
     new, results = trained(Inputs(lambda *_: both), StudyFolder(folder), study, on_all, metric)
     in_folds = {name: [run.replace(folds=folds, fold=fold, seed=seed_in_fold(seed, fold)) for fold in range(1, folds + 1) for seed in range(1, seeds + 1)]
                 for name, run in runs.items()}
-    again, _ = trained(Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(f"{folder}-again"), study, in_folds, metric)
-    lines = [new.assign(rows=len(both.test), judged="on new rows"), again.assign(rows=len(pool_of(loaded)), judged="in the folds"),
+    refolded, _ = trained(Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(f"{folder}-again"), study, in_folds, metric)
+    lines = [new.assign(rows=len(both.test), judged="on new rows"), refolded.assign(rows=len(pool_of(loaded)), judged="in the folds"),
              pd.DataFrame([dict(way=name, turn=0, value=value, rows=len(both.test), judged="on new rows")
                            for name, value in reached_without(results, metric.name).items()])]
     pd.concat(lines).assign(metric=metric.name).to_csv(out, index=False, float_format="%.5g")
@@ -87,6 +88,7 @@ if __name__ == "__main__":
     parser.add_argument("walk", help="folder of `sftdpo recommend`")
     parser.add_argument("grid", help="CSV that `recommend_grid.py` wrote")
     parser.add_argument("out", type=Path, help="CSV for what each way reached")
+    parser.add_argument("--again", type=Path, help="CSV of its best ways, trained in other folds: the best of these is taken")
     parser.add_argument("--folder", default="runs/fresh", help="folder for the runs (default: runs/fresh)")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each way (default: 5)")
     main(**vars(parser.parse_args()))
