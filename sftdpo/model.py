@@ -54,6 +54,9 @@ from .config import LoRA
 from .engine.names import BACKBONES, check_spelling, home_of, offline_message
 from .engine.safe_files import written_whole
 
+# %% ../nbs/02_model.ipynb #3d7e0a02
+torch.set_flush_denormal(True)
+
 # %% ../nbs/02_model.ipynb #ed35b0bc
 LFS_POINTER = b"version https://git-lfs"
 
