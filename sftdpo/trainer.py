@@ -64,7 +64,7 @@ from .engine.folder import StageFolder
 from .engine.safe_files import full_disk_named, remove, remove_leftovers
 from .engine.trackers import tracking_arguments
 from .loss import dpo_loss, reward_accuracy, sft_loss, with_sft
-from .model import set_dropout
+from .model import set_dropout, without_subnormals
 from .reading.rows import Row
 
 # %% ../nbs/05_trainer.ipynb #ed0e3df4
@@ -771,6 +771,7 @@ def run_training(
         raise MemoryError(too_large(trainer.train_dataset, trainer.micro_batch, str(error))) from error
 
 # %% ../nbs/05_trainer.ipynb #944a3cff
+@without_subnormals()
 def train_stage(
     model,                       # a causal language model, perhaps in a PEFT model; trained in place
     rows: list[Row],             # one completion each for SFT; chosen and rejected for DPO
