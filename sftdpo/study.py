@@ -570,7 +570,7 @@ def evaluate_saved(
     for note in data.intake.notes: say(f"note: {note}")
     if seen := rows_trained_on(known, examples):
         say(f"note: the model was trained on {len(seen):,} of these {len(examples):,} rows, and on those its "
-            "values are better than on new ones")
+            "values may be better than on new ones")
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed)
     each = with_labels(found.examples, data)
     if seen: each = each.assign(trained_on=each["id"].astype(str).isin(seen))
