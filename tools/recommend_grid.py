@@ -26,7 +26,7 @@ def run_of(way, means, start, rows):
     "The run of a way; DPO after SFT starts from the best SFT of as many epochs."
     recipe, tuning, epochs, rate = way
     rates = {recipe.rpartition("-")[2]: rate}
-    if recipe == "sft-dpo": rates["sft"] = means["sft", tuning, epochs].idxmax()
+    if recipe == "sft-dpo": rates["sft"] = means.sort_index()["sft", tuning, epochs].idxmax()
     run = start.replace(recipe=recipe, tuning=tuning).resolved(rows)
     return run.replace(**{kind: getattr(run, kind).replace(epochs=epochs, learning_rate=rate) for kind, rate in rates.items()})
 
