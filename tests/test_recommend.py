@@ -1,5 +1,6 @@
 "A recommendation for rows of one's own: what is tried, what judges, when nothing is said."
 import json
+import re
 from collections import Counter
 from itertools import islice
 
@@ -17,6 +18,7 @@ from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.reading.examples import Example
 from sftdpo.recommend import (
+    INSTEAD,
     Ways,
     by_row,
     dealt,
@@ -131,7 +133,7 @@ def test_where_rejected_texts_are_drawn_dpo_alone_comes_late():
 
 def test_columns_that_nobody_named_are_guessed_and_told(tmp_path, capsys):
     "At 4ab63658 the first command of the README stopped with an error on a CSV whose columns have names of their own; `data check` knew how to read it."
-    rows = "".join(f"2026-01-{i % 28 + 1:02},The parcel {i} came {'torn' if i % 2 else 'late'}.,{'damage' if i % 2 else 'delay'}\n" for i in range(60))
+    rows = "".join(f"2026-01-{i % 28 + 1:02},The parcel {i} came {'torn' if i % 2 else 'late'}.,{'damage' if (i % 2) ^ (i % 15 == 0) else 'delay'}\n" for i in range(60))
     (tmp_path / "mails.csv").write_text("received,email,team\n" + rows)
     with pytest.raises(SystemExit) as end: main(["recommend", str(tmp_path / "mails.csv"), "--minutes", "0.01", "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
@@ -146,6 +148,28 @@ def test_where_nothing_is_to_be_gained_that_is_the_reason(tmp_path):
     sure = interval(pd.DataFrame([dict(seed=0, id=str(i), value=1.) for i in range(60)]), share=True)
     said = reason_to_decline(sure, {"the base model": 1.0, "a coin": 0.5}, TASKS["preferences"].primary)
     assert "nothing to gain" in said and "more minutes" not in said
+
+
+def test_what_a_baseline_does_as_well_is_said_before_anything_is_trained(tmp_path, capsys):
+    "At 280782a all minutes went by before it was said that counting words, or taking the longer text, is always right."
+    (tmp_path / "words.csv").write_text("text,label\n" + "".join(f"{'glad' if i % 2 else 'sad'} day {i},{'ab'[i % 2]}\n" for i in range(60)))
+    (tmp_path / "pairs.csv").write_text("prompt,chosen,rejected\n" + "".join(f"Why {i}?,So it is on day {i}.,No.\n" for i in range(60)))
+    for file, said in (("words.csv", "TF-IDF reaches 100.0 % without a language model"), ("pairs.csv", "The longer one reaches 100.0 % without")):
+        with pytest.raises(SystemExit) as end: main(["recommend", str(tmp_path / file), "--out", str(tmp_path / "out")])
+        told = capsys.readouterr().out
+        assert end.value.code == 1 and said in told and "takes" not in told and "--minutes" not in told
+        assert ("make_pipeline(TfidfVectorizer(" in told) == (file == "words.csv")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_recipe_that_is_named_instead_of_a_model_works():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegressionCV
+    from sklearn.pipeline import make_pipeline
+    code = re.search(r"make_pipeline\(.*\)(?=\.$)", INSTEAD["TF-IDF"])[0]
+    texts, labels = [f"{'glad' if i % 2 else 'sad'} day {i}" for i in range(60)], [i % 2 for i in range(60)]
+    model = eval(code, dict(make_pipeline=make_pipeline, TfidfVectorizer=TfidfVectorizer, LogisticRegressionCV=LogisticRegressionCV))
+    assert list(model.fit(texts, labels).predict(["glad evening", "sad morning"])) == [1, 0]
 
 
 def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
@@ -228,7 +252,7 @@ def test_labels_that_say_nothing_are_declined(tmp_path, backbone, quick):
 def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick, monkeypatch):
     "The SFT stages of the best rate keep their weights until DPO has started from them; none are left in the end."
     import sftdpo.engine.work
-    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'b' if i % 2 else 'a'}\n" for i in range(60))
+    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'ab'[i % 2] if i % 15 else 'ba'[i % 2]}\n" for i in range(60))  # some labels are wrong
     (tmp_path / "moods.csv").write_text("text,label\n" + moods)
     log, finish = tmp_path / "log", sftdpo.engine.work.finish_stage
     def noted(folder, *rest, **more):
@@ -247,7 +271,7 @@ def test_dpo_starts_from_the_sft_stage_that_was_tried(tmp_path, backbone, quick,
 
 def test_macro_f1_decides_where_one_label_has_most_of_the_rows(tmp_path, backbone, quick):
     "A label of one row in six; what is tried, what is expected and what it is held against are in macro F1."
-    rows = "".join(f"{'yes' if i % 6 else 'no'} {i},{'good' if i % 6 else 'poor'}\n" for i in range(180))
+    rows = "".join(f"{'yes' if i % 8 else 'no'} {i},{'good' if i % 8 and i % 25 != 1 else 'poor'}\n" for i in range(180))
     (tmp_path / "rare.csv").write_text("text,label\n" + rows)
     said = []
     found = recommend(str(tmp_path / "rare.csv"), tmp_path / "out", minutes=60, backbone=backbone, say=said.append)
