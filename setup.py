@@ -31,6 +31,7 @@ setup(
         "Framework :: Jupyter",
     ],
     packages=find_packages(include=["sftdpo", "sftdpo.*"]),
+    package_dir={"": "."},  # an editable install is found from the folder above the clone too
     package_data={"sftdpo": ["assets/**/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),

@@ -208,3 +208,10 @@ def test_a_release_builds_installs_and_tries_the_package(repository):
         if "--help" not in command: parse(command.split())
     assert [command.split()[0] for command in commands] == ["--help", "data", "train", "predict"]
     assert flow["jobs"]["publish"]["needs"] == "build" and flow["jobs"]["publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_the_package_is_found_from_the_folder_above_its_clone(tmp_path, repository):
+    "At 280782a Python took the clone's folder, named like the package, for the package."
+    (tmp_path / "sftdpo").symlink_to(repository, target_is_directory=True)
+    found = subprocess.run([sys.executable, "-c", "import sftdpo.data\nprint(sftdpo.data.load_task('sonnet').name)"], cwd=tmp_path, capture_output=True, text=True)
+    assert found.stdout == "sonnets\n", found.stderr
