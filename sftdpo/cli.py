@@ -24,6 +24,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 # %% ../nbs/25_cli.ipynb #cf6aa74d
+import sftdpo
 from sftdpo.config import (
     SPEED,
     Benchmark,
@@ -246,7 +247,10 @@ class Quickstart:
         execution = Execution(retry_failed=True, workers=min(4, cores()))
         results = compare(QUICKSTART, self.out, execution=execution)
         print_tables(results, self.out)
-        if len(results): print(next_steps(results, self.out))
+        if len(results):
+            print("These questions are made up, and easy with so many rows: what counts here is that every cell "
+                  "learns.\nOn your own rows cells differ: `sftdpo recommend FILE`.")
+            print(next_steps(results, self.out))
         if StudyFolder(self.out).failed(): sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #5a00b737
@@ -458,7 +462,7 @@ class Generate:
         read = prompt_as_trained(known, prompt, tokenizer)
         between = "" if read is prompt else "\n\n"
         for text in sample(model, tokenizer, [read], self.sampling, self.seed, self.max_lines)[0]:
-            print(f"{prompt}{between}{text}\n")
+            print(f"{prompt}{between}{text}\n" if text.strip() else "(the model ends the text at once)\n")
 
 # %% ../nbs/25_cli.ipynb #a8f82310
 @dataclass
@@ -620,6 +624,9 @@ def parse(
 ):
     "The command that was asked for, ready to be called."
     asks = [word for word in words if word in ("-h", "--help", "--help-all")]
+    if words[:1] == ["--version"]:
+        print(f"sftdpo {sftdpo.__version__}")
+        sys.exit(0)
     if not words or words[0] in asks:
         print(overview())
         sys.exit(0 if words else 2)
@@ -640,7 +647,9 @@ def parse(
         if own in names and other not in names:
             rest = [f"--{own}" if word == f"--{other}" else word for word in rest]
     rest = with_setting_names(rest)
-    check_words(name, rest, options)
+    others = {other: [option.name for option in options_of(command)]
+              for other, (command, *_) in COMMANDS.items() if other in ("compare", "train", "recommend")}
+    check_words(name, rest, options, others)
     with one_line_errors():
         return tyro.cli(kind, prog=f"sftdpo {name}", args=rest,
                         **({} if default is None else {"default": default}))
@@ -651,8 +660,9 @@ def as_typed(
     command: str,          # that was asked for
 ) -> str:
     "The message of a settings error, with the option's name as typed."
-    if unknown := re.match(r"a field of \w+ = ('.*?') cannot be used: (.*)", str(error), re.DOTALL):
-        return f"There is no setting {unknown[1]}: {unknown[2]}"
+    if unknown := re.match(r"(.*?)a field of \w+\.?(\S*) = ('.*?') cannot be used: (.*)", str(error), re.DOTALL):
+        file, part, name, remedy = unknown.groups()
+        return f"{file or 'settings: '}there is no setting {name}{f' in {part}' * bool(part)}: {remedy}"
     found = re.match(
         r"(?:(?:run|study|execution|benchmark)\.)?([a-z]\w*(?:\.\w+)?)((?:\[[^]]*\])*) = (.*?) "
         r"cannot be used: (.*)", str(error), re.DOTALL)

@@ -601,7 +601,9 @@ def _label_of(value, numbers: dict[str, int], merged: dict[str, str]) -> str:
         raise ValueError(f"the label is {key!r}, which stands for a missing value "
                          "(name it in --reading.verbalizers if it is a label)")
     known = ", ".join(map(repr, list(numbers)[:20])) + " ..." * (len(numbers) > 20)
-    raise ValueError(f"the label is {key[:60]!r}, none of {known}")
+    alike = next((one for one in numbers if _alike(one) == _alike(key)), None)
+    merging = f" (--reading.similar-labels merge reads it as {alike!r})" if alike else ""
+    raise ValueError(f"the label is {key[:60]!r}, none of {known}{merging}")
 
 # %% ../nbs/01_data.ipynb #8420618a
 def _pair_of(chosen, rejected) -> tuple[str, str]:
@@ -962,14 +964,21 @@ def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[s
             if role in shapes and parts(shapes[role]) != parts(shapes["train"])]
 
 # %% ../nbs/01_data.ipynb #ef6c5323
-def _asked(counts: Counter) -> list[str]:
+def _stands(value, label: str) -> bool:
+    "Does a cell hold this label?"
+    try: return _label_key(value) == label
+    except ValueError: return False
+
+def _asked(counts: Counter, table: Table, column: str) -> list[str]:
     "Labels that differ in nothing but case and white space, and a question for each that may be another one misspelt."
     alike, notes = [], []
     for label, other in nearly_equal(counts):
         if _alike(label) == _alike(other):
             alike.append(f"{label!r} ({counts[label]:,}) and {other!r} ({counts[other]:,})")
             continue
-        notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}: "
+        lines = [str(line) for line, value in zip(table.lines, table.values(column)) if _stands(value, label)]
+        where = f" ({table.unit} {', '.join(lines[:3])})" if 0 < len(lines) < 4 else ""
+        notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}{where}: "
                      f"did you mean {other!r}, which stands in {counts[other]:,}?")
     if alike:
         notes.insert(0, f"labels that differ only in case or blanks, with their rows: {'; '.join(alike)} "
@@ -989,7 +998,7 @@ def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading:
         for label, rows in several.items(): counts[merged[label]] += rows
     answers = _answers(counts, reading, tables["train"].file, column)
     if not reading.verbalizers: counts = {label: counts[label] for label in answers}
-    return answers, merged, _asked(counts) if len(counts) <= MOST_LABELS else []
+    return answers, merged, _asked(counts, tables["train"], column) if len(counts) <= MOST_LABELS else []
 
 # %% ../nbs/01_data.ipynb #a3cfab84
 def _told_source(task: str, data, tables: dict[str, Table]) -> str:

@@ -104,7 +104,7 @@ def check_growth(
         raise FileExistsError(f"{folder} was begun with other settings ({said}), and results of both cannot "
                               "stand in one table; give another folder, --out FOLDER, or the old settings.")
     for name in other:
-        check(False, name, now.get(name), f"{folder} was begun with {before.get(name)!r}, and results of "
+        check(False, name, now.get(name), f"{folder} was begun with {'its default' if before.get(name) is None else repr(before.get(name))}, and results of "
               "both cannot stand in one table; give another folder, --out FOLDER, or the old setting")
 
 # %% ../nbs/12_study.ipynb #7d7e9a5d

@@ -181,7 +181,7 @@ def test_a_saved_model_predicts_judges_and_generates_through_its_template(tmp_pa
     run = Run(task="completions", data=str(path), backbone=chat_backbone, sft=Stage("sft", epochs=1, evaluations=0), sampling=few)
     found = train_run(run, tmp_path / "run", progress=False)
     home = str(tmp_path / "run")
-    assert json.loads((tmp_path / "run/model/task.json").read_text())["chat"] is True
+    assert json.loads((tmp_path / "run/model/task.json").read_text())["chat"] == "template"
     judged = evaluate_saved(home, Run(task="completions", data=str(path), sampling=few))
     assert judged.metrics["nll"] == pytest.approx(found["nll"])
     assert set(judged.examples["prompt"].str.startswith("<|im_start|>system\nBe kind.")) == {True}
@@ -202,6 +202,21 @@ def test_a_saved_model_predicts_judges_and_generates_through_its_template(tmp_pa
     try: main(["generate", home, "--prompt", "Why 3?", "--sampling.max-new-tokens", "5"])
     finally: module.sample = drawn
     assert asked_for == [rendered] and unbroken(capsys.readouterr().out).startswith("Why 3?\n\n")
+
+
+def test_a_model_of_written_conversations_is_asked_in_that_form(tmp_path, backbone):
+    "At 280782a `generate` and `predict` gave a plain question as it was typed to a model that knew conversations only."
+    from sftdpo.reading.saved import as_turns, prompt_as_trained, saved_task
+    from sftdpo.study import train_run
+    path = write(tmp_path / "rows.jsonl", map(SHAPES["messages"], range(40)))
+    run = Run(task="completions", data=str(path), backbone=backbone, reading=Reading(conversations="write"), sft=Stage("sft", epochs=1, evaluations=0), sampling=Sampling(samples=1, max_new_tokens=5))
+    train_run(run, tmp_path / "run", progress=False)
+    known = saved_task(str(tmp_path / "run"))
+    assert prompt_as_trained(known, "Why 3?", None) == "User: Why 3?\n\nAssistant:"
+    plain = load_task("completions", [dict(prompt=f"Why {i}?\n", completion="So.") for i in range(10)])
+    turned = as_turns(known, plain)
+    assert {e.prompt[-13:] for e in everything(turned)} == {"?\n\nAssistant:"} and as_turns(known, turned).test == turned.test
+    assert as_turns({}, plain) is plain
 
 
 def test_recommend_writes_conversations_out_where_there_is_no_template(tmp_path, backbone):

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import sftdpo
 from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, parse
-from sftdpo.config import Execution
+from sftdpo.config import Execution, Study
 from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
 
@@ -73,6 +74,28 @@ def test_a_near_miss_is_told(words, meant, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end: main(words.split())
     said = capsys.readouterr().err
     assert end.value.code == 2 and f"did you mean '{meant}'" in said and len(said.splitlines()) == 1
+
+
+def test_what_another_command_has_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text("sft:\n  learning_rte: 0.1\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "study.yaml").write_text("tasks: [labels]\n")
+    for words, told in {"recommend tickets.csv --recipes sft": "no such option; `sftdpo compare` has it.", "compare --minutes 5": "no such option; `sftdpo recommend` has it.",
+                        "compare --settings study.yaml": "there is no setting 'learning_rte'", "report mine": "mine holds no study, and its study.yaml was not written by sftdpo"}.items():
+        with pytest.raises(SystemExit) as end: main(words.split())
+        said = capsys.readouterr().err
+        assert end.value.code == 2 and told.lower() in said.lower() and "delete" not in said, said
+    with pytest.raises(SystemExit) as end: main(["--version"])
+    assert end.value.code == 0 and capsys.readouterr().out == f"sftdpo {sftdpo.__version__}\n"
+
+
+def test_a_study_without_weights_is_told_from_what_is_not_finished(tmp_path, capsys):
+    from sftdpo.study import claim_folder
+    for name, told in (("night", "is a study, and it kept no weights: `sftdpo compare --weights best`"), ("one run", "what trains there is not finished")):
+        claim_folder(tmp_path / name, Study(name))
+        with pytest.raises(SystemExit): main(["predict", str(tmp_path / name), "x.csv"])
+        assert told in capsys.readouterr().err
 
 
 LIGHT = ["comapre", "compare --recipes sfd", "compare --train-size 0", "compare --backbone smolm2-135m", "compare --backbone ./nowhere", "compare --backbone no/such-model",

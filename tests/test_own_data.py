@@ -433,7 +433,7 @@ def test_labels_that_may_be_misspelt_or_missing(tmp_path):
     rows = "".join(f"text {i},{'billing' if i % 2 else ' refund '}\n" for i in range(200))
     report = check_file("labels", write(tmp_path, "near.csv", f"text,label\n{rows}x,biling\ny,Billing \nz,NaN\nw,nan\nv,null\nt,NA\nu,\n"))
     assert set(report.balance["train"]) == {"Billing", "biling", "billing", "refund"}
-    assert "the label 'biling' stands in 1 row: did you mean 'billing', which" in unbroken(report) and any("'Billing' (1) and 'billing' (100)" in note for note in report.notes)
+    assert "the label 'biling' stands in 1 row (line 202): did you mean 'billing', which" in unbroken(report) and any("'Billing' (1) and 'billing' (100)" in note for note in report.notes)
     assert [p.line for p in report.problems] == list(range(204, 209)) and "stands for a missing value" in report.problems[0].reason
     named = write(tmp_path, "named.csv", f"text,label\n{rows}z,NA\n")
     assert load_task("labels", named, reading=Reading(verbalizers={"NA": "none", "billing": "b", "refund": "r"})).verbalizers == ("none", "b", "r")

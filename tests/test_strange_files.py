@@ -116,7 +116,7 @@ SHAPES = dict(
              "conversations", f"User: {USER.format(3)}\n\nAssistant:", " " + GOOD.format(3), " " + BAD.format(3)),
     shp=("shp.jsonl", rows_of(lambda i: dict(post_id=f"p{i}", domain="baking", history=USER.format(i), c_root_id_A=f"a{i}", c_root_id_B=f"b{i}", score_A=3 + 9 * (i % 2), score_B=8,
                                              human_ref_A=(GOOD if i % 2 else BAD).format(i), human_ref_B=(BAD if i % 2 else GOOD).format(i), labels=i % 2)),
-         "two answers and their scores", USER.format(3), GOOD.format(3), BAD.format(3)),
+         "two answers and their scores", USER.format(3) + "\n", GOOD.format(3), BAD.format(3)),
     rte=("rte.tsv", "index\tsentence1\tsentence2\tlabel\n" + "".join(f"{i}\tThe tea {i} was fine.\tIt was day {i}.\t{'not_' * (i % 2)}entailment\n" for i in range(40)), "pairs of sentences with labels",
          "The tea 3 was fine.\nIt was day 3.\n", "not_entailment", None),
     cola=("cola.tsv", "".join(f"gj04\t{i % 2}\t{'*' * (i % 2)}\tThe tea was fine on day {i}.\n" for i in range(40)), "a file without a header", "The tea was fine on day 3.\n", "1", None),
@@ -284,6 +284,14 @@ def test_labels_that_differ_in_case_are_merged(tmp_path):
     assert any("--reading.similar-labels merge" in note for note in load_task("labels", path).intake.notes)
     merged = load_task("labels", path, reading=Reading(similar_labels="merge"))
     assert len(merged.verbalizers) == 2 and sum(merged.describe()["balance"]["train"].values()) == len(merged.train) and not merged.intake.problems
+
+
+def test_a_label_in_another_case_is_told_with_what_reads_it(tmp_path):
+    "At 280782a `evaluate` left out each row of a class that a new file wrote with a capital, and did not say how to keep it."
+    from sftdpo.data import load_judged
+    path = write(tmp_path, "new.csv", "text,label\n" + "".join(f"text {i},{('Yes', 'no')[i % 2]}\n" for i in range(20)))
+    with pytest.raises(UnusableRows, match="the label is 'Yes', none of 'yes', 'no' \\(--reading.similar-labels merge reads it as 'yes'\\)"): load_judged("labels", path, Reading(), {"yes": "A", "no": "B"}, {})
+    assert len(load_judged("labels", path, Reading(similar_labels="merge"), {"yes": "A", "no": "B"}, {}).test) == 20
 
 
 def test_150_labels(tmp_path):

@@ -279,6 +279,9 @@ def whole_yaml(
     try: values = yaml.load(before, loader)
     except yaml.YAMLError: raise Damaged(path, "it is not YAML", remedy) from None
     if not isinstance(values, dict) or "name" not in values:
+        if before == text:  # without a digest: not written by us
+            raise FileNotFoundError(f"{path.parent} holds no study, and its {path.name} was not written by "
+                                    "sftdpo; give the folder that `sftdpo compare --out` wrote.")
         raise Damaged(path, "it names no study", remedy)
     return values
 

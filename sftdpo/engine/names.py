@@ -166,11 +166,12 @@ def check_saved_model(
     if home.recommendation.exists():
         raise FileNotFoundError(f"{name} holds no model: nothing was recommended, and "
                                 f"{home.recommendation} says why.")
+    if home.begun and home.values()["name"] in ("one run", "recommendation"):
+        raise FileNotFoundError(f"{name} holds no saved model yet: what trains there is not finished, "
+                                "and the command that began it goes on.")
     if home.begun:
-        raise FileNotFoundError(f"{name} holds no saved model: what trains there is not finished, and "
-                                "the command that began it goes on; or it is a study that keeps none. "
-                                "`sftdpo compare --weights best`, with the same options and another "
-                                "--out, keeps each cell's best.")
+        raise FileNotFoundError(f"{name} is a study, and it kept no weights: `sftdpo compare --weights best`, "
+                                "with the same options and another --out, keeps each cell's best.")
     raise FileNotFoundError(f"{name} holds no saved model, neither config.json nor "
                             f"adapter_config.json: `sftdpo train --out {name}` puts one there, and "
                             "`sftdpo compare --weights best` keeps those of a study, in a folder "

@@ -362,6 +362,7 @@ def check_words(
     command: str,           # its name
     words: list[str],       # typed after it
     options: list[Option],  # of the command
+    others: dict[str, list[str]] | None = None,  # of other commands: the names of their options
 ):
     "Raise a `SettingsError` that names a wrong word and what was probably meant."
     known = {flag: option for option in options if not option.positional for flag in option.flags}
@@ -382,10 +383,11 @@ def check_words(
             if given:
                 raise SettingsError(f"{flag}: give {given} without a name: sftdpo {command} {given}")
             near = options_meant(flag[2:], [name[2:] for name, one in known.items() if one.applies])
-            meant = near and f": did you mean {' or '.join(repr(f'--{name}') for name in near[:3])}?"
-            raise SettingsError(
-                f"{word}: `sftdpo {command}` has no such "
-                f"option{meant or f': sftdpo {command} --help-all lists them.'}")
+            has = [other for other, names in (others or {}).items() if flag[2:] in names]
+            meant = (f": did you mean {' or '.join(repr(f'--{name}') for name in near[:3])}?" if near
+                     else f"; `sftdpo {has[0]}` has it." if has
+                     else f": sftdpo {command} --help-all lists them.")
+            raise SettingsError(f"{word}: `sftdpo {command}` has no such option{meant}")
         values = values_after(words, at, option)
         if not values and option.kind is not bool and not option.several:
             raise SettingsError(f"{flag} needs a value: {option_text(option)}.")

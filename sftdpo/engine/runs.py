@@ -42,7 +42,7 @@ from .trackers import stage_tracked
 from ..evaluate import baselines, evaluate, predict, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
-from ..reading.chat import Interpreted
+from ..reading.chat import Interpreted, written_out
 from ..tasks import TASKS, Task, find_function
 from ..trainer import StageResult, train_stage
 
@@ -399,12 +399,14 @@ def task_record(
     run, data = inputs.run, inputs.data
     labels, shape = data.intake.labels or data.verbalizers, data.intake.shape
     columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
-    # prompts that a chat template wrote
-    chat = any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
+    # how prompts of several turns were written
+    chat = ("template" if any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
+            else "written" if run.reading.conversations == "write"
+            and any(e.prompt.endswith(written_out([])) for e in data.train) else "")
     trained = sorted({identity(example.prompt) for example in training_examples(run, data)})
     return dict(task=run.task, data=run.data, reading=to_dict(run.reading), columns=columns,
                 answers=dict(zip(labels, data.verbalizers)), fingerprint=data.fingerprint,
-                trained=trained, **dict(chat=True) if chat else {})
+                trained=trained, **dict(chat=chat) if chat else {})
 
 # %% ../../nbs/engine/04_runs.ipynb #efeb194d
 def save_task(

@@ -460,8 +460,8 @@ def left_in_words(
     first = nodes[:2000]
     seconds, whole = seconds_left(folder, first, timing, workers)
     seconds *= len(nodes) / max(1, len(first))
-    return (f" · {'about' if whole else 'more than'} {time_in_words(seconds)} left" if seconds >= 1
-            else "")
+    if seconds < (1 if whole else 60): return ""  # a small part of an unknown whole says nothing
+    return f" · {'about' if whole else 'more than'} {time_in_words(seconds)} left"
 
 # %% ../../nbs/engine/07_timing.ipynb #869d75bc
 def number_and_noun(

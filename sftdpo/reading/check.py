@@ -7,10 +7,11 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'VERY_L
            'duplicates', 'shared', 'small_leaks', 'leak_lines', 'reading_options', 'command_of', 'recommend_command',
            'DataFindings', 'DataReport', 'size_sections', 'doubt_sections', 'report_sections', 'report_verdict',
            'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes', 'training_line',
-           'label_words', 'label_notes', 'split_notes', 'majority_note', 'glued_notes', 'too_long_in', 'text_lengths',
-           'long_notes', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded',
-           'suggested', 'look_of', 'advice', 'better_encoding', 'unloaded_report', 'stops_of', 'mended',
-           'suggested_report', 'failed_report', 'too_rare', 'loaded_report', 'check_file', 'write_check']
+           'label_words', 'label_notes', 'split_notes', 'majority_note', 'glued', 'between_glued', 'glued_notes',
+           'too_long_in', 'text_lengths', 'long_notes', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task',
+           'columns_fit', 'works', 'recoded', 'suggested', 'look_of', 'advice', 'better_encoding', 'unloaded_report',
+           'stops_of', 'mended', 'suggested_report', 'failed_report', 'too_rare', 'loaded_report', 'check_file',
+           'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import dataclasses
@@ -86,13 +87,16 @@ def length_quantiles(
 # %% ../../nbs/reading/05_check.ipynb #16060e27
 def duplicates(
     examples: Sequence[Example],  # of one split
-) -> dict:                         # exact, contradicting: counts; ids: of those that contradict
+) -> dict:                         # exact, contradicting: counts; again, ids: the first of them
     "Examples that repeat another, and prompts that occur with several labels."
-    seen, labels = Counter(hash((e.prompt, e.completion, e.rejected)) for e in examples), {}
+    met, again, labels = set(), [], {}
     for e in examples:
+        key = hash((e.prompt, e.completion, e.rejected))
+        if key in met: again.append(e.id)
+        met.add(key)
         if e.label is not None: labels.setdefault(hash(text_key(e)), []).append(e)
     several = [some for some in labels.values() if len({e.label for e in some}) > 1]
-    return dict(exact=len(examples) - len(seen), contradicting=len(several),
+    return dict(exact=len(again), again=again[:3], contradicting=len(several),
                 ids=[id for some in several[:3] for id in {e.label: e.id for e in some}.values()])
 
 # %% ../../nbs/reading/05_check.ipynb #6d5b8c1b
@@ -130,6 +134,7 @@ def leak_lines(
                 f"in a training text too, such as {runs[0]!r}")
     copied = _some([text_line(*item) for item in report.copied.items()], 5,
                    "judged texts (a study lists all in data.json)")
+    if copied: copied.append("a score on these may be flattered; nothing is wrong where answers repeat by nature")
     found, lines = report.questions, []
     if found.get("pairs"):
         rest = ("" if found["duplicates_elsewhere"] is None
@@ -306,7 +311,8 @@ def doubt_sections(
                 f"of more than {report.max_length:,} tokens, the longest with its answer of {some['longest']:,}; "
                 f"cut, the beginning of the prompt would be lost (first: {', '.join(some['ids'])})")
     def repeated_line(split, some):
-        return (f"{split}: {counted(some['exact'], 'exact duplicate')}{' (kept)' if some['exact'] else ''}"
+        return (f"{split}: {counted(some['exact'], 'exact duplicate')}"
+                + (f" (kept; first: {', '.join(some['again'])})" if some["exact"] else "")
                 + (f", {counted(some['contradicting'], 'prompt')} with several labels (first: "
                    f"{', '.join(some['ids'])})" if some["contradicting"] else ""))
     return [
@@ -512,18 +518,28 @@ def majority_note(
             "metric, not accuracy"]
 
 # %% ../../nbs/reading/05_check.ipynb #a0316308
+def glued(
+    data: TaskData,  # as loaded
+) -> int:            # how many
+    "The prompts that their completions follow without white space."
+    if TASKS[data.task].answers == "labels" or not TASKS[data.task].columns: return 0
+    return sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace() or e.completion[:1].isspace())
+               for some in data.splits.values() for e in some)
+
+def between_glued(
+    data: TaskData,  # as loaded
+) -> str:            # a template for prompts; empty where it is not needed
+    "What puts a line end between prompts and completions, where most follow each other without white space."
+    if not glued(data) > sum(map(len, data.splits.values())) / 2: return ""
+    return (data.intake.shape.template if data.intake.shape else "{prompt}") + "\\n"
+
 def glued_notes(
     data: TaskData,  # as loaded
 ) -> list[str]:
     "A note on completions that follow their prompts without white space."
-    task, everything = TASKS[data.task], [e for some in data.splits.values() for e in some]
-    if task.answers == "labels" or not task.columns: return []
-    glued = sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace()
-                     or e.completion[:1].isspace()) for e in everything)
-    if not glued > len(everything) / 2: return []
-    between = (data.intake.shape.template if data.intake.shape else "{prompt}") + "\\n"
-    return [f"{glued:,} of {counted(len(everything), 'prompt')} end, and their completions begin, "
-            f"without white space: --reading.prompt {shlex.quote(between)} puts a line end between "
+    if not (between := between_glued(data)): return []
+    return [f"{glued(data):,} of {counted(sum(map(len, data.splits.values())), 'prompt')} end, and their completions "
+            f"begin, without white space: --reading.prompt {shlex.quote(between)} puts a line end between "
             "them"]
 
 # %% ../../nbs/reading/05_check.ipynb #a45e39f6
@@ -893,6 +909,7 @@ def loaded_report(
     task = loaded.task
     if any("similar-labels merge" in note for note in loaded.intake.notes):
         reading = replace(reading, similar_labels="merge")  # in the commands
+    if between := between_glued(loaded): reading = replace(reading, prompt=between)
     report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
     report.recommend = recommend_command(task, data, reading, backbone)
     better = better_encoding(task, data, reading, report.problems)

@@ -18,7 +18,7 @@ from ..config import Reading, check, from_dict, to_dict
 from ..data import DataError, TaskData, load_judged, load_prompts
 from ..engine.folder import RECORD, Damaged, read_record
 from ..engine.names import model_folder, near_path
-from .chat import Conversation, chat_prompt, has_template
+from .chat import Conversation, chat_prompt, has_template, written_out
 from .files import expanded
 from ..tasks import TASKS
 
@@ -82,9 +82,11 @@ def as_turns(
 ) -> TaskData:       # the same object where the model did not learn conversations
     "The rows as conversations, where the model was trained on conversations."
     if not known.get("chat"): return data
+    written = known["chat"] == "written"
     def turned(e):
-        return (e if isinstance(e.prompt, Conversation)
-                else replace(e, prompt=Conversation([("user", e.prompt.rstrip("\n"))])))
+        if isinstance(e.prompt, Conversation) or written and e.prompt.endswith(written_out([])): return e
+        turns = [("user", e.prompt.rstrip("\n"))]
+        return replace(e, prompt=written_out(turns) if written else Conversation(turns))
     return replace(data, **{split: list(map(turned, examples))
                             for split, examples in data.splits.items()})
 
@@ -95,6 +97,7 @@ def prompt_as_trained(
     tokenizer,     # of the model
 ) -> str:          # the same object where the model did not learn conversations
     "A prompt as the model's training had them."
+    if known.get("chat") == "written": return written_out([("user", prompt)])
     if not known.get("chat") or not has_template(tokenizer): return prompt
     return chat_prompt([("user", prompt)], tokenizer)
 
