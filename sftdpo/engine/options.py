@@ -304,9 +304,10 @@ def check_value(
     if kind in (int, float):
         try: kind(value)
         except ValueError:
-            raise SettingsError(f"{flag} {value}: give a "
-                                f"{'whole ' * (kind is int)}number"
-                                + (", several with blanks between." if "," in value else ".")) from None
+            parts = value.split(",")
+            remedy = ("" if len(parts) == 1 else f", several with blanks between: {flag} {' '.join(parts)}" if option.several
+                      else f" with a point: {flag} {'.'.join(parts)}" if kind is float and len(parts) == 2 else "")
+            raise SettingsError(f"{flag} {value}: give a {'whole ' * (kind is int)}number{remedy}.") from None
 
 # %% ../../nbs/engine/16_options.ipynb #6e9f824d
 def values_after(
