@@ -1364,11 +1364,11 @@ def with_short_answers(
     words = tuple(found.values())
     def answered(e): return replace(e, completion=words[e.label]) if e.label is not None else e
     splits = {split: [answered(e) for e in examples] for split, examples in data.splits.items()}
-    shown = ", ".join(f"{word!r} for {label!r}" for label, word in list(found.items())[:6])
-    note = (f"not every label is one token in this backbone, so the model answers "
-            f"{shown}{', ...' * (len(found) > 6)}; predictions have the "
-            "labels, and there is nothing to do")
-    intake = replace(data.intake, notes=[*data.intake.notes, note])
+    other = {label: word for label, word in found.items() if word.strip() != label}
+    shown = ", ".join(f"{word!r} for {label!r}" for label, word in list(other.items())[:6])
+    notes = [f"not every label is one token in this backbone, so the model answers {shown}"
+             f"{', ...' * (len(other) > 6)}; predictions have the labels, and there is nothing to do"] * bool(other)
+    intake = replace(data.intake, notes=[*data.intake.notes, *notes])
     return replace(data, **splits, verbalizers=words, intake=intake)
 
 # %% ../nbs/01_data.ipynb #db5d02f1

@@ -345,7 +345,7 @@ def test_load_does_not_repeat_what_is_in_a_file(text, tmp_path, capsys):
     if not isinstance(text, bytes):  # the remedy
         with pytest.raises(SystemExit) as end: main(["plan", "--settings", str(path)])
         told = capsys.readouterr().err
-        assert end.value.code == 2 and told.startswith("sftdpo: ") and any(words in told for words in ("cannot be used: ", "this is not YAML: ", "has the alias"))
+        assert end.value.code == 2 and told.startswith("sftdpo: ") and any(words in told for words in ("cannot be used: ", "there is no setting ", "this is not YAML: ", "has the alias"))
 
 
 def estimated(runs, stages, left, unknown, memory, disk):
