@@ -964,19 +964,24 @@ def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[s
             if role in shapes and parts(shapes[role]) != parts(shapes["train"])]
 
 # %% ../nbs/01_data.ipynb #ef6c5323
-def _stands(value, label: str) -> bool:
-    "Does a cell hold this label?"
-    try: return _label_key(value) == label
-    except ValueError: return False
+def _lines_of(table: Table, column: str, labels: set[str]) -> dict[str, list[str]]:
+    "Where some labels stand; only the first few lines of each."
+    found = {label: [] for label in labels}
+    for line, value in zip(table.lines, table.values(column)):
+        try: lines = found.get(_label_key(value))
+        except ValueError: continue  # its row is named later
+        if lines is not None and len(lines) < 4: lines.append(str(line))
+    return found
 
 def _asked(counts: Counter, table: Table, column: str) -> list[str]:
     "Labels that differ in nothing but case and white space, and a question for each that may be another one misspelt."
-    alike, notes = [], []
-    for label, other in nearly_equal(counts):
+    alike, notes, pairs = [], [], list(nearly_equal(counts))
+    places = _lines_of(table, column, {label for label, _ in pairs})
+    for label, other in pairs:
         if _alike(label) == _alike(other):
             alike.append(f"{label!r} ({counts[label]:,}) and {other!r} ({counts[other]:,})")
             continue
-        lines = [str(line) for line, value in zip(table.lines, table.values(column)) if _stands(value, label)]
+        lines = places[label]
         where = f" ({table.unit} {', '.join(lines[:3])})" if 0 < len(lines) < 4 else ""
         notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}{where}: "
                      f"did you mean {other!r}, which stands in {counts[other]:,}?")
