@@ -964,25 +964,27 @@ def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[s
             if role in shapes and parts(shapes[role]) != parts(shapes["train"])]
 
 # %% ../nbs/01_data.ipynb #ef6c5323
-def _lines_of(table: Table, column: str, labels: set[str]) -> dict[str, list[str]]:
-    "Where some labels stand; only the first few lines of each."
+def _places_of(table: Table, column: str, labels: set[str], merged: dict[str, str]) -> dict[str, list[str]]:
+    "Where some labels stand; only the first few places of each."
     found = {label: [] for label in labels}
-    for line, value in zip(table.lines, table.values(column)):
-        try: lines = found.get(_label_key(value))
+    for row, (line, value) in enumerate(zip(table.lines, table.values(column))):
+        try: key = _label_key(value)
         except ValueError: continue  # its row is named later
-        if lines is not None and len(lines) < 4: lines.append(str(line))
+        places = found.get(merged.get(key, key))
+        if places is None or len(places) > 3: continue
+        file = f"{Path(table.file_of(row)).name} " if len(table.files) > 1 else ""
+        places.append(f"{file}{table.unit} {line}")
     return found
 
-def _asked(counts: Counter, table: Table, column: str) -> list[str]:
+def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -> list[str]:
     "Labels that differ in nothing but case and white space, and a question for each that may be another one misspelt."
     alike, notes, pairs = [], [], list(nearly_equal(counts))
-    places = _lines_of(table, column, {label for label, _ in pairs})
+    places = _places_of(table, column, {label for label, _ in pairs}, merged)
     for label, other in pairs:
         if _alike(label) == _alike(other):
             alike.append(f"{label!r} ({counts[label]:,}) and {other!r} ({counts[other]:,})")
             continue
-        lines = places[label]
-        where = f" ({table.unit} {', '.join(lines[:3])})" if 0 < len(lines) < 4 else ""
+        where = f" ({', '.join(places[label])})" if 0 < len(places[label]) < 4 else ""
         notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}{where}: "
                      f"did you mean {other!r}, which stands in {counts[other]:,}?")
     if alike:
@@ -1003,7 +1005,7 @@ def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading:
         for label, rows in several.items(): counts[merged[label]] += rows
     answers = _answers(counts, reading, tables["train"].file, column)
     if not reading.verbalizers: counts = {label: counts[label] for label in answers}
-    return answers, merged, _asked(counts, tables["train"], column) if len(counts) <= MOST_LABELS else []
+    return answers, merged, _asked(counts, tables["train"], column, merged) if len(counts) <= MOST_LABELS else []
 
 # %% ../nbs/01_data.ipynb #a3cfab84
 def _told_source(task: str, data, tables: dict[str, Table]) -> str:

@@ -216,7 +216,8 @@ def test_a_model_of_written_conversations_is_asked_in_that_form(tmp_path, backbo
     plain = load_task("completions", [dict(prompt=f"Why {i}?\n", completion="So.") for i in range(10)])
     turned = as_turns(known, plain)
     assert {e.prompt[-13:] for e in everything(turned)} == {"?\n\nAssistant:"} and as_turns(known, turned).test == turned.test
-    assert as_turns({}, plain) is plain
+    assert {e.completion for e in everything(turned)} == {" So."}, "as in training"
+    assert as_turns({}, plain) is plain and prompt_as_trained(known, "User: Why?\n\nAssistant:", None) == "User: Why?\n\nAssistant:"
 
 
 def test_recommend_writes_conversations_out_where_there_is_no_template(tmp_path, backbone):

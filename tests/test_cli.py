@@ -92,10 +92,25 @@ def test_what_another_command_has_is_told(tmp_path, monkeypatch, capsys):
 
 def test_a_study_without_weights_is_told_from_what_is_not_finished(tmp_path, capsys):
     from sftdpo.study import claim_folder
-    for name, told in (("night", "is a study, and it kept no weights: `sftdpo compare --weights best`"), ("one run", "what trains there is not finished")):
+    for name, told in (("night", "is a study, and it keeps no weights: `sftdpo compare --weights best`"), ("one run", "what trains there is not finished")):
         claim_folder(tmp_path / name, Study(name))
         with pytest.raises(SystemExit): main(["predict", str(tmp_path / name), "x.csv"])
         assert told in capsys.readouterr().err
+    claim_folder(tmp_path / "best", Study("best", weights="best"))
+    with pytest.raises(SystemExit): main(["predict", str(tmp_path / "best"), "x.csv"])
+    assert "what trains there is not finished" in capsys.readouterr().err
+    (tmp_path / "best" / "runs" / "one" / "model").mkdir(parents=True)
+    with pytest.raises(SystemExit): main(["predict", str(tmp_path / "best"), "x.csv"])
+    assert f"name one of its models, such as {tmp_path / 'best' / 'runs' / 'one'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed, meant", [("--seeds 1,2,3", "--seeds 1 2 3"), ("--sft.learning-rate 1,5e-3", "--sft.learning-rate 1.5e-3"), ("--train-size 16,000", "--train-size 16000"),
+                                          ("--sft.learning-rate 1e-3,1e-4", ""), ("--seeds ,", "")])
+def test_a_number_with_commas_is_told_as_it_may_be_typed(typed, meant, capsys):
+    with pytest.raises(SystemExit): main(["compare", *typed.split()])
+    said = capsys.readouterr().err
+    assert "number" in said and (f": {meant}." in said if meant else ": --" not in said.split("number")[1])
+    if meant: parse(["compare", *meant.split()])
 
 
 LIGHT = ["comapre", "compare --recipes sfd", "compare --train-size 0", "compare --backbone smolm2-135m", "compare --backbone ./nowhere", "compare --backbone no/such-model",

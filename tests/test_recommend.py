@@ -1,6 +1,7 @@
 "A recommendation for rows of one's own: what is tried, what judges, when nothing is said."
 import json
 import re
+import shlex
 from collections import Counter
 from itertools import islice
 
@@ -11,7 +12,7 @@ import recommend_fresh
 import yaml
 from tickets import write_tickets
 
-from sftdpo.cli import main
+from sftdpo.cli import main, parse
 from sftdpo.config import Run
 from sftdpo.data import TaskData, load_task
 from sftdpo.engine.folder import StudyFolder
@@ -25,6 +26,7 @@ from sftdpo.recommend import (
     honest,
     reason_to_decline,
     recommend,
+    too_easy,
     too_little,
     way_of,
     ways_to_try,
@@ -159,7 +161,22 @@ def test_what_a_baseline_does_as_well_is_said_before_anything_is_trained(tmp_pat
         told = capsys.readouterr().out
         assert end.value.code == 1 and said in told and "takes" not in told and "--minutes" not in told
         assert ("make_pipeline(TfidfVectorizer(" in told) == (file == "words.csv")
+        again = shlex.split(re.search(r"all the same: `sftdpo (.*)`\.", " ".join(told.split()))[1])
+        assert parse(again).run.data == str(tmp_path / file), "the command trains on these rows"
+    (tmp_path / "shorter.csv").write_text("prompt,chosen,rejected\n" + "".join(f"Why {i}?,No.,So it is on day {i}.\n" for i in range(60)))
+    (tmp_path / "faces.csv").write_text("text,label\n" + "".join(f"{'😀' if i % 2 else '😡'}{chr(0x1F600 + 8 + i)},{'ab'[i % 2]}\n" for i in range(60)))
+    for file, said in (("shorter.csv", "The shorter one reaches 100.0 %"), ("faces.csv", "TF-IDF reaches")):
+        with pytest.raises(SystemExit): main(["recommend", str(tmp_path / file), "--out", str(tmp_path / "out")])
+        told = capsys.readouterr().out
+        assert said in told and "make_pipeline" not in told, "scikit-learn's usual words are none of these"
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_few_prompts_are_declined_and_a_task_without_baselines_is_not(tmp_path):
+    rows = [Example(str(i), f"text {i % 2}", "ab"[i % 2], label=i % 2) for i in range(60)]
+    data = TaskData("labels", "twins", rows, [], [], ("a", "b"), False, "made here", foldable=True)
+    assert "twins has 2 different prompts in 60 rows" in too_little(data)
+    assert too_easy({}, data) == ""
 
 
 def test_the_recipe_that_is_named_instead_of_a_model_works():
@@ -167,9 +184,9 @@ def test_the_recipe_that_is_named_instead_of_a_model_works():
     from sklearn.linear_model import LogisticRegressionCV
     from sklearn.pipeline import make_pipeline
     code = re.search(r"make_pipeline\(.*\)(?=\.$)", INSTEAD["TF-IDF"])[0]
-    texts, labels = [f"{'glad' if i % 2 else 'sad'} day {i}" for i in range(60)], [i % 2 for i in range(60)]
+    texts, labels = [f"{'x' if i % 2 else 'y'} day {i}" for i in range(60)], [i % 2 for i in range(60)]  # of one letter too
     model = eval(code, dict(make_pipeline=make_pipeline, TfidfVectorizer=TfidfVectorizer, LogisticRegressionCV=LogisticRegressionCV))
-    assert list(model.fit(texts, labels).predict(["glad evening", "sad morning"])) == [1, 0]
+    assert list(model.fit(texts, labels).predict(["x evening", "y morning"])) == [1, 0]
 
 
 def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):

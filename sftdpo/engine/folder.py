@@ -281,7 +281,8 @@ def whole_yaml(
     if not isinstance(values, dict) or "name" not in values:
         if before == text:  # without a digest: not written by us
             raise FileNotFoundError(f"{path.parent} holds no study, and its {path.name} was not written by "
-                                    "sftdpo; give the folder that `sftdpo compare --out` wrote.")
+                                    "sftdpo; give the folder that `sftdpo compare --out` wrote, or for a new study "
+                                    "another --out.")
         raise Damaged(path, "it names no study", remedy)
     return values
 

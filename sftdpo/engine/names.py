@@ -166,11 +166,14 @@ def check_saved_model(
     if home.recommendation.exists():
         raise FileNotFoundError(f"{name} holds no model: nothing was recommended, and "
                                 f"{home.recommendation} says why.")
-    if home.begun and home.values()["name"] in ("one run", "recommendation"):
+    if home.begun and (kept := sorted(home.runs.glob("*/model"))):
+        raise FileNotFoundError(f"{name} is a study: name one of its models, such as {kept[0].parent}.")
+    values = home.values() if home.begun else {}
+    if values.get("weights", "none") != "none" or values.get("name") in ("one run", "recommendation"):
         raise FileNotFoundError(f"{name} holds no saved model yet: what trains there is not finished, "
                                 "and the command that began it goes on.")
     if home.begun:
-        raise FileNotFoundError(f"{name} is a study, and it kept no weights: `sftdpo compare --weights best`, "
+        raise FileNotFoundError(f"{name} is a study, and it keeps no weights: `sftdpo compare --weights best`, "
                                 "with the same options and another --out, keeps each cell's best.")
     raise FileNotFoundError(f"{name} holds no saved model, neither config.json nor "
                             f"adapter_config.json: `sftdpo train --out {name}` puts one there, and "

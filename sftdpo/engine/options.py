@@ -284,6 +284,17 @@ def help_text(
     return "\n".join(lines)
 
 # %% ../../nbs/engine/16_options.ipynb #fdc3dee2
+def _number_meant(value: str, kind: type, several: bool) -> str:
+    "What may be typed instead of a number with commas; empty where that is not known."
+    def fits(text):
+        try: return bool(kind(text) == kind(text))
+        except ValueError: return False
+    parts = [part for part in value.split(",") if part]
+    if "," not in value or not parts: return ""
+    if several and all(map(fits, parts)): return " ".join(parts)
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", value): return "".join(parts)
+    return ".".join(parts) if kind is float and len(parts) == 2 and fits(".".join(parts)) else ""
+
 def check_value(
     option: Option,  # as typed
     flag: str,       # the same, as typed
@@ -304,9 +315,8 @@ def check_value(
     if kind in (int, float):
         try: kind(value)
         except ValueError:
-            parts = value.split(",")
-            remedy = ("" if len(parts) == 1 else f", several with blanks between: {flag} {' '.join(parts)}" if option.several
-                      else f" with a point: {flag} {'.'.join(parts)}" if kind is float and len(parts) == 2 else "")
+            remedy = _number_meant(value, kind, option.several)
+            remedy = f"; several stand with blanks between: {flag} {remedy}" if " " in remedy else remedy and f": {flag} {remedy}"
             raise SettingsError(f"{flag} {value}: give a {'whole ' * (kind is int)}number{remedy}.") from None
 
 # %% ../../nbs/engine/16_options.ipynb #6e9f824d

@@ -41,7 +41,7 @@ from sftdpo.data import (
 from ..engine.folder import DataFolder
 from ..engine.plain_text import wrapped, wrapped_command
 from ..engine.safe_files import write_json, write_text
-from .chat import Interpreted, special_tokens, with_special_tokens
+from .chat import Conversation, Interpreted, special_tokens, with_special_tokens
 from .examples import DataError, Example, chance, counted, gc_paused
 from sftdpo.reading.files import (
     Problem,
@@ -523,7 +523,7 @@ def glued(
 ) -> int:            # how many
     "The prompts that their completions follow without white space."
     if TASKS[data.task].answers == "labels" or not TASKS[data.task].columns: return 0
-    return sum(not (isinstance(e.prompt, Interpreted) or e.prompt[-1:].isspace() or e.completion[:1].isspace())
+    return sum(not (isinstance(e.prompt, Interpreted | Conversation) or e.prompt[-1:].isspace() or e.completion[:1].isspace())
                for some in data.splits.values() for e in some)
 
 def between_glued(
@@ -531,7 +531,8 @@ def between_glued(
 ) -> str:            # a template for prompts; empty where it is not needed
     "What puts a line end between prompts and completions, where most follow each other without white space."
     if not glued(data) > sum(map(len, data.splits.values())) / 2: return ""
-    return (data.intake.shape.template if data.intake.shape else "{prompt}") + "\\n"
+    template = data.intake.shape.template if data.intake.shape else "{prompt}"
+    return template.replace("\n", "\\n") + "\\n"
 
 def glued_notes(
     data: TaskData,  # as loaded

@@ -86,7 +86,9 @@ def as_turns(
     def turned(e):
         if isinstance(e.prompt, Conversation) or written and e.prompt.endswith(written_out([])): return e
         turns = [("user", e.prompt.rstrip("\n"))]
-        return replace(e, prompt=written_out(turns) if written else Conversation(turns))
+        if not written: return replace(e, prompt=Conversation(turns))
+        def answer(text): return f" {text}" if text and not text[0].isspace() else text
+        return replace(e, prompt=written_out(turns), completion=answer(e.completion), rejected=answer(e.rejected))
     return replace(data, **{split: list(map(turned, examples))
                             for split, examples in data.splits.items()})
 
@@ -97,7 +99,8 @@ def prompt_as_trained(
     tokenizer,     # of the model
 ) -> str:          # the same object where the model did not learn conversations
     "A prompt as the model's training had them."
-    if known.get("chat") == "written": return written_out([("user", prompt)])
+    if known.get("chat") == "written":
+        return prompt if prompt.endswith(written_out([])) else written_out([("user", prompt)])
     if not known.get("chat") or not has_template(tokenizer): return prompt
     return chat_prompt([("user", prompt)], tokenizer)
 
