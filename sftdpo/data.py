@@ -482,12 +482,12 @@ def _alike(text) -> str:
     return " ".join(text.casefold().split())
 
 # %% ../nbs/01_data.ipynb #a6794916
-def _merged(counts: Counter) -> dict[str, str]:
-    "For each label the commonest one that differs in nothing but case and white space."
+def _merged(counts: Counter, named: Sequence[str] = ()) -> dict[str, str]:
+    "For each label the one that stands for it: differing in nothing but case and white space, named, or else the commonest."
     first = {}
-    for label in sorted(counts, key=lambda label: (-counts[label], label)):
+    for label in sorted(counts, key=lambda label: (label not in named, -counts[label], label)):
         first.setdefault(_alike(label), label)
-    return {label: first[_alike(label)] for label in counts}
+    return {label: label if label in named else first[_alike(label)] for label in counts}
 
 # %% ../nbs/01_data.ipynb #6d8c225e
 def _label_keys(table: Table, column: str) -> Counter:
@@ -1000,7 +1000,8 @@ def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading:
     if reading.similar_labels == "merge":
         merged = _merged(counts + Counter(
             label for role, table in tables.items()
-            for label in _label_keys(table, shapes[role].columns["label"])))
+            for label in _label_keys(table, shapes[role].columns["label"])),
+            [_label_key(label) for label in reading.verbalizers])
         several, counts = counts, Counter()
         for label, rows in several.items(): counts[merged[label]] += rows
     answers = _answers(counts, reading, tables["train"].file, column)

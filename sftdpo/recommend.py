@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'mean_of_folds', 'chosen_way',
-           'honest', 'pool_of', 'dealt', 'vars_of', 'too_little', 'capitalized', 'baselines_in_folds', 'too_easy',
-           'way_of', 'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below',
-           'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
+           'honest', 'pool_of', 'dealt', 'too_little', 'capitalized', 'baselines_in_folds', 'too_easy', 'way_of',
+           'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below', 'finish_ways',
+           'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
            'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
            'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
 
@@ -114,14 +114,7 @@ def dealt(
     test = deal(rows, folds, seed=0)[fold - 1] if fold else data.test
     judging = set(map(id, test)) if fold else set()
     train = [example for example in rows if id(example) not in judging]
-    return TaskData(**{**vars_of(data), "train": train, "validation": [], "test": test})
-
-# %% ../nbs/15_recommend.ipynb #a4ae55a2
-def vars_of(
-    data: TaskData,  # any
-) -> dict:
-    "The fields of a task's data."
-    return {name: getattr(data, name) for name in TaskData.__dataclass_fields__}
+    return replace(data, train=train, validation=[], test=test, foldable=bool(fold))
 
 # %% ../nbs/15_recommend.ipynb #e9b84061
 LEAST_PROMPTS = 10  # all rows of a prompt fall into the same fold

@@ -627,7 +627,7 @@ def next_steps(
     where, seeds = (shlex.quote(str(folder)),
                     results.loc[results["recipe"] != "base", "seed"].nunique())
     settings = shlex.quote(str(StudyFolder(folder).settings))
-    more = [("five seeds, which say more of other trainings; what is done is kept",
+    more = [("five seeds; what is done is kept, and `plan` for `compare` tells the time",
              f"sftdpo compare --settings {settings} --seeds 0 1 2 3 4 --out {where}")]
     return what_next(
         ("verdicts, figures and settings in one HTML file", f"sftdpo report {where}"),

@@ -72,6 +72,16 @@ def test_each_row_judges_once_and_all_train_in_the_end(tmp_path):
     assert len(dealt(own, 0, 0).train) == 90, "a file that judges does not train"
 
 
+def test_each_fold_has_the_metric_of_the_file(tmp_path):
+    "At 0fae5a8 a fold of a file beside one that judges had its own: one label has 75 % of all rows, and more or less of a fold."
+    (tmp_path / "folder").mkdir()
+    for name, rows in (("train", 120), ("test", 40)):
+        (tmp_path / "folder" / f"{name}.csv").write_text("text,label\n" + "".join(f"{name} {i},{'rare' if i % 4 == 0 else 'common'}\n" for i in range(rows)))
+    for data in (load_task("labels", tmp_path / "folder"), load_task("labels", tmp_path / "folder" / "train.csv")):
+        shares = {dealt(data, 3, fold).majority_share for fold in (1, 2, 3)} | {dealt(data, 0, 0).majority_share}
+        assert shares == {.75} and not dealt(data, 0, 0).foldable
+
+
 def test_ways_begin_with_single_stages_and_go_on_from_the_best():
     reached = {"sft full": 0.6, "sft lora": 0.9}
     def score(run): return reached.get(run.cell, 0.5) - abs(np.log10(run.stages[-1].learning_rate) + 2) / 100

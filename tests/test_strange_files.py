@@ -286,6 +286,16 @@ def test_labels_that_differ_in_case_are_merged(tmp_path):
     assert len(merged.verbalizers) == 2 and sum(merged.describe()["balance"]["train"].values()) == len(merged.train) and not merged.intake.problems
 
 
+def test_labels_are_merged_into_those_that_have_answers(tmp_path):
+    "At 0fae5a8 naming the rarer of two spellings stopped: that label 'never occurs'."
+    rows = "".join(f"text {i},{('Yes', 'yes', 'yes', 'no')[i % 4]}\n" for i in range(60))
+    path = write(tmp_path, "messy.csv", f"text,label\n{rows}")
+    merged = load_task("labels", path, reading=Reading(similar_labels="merge", verbalizers={"Yes": "A", "no": "B"}))
+    assert merged.verbalizers == ("A", "B") and merged.describe()["balance"]["train"]["A"] > 2 * merged.describe()["balance"]["train"]["B"] and not merged.intake.problems
+    both = load_task("labels", path, reading=Reading(similar_labels="merge", verbalizers={"Yes": "A", "yes": "C", "no": "B"}))
+    assert both.verbalizers == ("A", "C", "B") and not both.intake.problems, "who names both means both"
+
+
 def test_a_label_in_another_case_is_told_with_what_reads_it(tmp_path):
     "At 280782a `evaluate` left out each row of a class that a new file wrote with a capital, and did not say how to keep it."
     from sftdpo.data import load_judged

@@ -2,18 +2,18 @@
 seeds, and judged on the same fresh rows; and both are trained again in the folds that chose them, with other seeds. What each reaches is written to OUT
 as CSV, with what is reached without training."""
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from recommend_grid import means_in, run_of
 
 from sftdpo.config import Reading, Run, Stage, Study, from_dict, seed_in_fold
-from sftdpo.data import TaskData
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
 from sftdpo.engine.store import gather, read_settings
-from sftdpo.recommend import dealt, finish_ways, pool_of, rows_of_file, runs_at_once, vars_of
+from sftdpo.recommend import dealt, finish_ways, pool_of, rows_of_file, runs_at_once
 from sftdpo.study import claim_folder
 from sftdpo.tables import baselines_of
 
@@ -23,7 +23,7 @@ def judged_on(loaded, fresh):
     if (loaded.verbalizers, loaded.intake.labels) != (fresh.verbalizers, fresh.intake.labels): raise ValueError("The two files have different labels.")
     rows = pool_of(loaded)
     known = {e.prompt for e in rows}
-    return TaskData(**{**vars_of(loaded), "train": rows, "validation": [], "test": [e for e in pool_of(fresh) if e.prompt not in known]})
+    return replace(loaded, train=rows, validation=[], test=[e for e in pool_of(fresh) if e.prompt not in known], foldable=False)
 
 
 def ways_in(folder, metric):
