@@ -7,21 +7,21 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE'
            'GAIN_PARTS', 'PARALLEL', 'CAN_MATCH', 'ORDER', 'MORE_TUNINGS', 'BEATS_LORA', 'OF_RUN', 'ALONE',
            'SAVES_NO_TIME', 'ONE_ROUND', 'IN_SUCCESSION', 'DOMINATES', 'COMPARED', 'OF_BACKBONE', 'WITH_CHOICE',
            'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'NOT_SEARCHED', 'Margins', 'read_margins',
-           'save_margins', 'Gate', 'Verdict', 'margin_of', 'name_of', 'cell_values', 'describe_estimate', 'plainly',
-           'deciding', 'one_seed_decides_nothing', 'judge_difference', 'corrected_level', 'claim', 'not_asked',
-           'asked_of', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'baseline_values',
-           'in_words', 'reached', 'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth', 'rates',
-           'mark_collapsed', 'share_of', 'collapse', 'condition_not_met', 'after_gates', 'guarded', 'sound_tables',
-           'controls_of', 'judge_gain', 'harm', 'judge_small', 'apart', 'small_everywhere', 'task_dependent',
-           'over_tasks', 'gains_of_dpo', 'small_gains', 'builder', 'dpo_matches', 'exploratory', 'with_primary',
-           'stricter', 'some_cell_matches', 'same_study', 'existence', 'dpo_alone', 'recipes_with_both', 'tuning_gates',
-           'judge_recipe', 'disagreement', 'over_recipes', 'tunings_compared', 'full_beats_lora', 'times_of',
-           'ratios_of', 'ratio_over_seeds', 'machine_alone', 'same_examples', 'judge_time', 'judge_times',
+           'save_margins', 'Gate', 'Verdict', 'margin_of', 'name_of', 'cell_values', 'in_unit', 'describe_estimate',
+           'plainly', 'deciding', 'one_seed_decides_nothing', 'judge_difference', 'corrected_level', 'claim',
+           'not_asked', 'asked_of', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence',
+           'baseline_values', 'in_words', 'reached', 'shortfall', 'strong', 'headroom', 'depth_of', 'equal_depth',
+           'rates', 'mark_collapsed', 'share_of', 'collapse', 'condition_not_met', 'after_gates', 'guarded',
+           'sound_tables', 'controls_of', 'judge_gain', 'harm', 'judge_small', 'apart', 'small_everywhere',
+           'task_dependent', 'over_tasks', 'gains_of_dpo', 'small_gains', 'builder', 'dpo_matches', 'exploratory',
+           'with_primary', 'stricter', 'some_cell_matches', 'same_study', 'existence', 'dpo_alone', 'recipes_with_both',
+           'tuning_gates', 'judge_recipe', 'disagreement', 'over_recipes', 'tunings_compared', 'full_beats_lora',
+           'times_of', 'ratios_of', 'ratio_over_seeds', 'machine_alone', 'same_examples', 'judge_time', 'judge_times',
            'times_compared', 'lora_saves_no_time', 'machine_of', 'bench_files', 'turns_in_file', 'bench_times',
            'bench_ratios', 'judge_bench', 'with_bench', 'dominance', 'interactions', 'dominance_gates',
            'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong',
            'judge_results', 'verdict_table', 'conditions_of', 'searched_trials', 'search_of', 'read_conditions',
-           'judge_claims', 'verdicts_of', 'verdicts_in_words']
+           'judge_claims', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all', 'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -44,9 +44,11 @@ from sftdpo.engine.store import (
     read_examples,
     read_results,
     read_settings,
+    rows_of,
     swept_values,
     task_of,
 )
+from .engine.timing import time_in_words
 from sftdpo.stats import (
     Estimate,
     at_level,
@@ -190,17 +192,25 @@ def cell_values(
     return table
 
 # %% ../nbs/14_claims.ipynb #d81d33e5
+def in_unit(
+    value: float,  # of a difference or a ratio
+    unit: str,     # "accuracy", "chrF", "times"
+) -> str:
+    "A value to two decimals in its unit, or to as many as tell it from zero."
+    value = 100 * value if unit == "accuracy" else value
+    digits = next((digits for digits in range(2, 6) if round(value, digits)), 2)
+    return f"{value:{'' if unit == 'times' else '+'}.{digits}f}".replace("-", "−")
+
+# %% ../nbs/14_claims.ipynb #d81d33e6
 def describe_estimate(
     estimate: Estimate,  # of a difference or a ratio
     unit: str,           # "accuracy", "chrF", "times"
 ) -> str:
-    "An estimate in words."
-    factor, sign = 100 if unit == "accuracy" else 1, "" if unit == "times" else "+"
+    "An estimate in words; the level of its interval where it is not 95 %."
     word = {"accuracy": " points", "times": ""}.get(unit, f" {unit}")
-    numbers = (estimate.mean, estimate.low, estimate.high)
-    mean, low, high = (f"{factor * one:{sign}.2f}".replace("-", "−") for one in numbers)
-    ends = "(there is no interval)" if math.isinf(estimate.high) else f"[{low}, {high}]"
-    return f"{mean}{word} {ends}"
+    mean, low, high = (in_unit(one, unit) for one in (estimate.mean, estimate.low, estimate.high))
+    if math.isinf(estimate.high): return f"{mean}{word} (there is no interval)"
+    return f"{mean}{word} [{low}, {high}]" + (f" at {100 * estimate.level:.3g} %" if round(estimate.level, 6) != 0.95 else "")
 
 # %% ../nbs/14_claims.ipynb #824db4c7
 def plainly(
@@ -837,11 +847,18 @@ def judge_small(
             "undecided": lambda recipe: gains[recipe].mean}
     least = min(gains, key=ends[said])  # the gain that decided
     effects, decides = _least_first(asked, gains, least), ""
-    if said == "undecided":
-        decides = deciding(gains[least], asked.unit, large, large)
-        if above and not controlled: decides = f"Run sft-sft {asked.where}, which has as many steps."
     why = (f"{effects[0][0]}: {describe_estimate(gains[least], asked.unit)}; "
            f"large would be {plainly(large, asked.unit)}.")
+    if said == "undecided":
+        lacks = [deciding(gains[least], asked.unit, large, large)]
+        if any(gain.high < large for gain in strict.values()): lacks = []
+        worst = min(gains, key=lambda recipe: gains[recipe].low)
+        if gains[worst].low <= -large:
+            why += (f" Nor may a loss be that large, which is not excluded against {worst}: "
+                    f"{describe_estimate(gains[worst], asked.unit)}.")
+            lacks.append(deciding(gains[worst], asked.unit, -large, -large))
+        if above and not controlled: lacks = [f"Run sft-sft {asked.where}, which has as many steps."]
+        decides = " ".join(dict.fromkeys(lacks))
     return one_seed_decides_nothing(dataclasses.replace(
         asked, verdict=said, effects=effects, why=why, decides=decides,
         gates=(harm(gains, asked),)))
@@ -2141,4 +2158,28 @@ def verdicts_in_words(
             remedy = f" *To decide it:* {decides}" if said == "undecided" else ""
             lines.append(f"- {', '.join(asked)}: **{said}**. {why}{remedy}")
         lines.append("")
+    return "\n".join(lines)
+
+# %% ../nbs/14_claims.ipynb #c13c026a
+def seconds_in_all(
+    results: pd.DataFrame,  # as `read_results` gives them
+) -> float:
+    "What training and judging took, as the runs timed it."
+    stages = _of_stages(results, "seconds")
+    kind = stages["metric"].str.extract(r"stage(\d+_[a-z]+)_", expand=False)
+    once = stages.assign(kind=kind).drop_duplicates(["task", "kind", "tuning", "seed", "fold", "train_size", "value"])
+    judging = results["metric"].isin(["evaluation_seconds", "judging_extra_seconds"])
+    return once["value"].sum() + results.loc[judging, "value"].sum()
+
+def costs_in_words(
+    folders: list[Path],  # of finished studies
+) -> str:
+    "As Markdown: what another seed of every cell of each study costs, and its search again, by what its own runs took."
+    lines = ["What more would cost, by what these runs took, whatever ran beside them:", ""]
+    for folder in map(StudyFolder, folders):
+        results, trials = read_results(folder), rows_of(folder.trials, folder.trials.finished_runs())
+        seeds, tried = (some.loc[some["recipe"] != "base", "seed"].nunique() for some in (results, trials))
+        again = time_in_words(seconds_in_all(results) / max(seeds, 1))
+        search = f", the search with {tried} seeds {time_in_words(seconds_in_all(trials))}" * bool(tried)
+        lines.append(f"- {folder.path.name}: another seed of every cell {again}{search}.")
     return "\n".join(lines)

@@ -7,7 +7,7 @@ __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'check_data_path'
            'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'written_table', 'Evaluate',
            'prediction_file', 'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch', 'Push', 'Bench',
            'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors', 'with_setting_names',
-           'parse', 'as_typed', 'without_effect', 'main']
+           'without_typed_tables', 'parse', 'as_typed', 'without_effect', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -32,6 +32,7 @@ from sftdpo.config import (
     Reading,
     Run,
     Sampling,
+    Settings,
     SettingsError,
     Stage,
     Study,
@@ -189,13 +190,21 @@ class Reproduce:
     out: Path = Path("runs/reproduced")  # for the runs that are trained again
     # names of runs; default: the first recipe with each tuning, at the lowest seed
     runs: tuple[str, ...] = ()
+    data: str | None = None  # where its data are, if not where the stored settings say
 
     def __call__(self):
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
         known = StudyFolder(self.folder).finished_runs()
         for name in self.runs: check_choice("runs", name, known)
-        from sftdpo.reproduce import reproduce, reproduced_in_words
-        found = reproduce(self.folder, self.out, list(self.runs) or None)
+        from sftdpo.reproduce import few_runs, reproduce, reproduced_in_words, stored_run
+        if self.data: check_data_path(self.data)
+        else:
+            stored = stored_run(self.folder, next(iter(self.runs or few_runs(self.folder)))).data
+            try: check_data_path(stored)
+            except (ValueError, OSError):
+                raise SettingsError(f"{self.folder}: its data were at {stored}, where nothing is now: "
+                                    "say with --data where they are.") from None
+        found = reproduce(self.folder, self.out, list(self.runs) or None, data=self.data)
         print(*map(reproduced_in_words, found.itertuples()), sep="\n")
         if not found["reproduced"].all(): sys.exit(1)
 
@@ -248,8 +257,8 @@ class Quickstart:
         results = compare(QUICKSTART, self.out, execution=execution)
         print_tables(results, self.out)
         if len(results):
-            print("These questions are made up, and easy with so many rows: what counts here is that every cell "
-                  "learns.\nOn your own rows cells differ: `sftdpo recommend FILE`.")
+            print("These questions are made up: what counts here is that every cell learns them.\n"
+                  "On your own rows cells differ: `sftdpo recommend FILE`.")
             print(next_steps(results, self.out))
         if StudyFolder(self.out).failed(): sys.exit(1)
 
@@ -618,6 +627,20 @@ def with_setting_names(
         found.append(word)
     return found
 
+# %% ../nbs/25_cli.ipynb #9c0de005
+def without_typed_tables(
+    settings,          # of a study
+    words: list[str],  # the command line
+    within: str = "",  # the part of the settings, such as "reading."
+):
+    "The settings, with the tables emptied that the words give anew."
+    typed, changes = {word.partition("=")[0] for word in words}, {}
+    for name, value in vars(settings).items():
+        option = f"{within}{name.replace('_', '-')}"
+        if isinstance(value, dict) and f"--{option}" in typed: changes[name] = {}
+        elif isinstance(value, Settings): changes[name] = without_typed_tables(value, words, f"{option}.")
+    return settings.replace(**changes) if changes else settings
+
 # %% ../nbs/25_cli.ipynb #a4b397db
 def parse(
     words: list[str],  # the command line, without the program's name
@@ -650,6 +673,7 @@ def parse(
     others = {other: [option.name for option in options_of(command)]
               for other, (command, *_) in COMMANDS.items() if other in ("compare", "train", "recommend")}
     check_words(name, rest, options, others)
+    if hasattr(default, "study"): default.study = without_typed_tables(default.study, rest)
     with one_line_errors():
         return tyro.cli(kind, prog=f"sftdpo {name}", args=rest,
                         **({} if default is None else {"default": default}))

@@ -36,9 +36,11 @@ def few_runs(
 def stored_run(
     folder: str | Path,  # of a stored study
     name: str,           # of a finished run
+    data: str | None = None,  # where its data are; default: where they were
 ) -> Run:
     "A run with the settings that it was trained with."
-    return from_dict(Run, read_settings(folder, name))
+    run = from_dict(Run, read_settings(folder, name))
+    return run.replace(data=data) if data else run
 
 # %% ../nbs/16_reproduce.ipynb #6afbf993
 def scores_of(
@@ -56,11 +58,12 @@ def reproduce(
     names: list[str] | None = None,  # of runs; default: `few_runs`
     progress: bool = True,  # draw bars and say what is done?
     inputs: Inputs | None = None,  # what the runs read; default: read now
+    data: str | None = None,  # where the study's data are; default: where they were
 ) -> pd.DataFrame:       # a line per run: stored, found, difference, low, high, reproduced
     "Train runs of a stored study again, and compare."
     inputs, place, say = (inputs or Inputs(), StudyFolder(out),
                           print if progress else lambda *words: None)
-    runs = {name: stored_run(folder, name) for name in names or few_runs(folder)}
+    runs = {name: stored_run(folder, name, data) for name in names or few_runs(folder)}
     nodes = stage_tree(
         list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
     carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say)

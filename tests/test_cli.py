@@ -29,6 +29,16 @@ def test_options_are_the_fields_of_the_settings():
     assert parse("submit bard pairs.csv out.csv --reading.unusable drop".split()).reading.unusable == "drop"
 
 
+def test_a_table_of_a_settings_file_is_replaced_by_a_typed_one(tmp_path):
+    "At 0fae5a8 `--sweep` beside settings that had a sweep was an unknown option."
+    (tmp_path / "study.yaml").write_text("name: one\ntasks: [labels]\ndata: rows.csv\nsweep: {lora.rank: [4, 8]}\nreading: {verbalizers: {a: A, b: B}}\n")
+    words = ["compare", "--settings", str(tmp_path / "study.yaml")]
+    assert parse(words).study.sweep == {"lora.rank": [4, 8]}
+    assert parse([*words, "--sweep", "dpo.beta", "0.1,0.2"]).study.sweep == {"dpo.beta": [.1, .2]}
+    changed = parse([*words, "--reading.verbalizers", "a", "X", "c", "Y"]).study
+    assert changed.reading.verbalizers == {"a": "X", "c": "Y"} and changed.sweep == {"lora.rank": [4, 8]}
+
+
 def test_a_settings_file_and_options_that_win_over_it(tmp_path):
     (tmp_path / "study.yaml").write_text("name: mine\nseeds: [1, 2]\ndpo: {beta: 0.3}\n")
     for given in (["--settings", str(tmp_path / "study.yaml")], [f"--settings={tmp_path / 'study.yaml'}"]):

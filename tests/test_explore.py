@@ -1,8 +1,12 @@
 "The form over a stored study."
+import re
+import shlex
+
 import pytest
 from little import compare, small
 
 import sftdpo.page.explore as explore
+from sftdpo.cli import parse
 from sftdpo.config import Search, to_yaml
 from sftdpo.page.explore import Explorer, stored_studies, view_of
 
@@ -15,10 +19,10 @@ def study():
 def test_a_choice_redraws_and_the_button_trains(study, backbone, tmp_path, monkeypatch):
     one = study(backbone)
     compare(one, tmp_path / "results" / "little-paraphrase", progress=False)
-    (settings := tmp_path / "little.yaml").write_text(to_yaml(one))
+    (tmp_path / "little-paraphrase.yaml").write_text(to_yaml(one))
     folder, = stored_studies(tmp_path / "results", "paraphrase")
     drawn, begun = [], []
-    explorer = Explorer(drawn.append, [folder], settings)
+    explorer = Explorer(drawn.append, [folder], tmp_path)
     assert [box.description for box in explorer.choices.children] == ["recipes", "tunings", "examples"]
     assert len(drawn) == 1 and drawn[0].results["run"].nunique() == 9
     explorer.sizes.value, explorer.tunings.value = [8], ["lora"]
@@ -27,10 +31,13 @@ def test_a_choice_redraws_and_the_button_trains(study, backbone, tmp_path, monke
     assert set(drawn[-1].examples["tuning"]) == {"-", "lora"} and set(drawn[-1].pairs["recipe"]) == {"dpo"}
     assert set(drawn[-1].history["run"]) == set(drawn[-1].runs) - {name for name in drawn[-1].runs if "-base-" in name}
     monkeypatch.setattr(explore, "begin_study", lambda study, folder: begun.append((study, folder)))
-    button, said = explorer.children[-2:]
-    assert "sftdpo compare --settings" in said.value
+    button, said = explorer.run.children
+    words = shlex.split(re.search("<pre.*?>(.*)</pre>", said.value)[1])
+    assert words[words.index("--tunings"):] == ["--tunings", "lora", "--sweep", "train_size", "8", "--out", "runs/little-paraphrase"]
     button.click()
-    assert [(found, str(place)) for found, place in begun] == [(one, "runs/little")] and "runs/little" in said.value
+    chosen = one.replace(tunings=("lora",), sweep={"train_size": [8]})
+    assert [(found, str(place)) for found, place in begun] == [(chosen, "runs/little-paraphrase")] and "runs/little-paraphrase" in said.value
+    assert parse(words[1:]).study == chosen, "the command asks for the same"
 
 
 def test_without_a_study_there_is_a_remedy(tmp_path):

@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 from little import compare, little_inputs, small
 
-from sftdpo.cli import main
+import sftdpo.study
+from sftdpo.cli import main, parse
+from sftdpo.config import SettingsError
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.reproduce import few_runs, reproduce
 
@@ -46,7 +48,18 @@ def test_the_command_names_a_run_that_is_not_there_and_ends_with_1_where_a_resul
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--runs", "paraphrase-sft-full"])
     assert end.value.code == 2 and "did you mean 'paraphrase-sft-full-seed" in capsys.readouterr().err
     line = dict(run="paraphrase-sft-full-seed0", metric="accuracy", stored=.75, found=.7, difference=-.05, low=-.07, high=-.03, same_name=False, reproduced=False)
-    monkeypatch.setattr("sftdpo.reproduce.reproduce", lambda folder, out, names: pd.DataFrame([line]))
+    monkeypatch.setattr("sftdpo.reproduce.reproduce", lambda folder, out, names, data: pd.DataFrame([line]))
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--out", str(tmp_path / "again")])
     told = capsys.readouterr().out
     assert end.value.code == 1 and "stored 75.0 %, found 70.0 %, difference −5.00 points [−7.00, −3.00]: NOT reproduced" in told and "note:" in told
+
+
+def test_data_that_moved_are_named(backbone, tmp_path):
+    "At 0fae5a8 a study of a file could only be repeated where the file lay when it was made."
+    (tmp_path / "old.csv").write_text("text,label\n" + "".join(f"word {i % 5} {i},{'ab'[i % 2]}\n" for i in range(40)))
+    study = small(backbone, tasks=("labels",), data=str(tmp_path / "old.csv"), recipes=("sft",), tunings=("full",))
+    sftdpo.study.compare(study, tmp_path / "study", progress=False)
+    keep_results.keep(tmp_path / "study", tmp_path / "kept")
+    (tmp_path / "old.csv").rename(tmp_path / "moved.csv")
+    with pytest.raises(SettingsError, match="old.csv, where nothing is now: say with --data"): parse(["reproduce", str(tmp_path / "kept")])()
+    main(["reproduce", str(tmp_path / "kept"), "--data", str(tmp_path / "moved.csv"), "--out", str(tmp_path / "again")])
