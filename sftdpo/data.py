@@ -461,7 +461,11 @@ def read_question_pairs(
     "The question pairs of a file, or a `DataError` that names the bad rows by line."
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     columns = table.columns if labelled else [*table.columns, "is_duplicate"]
-    shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1")
+    try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1")
+    except DataError as error:
+        if labelled or "--reading.delimiter" in str(error): raise
+        raise DataError(f"{path} has the columns {', '.join(map(repr, table.columns[:20]))}, and pairs of questions are "
+                        "read from two, called question1 and question2, or sentence1 and sentence2.") from None
     examples, problems = _pair_examples(table, shape, labelled)
     _check_usable(dict(train=(table, examples, problems)), unusable)
     return examples
@@ -531,6 +535,11 @@ def _answers(counts: Counter, reading: Reading, file: str, column: str) -> dict[
     "The answer for each label, in their order; empty if every row lacks a label."
     if reading.verbalizers: answers = _chosen_answers(counts, reading, file, column)
     elif not (answers := _own_answers(counts, file, column)): return {}
+    if reading.verbalizers and len(answers) < 2 <= len(counts):
+        others = [label for label in counts if label not in answers]
+        raise DataError(f"--reading.verbalizers names {next(iter(answers))!r} alone, and telling labels "
+                        f"apart needs two: the column {column!r} also holds "
+                        f"{', '.join(map(repr, others[:8]))}.")
     if len(answers) < 2:
         held = (f"{len(answers)} label{'s' * (len(answers) != 1)} "
                 f"({', '.join(map(repr, answers)) or 'none'})")
@@ -799,10 +808,10 @@ def fold_split(
     size = max(1, round(len(examples) * VALIDATING))
     rest, validation = _hold_out_texts(examples, "validate", size)
     if not 2 <= folds <= len(rest):
-        raise DataError(f"folds is {folds}, and {counted(len(examples), 'row')}, of which "
+        raise DataError(f"--folds {folds} cannot be used: {counted(len(examples), 'row')}, of which "
                         f"{len(validation):,} only validate, can be dealt into 2 to {len(rest):,} "
                         "folds: use a number in between.")
-    if not 1 <= fold <= folds: raise DataError(f"fold is {fold}: use a number from 1 to {folds}.")
+    if not 1 <= fold <= folds: raise DataError(f"--fold {fold} cannot be used: use a number from 1 to {folds}.")
     train, test = _parted(rest, set(map(id, deal(rest, folds, seed=0)[fold - 1])))
     return dict(train=train, validation=validation, test=test)
 
@@ -814,8 +823,8 @@ def in_folds(
 ) -> TaskData:       # with the splits of that fold
     "The same rows, dealt into folds."
     if not data.foldable:
-        raise DataError(f"folds is {folds}, and the data {data.name!r} has rows of its own that "
-                        "judge: leave --folds out, or give all rows in one file.")
+        raise DataError(f"--folds {folds} cannot be used: the data {data.name!r} has rows of its own "
+                        "that judge: leave --folds out, or give all rows in one file.")
     rows = [e for part in data.splits.values() for e in part]
     return replace(data, **fold_split(rows, folds, fold))
 

@@ -143,7 +143,8 @@ def too_little(
             "read labels that differ only in case or blanks as one, with --reading.similar-labels "
             "merge; or " if any("similar-labels merge" in note for note in data.intake.notes) else "")
         return (f"{named}, and a label needs at least {LEAST_OF_LABEL} to be learned and judged: "
-                f"{alike}collect more rows of it, or leave its rows out of the file.")
+                f"{alike}collect more rows of it"
+                + (", or leave its rows out of the file." if len(labels) - len(few) > 1 else "."))
     return ""
 
 # %% ../nbs/15_recommend.ipynb #f67e5353
@@ -763,11 +764,15 @@ def recommend(
 ) -> Recommendation:
     "Recommend a way to train on your own rows, and train it."
     check(minutes > 0, "minutes", minutes, "give more than 0")
+    check(folds > 1, "folds", folds, "use a whole number from 2 up")
     began = time.monotonic()
     deadline = began + 58 * minutes  # the rest is for the start of the process and for saving
     loaded, reading = rows_of_file(data, task, backbone, reading, say)
     task = loaded.task
     if why := too_little(loaded): return Recommendation(declined=why)
+    prompts = len(set(map(prompt_key, pool_of(loaded))))
+    check(folds <= prompts // 2, "folds", folds, f"use a whole number from 2 to {prompts // 2}, half of the "
+          "different prompts")
     if loaded.record.primary.share and (why := too_easy(baselines_in_folds(loaded, folds), loaded)):
         train = ["sftdpo", "train", "--task", task, "--data", str(data), *reading_options(reading)]
         return Recommendation(declined=f"{why} To train a model all the same: `{shlex.join(train)}`.")

@@ -582,7 +582,7 @@ def print_further(
           + (f", {known:,.0f} of them in the training rows" if known else ""))
     table = cells_table(results, task, read_examples(folder, runs, name), variants_of(Path(folder)),
                         task_of(results).metrics)
-    print(table.to_string())
+    print(fitted_table(table))
 
 # %% ../nbs/20_tables.ipynb #4305aef4
 def print_tables(

@@ -250,3 +250,21 @@ def test_the_readme_makes_every_model_that_it_loads(repository):
 def test_it_is_installed_as_a_command():
     found = subprocess.run([Path(sys.executable).with_name("sftdpo"), "--help"], capture_output=True, text=True)
     assert found.returncode == 0 and "quickstart" in found.stdout
+
+
+@pytest.mark.parametrize("words, told", [
+    ("train --folds 5", "--folds 5 cannot be used: say too which of them judges, with --fold, from 1 to 5"),
+    ("train --fold 5", "--fold 5 cannot be used: give --folds too, or leave it out"),
+    ("compare --learning-rates.sft-full -1", "--learning-rates.sft-full -1.0 cannot be used: use a number above 0"),
+    ("compare --cells 'sft ful dpo.beta' 0.3", "--cells 'sft ful dpo.beta' 'ful' cannot be used: did you mean 'full'?"),
+    ("compare --cells 'sft full sft.beta' 0.3", "--cells 'sft.beta' cannot be used: it has no effect on SFT"),
+    ("compare --sweep sft.beta 0.1,0.2", "--sweep 'sft.beta' cannot be used: it has no effect on SFT"),
+    ("compare --epochs 3", "did you mean '--sft.epochs' or '--dpo.epochs'?"), ("compare --dpo.lr 1e-4", "did you mean '--dpo.learning-rate'?"),
+    ("compare --model gpt2", "did you mean '--backbone'?"), ("generate bard --max-lines 0", "--max-lines 0 cannot be used: give 1 or more"),
+    ("recommend ROWS --folds 1", "--folds 1 cannot be used: use a whole number from 2 up"), ("recommend ROWS --minutes 0", "--minutes 0.0 cannot be used: give more than 0"),
+    ("recommend ROWS --reading.label lable", "--reading.label names the column 'lable', and the columns are ['text', 'label']: did you mean 'label'?")])
+def test_messages_name_what_was_typed(words, told, tmp_path, capsys):
+    "At 0fae5a8 these named a setting or an option that nobody typed, one stage of two, or nothing before torch was imported."
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(40)))
+    with pytest.raises(SystemExit): main([word.replace("ROWS", str(tmp_path / "rows.csv")) for word in shlex.split(words)])
+    assert told in capsys.readouterr().err

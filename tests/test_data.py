@@ -328,7 +328,7 @@ def test_folds_do_not_depend_on_the_order_of_the_rows():
         assert not prompts[0] & prompts[1] and not prompts[0] & prompts[2] and not prompts[1] & prompts[2]
 
 
-@pytest.mark.parametrize("folds, fold, says", [(1, 1, "folds is 1.*2 to 8"), (13, 1, "folds is 13"), (4, 0, "fold is 0: use a number from 1 to 4")])
+@pytest.mark.parametrize("folds, fold, says", [(1, 1, "--folds 1 .*2 to 8"), (13, 1, "--folds 13 "), (4, 0, "--fold 0 cannot be used: use a number from 1 to 4")])
 def test_folds_that_cannot_be(folds, fold, says):
     rows = [Example(str(i), f"text {i}", "x", label=0) for i in range(12)]
     with pytest.raises(DataError, match=says): d.fold_split(rows, folds, fold)
@@ -336,7 +336,7 @@ def test_folds_that_cannot_be(folds, fold, says):
 
 
 def test_folds_are_for_data_that_no_file_judges(tmp_path):
-    with pytest.raises(DataError, match="folds is 5, and the data 'generated' has rows of its own that judge: leave --folds out"): d.load_task("paraphrase", folds=5, fold=1)
+    with pytest.raises(DataError, match="--folds 5 cannot be used: the data 'generated' has rows of its own that judge: leave --folds out"): d.load_task("paraphrase", folds=5, fold=1)
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(40)))
     assert len(d.load_task("labels", tmp_path / "train.csv", folds=5, fold=5).test) in (6, 7)
     (tmp_path / "test.csv").write_text((tmp_path / "train.csv").read_text())

@@ -541,6 +541,31 @@ def test_a_cell_of_several_values_is_no_text():
     assert load_task("completions", [dict(prompt=f"p{i}", completion=numpy.int64(i)) for i in range(9)]).train[0].completion.isdigit()
 
 
+def test_a_list_is_no_conversation(tmp_path):
+    "At 0fae5a8 a list of labels was to be read with --reading.conversations write, which changed nothing."
+    with pytest.raises(DataError, match="is a list, not a text: give a column with one value in each row"): load_task("labels", [dict(text=f"t {i}", label=["a", "b"]) for i in range(30)])
+
+
+def test_labels_of_which_one_is_named(tmp_path):
+    rows = [dict(text=f"t {i}", label="abc"[i % 3]) for i in range(30)]
+    with pytest.raises(DataError, match="--reading.verbalizers names 'a' alone, .*also holds 'b', 'c'"): load_task("labels", rows, Reading(verbalizers={"a": "A"}))
+
+
+def test_answers_that_are_found_do_not_cross(tmp_path):
+    "At 0fae5a8 the answer 'no' stood for the label 'NO', and 'No' for 'no'."
+    from sftdpo.model import load_backbone
+    from sftdpo.reading.rows import suggest_verbalizers
+    tokenizer = load_backbone("bard")[1]
+    found = suggest_verbalizers(["NO", "no", "Yes", "yes"], tokenizer)
+    assert len(set(found.values())) == 4 and all(answer == label or answer not in found for label, answer in found.items())
+
+
+def test_few_judging_rows_are_told_of_folds(tmp_path):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(100)))
+    assert "with --folds 5 nearly all rows do" in unbroken(check_file("labels", str(tmp_path / "rows.csv")))
+
+
+
 def test_a_check_says_what_will_stop_its_own_command(tokenizer, tmp_path):
     path = write(tmp_path, "long.jsonl", "".join(json.dumps(dict(prompt=f"p {i}", completion="word " * (400 if i == 3 else 2))) + "\n" for i in range(20)))
     report = check_file("completions", path, Reading(too_long="truncate"), tokenizer, 256)

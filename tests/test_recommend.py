@@ -13,7 +13,7 @@ import yaml
 from tickets import write_tickets
 
 from sftdpo.cli import main, parse
-from sftdpo.config import Run
+from sftdpo.config import Run, SettingsError
 from sftdpo.data import TaskData, load_task
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
@@ -362,3 +362,15 @@ def test_a_training_counts_once_however_many_folds_it_has():
     results = pd.DataFrame([dict(run=run, metric="accuracy", value=value) for run, value in values.items()])
     found = recommend_fresh.reached(results, Named(), {"a way": runs}, TASKS["labels"].primary)
     assert found["way"].tolist() == ["a way"] * 2 and np.allclose(found["value"], [0.2, 0.7])
+
+
+def test_the_remedy_for_a_rare_label_can_be_followed(tmp_path):
+    "At 0fae5a8 a file of two labels, one of them rare, was told to leave the rare one out, and then stopped at a single label."
+    for labels, told in (("ab", "collect more rows of it."), ("abc", "or leave its rows out of the file.")):
+        (tmp_path / "rare.csv").write_text("text,label\n" + "".join(f"word {i},{labels[0] if i < 3 else labels[1 + i % (len(labels) - 1)]}\n" for i in range(80)))
+        assert too_little(load_task("labels", tmp_path / "rare.csv")).endswith(told)
+
+
+def test_more_folds_than_prompts_are_refused(tmp_path, backbone):
+    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(60)))
+    with pytest.raises(SettingsError, match="folds = 500 cannot be used: use a whole number from 2 to 30"): recommend(tmp_path / "rows.csv", tmp_path / "out", folds=500, backbone=backbone)

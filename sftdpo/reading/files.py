@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'UnusableRows', 'write_problems', 'expanded',
-           'read_bytes', 'decode', 'likely_encoding', 'as_text', 'read_delimited', 'read_json_lines', 'as_name',
-           'table_of_rows', 'read_json_rows', 'table_of_arrow', 'read_table', 'table_of', 'find_files', 'tables_of',
-           'keep', 'printable', 'plain_markdown']
+           'read_bytes', 'decode', 'likely_encoding', 'not_a_text', 'as_text', 'read_delimited', 'read_json_lines',
+           'as_name', 'table_of_rows', 'read_json_rows', 'table_of_arrow', 'read_table', 'table_of', 'find_files',
+           'tables_of', 'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -230,6 +230,16 @@ def likely_encoding(
     return ("cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d"
                             for byte in raw) else "latin-1")
 
+# %% ../../nbs/reading/01_files.ipynb #940dc370
+def not_a_text(
+    value,  # of one cell: a list, a dict, an array
+) -> ValueError:
+    "What is wrong with a cell of several values, and a remedy if it is a conversation."
+    kind, items = type(value).__name__, [value] if isinstance(value, dict) else list(value)
+    turns = bool(items) and all(isinstance(one, dict) and {"role", "content"} & set(one) for one in items)
+    remedy = " (a conversation must be written out as one text: --reading.conversations write)"
+    return ValueError(f"is a {kind}, not a text{remedy if turns else ': give a column with one value in each row'}")
+
 # %% ../../nbs/reading/01_files.ipynb #bd1f0d76
 def as_text(
     value,  # of one cell
@@ -261,14 +271,12 @@ def as_text(
         try: return str(value)
         except ValueError: raise ValueError("is a number of thousands of digits") from None
     if isinstance(value, (list, dict, tuple)):
-        raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written "
-                         "out as one text: --reading.conversations write)")
+        raise not_a_text(value)
     if isinstance(value, (bytes, bytearray)): raise ValueError("is bytes, not a text")
     if type(value).__name__ in ("NAType", "NaTType"): raise ValueError("is missing")
     # several values in one cell
     if hasattr(value, "tolist"):
-        raise ValueError(f"is a {type(value).__name__}, not a text (a conversation must be written "
-                         "out as one text: --reading.conversations write)")
+        raise not_a_text(value)
     return str(value) # dates and the like
 
 # %% ../../nbs/reading/01_files.ipynb #0b9a7ede

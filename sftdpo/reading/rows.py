@@ -436,7 +436,7 @@ def suggest_verbalizers(
         for word, candidates in zip(verbalizers, choices):
             ids = _encode(candidates, tokenizer, True)
             free = next(((c, i[0]) for c, i in zip(candidates, ids) if len(i) == 1
-                         and i[0] not in taken), None)
+                         and i[0] not in taken and (c == word or c not in verbalizers)), None)
             if free is None: return {}
             found[word] = free[0]; taken.add(free[1])
         return found

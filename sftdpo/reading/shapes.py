@@ -58,7 +58,7 @@ def _column(name, columns, option, file) -> str:
     if len(same := [c for c in columns if _plain(c) == _plain(name)]) == 1: return same[0]
     near = difflib.get_close_matches(name, list(columns), 1)
     raise DataError(f"{file}: --reading.{option} names the column {name!r}, and the columns are "
-                    f"{named(columns)}{f': did you mean {near[0]!r}' if near else ''}.")
+                    f"{named(columns)}{f': did you mean {near[0]!r}?' if near else '.'}")
 
 # %% ../../nbs/reading/02_shapes.ipynb #e5950deb
 def template_pieces(
@@ -196,10 +196,10 @@ def _turns_before(asked, starts, system):
     return start or ValueError("is missing: nothing comes before the answer")
 
 # %% ../../nbs/reading/02_shapes.ipynb #1432e68f
-def _role_column(role: str, columns, reading: Reading) -> str | None:
+def _role_column(role: str, columns, reading: Reading, file: str = "the data") -> str | None:
     "The column that is named for a role, or usual for it."
     given = getattr(reading, role)
-    return (_column(given, columns, role, "the data") if given and "{" not in given
+    return (_column(given, columns, role, file) if given and "{" not in given
             else _usual(role, columns, ""))
 
 # %% ../../nbs/reading/02_shapes.ipynb #846eba7b
@@ -218,12 +218,12 @@ def read_conversations(
                                reading.conversations == "write")
     given = next((name for name in columns if name == reading.prompt), None)
     roles = {role: name for role in ("completion", "chosen", "rejected")
-             if (name := _role_column(role, columns, reading)) in talks}
+             if (name := _role_column(role, columns, reading, table.file)) in talks}
     asked = (given if given in talks else _role_column("prompt", talks, replace(reading, prompt=""))
              or next((name for name in talks if name not in roles.values()), None))
     if not roles and not asked: return table
     # a prompt of one turn, as plain text
-    text = None if asked else _role_column("prompt", columns, reading)
+    text = None if asked else _role_column("prompt", columns, reading, table.file)
     system = (None if "{" in reading.prompt
               else next((name for name in columns if _plain(name) in ("system", "system_prompt")
                          and name not in talks), None))
@@ -265,7 +265,7 @@ def order_by_scores(
     reading: Reading,  # names the columns
 ) -> Table:
     "The table with the better answer of each row as the chosen one."
-    names = [_role_column(role, table.columns, reading) for role in ("chosen", "rejected")]
+    names = [_role_column(role, table.columns, reading, table.file) for role in ("chosen", "rejected")]
     scored = [_column(name, table.columns, "scores", table.file) for name in reading.scores]
     if None in names:
         raise DataError(f"{table.file}: --reading.scores needs the two answers too: "
@@ -319,7 +319,7 @@ def cut_beginnings(
     if "{" in reading.prompt:
         raise DataError("--reading.beginning cut compares one column: give --reading.prompt "
                         "COLUMN, without braces.")
-    names = {role: _role_column(role, table.columns, reading)
+    names = {role: _role_column(role, table.columns, reading, table.file)
              for role in ("prompt", "chosen", "rejected")}
     if not (names["chosen"] and names["rejected"]): return table
     prompts = table.values(names["prompt"]) if names["prompt"] else [None] * len(table)
@@ -337,7 +337,7 @@ def split_texts(
     reading: Reading,  # names the column, and what begins the completion
 ) -> Table:
     "The table with each text parted into prompt and completion, after the last place of a sign."
-    name, sign = (_role_column("prompt", table.columns, reading),
+    name, sign = (_role_column("prompt", table.columns, reading, table.file),
                   re.sub(r"\\[nt\\]", lambda found: _written[found[0]], reading.split))
     if name is None:
         raise DataError(f"{table.file}: --reading.split needs the column of the texts: "
@@ -471,9 +471,9 @@ def label_columns(
     reading: Reading,  # as given
 ) -> list[str]:
     "The columns that may hold the label, those of the fewest values first; one alone where it is named, or its name is a usual one."
-    if known := _role_column("label", table.columns, reading): return [known]
+    if known := _role_column("label", table.columns, reading, table.file): return [known]
     groups = _groups(table)
-    groups.pop(_role_column("prompt", table.columns, reading), None)
+    groups.pop(_role_column("prompt", table.columns, reading, table.file), None)
     return sorted(groups, key=groups.get)
 
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae
@@ -486,7 +486,7 @@ def usual_shapes(
         plainly = replace(reading, conversations="write")
         if task := guess_task(list(read_conversations(table, plainly).columns), reading):
             yield "conversations", task, plainly, table
-    has = {role: _role_column(role, table.columns, reading)
+    has = {role: _role_column(role, table.columns, reading, table.file)
            for role in ("prompt", "chosen", "rejected", "label", "question1", "question2")
            if hasattr(reading, role)}
     if has["chosen"] and has["rejected"] and not has["prompt"]:
