@@ -21,7 +21,7 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE'
            'bench_ratios', 'judge_bench', 'with_bench', 'dominance', 'interactions', 'dominance_gates',
            'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong',
            'judge_results', 'verdict_table', 'conditions_of', 'searched_trials', 'search_of', 'read_conditions',
-           'judge_claims', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all', 'costs_in_words']
+           'judge_claims', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -48,7 +48,6 @@ from sftdpo.engine.store import (
     swept_values,
     task_of,
 )
-from .engine.timing import time_in_words
 from sftdpo.stats import (
     Estimate,
     at_level,
@@ -853,10 +852,12 @@ def judge_small(
         lacks = [deciding(gains[least], asked.unit, large, large)]
         if any(gain.high < large for gain in strict.values()): lacks = []
         worst = min(gains, key=lambda recipe: gains[recipe].low)
-        if gains[worst].low <= -large:
-            why += (f" Nor may a loss be that large, which is not excluded against {worst}: "
-                    f"{describe_estimate(gains[worst], asked.unit)}.")
-            lacks.append(deciding(gains[worst], asked.unit, -large, -large))
+        if (loss := gains[worst]).low <= -large:
+            shown = "" if worst == least else f": {describe_estimate(loss, asked.unit)}"
+            why += (f" Against {worst} a loss that large is shown{shown}." if loss.high <= -large else
+                    f" Nor may a loss be that large, which is not excluded against {worst}{shown}.")
+            lacks.append(deciding(loss, asked.unit, -large, -large) if loss.mean > -large else
+                         "The mean is a loss that large: no number of seeds or examples is likely to exclude it.")
         if above and not controlled: lacks = [f"Run sft-sft {asked.where}, which has as many steps."]
         decides = " ".join(dict.fromkeys(lacks))
     return one_seed_decides_nothing(dataclasses.replace(
@@ -2171,15 +2172,24 @@ def seconds_in_all(
     judging = results["metric"].isin(["evaluation_seconds", "judging_extra_seconds"])
     return once["value"].sum() + results.loc[judging, "value"].sum()
 
+def seeds_of_a_fold(
+    results: pd.DataFrame,  # as `read_results` gives them
+) -> int:
+    "How many seeds every cell has, in each fold if there are folds: there each has seeds of its own."
+    trained = results[results["recipe"] != "base"]
+    return max(1, int(trained.groupby("fold")["seed"].nunique().max())) if len(trained) else 1
+
 def costs_in_words(
     folders: list[Path],  # of finished studies
 ) -> str:
     "As Markdown: what another seed of every cell of each study costs, and its search again, by what its own runs took."
+    from sftdpo.engine.timing import time_in_words  # which loads torch
     lines = ["What more would cost, by what these runs took, whatever ran beside them:", ""]
     for folder in map(StudyFolder, folders):
-        results, trials = read_results(folder), rows_of(folder.trials, folder.trials.finished_runs())
-        seeds, tried = (some.loc[some["recipe"] != "base", "seed"].nunique() for some in (results, trials))
-        again = time_in_words(seconds_in_all(results) / max(seeds, 1))
-        search = f", the search with {tried} seeds {time_in_words(seconds_in_all(trials))}" * bool(tried)
+        results, tried, search = read_results(folder), folder.trials.finished_runs(), ""
+        again = time_in_words(seconds_in_all(results) / seeds_of_a_fold(results))
+        if tried:
+            trials = rows_of(folder.trials, tried)
+            search = f", the search with {seeds_of_a_fold(trials)} seeds {time_in_words(seconds_in_all(trials))}"
         lines.append(f"- {folder.path.name}: another seed of every cell {again}{search}.")
     return "\n".join(lines)

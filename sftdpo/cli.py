@@ -77,7 +77,7 @@ def check_columns(
     data: str,         # a path
     reading: Reading,  # how it is read
 ):
-    "Raise if a column is named that a file, which can be read, has not."
+    "Raise what is wrong with the columns of a file that can be read, where that is known at once."
     from sftdpo.reading.check import columns_fit, suggested, tables_behind
     try:
         if columns_fit(task, data, reading): return
@@ -136,7 +136,6 @@ class Compare:
 @dataclass
 class Recommend:
     "Try recipes, tunings and learning rates on your own rows for some minutes, recommend one way to train, and train it on all rows."
-    unused: ClassVar = ("reading.test", "reading.validation")  # all rows are dealt into folds
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, or a folder
     minutes: float = 10.0  # time it may take
     out: Path | None = None  # folder for the trials and the model; default: runs/recommend-FILE

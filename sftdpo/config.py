@@ -654,13 +654,14 @@ def check_cells(
               "give a list of values")
     recipes = dict.fromkeys(name for one in study.recipes for name in (one, *RECIPES[one].stages))
     for name in study.cells:
+        check(bool(name.split()), "study.cells", name, "write the words of a cell and a setting, such as 'sft-dpo lora dpo.beta'")
         for word in name.split()[:-1]:
             known = [*study.tasks, *recipes, *study.tunings]
             check_choice(f"study.cells[{name!r}]", word, known)
     for rate, value in vars(study.learning_rates).items():
         check(value is None or value > 0, f"study.learning_rates.{rate}", value,
               "use a number above 0, such as 5e-05")
-    for place, settings in dict(sweep=study.sweep, cells=[name.split()[-1] for name in study.cells if name]).items():
+    for place, settings in dict(sweep=study.sweep, cells=[name.split()[-1] for name in study.cells]).items():
         for setting in settings:
             kind, _, field = setting.partition(".")
             check(field not in UNUSED.get(kind, ()), f"study.{place}", setting,

@@ -464,7 +464,7 @@ def read_question_pairs(
     try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1")
     except DataError as error:
         if labelled or "--reading.delimiter" in str(error): raise
-        raise DataError(f"{path} has the columns {', '.join(map(repr, table.columns[:20]))}, and pairs of questions are "
+        raise DataError(f"{path} has the columns {', '.join(map(repr, list(table.columns)[:20]))}, and pairs of questions are "
                         "read from two, called question1 and question2, or sentence1 and sentence2.") from None
     examples, problems = _pair_examples(table, shape, labelled)
     _check_usable(dict(train=(table, examples, problems)), unusable)

@@ -3,6 +3,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sftdpo.claims import (
     asked_of,
     cell_values,
     claim,
+    costs_in_words,
     deciding,
     dominance,
     judge_claims,
@@ -632,3 +634,11 @@ def test_a_contrast_is_what_c5_averages():
     parts = [difference(tables[recipe, "full"], tables[recipe, "lora"]).mean for recipe in ("sft", "dpo")]
     assert mean.mean == pytest.approx(np.mean(parts))
     assert dataclasses.is_dataclass(mean)
+
+
+def test_what_more_costs_is_told_of_any_study(repository):
+    "Folds have seeds of their own, which are one seed of every cell; a study without a search has none to repeat."
+    home = repository / "nbs/study/results"
+    if not home.exists(): pytest.skip("the stored studies are not part of an installed package")
+    whole, searched, small = costs_in_words([home / name for name in ("bard-sonnet", "bard-paraphrase", "small-budget")]).splitlines()[2:]
+    assert re.search(r"every cell 4\.\d h, the search with 3 seeds 10\.\d h", whole) and "87 min, the search with 3 seeds" in searched and "search" not in small

@@ -128,7 +128,8 @@ LIGHT = ["comapre", "compare --recipes sfd", "compare --train-size 0", "compare 
          "plan --tasks completions --data tickets.csv", "compare --out tickets.csv", "train --task labels --data nowhere", "train --task labels --data tickets.csv --reading.prompt {txt}",
          "report nowhere", "report .", "evaluate ./nowhere", "evaluate saved --data nowhere.csv", "evaluate saved --data other.csv", "evaluate bard --out told.xlsx",
          "predict saved nowhere.csv", "predict saved other.csv", "predict saved tickets.csv --out told.xlsx", "predict saved", "generate ./nowhere", "submit ./nowhere x y",
-         "submit saved nowhere.csv y", "fetch smollm", "bench --data nowhere", "data check nowhere.csv", "data check tickets.csv --task completions"]
+         "submit saved nowhere.csv y", "fetch smollm", "bench --data nowhere", "data check nowhere.csv", "data check tickets.csv --task completions",
+         "recommend tickets.csv --reading.label tema", "recommend tickets.csv --folds 1", "recommend tickets.csv --minutes 0"]
 
 
 def test_wrong_paths_and_columns_are_found_before_torch_is_imported(tmp_path):

@@ -47,3 +47,18 @@ def test_without_a_study_there_is_a_remedy(tmp_path):
 def test_a_view_without_search(study, backbone, tmp_path):
     compare(study(backbone, search=Search()), tmp_path / "one", progress=False)
     assert view_of(tmp_path / "one", sizes=[16]).search.empty
+
+
+def test_another_study_of_the_same_name_is_not_trained(study, backbone, tmp_path):
+    "At 3c08ef9 the button trained what lay under the study's name, whether or not it was the study that is shown, and whether or not its data were there."
+    one = study(backbone)
+    compare(one, tmp_path / "results" / "little-paraphrase", progress=False)
+    folder, = stored_studies(tmp_path / "results", "paraphrase")
+    def button(text):
+        (tmp_path / "little-paraphrase.yaml").write_text(text)
+        return Explorer(lambda view: None, [folder], tmp_path).run.children
+    press, said = button(to_yaml(one))
+    assert not press.disabled and "--recipes" not in said.value and "--sweep" not in said.value, "all is chosen"
+    assert button(to_yaml(one.replace(name="another"))) == ()
+    press, said = button(to_yaml(one.replace(data="no/where")))
+    assert press.disabled and "no/where, are not here" in said.value

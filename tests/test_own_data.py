@@ -543,7 +543,16 @@ def test_a_cell_of_several_values_is_no_text():
 
 def test_a_list_is_no_conversation(tmp_path):
     "At 0fae5a8 a list of labels was to be read with --reading.conversations write, which changed nothing."
+    import numpy
     with pytest.raises(DataError, match="is a list, not a text: give a column with one value in each row"): load_task("labels", [dict(text=f"t {i}", label=["a", "b"]) for i in range(30)])
+    with pytest.raises(DataError, match="is a ndarray, not a text: give"): load_task("labels", [dict(text=f"t {i}", label=numpy.array(0)) for i in range(30)])
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]
+    with pytest.raises(DataError, match="a conversation must be written out"): load_task("completions", [dict(prompt="p", completion=talk)] * 30, Reading(conversations="stop"))
+
+
+def test_pairs_of_questions_without_their_columns(tmp_path):
+    (tmp_path / "pairs.csv").write_text("a,b\n" + "one?,two?\n" * 9)
+    with pytest.raises(DataError, match="has the columns 'a', 'b', and pairs of questions are read from two, called question1"): read_question_pairs(tmp_path / "pairs.csv", labelled=False)
 
 
 def test_labels_of_which_one_is_named(tmp_path):
@@ -562,7 +571,7 @@ def test_answers_that_are_found_do_not_cross(tmp_path):
 
 def test_few_judging_rows_are_told_of_folds(tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(100)))
-    assert "with --folds 5 nearly all rows do" in unbroken(check_file("labels", str(tmp_path / "rows.csv")))
+    assert "with --folds 5 most rows do" in unbroken(check_file("labels", str(tmp_path / "rows.csv")))
 
 
 

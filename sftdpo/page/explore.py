@@ -15,6 +15,7 @@ from pathlib import Path
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
+import yaml
 from markupsafe import Markup
 
 # %% ../../nbs/page/06_explore.ipynb #18371e10
@@ -23,6 +24,7 @@ from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
 from ..engine.store import read_examples, read_history, read_pairs, read_results, variants_of
 from .live import begin_study
+from ..reading.files import expanded
 
 # %% ../../nbs/page/06_explore.ipynb #5315b90a
 def stored_studies(
@@ -116,7 +118,9 @@ def chosen_part(
     sizes=(),      # numbers of training examples; empty: all
 ) -> dict:         # names of settings that a choice changes, with their values
     "What is different in a study that has only what is chosen."
-    sized = [size for size in study.sweep.get("train_size", []) if size in sizes]
+    swept = study.sweep.get("train_size", [])
+    beyond = set(sizes) - set(swept)  # of a size that means all rows, results have their number
+    sized = [size for size in swept if size in sizes or size is None and beyond]
     wanted = dict(recipes=tuple(one for one in study.recipes if one in recipes),
                   tunings=tuple(one for one in study.tunings if one in tunings),
                   sweep={**study.sweep, "train_size": sized} if sized else {})
@@ -132,6 +136,7 @@ def run_button(
     try:
         study = from_yaml(Study, settings.read_text(encoding="utf-8"))
         part = chosen_part(study, **chosen)
+        wanted = study.replace(**part)
     except (OSError, ValueError) as error:
         press.disabled, said.value = True, Markup("<p>{}</p>").format(str(error))
         return [press, said]
@@ -140,8 +145,11 @@ def run_button(
         (word for name, values in value.items() for word in (name, ",".join(map(str, values))))))]
     words = shlex.join(["sftdpo", "compare", "--settings", str(settings), *options, "--out", str(folder)])
     said.value = Markup("<pre style='user-select:all;white-space:pre-wrap'>{}</pre>").format(words)
+    if study.data not in ("embedded", "hub") and not study.data.startswith("hub:") and not expanded(study.data).exists():
+        press.disabled = True
+        said.value += Markup("<p>Its data, {}, are not here.</p>").format(study.data)
     def train(_):
-        try: begin_study(study.replace(**part), folder)
+        try: begin_study(wanted, folder)
         except (OSError, ValueError) as error: said.value = Markup("<p>{}</p>").format(str(error))
         else:
             said.value = Markup("<p>It has begun. Its results go to {}; <code>make "
@@ -188,8 +196,14 @@ class Explorer(widgets.VBox):
     def show(self):
         "Draw what is chosen, and offer to train it."
         settings = self.settings and Path(self.settings) / f"{self.study.value.name}.yaml"
-        self.run.children = run_button(
-            settings, recipes=self.recipes.value, tunings=self.tunings.value,
-            sizes=self.sizes.value) if settings and settings.exists() else []
+        boxes = dict(recipes=self.recipes, tunings=self.tunings, sizes=self.sizes)
+        narrower = {name: box.value for name, box in boxes.items() if len(box.value) < len(box.options)}
+        self.run.children = run_button(settings, **narrower) if settings and self.is_of(settings) else []
         self.seen.clear_output(wait=True)
         with self.seen: self.draw(self.view)
+
+    def is_of(self, settings: Path) -> bool:
+        "Is a settings file there, and that of the chosen study?"
+        if not settings.exists(): return False
+        named, stored = (yaml.safe_load(path.read_text(encoding="utf-8")) for path in (settings, StudyFolder(self.study.value).settings))
+        return named.get("name") == stored.get("name")

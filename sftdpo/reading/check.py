@@ -523,9 +523,9 @@ MANY_JUDGED = 200  # rows, from which one split says enough
 def folds_note(
     data: TaskData,  # as loaded
 ) -> list[str]:
-    "That folds let nearly every row of a small file judge."
+    "That folds let most rows of a small file judge."
     if not data.foldable or not TASKS[data.task].columns or len(data.test) >= MANY_JUDGED: return []
-    return [f"{counted(len(data.test), 'row')} judge{'s' * (len(data.test) == 1)}: with --folds 5 nearly all rows do, in turn, "
+    return [f"{counted(len(data.test), 'row')} judge{'s' * (len(data.test) == 1)}: with --folds 5 most rows do, in turn, "
             "and training takes five times as long"]
 
 # %% ../../nbs/reading/05_check.ipynb #a0316308

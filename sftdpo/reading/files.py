@@ -235,8 +235,9 @@ def not_a_text(
     value,  # of one cell: a list, a dict, an array
 ) -> ValueError:
     "What is wrong with a cell of several values, and a remedy if it is a conversation."
-    kind, items = type(value).__name__, [value] if isinstance(value, dict) else list(value)
-    turns = bool(items) and all(isinstance(one, dict) and {"role", "content"} & set(one) for one in items)
+    kind, items = type(value).__name__, value.tolist() if hasattr(value, "tolist") else value
+    items = [items] if isinstance(items, dict) else list(items) if isinstance(items, (list, tuple)) else []
+    turns = bool(items) and all(isinstance(one, dict) and {"role", "content", "from", "value"} & set(one) for one in items)
     remedy = " (a conversation must be written out as one text: --reading.conversations write)"
     return ValueError(f"is a {kind}, not a text{remedy if turns else ': give a column with one value in each row'}")
 
