@@ -54,7 +54,7 @@ from sftdpo.engine.names import (
     nearest,
 )
 from .engine.options import check_words, help_text, options_of
-from .engine.plain_text import clean_output, visible, what_next
+from .engine.plain_text import clean_output, say, visible, what_next
 from .reading.examples import counted
 from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file, typed_reading
@@ -154,8 +154,8 @@ class Recommend:
         out = self.out or Path("runs") / f"recommend-{Path(self.data).stem}"
         from sftdpo.recommend import recommend
         found = recommend(self.data, out, self.minutes, self.task, self.backbone, self.reading,
-                          self.folds)
-        print(f"\n{found}")
+                          self.folds, say)
+        say(f"\n{found}")
         place = shlex.quote(str(out))
         again = (f"more ways, in the same folder: the same command with --minutes {2 * self.minutes:g}", "")
         tried = ("all that was tried, in one HTML file", f"sftdpo report {place}")

@@ -305,7 +305,7 @@ class Ways:
         self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
         self.workers = 1
         self.runs, self.tables, self.times = {}, {}, known_times(folder)
-        self.given_up, self.left_out = [], []
+        self.given_up, self.left_out = {}, []  # way: what it reached on the first fold
 
     def in_folds(self, run: Run) -> list[Run]:
         "The runs of one way, one per fold."
@@ -431,8 +431,8 @@ class Trials(Ways):
         kept = {}
         for way, table in self.judged(new, 1).items():
             if far_below(table, self.ahead, self.give_up):
-                self.given_up.append(way)
-                reached = format_metric(table["value"].mean(), self.metric)
+                self.given_up[way] = float(table["value"].mean())
+                reached = format_metric(self.given_up[way], self.metric)
                 self.say(f"    {way}: {self.metric.title} {reached} on one fold, too far below the best")
             else: kept[way] = new[way]
         return kept
@@ -736,19 +736,18 @@ def concluded(
 # %% ../nbs/15_recommend.ipynb #8684bbe6
 def write_recommendation(
     found: Recommendation,
-    folder: StudyFolder,  # of the trials
-    metric: Metric,    # the primary one
-    minutes: float,    # that it took
-    given: float,      # that it might take
+    trials: Trials,  # that it rests on
+    minutes: float,  # that it took
+    given: float,    # that it might take
 ):
     "Keep a recommendation for readers, as recommendation.txt, and for programs, as recommendation.json."
-    expected = found.expected
-    write_text(folder.recommendation, str(found) + "\n")
-    write_json(folder.recommendation.with_suffix(".json"), dict(
-        way=found.way, declined=found.declined, metric=metric.name, expected=expected.mean,
+    expected, kept = found.expected, trials.folder.recommendation
+    write_text(kept, f"{found}\n")
+    write_json(kept.with_suffix(".json"), dict(
+        way=found.way, declined=found.declined, metric=trials.metric.name, expected=expected.mean,
         low=expected.low, high=expected.high, examples=expected.examples, minutes=round(minutes, 1),
-        minutes_given=given,
-        without_training=found.baselines, ways=found.table.to_dict("records")))
+        minutes_given=given, without_training=found.baselines, ways=found.table.to_dict("records"),
+        given_up=trials.given_up, left_out=trials.left_out))
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
@@ -807,5 +806,5 @@ def recommend(
     if took > 1.2 * minutes:
         say(f"It took {took:.0f} minutes instead of {minutes:g}: training was slower than it was when "
             "it was timed. Was the machine busy with other work?")
-    write_recommendation(found, home, trials.metric, took, minutes)
+    write_recommendation(found, trials, took, minutes)
     return found

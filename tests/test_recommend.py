@@ -199,12 +199,16 @@ def test_the_recipe_that_is_named_instead_of_a_model_works():
     assert list(model.fit(texts, labels).predict(["x evening", "y morning"])) == [1, 0]
 
 
-def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys):
+def test_too_few_rows_of_a_label_are_declined(tmp_path, capsys, monkeypatch):
     rows = "".join(f"The {word} was {i}.,{'fraud' if i in (7, 90) else 'ok'}\n" for i, word in enumerate(["tea", "salt", "map", "sea"] * 50))
     (tmp_path / "unbalanced.csv").write_text("text,label\n" + rows)
     with pytest.raises(SystemExit): main(["recommend", str(tmp_path / "unbalanced.csv"), "--out", str(tmp_path / "out")])
     said = capsys.readouterr().out
     assert "No recommendation. 'fraud' has 2 rows, and a label needs at least 10" in said and not (tmp_path / "out" / "model").exists()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    with pytest.raises(SystemExit): main(["recommend", str(tmp_path / "unbalanced.csv"), "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().out
+    assert "\nNo recommendation. 'fraud' has 2 rows" in told and max(map(len, told.splitlines())) <= 80, "a terminal's lines are not broken within words"
     few = TaskData("labels", "few", [Example(str(i), f"text {i}", "ab"[i % 2], label=i % 2) for i in range(30)], [], [], ("a", "b"), False, "made here", foldable=True)
     assert "has 30 rows that may train: at least 40" in too_little(few)
 
@@ -227,6 +231,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert (kept["way"], kept["expected"], len(kept["ways"]), kept["declined"]) == (found.way, found.expected.mean, len(found.table), "")
     assert (tmp_path / "out" / "recommendation.txt").read_text() == f"{found}\n" and 0 < kept["minutes"] < 60
+    assert kept["given_up"] == {} and kept["left_out"] == []
     known = json.loads((tmp_path / "out" / "model" / "task.json").read_text())
     assert known["task"] == "labels" and set(known["answers"]) == {"a", "b"}
     (tmp_path / "new.csv").write_text("text\nglad 3\nsad 4\n")
@@ -261,6 +266,8 @@ def test_a_hopeless_way_is_given_up_after_one_fold(tmp_path, backbone, quick, mo
     said = []
     found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=said.append)
     assert "on one fold, too far below the best" in "\n".join(said)
+    kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
+    assert [(way in "\n".join(said), 0 <= reached < 1) for way, reached in kept["given_up"].items()] == [(True, True)]
     assert len(found.table) == 2 and "2 ways to train, one seed in each fold; given up after one fold, far below the best: 1." in str(found)
     folds = Counter(yaml.safe_load(path.read_text())["sft"]["learning_rate"]
                     for path in (tmp_path / "out" / "runs").glob("*sft*/settings.yaml"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'CONTROLS', 'SHOWN', 'MOVES', 'WIDTH', 'visible', 'CleanStream', 'note_warning', 'clean_output',
-           'wrapped', 'wrapped_command', 'what_next']
+           'wrapped', 'say', 'wrapped_command', 'what_next']
 
 # %% ../../nbs/engine/01_plain_text.ipynb #c11b7038
 import re
@@ -81,10 +81,19 @@ def wrapped(
     text: str,        # a paragraph
     first: str = "",  # what stands before it; the other lines begin beneath its end
 ) -> str:
-    "A paragraph in lines of 80 letters; they are not broken at no-break spaces, which become plain ones."
+    "A paragraph in lines of 80 letters; no line ends at a no-break space, nor within backticks."
+    text = re.sub("`[^`]*`", lambda command: command[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
     lines = textwrap.fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first),
                           break_long_words=False, break_on_hyphens=False)
     return lines.replace("\N{NO-BREAK SPACE}", " ")
+
+# %% ../../nbs/engine/01_plain_text.ipynb #7d10aa08
+def say(
+    text: str,  # of one or more paragraphs
+):
+    "Print text: on a terminal in lines of 80 letters, elsewhere a line a paragraph."
+    shown = wrapped if sys.stdout.isatty() else str
+    print(*map(shown, text.splitlines()), sep="\n")
 
 # %% ../../nbs/engine/01_plain_text.ipynb #7d10aa04
 def wrapped_command(
