@@ -42,7 +42,7 @@ from sftdpo.config import (
     decoding,
     from_yaml,
 )
-from .data import DataError, load_task
+from .data import DataError, check_named_files, check_sizes, load_task
 from .engine.folder import StudyFolder
 from sftdpo.engine.names import (
     BACKBONES,
@@ -98,7 +98,9 @@ class ReadBefore:
         self.found = {}
         for run in runs:
             check_model_name(run.backbone)
+            check_named_files(run)
             if run.source not in self.found: self.found[run.source] = self.read(*run.source)
+            if data := self.found[run.source]: check_sizes(run, data)
 
     def read(self, task, data, reading, *fold):
         "The data, or nothing where the study says better what is wrong with some rows."

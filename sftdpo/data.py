@@ -8,8 +8,9 @@ __all__ = ['verbalizers', 'MOST_LABELS', 'FEW_ROWS', 'LEAST_HELD', 'VALIDATING',
            'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds', 'word_runs',
            'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'wrong_labels', 'load_judged',
            'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read', 'with_short_answers',
-           'fit_task', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep', 'make_pairs', 'preference_dataset',
-           'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows', 'without_rejected']
+           'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep',
+           'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows',
+           'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import difflib
@@ -25,7 +26,7 @@ from itertools import chain, count
 from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #963f4061
-from .config import Reading
+from .config import Reading, Run, Study, check, named_paths
 from sftdpo.reading.chat import (
     Conversation,
     Interpreted,
@@ -1416,3 +1417,26 @@ def fit_task(
             raise DataError(f"{data.name}: no examples are left for {split} once the long ones are "
                             "dropped: take a backbone that reads more.")
     return replace(data, **splits, intake=replace(data.intake, too_long=changed))
+
+# %% ../nbs/01_data.ipynb #6645a121
+def check_sizes(
+    run: Run,        # asks for so many examples
+    data: TaskData,  # of that run
+):
+    "Raise if a run asks for more examples than there are."
+    sizes = ((run.train_size, "train", run.stages), (run.test_size, run.judge, run.judge == "test"))
+    for size, split, used in sizes:
+        there = len(data.splits[split])
+        check(not used or size is None or size <= there, f"{split}_size", size,
+              f"{data.name} has {there:,} examples there: ask for at most {there:,}, or leave it "
+              "out for all")
+
+# %% ../nbs/01_data.ipynb #6645a122
+def check_named_files(
+    asked: Run | Study,  # names a text, and sets that judge
+):
+    "Raise unless the files that are named besides the data exist."
+    named = {f"{name}={path}": ("also_judge", path) for name, path in named_paths(asked.also_judge).items()}
+    if asked.held_out_text != "embedded": named[asked.held_out_text] = ("held_out_text", asked.held_out_text)
+    for typed, (setting, path) in named.items():
+        check(expanded(path).is_file(), setting, typed, "there is no such file: check the path")

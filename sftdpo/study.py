@@ -32,9 +32,9 @@ from sftdpo.config import (
     identity,
     to_dict,
 )
-from .data import DataError, Example, TaskData, fit_task
+from .data import DataError, Example, TaskData, check_named_files, check_sizes, fit_task
 from .engine.folder import StudyFolder, first_damaged, read_record, write_record
-from .engine.inputs import Inputs, check_named_files, device, judged_examples, settled
+from .engine.inputs import Inputs, device, judged_examples, settled
 from .engine.names import model_folder
 from .engine.runs import processor, software
 from sftdpo.engine.safe_files import (
@@ -53,6 +53,7 @@ from .engine.trackers import check_trackers, tracked
 from .engine.tree import Node, check_finished, stage_tree
 from .engine.work import give_up_weights, share_work, stops_like_an_interrupt, work
 from .evaluate import Evaluation, evaluate, predict
+from .measures.forgetting import held_out_text
 from .measures.sampling import generate_ids, text_of
 from .model import context_length, load_backbone, load_policy, lora_targets
 from .reading.check import advice, check_data, command_of, write_check
@@ -230,16 +231,6 @@ def notice_changes(
         _report_versions(before, now, folder, say)
         write_record(path, before)
 
-# %% ../nbs/12_study.ipynb #a8de8a86
-def _check_sizes(run: Run, data: TaskData):
-    "Raise if a run asks for more examples than there are."
-    sizes = ((run.train_size, "train", run.stages), (run.test_size, run.judge, run.judge == "test"))
-    for size, split, used in sizes:
-        there = len(data.splits[split])
-        check(not used or size is None or size <= there, f"{split}_size", size,
-              f"{data.name} has {there:,} examples there: ask for at most {there:,}, or leave it "
-              "out for all")
-
 # %% ../nbs/12_study.ipynb #c939142b
 def _check_wrong_labels(data: TaskData):
     "Raise if there is only one wrong label to choose from."
@@ -267,7 +258,7 @@ def check_runs(
 ):
     "Raise before training if the data is too small for the settings or a layer does not exist."
     sizes = {(*run.source, run.train_size, run.test_size, bool(run.stages)): run for run in runs}
-    for run in sizes.values(): _check_sizes(run, inputs.of(run).data)
+    for run in sizes.values(): check_sizes(run, inputs.of(run).data)
     for run in runs:
         if run.splits: _check_split(run, inputs.of(run).train_size)
     favourite = {(*run.source, run.backbone): run for run in runs
@@ -434,6 +425,7 @@ def compare(
     check_trackers(execution.report_to)
     watched = tracked(execution.report_to, study.name, folder.path)
     check_named_files(study)
+    held_out_text(study.held_out_text, study.backbone)  # raises if there is nothing in it
     with (stops_like_an_interrupt(), full_disk_named(folder.path), watched,
           claimed(folder, study)):
         study = settled(folder, study)

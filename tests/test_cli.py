@@ -125,7 +125,8 @@ def test_a_number_with_commas_is_told_as_it_may_be_typed(typed, meant, capsys):
 
 LIGHT = ["comapre", "compare --recipes sfd", "compare --train-size 0", "compare --backbone smolm2-135m", "compare --backbone ./nowhere", "compare --backbone no/such-model",
          "compare --tasks labels --data nowhere.csv", "compare --tasks labels --data tickets.csv", "compare --tasks labels --data tickets.csv --reading.label tema",
-         "plan --tasks completions --data tickets.csv", "compare --out tickets.csv", "train --task labels --data nowhere", "train --task labels --data tickets.csv --reading.prompt {txt}",
+         "plan --tasks completions --data tickets.csv", "compare --out tickets.csv", "compare --also-judge more=nowhere.csv", "compare --held-out-text nowhere.txt", "compare --train-size 999999",
+         "plan --tasks labels --data tickets.csv --test-size 99", "train --task labels --data nowhere", "train --task labels --data tickets.csv --reading.prompt {txt}",
          "report nowhere", "report .", "evaluate ./nowhere", "evaluate saved --data nowhere.csv", "evaluate saved --data other.csv", "evaluate bard --out told.xlsx",
          "predict saved nowhere.csv", "predict saved other.csv", "predict saved tickets.csv --out told.xlsx", "predict saved", "generate ./nowhere", "submit ./nowhere x y",
          "submit saved nowhere.csv y", "fetch smollm", "bench --data nowhere", "data check nowhere.csv", "data check tickets.csv --task completions",

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
            'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once',
-           'check_named_files', 'further_set', 'Sources', 'identifying_settings', 'settled', 'training_marks',
-           'words_of', 'Inputs']
+           'further_set', 'Sources', 'identifying_settings', 'settled', 'training_marks', 'words_of', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
@@ -185,16 +184,6 @@ class Once(dict):
     def __missing__(self, key):
         found = self[key] = self.make(*key)
         return found
-
-# %% ../../nbs/engine/03_inputs.ipynb #887ecdf2
-def check_named_files(
-    asked: Run | Study,  # names a text, and sets that judge
-):
-    "Raise unless the files that a study names besides its data exist."
-    if asked.held_out_text != "embedded": held_out_text(asked.held_out_text, asked.backbone)
-    for name, path in named_paths(asked.also_judge).items():
-        check(expanded(path).is_file(), "also_judge", f"{name}={path}",
-              "there is no such file: check the path")
 
 # %% ../../nbs/engine/03_inputs.ipynb #b755910e
 def further_set(
