@@ -498,8 +498,9 @@ def shortfall(
     if not found: return ""
     best, own = max(found, key=found.get), interval(values, level)
     if own.low > found[best]: return ""
+    title = next((one.title for one in evidence.record.beside if one.name in (best, f"{best}_f1")), best)
     return (f"{name_of(cell)} reaches {reached(own, evidence.unit)} and is not shown to beat "
-            f"the baseline {best} ({in_words(found[best], evidence.unit)})")
+            f"the baseline {title} ({in_words(found[best], evidence.unit)})")
 
 # %% ../nbs/14_claims.ipynb #5ab3f94e
 TRAIN_MORE = ("Train until it is better than the base model and than the best baseline: "

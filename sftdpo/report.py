@@ -452,7 +452,7 @@ def task_part(
     trained = cells[cells["recipe"] != "base"]  # the base model has no seeds
     return dict(task=task,
                 about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
-                best=best, beside=beside, opening=nothing_learned(results, examples),
+                best=best, beside=beside, opening=nothing_learned(results, examples, StudyFolder(folder).search.exists()),
                 metrics=metrics_of(results),
                 **more_tables(folder, results, variants), settings=settings_table(folder, results),
                 figures=figures, texts=texts, missing=int(cells["missing"].sum()),

@@ -14,7 +14,7 @@ import yaml
 from sftdpo.cli import parse
 from sftdpo.engine.store import write_planned_runs
 from sftdpo.report import MOST_RUNS, STYLE, data, up_to_date, write_report
-from sftdpo.tables import WHAT_TO_CHANGE, print_tables
+from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, print_tables
 from sftdpo.tasks import RECIPES
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
@@ -186,7 +186,7 @@ def test_where_no_cell_beats_the_best_baseline_table_and_report_open_with_it(tmp
 
 
 def test_what_the_opening_advises_can_be_typed():
-    options = re.findall(r"--[\w.-]+(?: \d+)?", WHAT_TO_CHANGE)
+    options = re.findall(r"--[\w.-]+(?: \d+)?", WHAT_TO_CHANGE + SEARCH_TOO)
     assert len(options) == 3
     for option in options: parse(["compare", *(option if " " in option else f"{option} 10").split()])
 
