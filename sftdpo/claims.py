@@ -20,8 +20,9 @@ __all__ = ['CLAIMS', 'QUESTIONS', 'SUMMARIES', 'FLOORS', 'TRAIN_MORE', 'NO_BASE'
            'times_compared', 'lora_saves_no_time', 'machine_of', 'bench_files', 'turns_in_file', 'bench_times',
            'bench_ratios', 'judge_bench', 'with_bench', 'dominance', 'interactions', 'dominance_gates',
            'effects_compared', 'tuning_dominates', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong',
-           'judge_results', 'verdict_table', 'conditions_of', 'searched_trials', 'search_of', 'read_conditions',
-           'judge_claims', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
+           'judge_results', 'verdict_table', 'conditions_of', 'searched_trials', 'search_of', 'trained_as_chosen',
+           'read_conditions', 'judge_claims', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all', 'seeds_of_a_fold',
+           'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -228,14 +229,15 @@ def deciding(
     unit: str,           # its unit
     above: float,        # a bound that the interval may come to lie above
     below: float,        # a bound that it may come to lie below
+    strict: Estimate | None = None,  # with the interval that must lie below, where that is wider
 ) -> str:                # one sentence
     "What would decide: seeds or examples for the bound that is easier to clear."
     up, down = estimate.mean - above, below - estimate.mean
     if max(up, down) <= 0:
         return ("The mean lies between the bounds: "
                 "no number of seeds or examples is likely to decide.")
-    goal = f"above {plainly(above, unit)}" if up >= down else f"below {plainly(below, unit)}"
-    return needed_to_reach(estimate, max(up, down), f"a difference {goal}").why
+    if up >= down: return needed_to_reach(estimate, up, f"a difference above {plainly(above, unit)}").why
+    return needed_to_reach(strict or estimate, down, f"a difference below {plainly(below, unit)}").why
 
 # %% ../nbs/14_claims.ipynb #cf87bd69
 def _but(one: Verdict, words: str) -> str:
@@ -799,8 +801,9 @@ def judge_gain(
     margins: Margins,  # set beforehand
 ) -> Verdict:
     "Does DPO bring a gain over SFT and over SFT of equal depth?"
-    strict, controlled = corrected_level(margins.level, len(gains)), set(gains) != {"sft"}
-    none = {recipe: at_level(gain, strict).high < asked.margin and gain.low <= 0
+    level, controlled = corrected_level(margins.level, len(gains)), set(gains) != {"sft"}
+    strict = {recipe: at_level(gain, level) for recipe, gain in gains.items()}
+    none = {recipe: strict[recipe].high < asked.margin and gain.low <= 0
             for recipe, gain in gains.items()}
     above = all(gain.low > 0 for gain in gains.values())
     said = "supported" if above and controlled else "refuted" if any(none.values()) else "undecided"
@@ -809,7 +812,7 @@ def judge_gain(
     effects, decides = _least_first(asked, gains, least), ""
     if said == "undecided":
         decides = (f"Run sft-sft {asked.where}, which has as many steps." if above
-                   else deciding(gains[least], asked.unit, 0., asked.margin))
+                   else deciding(gains[least], asked.unit, 0., asked.margin, strict[least]))
     gain = gains[least]
     words = f"{describe_estimate(gain, asked.unit)}, {_gain_in_words(gain, asked.margin)}"
     return one_seed_decides_nothing(dataclasses.replace(
@@ -850,7 +853,7 @@ def judge_small(
     why = (f"{effects[0][0]}: {describe_estimate(gains[least], asked.unit)}; "
            f"large would be {plainly(large, asked.unit)}.")
     if said == "undecided":
-        lacks = [deciding(gains[least], asked.unit, large, large)]
+        lacks = [deciding(gains[least], asked.unit, large, large, strict[least])]
         if any(gain.high < large for gain in strict.values()): lacks = []
         worst = min(gains, key=lambda recipe: gains[recipe].low)
         if (loss := gains[worst]).low <= -large:
@@ -940,7 +943,8 @@ def task_dependent(
     if len(parts) < 2:
         why = f"The claim could be asked of {parts[0].task} only."
         return dataclasses.replace(asked, why=why, decides="Run a second task.")
-    same = f"sft-dpo {where} − sft {where}"  # of each task, whichever gain decided there
+    tuning, *_ = where.split(", ")  # what follows is the part of a sweep
+    same = f"sft-dpo {tuning} − sft {tuning}"  # of each task, whichever gain decided there
     gains = [dict(one.effects)[same] for one in parts]
     found = _gaps(parts, gains, margins.level)
     p = min(holm(one[0] for one in found))
@@ -964,8 +968,11 @@ def over_tasks(
     for where in dict.fromkeys(one.where for one in found):
         parts = [one for one in found if one.where == where and one.part == "small"
                  and one.verdict != "not asked" and one.task != "all tasks"]
-        if len(parts) > 1: more.append(small_everywhere(parts, margins))
-        if parts: more.append(task_dependent(parts, margins))
+        together = [small_everywhere(parts, margins)] if len(parts) > 1 else []
+        if parts: together.append(task_dependent(parts, margins))
+        for one in together:  # what was not named beforehand of one task was not of several
+            notes = [note for note in parts[0].notes if note.startswith("Exploratory")]
+            more.append(dataclasses.replace(one, exploratory=parts[0].exploratory, notes=(*one.notes, *notes)))
     return found + more
 
 # %% ../nbs/14_claims.ipynb #89351f8a
@@ -1189,15 +1196,15 @@ def tuning_gates(
             collapse(evidence, cells), rates(evidence, cells)]
 
 # %% ../nbs/14_claims.ipynb #f302609d
-def _uncorrected_only(one: Verdict, gain: Estimate) -> Verdict:
+def _uncorrected_only(one: Verdict, strict: Estimate) -> Verdict:
     "The verdict, undecided because it does not hold with the correction for several recipes."
-    distance, goal = gain.mean, "a difference above 0"
+    distance, goal = strict.mean, "a difference above 0"
     if one.verdict == "refuted":
-        distance = one.margin - gain.mean
+        distance = one.margin - strict.mean
         goal = f"a difference below {plainly(one.margin, one.unit)}"
     why = f"{one.why[:-1]}, but not with the correction for several recipes."
     return dataclasses.replace(one, verdict="undecided", why=why,
-                               decides=needed_to_reach(gain, distance, goal).why)
+                               decides=needed_to_reach(strict, distance, goal).why)
 
 # %% ../nbs/14_claims.ipynb #8bc1a561
 def judge_recipe(
@@ -1211,9 +1218,11 @@ def judge_recipe(
     name = f"{asked.where} full − {asked.where} lora"
     one = judge_difference(asked, name, gain, above=0., below=asked.margin)
     if corrected is None or recipes < 2: return one
-    holds = {"supported": corrected < 1 - margins.level,
-             "refuted": at_level(gain, corrected_level(margins.level, recipes)).high < asked.margin}
-    if not holds.get(one.verdict, True): one = _uncorrected_only(one, gain)
+    strict = at_level(gain, corrected_level(margins.level, recipes))
+    holds = {"supported": corrected < 1 - margins.level, "refuted": strict.high < asked.margin}
+    if one.verdict == "undecided" and "seed" not in gain.unknown:
+        one = dataclasses.replace(one, decides=deciding(strict, asked.unit, 0., asked.margin))
+    elif not holds.get(one.verdict, True): one = _uncorrected_only(one, strict)
     why = f"{one.why[:-1]} (p = {corrected:.2g}, Holm over {recipes} recipes)."
     return dataclasses.replace(one, why=why)
 
@@ -1335,12 +1344,12 @@ def _of_stages(results: pd.DataFrame, metric: str) -> pd.DataFrame:
 
 # %% ../nbs/14_claims.ipynb #7b66c455
 def _reference_times(results: pd.DataFrame) -> pd.DataFrame:
-    "Seconds of the reference passes per example of their stage."
+    "Seconds of the reference passes per example of their stage, counted once an epoch."
     rows = _of_stages(results, "reference_seconds")
     examples = rows["train_size"]
-    if "epochs" in rows:
+    if "stage_epochs" in rows:
         stage = rows["metric"].str.extract(r"stage(\d+)", expand=False).astype(int)
-        examples = examples * rows["epochs"] / stage
+        examples = examples * [epochs[place - 1] for epochs, place in zip(rows["stage_epochs"], stage)]
     return rows.assign(time=rows["value"] / examples.clip(lower=1))
 
 # %% ../nbs/14_claims.ipynb #af1fb3ce
@@ -1395,7 +1404,7 @@ def machine_alone(
     rows: pd.DataFrame,  # results of one task, engine and hardware
 ) -> Gate:
     "Did each run have the machine to itself?"
-    runs = rows.drop_duplicates("run")
+    runs = rows.drop_duplicates([name for name in ("file", "run") if name in rows])
     def numbers(name):
         return pd.to_numeric(runs[name], errors="coerce") if name in runs else pd.Series([math.nan])
     workers, load = numbers("workers"), numbers("load")
@@ -1785,7 +1794,7 @@ def _judge_sizes(asked: Verdict, sizes: _Sizes) -> Verdict:
            f"their sizes differ by {gap}.")
     return one_seed_decides_nothing(dataclasses.replace(
         asked, verdict=said, effects=effects, why=why, notes=gaps[least].notes + asked.notes,
-        decides=deciding(gaps[least], unit, 0., asked.margin) if said == "undecided" else ""))
+        decides=deciding(gaps[least], unit, 0., asked.margin, sizes.strict[least]) if said == "undecided" else ""))
 
 # %% ../nbs/14_claims.ipynb #3a551df1
 def effects_compared(
@@ -1941,9 +1950,11 @@ def with_detectable(
     effect = one.effects[0][1]
     if not (effect.low <= 0 <= effect.high) or not math.isfinite(effect.standard_error): return one
     size, (low, high) = detectable(effect), detectable_range(effect)
-    factor, word = (100, "points") if one.unit == "accuracy" else (1, one.unit)
-    note = (f"A true difference of {factor * size:.2g} {word} would have been found in 8 of 10 "
-            f"such studies (interval of this number: {factor * low:.2g} to {factor * high:.2g}).")
+    factor, word, all_of_it = (100, "points", 1) if one.unit == "accuracy" else (1, one.unit, 100)
+    def told(number): return f"{factor * number:.2g}" if factor * number < 10 else f"{factor * number:.0f}"
+    note = (f"A true difference of {told(size)} {word} would have been found in 8 of 10 "
+            f"such studies (interval of this number: {told(low)} to {told(high)}).")
+    if size > all_of_it: note = "So few runs would have missed any difference in most such studies."
     return dataclasses.replace(one, detectable=(size, low, high), notes=(*one.notes, note))
 
 # %% ../nbs/14_claims.ipynb #d3a44ad1
@@ -2032,12 +2043,12 @@ def verdict_table(
     return pd.DataFrame(lines, columns=VERDICT_COLUMNS)
 
 # %% ../nbs/14_claims.ipynb #884c8c28
-def _epochs_in_all(settings: dict, recipe) -> float:
-    "Epochs over all stages, each by the share of the examples that it sees."
+def _epochs_of_stages(settings: dict, recipe) -> tuple[float, ...]:
+    "Each stage's passes over the examples, of which a split gives it a share."
     stages, split = len(recipe.stages), settings.get("split")
     shares = [split] + [1 - split] * stages if split and stages > 1 else [1] * stages
-    return sum(share * ((settings.get(kind) or {}).get("epochs") or 0)
-               for share, kinds in zip(shares, recipe.depths) for kind in kinds)
+    return tuple(share * sum((settings.get(kind) or {}).get("epochs") or 0 for kind in kinds)
+                 for share, kinds in zip(shares, recipe.depths))
 
 # %% ../nbs/14_claims.ipynb #1f1646a6
 def _pairs_of(settings: dict) -> str | None:
@@ -2057,11 +2068,12 @@ def conditions_of(
     # a control has the steps of what it controls
     depth = [settings.get(kind) or {} for kinds in recipe.depths for kind in kinds]
     sizes = [str(stage["batch_size"]) for stage in depth[:len(stages)] if stage.get("batch_size")]
+    each = _epochs_of_stages(settings, recipe)
     engines = dict.fromkeys(str(stage.get("engine", "sftdpo")) for stage in stages)
     return dict(
         engine="+".join(engines) or "none", hardware=machine_of(environment),
         rejected=_pairs_of(settings) if "dpo" in recipe.stages else None,
-        epochs=_epochs_in_all(settings, recipe), batch_sizes=" and ".join(dict.fromkeys(sizes)),
+        stage_epochs=each, epochs=sum(each), batch_sizes=" and ".join(dict.fromkeys(sizes)),
         shuffle_labels=bool(settings.get("shuffle_labels")),
         workers=environment.get("workers"), load=environment.get("load"))
 
@@ -2092,6 +2104,18 @@ def search_of(
         lines[cell] = dict(zip(NOT_SEARCHED, (*said, *searched_trials(trials))))
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(NOT_SEARCHED))
 
+# %% ../nbs/14_claims.ipynb #8cb915fc
+def trained_as_chosen(
+    settings: dict,  # of a run
+    chosen: tuple,   # the rate, and beta, that the search chose for its cell
+) -> bool:
+    "Has the run what the search chose, and not a value that was given by hand?"
+    for name, value in zip(RECIPES[settings["recipe"]].searched, chosen):
+        own = settings
+        for part in name.split("."): own = (own or {}).get(part)
+        if own is not None and value == value and not math.isclose(own, value, rel_tol=1e-3): return False
+    return True
+
 # %% ../nbs/14_claims.ipynb #8cb915fd
 def read_conditions(
     folder: str | Path,      # of a study
@@ -2100,10 +2124,15 @@ def read_conditions(
     "Results with what `conditions_of` and `search_of` say of their runs, and what a sweep varied."
     folder, lines, swept = Path(folder), [], swept_values(folder)
     trials = StudyFolder(folder).search
-    search = search_of(pd.read_csv(trials) if trials.exists() else pd.DataFrame())
+    table = pd.read_csv(trials) if trials.exists() else pd.DataFrame(
+        columns=["task", "recipe", "tuning", "chosen", "learning_rate", "beta"])
+    search, chosen = search_of(table), table[table["chosen"] == True]  # noqa: E712
+    chosen = {(one.task, one.recipe, one.tuning): (one.learning_rate, one.beta) for one in chosen.itertuples()}
     for (run, *cell), _ in results.groupby(["run", "task", "recipe", "tuning"], sort=False):
-        found = search.loc[tuple(cell)].to_dict() if tuple(cell) in search.index else NOT_SEARCHED
-        conditions = conditions_of(read_settings(folder, run), read_environment(folder, run))
+        settings, cell = read_settings(folder, run), tuple(cell)
+        searched = cell in search.index and trained_as_chosen(settings, chosen.get(cell, ()))
+        found = search.loc[cell].to_dict() if searched else NOT_SEARCHED
+        conditions = conditions_of(settings, read_environment(folder, run))
         lines.append(dict(run=run, **found, **conditions))
     added = pd.DataFrame(lines).set_index("run").join(swept)
     added = {name: results["run"].map(added[name]) for name in added if name not in results}

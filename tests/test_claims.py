@@ -5,6 +5,7 @@ import json
 import math
 import re
 
+import little
 import numpy as np
 import pandas as pd
 import pytest
@@ -18,23 +19,28 @@ from sftdpo.claims import (
     asked_of,
     cell_values,
     claim,
+    conditions_of,
+    corrected_level,
     costs_in_words,
     deciding,
     dominance,
     judge_claims,
     judge_difference,
+    judge_recipe,
     judge_results,
     judge_time,
+    machine_alone,
     not_asked,
     parts_of,
     read_conditions,
     read_margins,
     save_margins,
+    times_of,
     verdict_table,
 )
-from sftdpo.config import SettingsError, from_yaml, to_yaml
+from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
 from sftdpo.engine.store import CELL, read_results, write_planned_runs
-from sftdpo.stats import Estimate, contrast, difference, paired, ratio
+from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
 
 
 def study(
@@ -298,6 +304,59 @@ def test_holm_over_recipes_takes_back_a_lucky_gain():
                 assert "correction" in one.why and one.decides
                 return
     raise AssertionError("no such study among forty")
+
+
+def test_what_would_decide_is_at_the_level_that_the_verdict_asks_for():
+    "At 6d2b5f9 fewer seeds were said to be enough than the correction for several recipes takes."
+    random = np.random.default_rng(0)
+    def cell(mean): return pd.DataFrame([dict(seed=seed, id=id, value=mean + shift + random.normal()) for seed, shift in enumerate((0, 1, -1, 2, -2)) for id in range(40)])
+    gain = difference(cell(0.6), cell(0).assign(value=lambda table: table["value"].sample(frac=1, random_state=0).to_numpy()))
+    asked = Verdict("C3", "?", "sonnet", "undecided", where="sft", margin=1., unit="chrF")
+    alone, among = (judge_recipe(asked, gain, 0.1, recipes, Margins()) for recipes in (1, 4))
+    assert {alone.verdict, among.verdict} == {"undecided"}, gain
+    strict = at_level(gain, corrected_level(0.95, 4))
+    assert among.decides == deciding(strict, "chrF", 0., 1.) != deciding(gain, "chrF", 0., 1.)
+    assert deciding(gain, "chrF", 5., 5., strict) == deciding(strict, "chrF", 5., 5.) != deciding(gain, "chrF", 5., 5.)
+
+
+def test_a_claim_on_two_tasks_in_a_sweep_is_judged_and_exploratory():
+    "At 6d2b5f9 a sweep with two tasks ended in KeyError, and a part that nobody named beforehand counted as named."
+    cells = {("base", "-"): -9, ("sft", "full"): 0, ("sft-dpo", "full"): 0.2, ("sft-sft", "full"): 0}
+    frames = [study(cells, tasks=("sonnet", "completions"), random=i) for i in (1, 2)]
+    results, examples = (pd.concat([one.assign(run=one["run"] + f"-{i}") for i, one in enumerate(parts)], ignore_index=True) for parts in zip(*frames))
+    results["train_size"] = np.where(results["recipe"] == "base", 0, np.where(results["run"].str.endswith("-0"), 100, 200))
+    once = ~(results["run"].str.contains("base") & results["run"].str.endswith("-1"))  # both sizes have one base model
+    results, examples = results[once], examples[examples["run"].isin(results["run"][once])]
+    found = judge_results(results, examples, Margins(primary="train_size = 100"), ["C1"], ("train_size",))
+    over = {(one.part, one.where): one.exploratory for one in found if one.task == "all tasks"}
+    assert over == {(part, f"full, train_size = {size}"): size == 200 for part in ("small", "task-dependent") for size in (100, 200)}, over
+
+
+def test_a_reference_pass_is_counted_by_its_own_stage():
+    settings = dict(recipe="sft-dpo", sft=dict(epochs=1, batch_size=8), dpo=dict(epochs=3, batch_size=8))
+    for split, seconds in ((None, 300.), (0.3, 210.)):  # 0.1 s for each of 1,000 rows, three times, or for seven tenths of them
+        told = conditions_of(settings | dict(split=split), {})
+        row = dict(run="a", recipe="sft-dpo", tuning="full", seed=0, fold=0, metric="stage2_dpo_reference_seconds", value=seconds, train_size=1000)
+        times = times_of(pd.DataFrame([row | dict(stage_epochs=told["stage_epochs"])]), "steps")
+        assert times["time"].item() == pytest.approx(0.1)
+
+
+def test_each_file_of_measurements_tells_its_load():
+    rows = pd.DataFrame([dict(run="train sonnet sft", file=name, task="sonnet", workers=1, load=load) for name, load in (("a.json", 0.3), ("b.json", 9.))])
+    assert machine_alone(rows).passed is False and "9.0 times" in machine_alone(rows).words and machine_alone(rows[:1]).passed
+
+
+def test_a_rate_given_by_hand_was_not_searched(tmp_path, backbone):
+    asked = little.small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), search=Search(trials=3, seeds=(900,)))
+    little.compare(asked, tmp_path / "study", progress=False)
+    def picked(folder):
+        results, _ = read_conditions(folder, read_results(folder))
+        return set(results.loc[results["recipe"] == "sft", "picked"])
+    assert picked(tmp_path / "study") == {True}
+    trials = pd.read_csv(tmp_path / "study" / "search.csv")
+    trials.loc[trials["chosen"], "learning_rate"] *= 2  # as where `cells` names another rate than the search chose
+    trials.to_csv(tmp_path / "study" / "search.csv", index=False)
+    assert picked(tmp_path / "study") == {False}
 
 
 def test_unequal_depth_is_said():
