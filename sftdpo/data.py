@@ -1099,19 +1099,19 @@ def _judged_answers(table: Table, column: str, reading: Reading,
 
 # %% ../nbs/01_data.ipynb #d107f55d
 def load_judged(
-    task: str,                     # "paraphrase", "labels", "completions" or "preferences"
+    task: str,                     # any task whose rows come from a file with columns
     path: str | Path,              # of a file
     reading: Reading = Reading(),  # how it is read
     answers: dict[str, str] | None = None,  # label -> answer; default: the file's
     columns: dict[str, str] | None = None,  # part -> column of the training file, where this one has it
 ) -> TaskData:                     # with nothing but a test split
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
-    known, answers, merged = columns or {}, answers or {}, {}
+    record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     table = prepared(table, reading)
     reading = _with_columns(reading, known, table)
     shape = _shape_of(table, task, reading)
-    if task == "labels":
+    if record.answers == "labels" and not record.verbalizers:
         answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
@@ -1119,8 +1119,8 @@ def load_judged(
              *_other_prompt(reading, known, shape)]
     file = _file_record("test", table, examples, problems)
     intake = Intake([file], shape, tuple(answers), problems, notes=notes)
-    words = verbalizers if task == "paraphrase" else tuple(dict.fromkeys(answers.values()))
-    end = task in ("completions", "preferences") and reading.end_of_text
+    words = record.verbalizers or tuple(dict.fromkeys(answers.values()))
+    end = record.answers != "labels" and reading.end_of_text
     return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading), words, end,
                     f"All {'usable ' * bool(problems)}rows of {Path(path).name}.", intake)
 

@@ -342,7 +342,7 @@ def preference_metrics(
 ) -> dict[str, float]:    # accuracy over pairs, nll and their intervals, accuracy_summed, rejected_nll
     "Pair accuracy, and the negative log-likelihood of both sides in nats per token."
     rejected_nll = -table.rejected_logp / table.rejected_tokens
-    return {**with_interval("accuracy", table.correct),
+    return {**with_interval("accuracy", table.correct, share=True),
             "accuracy_summed": float(table.correct_summed.mean()),
             **with_interval("nll", table.nll), "rejected_nll": float(rejected_nll.mean())}
 

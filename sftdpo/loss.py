@@ -71,8 +71,8 @@ def register_loss(
 ) -> Callable[..., Tensor]:
     "Make a loss available as `dpo.loss`; for use as a decorator."
     known = LOSSES.get(loss.__name__)
-    # the same function, defined again
-    same = known and known.__code__.co_code == loss.__code__.co_code
+    def parts(one): return one.__code__.co_code, one.__code__.co_consts, one.__code__.co_names
+    same = known and parts(known) == parts(loss)  # the same function, defined again
     if known and known.__module__ != loss.__module__ and not same:
         raise ValueError(f"{known.__module__} already has a loss {loss.__name__!r}: "
                          "give yours another name.")

@@ -8,7 +8,7 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below', 'finish_ways',
            'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
            'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
-           'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'recommend']
+           'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -190,9 +190,11 @@ def too_easy(
 def way_of(
     run: Run,  # of any fold
 ) -> str:
-    "One way to train, in words: the cell, the learning rate of each stage, the epochs."
+    "One way to train, in words: the cell, the learning rate of each stage, the epochs of each where they differ."
     rates = " then ".join(f"{stage.learning_rate:.2g}" for stage in run.stages)
-    return f"{run.cell}, learning rate {rates}, {counted(run.stages[-1].epochs, 'epoch')}"
+    *before, last = (stage.epochs for stage in run.stages)
+    first = "".join(f"{epochs} then " for epochs in before if epochs != last)
+    return f"{run.cell}, learning rate {rates}, {first}{counted(last, 'epoch')}"
 
 # %% ../nbs/15_recommend.ipynb #007cb0e0
 def with_rate(
@@ -578,7 +580,7 @@ def above_expectation(
     metric: Metric,   # the primary one
 ) -> str:
     "A sentence on why less is expected than the way itself reached; empty where it is not less."
-    if format_metric(reached, metric) <= format_metric(expected, metric): return ""
+    if reached <= expected or format_metric(reached, metric) == format_metric(expected, metric): return ""
     return (f" This way itself reached {format_metric(reached, metric)}, but it was chosen from "
             f"{counted(ways, 'way')} on these very rows, so that is too high.")
 
@@ -742,12 +744,24 @@ def write_recommendation(
 ):
     "Keep a recommendation for readers, as recommendation.txt, and for programs, as recommendation.json."
     expected, kept = found.expected, trials.folder.recommendation
+    if not found.model: remove(trials.folder.model)  # of an earlier call
     write_text(kept, f"{found}\n")
     write_json(kept.with_suffix(".json"), dict(
         way=found.way, declined=found.declined, metric=trials.metric.name, expected=expected.mean,
         low=expected.low, high=expected.high, examples=expected.examples, minutes=round(minutes, 1),
         minutes_given=given, without_training=found.baselines, ways=found.table.to_dict("records"),
         given_up=trials.given_up, left_out=trials.left_out))
+
+# %% ../nbs/15_recommend.ipynb #8684bbe7
+def declined(
+    why: str,             # a sentence
+    folder: StudyFolder,  # in which an earlier call may have recommended something
+) -> Recommendation:
+    "No recommendation, where nothing was tried; what was recommended before goes."
+    kept = folder.recommendation
+    if kept.exists():
+        for path in (kept, kept.with_suffix(".json"), folder.model): remove(path)
+    return Recommendation(declined=why)
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
@@ -768,16 +782,17 @@ def recommend(
     deadline = began + 58 * minutes  # the rest is for the start of the process and for saving
     loaded, reading = rows_of_file(data, task, backbone, reading, say)
     task = loaded.task
-    if why := too_little(loaded): return Recommendation(declined=why)
+    home = StudyFolder(folder)
+    if why := too_little(loaded): return declined(why, home)
     prompts = len(set(map(prompt_key, pool_of(loaded))))
     check(folds <= prompts // 2, "folds", folds, f"use a whole number from 2 to {prompts // 2}, half of the "
           "different prompts")
     if loaded.record.primary.share and (why := too_easy(baselines_in_folds(loaded, folds), loaded)):
         train = ["sftdpo", "train", "--task", task, "--data", str(data), *reading_options(reading)]
-        return Recommendation(declined=f"{why} To train a model all the same: `{shlex.join(train)}`.")
+        return declined(f"{why} To train a model all the same: `{shlex.join(train)}`.", home)
     begun = time.monotonic() - began
     def load(task, data, reading, folds, fold): return dealt(loaded, folds, fold)
-    inputs, home = Inputs(load), StudyFolder(folder)
+    inputs = Inputs(load)
     quiet = dict(evaluations=0)
     study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data),
                   reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
@@ -798,9 +813,9 @@ def recommend(
         raise WorkFailed(f"No way to train could be carried out, such as {failed[0]}.")
     if not trials.tables:
         takes = begun + trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
-        return Recommendation(declined=f"{minutes:g} minutes are too few to try one way to train "
-                              f"in {folds} folds: give at least {math.ceil(takes / 60) + 1}"
-                              f"{'' if backbone == 'bard' else ', or a smaller model'}.")
+        return declined(f"{minutes:g} minutes are too few to try one way to train in {folds} folds: "
+                        f"give at least {math.ceil(takes / 60) + 1}"
+                        f"{'' if backbone == 'bard' else ', or a smaller model'}.", home)
     found = concluded(trials, len(pool_of(loaded)))
     took = (time.monotonic() - began) / 60
     if took > 1.2 * minutes:

@@ -14,12 +14,12 @@ from .claims import margin_of, read_margins
 from .config import Execution, Run, from_dict
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
-from .engine.store import read_examples, read_results, read_settings
+from .engine.store import read_examples, read_results, read_settings, task_of
 from .engine.tree import stage_tree
 from .stats import difference
-from .study import carry_out
+from .study import carry_out, failed_runs
 from .tables import values_of
-from .tasks import format_metric, metric_named, task_named
+from .tasks import Metric, format_metric, metric_named
 
 # %% ../nbs/16_reproduce.ipynb #a21b7d96
 def few_runs(
@@ -46,10 +46,10 @@ def stored_run(
 def scores_of(
     folder: str | Path,  # of a study
     name: str,           # of a run
+    metric: Metric,      # the primary one
 ) -> pd.DataFrame:       # seed, id, value
-    "What a run reached on each example, by its task's primary metric."
-    examples = read_examples(folder, [name])
-    return values_of(examples, task_named(examples["task"].iloc[0]).primary.column)
+    "What a run reached on each example."
+    return values_of(read_examples(folder, [name]), metric.column)
 
 # %% ../nbs/16_reproduce.ipynb #ca89eebd
 def reproduce(
@@ -59,7 +59,7 @@ def reproduce(
     progress: bool = True,  # draw bars and say what is done?
     inputs: Inputs | None = None,  # what the runs read; default: read now
     data: str | None = None,  # where the study's data are; default: where they were
-) -> pd.DataFrame:       # a line per run: stored, found, difference, low, high, reproduced
+) -> pd.DataFrame:       # a line per run: stored, found, difference, low, high, reproduced, why it failed
     "Train runs of a stored study again, and compare."
     inputs, place, say = (inputs or Inputs(), StudyFolder(out),
                           print if progress else lambda *words: None)
@@ -67,8 +67,11 @@ def reproduce(
     nodes = stage_tree(
         list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
     carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say)
-    return pd.DataFrame([compare_run(folder, name, place, inputs.of(run).name)
-                         for name, run in runs.items()])
+    failed = failed_runs(place, nodes)
+    def line(name, again):
+        if again in failed: return dict(run=name, reproduced=False, failed=failed[again])
+        return compare_run(folder, name, place, again)
+    return pd.DataFrame([line(name, inputs.of(run).name) for name, run in runs.items()])
 
 # %% ../nbs/16_reproduce.ipynb #35c437b2
 def compare_run(
@@ -78,19 +81,22 @@ def compare_run(
     again: str,          # its name there
 ) -> dict:
     "The stored and the new score of a run, and their paired difference."
-    task = read_results(folder).query("run == @name")["task"].iloc[0]
-    stored, found = scores_of(folder, name), scores_of(place, again)
+    results = read_results(folder)
+    task = results.query("run == @name")["task"].iloc[0]
+    metric = task_of(results, task).primary
+    stored, found = scores_of(folder, name, metric), scores_of(place, again, metric)
     apart = difference(found, stored)
     near = abs(apart.mean) <= margin_of(read_margins(folder), task) or apart.low <= 0 <= apart.high
-    return dict(run=name, metric=task_named(task).primary.name,
+    return dict(run=name, metric=metric.name,
                 stored=stored["value"].mean(), found=found["value"].mean(), difference=apart.mean,
-                low=apart.low, high=apart.high, same_name=name == again, reproduced=bool(near))
+                low=apart.low, high=apart.high, same_name=name == again, reproduced=bool(near), failed="")
 
 # %% ../nbs/16_reproduce.ipynb #298ccdc1
 def reproduced_in_words(
     line,  # of the table from `reproduce`
 ) -> str:
     "What was stored and what was found, in a line or two."
+    if line.failed: return f"{line.run}: it failed when it was trained again: {line.failed}"
     metric = metric_named(line.metric)
     values = (f"stored {format_metric(line.stored, metric)}, found "
               f"{format_metric(line.found, metric)}")

@@ -167,9 +167,11 @@ def grown(
     folder: str | Path,  # of a study
     study: Study,        # of the same settings
 ) -> Study:              # with the runs of both
-    "The folder's study together with this one."
+    "The folder's study together with this one; values of a sweep add up where both sweep the same settings."
     there, names = StudyFolder(folder).study(), ("tasks", "recipes", "tunings", "seeds")
     both = {name: _both_of(getattr(there, name), getattr(study, name)) for name in names}
+    if set(there.sweep) == set(study.sweep):
+        both["sweep"] = {name: _both_of(there.sweep[name], values) for name, values in study.sweep.items()}
     try: return study.replace(**both)
     except SettingsError: return study  # each is allowed alone, but not both together
 
@@ -364,8 +366,9 @@ def look_at_data(
     say: Callable = print,  # called with what is in the data
 ):
     "Report what is in each data set, and keep the report."
+    several = len({run.data for run in runs}) > 1
     for run in {(*run.source, run.backbone): run for run in runs}.values():
-        home = folder.data_of(run.task, run.fold)
+        home = folder.data_of(run.task, run.fold, run.data if several else "")
         report = _report_of(run, inputs, home)
         if not home.report.exists():
             say(report.short())
@@ -432,7 +435,7 @@ def compare(
         first = study.runs(study.seeds[:1])
         look_at_data(folder, first, inputs, say)
         notice_changes(folder, surroundings(first, inputs), say, study.sweep)
-        folder.write_study(grown(folder, study))
+        with folder.held("study", wait=-1): folder.write_study(grown(folder, study))
         if study.search.trials: study = run_search(study, folder, inputs, execution, progress, say)
         runs = study.runs()
         check_runs(runs, inputs)

@@ -57,6 +57,23 @@ def test_trials_are_judged_on_their_task_alone(backbone, clock):
     assert trial_cost(study, timing, little_inputs()) == (3, 3 * 2.0 * rows)
 
 
+def test_trials_of_first_stages_count_and_those_that_are_done_do_not(backbone, tmp_path):
+    "At 6d2b5f9 half of the trials of `sft-dpo` were not planned, and none once there was any search."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft-dpo",), tunings=("full",), search=Search(trials=3, seeds=(900,), further=0))
+    assert trial_cost(study, Timing(), little_inputs())[0] == 6
+    first = study.replace(recipes=("sft",))
+    compare(first, tmp_path / "study", progress=False)
+    assert plan(first, tmp_path / "study", measure=False).trials == 0 and plan(study, tmp_path / "study", measure=False).trials == 3
+
+
+def test_times_that_are_read_again_count_once(backbone, tmp_path, monkeypatch):
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",))
+    compare(study, tmp_path / "study", progress=False)
+    monkeypatch.chdir(tmp_path)
+    timing = known_times(StudyFolder("study")).read(StudyFolder(tmp_path / "study"))
+    assert timing.measured == Timing().read(StudyFolder("study")).measured, "neither by another path nor twice"
+
+
 def test_what_a_finished_run_took_includes_all_judging(backbone, tmp_path):
     study = small(backbone, tasks=("paraphrase",), recipes=("sft-dpo",), tunings=("full",), also_judge=(further(tmp_path),))
     compare(study, tmp_path / "study", progress=False)

@@ -35,6 +35,7 @@ from sftdpo.evaluate import (
     pair_reward_accuracy,
     perfect_calibration_error,
     predict,
+    preference_metrics,
     questions_of,
     repeated_share,
     rhyme_share,
@@ -466,6 +467,13 @@ def test_prompts_without_a_word_have_baselines():
     data = TaskData("labels", "marks", marks[:20], marks[20:30], marks[30:], ("y", "n"), False, "This test.")
     assert baselines(data, data.test)["tfidf"] == 1
     assert baselines(replace(data, task="completions"), data.test)["chrf_nearest"] == 100
+
+
+def test_a_share_ends_at_one():
+    "At 6d2b5f9 nine pairs of ten told right had an interval up to 112.6 %."
+    right = np.array([1.0] * 9 + [0.5])
+    table = pd.DataFrame(dict(correct=right, correct_summed=right, nll=1.0, rejected_logp=-4.0, rejected_tokens=2))
+    assert preference_metrics(table)["accuracy_high"] == 1 and mean_interval(right * 3)[2] > 3 * right.mean()
 
 
 def test_preferences_by_hand(tiny):

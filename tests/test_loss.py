@@ -6,6 +6,7 @@ import torch
 
 from sftdpo.config import LOSSES, SettingsError, Stage
 from sftdpo.loss import (
+    Pairs,
     dpo_loss,
     implicit_rewards,
     register_loss,
@@ -82,7 +83,10 @@ def test_a_loss_of_ones_own(margin_of_simpo):
     with pytest.raises(ValueError, match="sftdpo.loss already has a loss 'ipo': give yours another name"):
         @register_loss
         def ipo(pairs, beta): return pairs.chosen
-    assert LOSSES["ipo"].__module__ == "sftdpo.loss"
+    with pytest.raises(ValueError, match="already has a loss 'hinge'"):  # at 6d2b5f9 one that differed in a number only took its place
+        @register_loss
+        def hinge(pairs: Pairs, beta: float) -> torch.Tensor: return torch.relu(5 - beta * pairs.log_ratios)
+    assert {LOSSES[name].__module__ for name in ("ipo", "hinge")} == {"sftdpo.loss"}
 
 
 def test_a_loss_that_nobody_registered():

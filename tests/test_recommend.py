@@ -21,6 +21,7 @@ from sftdpo.reading.examples import Example
 from sftdpo.recommend import (
     INSTEAD,
     Ways,
+    above_expectation,
     by_row,
     dealt,
     honest,
@@ -253,6 +254,27 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     trained = len(list((tmp_path / "out" / "runs").iterdir()))
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.05, backbone=str(backbone), say=lambda words: None)
     assert len(list((tmp_path / "out" / "runs").iterdir())) >= trained
+
+
+def test_a_way_names_the_depth_of_each_stage():
+    run = Run(task="labels", data="x.csv", backbone="gpt2", recipe="sft-dpo").resolved(100)
+    one, two = (run.replace(**{"sft.epochs": epochs, "dpo.epochs": 2}) for epochs in (18, 54))
+    assert way_of(one).endswith(", 18 then 2 epochs") and way_of(one) != way_of(two)
+    assert way_of(run.replace(**{"sft.epochs": 2, "dpo.epochs": 2})).endswith(", 2 epochs") and "then 2 epochs" not in way_of(run.replace(**{"sft.epochs": 2, "dpo.epochs": 2}))
+
+
+@pytest.mark.parametrize("reached, expected, said", [(1.0, 0.987, "reached 100.0 %"), (0.095, 0.102, ""), (0.9, 0.9001, "")])
+def test_too_high_is_told_of_numbers_and_not_of_words(reached, expected, said):
+    assert said in (told := above_expectation(reached, expected, 9, TASKS["labels"].primary)) and bool(told) == bool(said)
+
+
+def test_what_was_recommended_before_goes_where_nothing_is_now(tmp_path, backbone, quick):
+    moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'ab'[i % 2] if i % 15 else 'ba'[i % 2]}\n" for i in range(60))
+    (tmp_path / "moods.csv").write_text("text,label\n" + moods)
+    assert recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None).model
+    (tmp_path / "moods.csv").write_text("text,label\n" + moods[:200])
+    assert recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None).declined
+    assert not (tmp_path / "out" / "model").exists() and not list((tmp_path / "out").glob("recommendation.*"))
 
 
 def test_a_hopeless_way_is_given_up_after_one_fold(tmp_path, backbone, quick, monkeypatch):

@@ -10,11 +10,12 @@ import pandas as pd
 import pytest
 from little import compare, little_inputs, small
 
+import sftdpo.engine.work
 import sftdpo.study
 from sftdpo.cli import main, parse
 from sftdpo.config import SettingsError
 from sftdpo.engine.folder import StudyFolder
-from sftdpo.reproduce import few_runs, reproduce
+from sftdpo.reproduce import few_runs, reproduce, reproduced_in_words
 
 
 def test_what_is_kept_can_be_checked(backbone, tmp_path, monkeypatch):
@@ -47,11 +48,33 @@ def test_the_command_names_a_run_that_is_not_there_and_ends_with_1_where_a_resul
     kept = Path(__file__).resolve().parent.parent / "nbs" / "study" / "results" / "smollm2-paraphrase"
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--runs", "paraphrase-sft-full"])
     assert end.value.code == 2 and "did you mean 'paraphrase-sft-full-seed" in capsys.readouterr().err
-    line = dict(run="paraphrase-sft-full-seed0", metric="accuracy", stored=.75, found=.7, difference=-.05, low=-.07, high=-.03, same_name=False, reproduced=False)
+    line = dict(run="paraphrase-sft-full-seed0", metric="accuracy", stored=.75, found=.7, difference=-.05, low=-.07, high=-.03, same_name=False, reproduced=False, failed="")
     monkeypatch.setattr("sftdpo.reproduce.reproduce", lambda folder, out, names, data: pd.DataFrame([line]))
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--out", str(tmp_path / "again")])
     told = capsys.readouterr().out
     assert end.value.code == 1 and "stored 75.0 %, found 70.0 %, difference −5.00 points [−7.00, −3.00]: NOT reproduced" in told and "note:" in told
+
+
+def test_a_run_that_fails_again_is_told_beside_the_others(backbone, tmp_path, monkeypatch):
+    "At 6d2b5f9 one such run ended all in an error about a file."
+    study = small(backbone, tasks=("paraphrase",), recipes=("sft",))
+    compare(study, tmp_path / "study", progress=False)
+    finish = sftdpo.engine.work.finish_stage
+    def failing(folder, inputs, *rest, **more):
+        if inputs.run.tuning == "lora": raise RuntimeError("no more memory")
+        return finish(folder, inputs, *rest, **more)
+    monkeypatch.setattr("sftdpo.engine.work.finish_stage", failing)
+    found = reproduce(tmp_path / "study", tmp_path / "again", progress=False, inputs=little_inputs())
+    assert list(found["reproduced"]) == [True, False] and "no more memory" in reproduced_in_words(list(found.itertuples())[1])
+
+
+def test_the_primary_metric_is_that_of_the_study(backbone, tmp_path):
+    "At 6d2b5f9 accuracy decided where one label has most of the rows, which a constant answer reaches."
+    (tmp_path / "rare.csv").write_text("text,label\n" + "".join(f"word {i % 5} {i},{'ab'[i % 10 == 0]}\n" for i in range(120)))
+    study = small(backbone, tasks=("labels",), data=str(tmp_path / "rare.csv"), train_size=None, recipes=("sft",), tunings=("full",))
+    sftdpo.study.compare(study, tmp_path / "study", progress=False)
+    found = reproduce(tmp_path / "study", tmp_path / "again", progress=False)
+    assert set(found["metric"]) == {"macro_f1"} and found["reproduced"].all()
 
 
 def test_data_that_moved_are_named(backbone, tmp_path):

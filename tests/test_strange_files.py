@@ -1,4 +1,5 @@
 "Files as people have them: spreadsheets, shards, bombs, and the usual shapes of public data sets."
+import dataclasses
 import json
 import re
 import shlex
@@ -17,6 +18,11 @@ def write(folder, name, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return path
+
+
+def test_a_look_at_a_table_is_not_longer_than_asked_for(tmp_path):
+    table = read_table(write(tmp_path, "rows.csv", "a\n" + "1\n" * 39))
+    assert [len(table.some(rows)) for rows in (1, 20, 38, 39, 100)] == [1, 20, 20, 39, 39]
 
 
 def lines(*rows): return "".join(json.dumps(row) + "\n" for row in rows)
@@ -302,6 +308,17 @@ def test_a_label_in_another_case_is_told_with_what_reads_it(tmp_path):
     path = write(tmp_path, "new.csv", "text,label\n" + "".join(f"text {i},{('Yes', 'no')[i % 2]}\n" for i in range(20)))
     with pytest.raises(UnusableRows, match="the label is 'Yes', none of 'yes', 'no' \\(--reading.similar-labels merge reads it as 'yes'\\)"): load_judged("labels", path, Reading(), {"yes": "A", "no": "B"}, {})
     assert len(load_judged("labels", path, Reading(similar_labels="merge"), {"yes": "A", "no": "B"}, {}).test) == 20
+
+
+@pytest.mark.parametrize("task, columns, row", [("labels", "text,label", "one {i},{ab}"), ("completions", "prompt,completion", "say {i},it is {i}")])
+def test_a_task_of_ones_own_is_judged_as_it_was_trained(task, columns, row, tmp_path, monkeypatch):
+    "At 6d2b5f9 its labels were refused, or its completions had no end, where a file judges."
+    from sftdpo.data import load_judged
+    from sftdpo.tasks import TASKS
+    monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS[task], name="mine"))
+    (tmp_path / "rows.csv").write_text(columns + "\n" + "".join(row.format(i=i, ab="ab"[i % 2]) + "\n" for i in range(20)))
+    mine, known = (load_judged(name, tmp_path / "rows.csv") for name in ("mine", task))
+    assert (len(mine.test), mine.end_of_text, mine.verbalizers) == (len(known.test), known.end_of_text, known.verbalizers) == (20, task == "completions", ("a", "b") * (task == "labels"))
 
 
 def test_150_labels(tmp_path):

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 import sftdpo.engine.inputs
 import sftdpo.engine.runs
 import sftdpo.engine.work
+import sftdpo.study
 from sftdpo.claims import Margins, judge_claims, save_margins
 from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
@@ -276,14 +277,28 @@ def test_a_study_says_all_that_was_asked_of_it(backbone, tmp_path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_what_is_superseded_leaves_the_table(backbone, tmp_path):
+def test_what_is_superseded_leaves_the_table(backbone, tmp_path, capsys):
     "Runs of values that a sweep no longer has stay on the disk and out of every cell."
     study, out = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft", "dpo")), tmp_path / "out"
     compare(study.replace(sweep={"dpo.beta": [0.05, 0.2]}), out, progress=False)
     assert compare(study.replace(sweep={"dpo.beta": [0.05]}), out, progress=False).run.nunique() == 4, "values of one setting add up"
-    now = compare(study, out, progress=False)
+    assert StudyFolder(out).study().sweep == {"dpo.beta": [0.05, 0.2]}
+    now = compare(study, out)
+    assert "note: 2 runs that were planned with other swept settings leave the table" in capsys.readouterr().out
     assert now.run.nunique() == 3 < len(StudyFolder(out).finished_runs()) and set(now.run) == set(read_results(out).run)
     assert write_report(out).exists() and judge_claims(out)
+
+
+def test_each_of_several_data_files_has_its_report(backbone, tmp_path, capsys):
+    "At 6d2b5f9 the report on the second file was written over that on the first, and nothing was said of it."
+    for name, rows in (("first", 40), ("second", 60)):
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"word {i % 5} {i},{'ab'[i % 2]}\n" for i in range(rows)))
+    sweep = {"data": [str(tmp_path / f"{name}.csv") for name in ("first", "second")]}
+    asked = small(backbone, tasks=("labels",), data=sweep["data"][0], recipes=("sft",), tunings=("full",), sweep=sweep)
+    sftdpo.study.compare(asked, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "first: labels, 40 rows" in said and "second: labels, 60 rows" in said
+    assert len(list((tmp_path / "out" / "data").glob("*/*.json"))) == 2
 
 
 def test_another_machine_goes_on_in_the_precision_of_the_first(backbone, tmp_path, monkeypatch):

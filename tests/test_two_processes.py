@@ -9,6 +9,8 @@ import pytest
 import torch
 import two_processes
 
+from sftdpo.engine.work import visible_gpus
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
@@ -43,3 +45,11 @@ def test_nothing_is_left_or_said_twice(results):
     _, together, said = results
     assert not [path for path in together.rglob("*") if path.is_file() and path.suffix != ".pt"]
     assert "unused" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("named, number, gpus", [("2,3", 2, ["2", "3"]), ("", 2, ["0", "1"]), ("GPU-a, GPU-b", 2, ["GPU-a", "GPU-b"]), ("", 0, [])])
+def test_workers_keep_to_the_gpus_that_were_named(named, number, gpus, monkeypatch):
+    "At 6d2b5f9 workers took the machine's first GPUs, whichever the user had named."
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: number)
+    assert visible_gpus() == gpus

@@ -305,8 +305,10 @@ class StudyPlaces(Place):
     def failure(self, key: str) -> Path: return self.failures / f"{key}.txt"
     def lock(self, name: str) -> Path: return self.locks / f"{name}.lock"
     def held(self, name: str, wait: float = 0.0): return held(self.lock(name), wait)
-    def data_of(self, task: str, fold: int) -> DataFolder:
-        return DataFolder(self.data / (f"{task}-fold{fold}" if fold else task))
+    def data_of(self, task: str, fold: int, data: str = "") -> DataFolder:
+        "Where a data set is reported on; the data are named where a study has several."
+        name = re.sub(r"[^\w.-]+", "-", data).strip("-.")
+        return DataFolder(self.data / "-".join(filter(None, (task, name, fold and f"fold{fold}"))))
 
 # %% ../../nbs/engine/03_folder.ipynb #614b1c59
 class NodePlaces(StudyPlaces):

@@ -16,7 +16,7 @@ from ..config import Run, Study, check, declared
 from .folder import StudyFolder
 from .inputs import Inputs
 from .safe_files import read_json, write_text
-from .store import first_stage, with_searched_rates
+from .store import first_stage, searched_recipes, with_searched_rates
 from ..tasks import RECIPES, TASKS
 
 # %% ../../nbs/engine/10_search.ipynb #6fe3836d
@@ -174,11 +174,7 @@ def search_rates(
 ) -> Study:        # with the chosen values among its `cells`
     "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
     chosen, lines = {}, []
-    recipes = [recipe for recipe in study.recipes if RECIPES[recipe].stages]
-    for recipe in recipes:
-        recipes += [before for before in [RECIPES[recipe].after]
-                    if before and before not in recipes]
-    for group in stage_groups(recipes):
+    for group in stage_groups(searched_recipes(study.recipes)):
         cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning)
                             if RECIPES[recipe].after else {})
                  for task in study.tasks for recipe in group for tuning in study.tunings]

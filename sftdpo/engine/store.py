@@ -6,7 +6,7 @@
 __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'read_whole_table', 'planned_runs', 'write_planned_runs', 'rows_of',
            'rows_judged_on', 'further_sets', 'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1',
            'read_examples', 'task_of', 'read_history', 'read_settings', 'read_environment', 'swept_values',
-           'variants_of', 'first_stage', 'with_searched_rates', 'read_pairs']
+           'variants_of', 'searched_recipes', 'searched_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -74,6 +74,9 @@ def write_planned_runs(
         if before is not None and set(before) == set(lines):
             lines = pd.concat([lines, before]).drop_duplicates(
                 [name for name in lines if name != "run"])
+        elif before is not None and (left := set(before["run"]) - set(lines["run"])):
+            say(f"note: {len(left)} runs that were planned with other swept settings leave the table; "
+                f"their files stay in {folder}.")
         write_text(folder.planned, with_digest(lines.to_csv(index=False)))
 
 # %% ../../nbs/engine/05_store.ipynb #c06faa48
@@ -283,6 +286,24 @@ def variants_of(
         return value.partition(", ")[2] if name == "way" else f"{name} {value}"
     return ({run: ", ".join(told(name, value) for name, value in line.dropna().items() if value)
              for run, line in values.iterrows()} if len(values.columns) else {})
+
+# %% ../../nbs/engine/05_store.ipynb #e4c0a9d0
+def searched_recipes(
+    recipes,  # names, of those that are compared
+) -> tuple[str, ...]:
+    "The recipes whose rates a search chooses: all that train, and those that are the first stage of another."
+    found = [recipe for recipe in recipes if RECIPES[recipe].stages]
+    for recipe in found:
+        if (first := RECIPES[recipe].after) and first not in found: found.append(first)
+    return tuple(found)
+
+def searched_cells(
+    folder: str | Path,  # of a study
+) -> set[tuple[str, str, str]]:  # task, recipe, tuning
+    "The cells whose rates a finished search chose."
+    path = StudyFolder(folder).search
+    if not path.exists(): return set()
+    return set(read_whole_table(path, ["task", "recipe", "tuning"])[["task", "recipe", "tuning"]].itertuples(index=False, name=None))
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d1
 def first_stage(

@@ -35,7 +35,7 @@ from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, backbone_folder, device, settled
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
-from .store import with_searched_rates
+from .store import searched_cells, searched_recipes, with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
@@ -108,6 +108,10 @@ def seconds_of_rest(
 # %% ../../nbs/engine/07_timing.ipynb #0aac99ee
 class Timing(Rates):
     "The rates of a folder's finished work, and what its open work will take at them."
+    def __init__(self, calibrated: dict[str, float] | None = None):
+        super().__init__(calibrated)
+        self.seen = set()  # stages and runs whose times were taken over
+
     def stage_took(self, path: Path):
         "Take over what a stage's record says."
         record = read_record(path)
@@ -123,11 +127,14 @@ class Timing(Rates):
         self.measure(run.about()["cost_group"], metrics["evaluation_seconds"], metrics["examples"])
 
     def read(self, folder: StudyFolder):
-        "Take over the times of a folder's finished stages and runs; unreadable ones are skipped."
-        for home in folder.stages.glob("*"):
-            with contextlib.suppress(*UNREADABLE): self.stage_took(StageFolder(home).record)
-        for name in folder.finished_runs():
-            with contextlib.suppress(*UNREADABLE): self.run_took(folder.run(name))
+        "Take over the times of a folder's finished stages and runs, each once; unreadable ones are skipped."
+        found = {home.absolute(): (self.stage_took, StageFolder(home).record) for home in folder.stages.glob("*")}
+        found |= {folder.run(name).path.absolute(): (self.run_took, folder.run(name)) for name in folder.finished_runs()}
+        for place, (take, what) in found.items():
+            if place in self.seen: continue
+            with contextlib.suppress(*UNREADABLE):
+                take(what)
+                self.seen.add(place)
         return self
 
     def note(self, folder: StudyFolder, node: Node, trained: bool):
@@ -238,7 +245,7 @@ def known_times(
 ) -> Timing:
     "What this study, and those beside it, say about time."
     beside = folder.path.absolute().parent
-    places = [folder.path] + sorted(one for one in beside.glob("*/") if one != folder.path)[:100]
+    places = [folder.path] + sorted(one for one in beside.glob("*/") if one != folder.path.absolute())[:100]
     homes, timing = [StudyFolder(one) for one in places], Timing()
     for home in homes:
         with contextlib.suppress(*UNREADABLE):
@@ -400,14 +407,16 @@ def trial_cost(
     study: Study,    # perhaps with trials
     timing: Timing,  # seconds per example
     inputs: Inputs,  # of the study
+    known: set = frozenset(),  # task, recipe, tuning of cells whose rates were chosen before
 ) -> tuple[int, float | None]:  # trials, seconds
     "How many trials choose the learning rates, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
-    cells = {(run.task, run.recipe, run.tuning): run for run in study.runs(study.seeds[:1])
+    whole = study.replace(recipes=searched_recipes(study.recipes))
+    cells = {(run.task, run.recipe, run.tuning): run for run in whole.runs(study.seeds[:1])
              if run.stages}
     each = search.trials * len(search.seeds)
-    for run in cells.values():
+    for run in (run for cell, run in cells.items() if cell not in known):
         one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size}
                                                            if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
@@ -423,7 +432,7 @@ def trials_in_words(
     inputs: Inputs,       # of the study
 ) -> str:                 # empty where none is to come
     "How far the search for learning rates is."
-    if not study.search.trials or folder.search.exists(): return ""
+    if not trial_cost(study, Timing(), inputs, searched_cells(folder))[0]: return ""
     count, _ = trial_cost(study, Timing(), inputs)
     return (f"search learning rates: {len(folder.trials.finished_runs()):,} of about {count:,} "
             "trials done")
@@ -659,7 +668,7 @@ def plan(
     still = [node for node, state in zip(nodes, states) if state.name != "done"]
     busy = busy_machine()
     if measure: calibrate(still, timing, say, folder.calibration)
-    trials = (0, 0.0) if folder.search.exists() else trial_cost(study, timing, inputs)
+    trials = trial_cost(study, timing, inputs, searched_cells(folder))
     unknown = dict.fromkeys(group
                             for node in still for group, examples in work_of_node(node).items()
                             if examples and timing.seconds(group) is None)

@@ -6,7 +6,7 @@
 __all__ = ['WORKER', 'PARENT_IS_GONE', 'finish_node', 'give_up_weights', 'is_full_disk', 'give_back_memory', 'attempt',
            'waiting_in_words', 'begun_among', 'take_node', 'gc_frozen', 'work', 'stops_like_an_interrupt',
            'work_as_one_of', 'worker', 'cores', 'forkable', 'running', 'ended', 'ended_at_last', 'forked_worker',
-           'forked', 'told', 'share_work']
+           'forked', 'visible_gpus', 'told', 'share_work']
 
 # %% ../../nbs/engine/08_work.ipynb #1cf19dab
 import contextlib
@@ -321,19 +321,26 @@ def forked(say: Callable = print):
             yield processes
     return begun
 
+# %% ../../nbs/engine/08_work.ipynb #5e83ac5b
+def visible_gpus() -> list[str]:
+    "The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."
+    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    number = torch.cuda.device_count()
+    return named[:number] or list(map(str, range(number)))
+
 # %% ../../nbs/engine/08_work.ipynb #59ed3af9
 @contextlib.contextmanager
 def told(folder: StudyFolder, nodes: list[Node], weights: str, workers: int, threads: int):
     "Workers that are told the folder and the runs in a file."
     runs = {name: to_dict(inputs.run) for node in nodes for name, inputs in node.runs.items()}
-    orders, gpus = folder.locks / f"orders-{os.getpid()}.json", torch.cuda.device_count()
+    orders, gpus = folder.locks / f"orders-{os.getpid()}.json", visible_gpus()
     orders.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
                                 "SFTDPO_WORKERS": str(workers)}
     try:
         with ended_at_last([]) as processes:
             for number in range(workers):
-                if gpus: environment["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+                if gpus: environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
                 path = orders.with_name(f"{orders.stem}-{number}.json")
                 write_json(path, dict(folder=str(folder.path.absolute()), runs=list(runs.values()),
                                       weights=weights, threads=threads, number=number,

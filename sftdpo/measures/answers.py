@@ -16,24 +16,26 @@ from ..data import word_runs
 def mean_interval(
     values,  # one number per example
     level: float = 0.95,  # share of such intervals that hold the true mean
+    share: bool = False,  # is the mean a share of the examples, also where some count half?
 ) -> tuple[float, float, float]:  # mean, low, high
-    "Mean over examples with its t interval, whose ends are nan when there are fewer than two values, and never below 0 if no value is, or above 1 for truth values."
-    truth = np.asarray(values).dtype == bool
+    "Mean over examples with its t interval, whose ends are nan when there are fewer than two values, and never below 0 if no value is, or above 1 for a share."
+    share = share or np.asarray(values).dtype == bool
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
     if len(values) < 2: return mean, np.nan, np.nan
     from scipy import stats  # late, as sacrebleu below, to save memory in processes that train
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    least, most = 0 if values.min() >= 0 else -np.inf, 1 if truth else np.inf
+    least, most = 0 if values.min() >= 0 else -np.inf, 1 if share else np.inf
     return mean, float(max(mean - half, least)), float(min(mean + half, most))
 
 # %% ../../nbs/measures/01_answers.ipynb #d4ba0ebf
 def with_interval(
     name: str,  # the metric's name
     values,  # one number per example
+    share: bool = False,  # is the mean a share of the examples?
 ) -> dict[str, float]:  # name, name_low, name_high
     "A metric and its interval under flat names."
-    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values)))
+    return dict(zip((name, f"{name}_low", f"{name}_high"), mean_interval(values, share=share)))
 
 # %% ../../nbs/measures/01_answers.ipynb #18338fed
 def chrf(

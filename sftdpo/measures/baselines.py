@@ -204,7 +204,7 @@ def _preference_baselines(data, examples, training, seed):
     "How often the longer, or the shorter, of the two texts is the chosen one."
     lengths = np.array([[len(example.completion), len(example.rejected)] for example in examples])
     longer = (lengths[:, 0] > lengths[:, 1]) + 0.5 * (lengths[:, 0] == lengths[:, 1])
-    return {"coin": 0.5, **with_interval("longer", longer), "shorter": float(1 - longer.mean())}
+    return {"coin": 0.5, **with_interval("longer", longer, share=True), "shorter": float(1 - longer.mean())}
 
 # %% ../../nbs/measures/04_baselines.ipynb #6670cdc5
 def baselines(

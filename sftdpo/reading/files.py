@@ -77,7 +77,7 @@ class Table:
 
     def some(self, rows: int) -> "Table":
         "At most so many rows, from the first on and evenly spaced."
-        step = max(1, len(self) // rows)
+        step = max(1, math.ceil(len(self) / rows))
         columns = {name: self.values(name)[::step] if isinstance(column, list)
                    else column.take(list(range(0, len(self), step)))
                    for name, column in self.columns.items()}
