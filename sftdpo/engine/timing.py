@@ -7,9 +7,9 @@ __all__ = ['UNREADABLE', 'BESIDE_ACTIVATIONS', 'LIBRARIES', 'LONG', 'read_times'
            'seconds_of_rest', 'Timing', 'time_step', 'time_drawing', 'time_judging', 'busy_machine', 'calibrate',
            'known_times', 'measure', 'memory_bytes', 'long_rows', 'activation_bytes', 'free_memory', 'largest_steps',
            'distribution_bytes', 'peak_disk', 'existing_parent', 'free_disk', 'judging_of_trial', 'trial_cost',
-           'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words', 'number_and_noun', 'steps_in_words',
-           'size_in_words', 'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines',
-           'Plan', 'memory_note', 'plan']
+           'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words', 'steps_in_words', 'size_in_words',
+           'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines', 'Plan',
+           'memory_note', 'plan']
 
 # %% ../../nbs/engine/07_timing.ipynb #38d0d4dd
 import contextlib
@@ -40,6 +40,7 @@ from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
 from ..model import apply_tuning, load_backbone
+from ..reading.examples import counted
 from ..reading.rows import token_counts
 from ..tasks import steps_of
 
@@ -472,14 +473,6 @@ def left_in_words(
     if seconds < (1 if whole else 60): return ""  # a small part of an unknown whole says nothing
     return f" · {'about' if whole else 'more than'} {time_in_words(seconds)} left"
 
-# %% ../../nbs/engine/07_timing.ipynb #869d75bc
-def number_and_noun(
-    number: int,  # of things
-    thing: str,   # what they are
-) -> str:
-    "A number and its noun."
-    return f"{number:,} {thing}{'s' if number != 1 else ''}"
-
 # %% ../../nbs/engine/07_timing.ipynb #4ee1d0a7
 def steps_in_words(
     node: Node,  # of a study
@@ -487,9 +480,9 @@ def steps_in_words(
     "How many epochs and steps a stage trains for."
     if not node.stage: return ""
     rows, stage = node.inputs.stage_size(node.key), node.stage
-    some = f", {number_and_noun(rows, 'example')}" if node.run.splits else ""
-    return (f"{some}, {number_and_noun(stage.epochs, 'epoch')}, "
-            f"{number_and_noun(steps_of(rows, stage.batch_size, stage.epochs), 'step')}")
+    some = f", {counted(rows, 'example')}" if node.run.splits else ""
+    return (f"{some}, {counted(stage.epochs, 'epoch')}, "
+            f"{counted(steps_of(rows, stage.batch_size, stage.epochs), 'step')}")
 
 # %% ../../nbs/engine/07_timing.ipynb #dc4f9348
 def size_in_words(
@@ -534,8 +527,8 @@ def nodes_in_words(
 ) -> list[str]:
     "How many runs and stages there are, and a line for each node, up to sixty."
     stages = [node for node in plan.nodes if node.stage]
-    lines = [f"{number_and_noun(sum(len(node.runs) for node in plan.nodes), 'run')}, "
-             f"{number_and_noun(len(stages), 'stage')} to train "
+    lines = [f"{counted(sum(len(node.runs) for node in plan.nodes), 'run')}, "
+             f"{counted(len(stages), 'stage')} to train "
              f"({sum(node.users for node in stages):,} without sharing), "
              f"{len(plan.nodes) - len(plan.open):,} of {len(plan.nodes):,} done"]
     for node, state, seconds in list(zip(plan.nodes, plan.states, plan.seconds))[:60]:
@@ -554,11 +547,11 @@ def plan_in_a_line(
                 "to it.")
     runs, stages = (sum(len(node.runs) for node in plan.open),
                     sum(bool(node.stage) for node in plan.open))
-    first = f", {number_and_noun(plan.trials, 'trial')} before that" if plan.trials else ""
+    first = f", {counted(plan.trials, 'trial')} before that" if plan.trials else ""
     time = (f"time left: {time_in_words(plan.left)}" if plan.left is not None
             else "time: unknown until a few steps are measured, or one such stage is finished")
-    return (f"{number_and_noun(runs, 'run')}, "
-            f"{number_and_noun(stages, 'stage')} to train{first} "
+    return (f"{counted(runs, 'run')}, "
+            f"{counted(stages, 'stage')} to train{first} "
             f"· {time} · memory: {plan.memory / 1e6:,.0f} MB for weights, gradients and "
             "AdamW's moments, activations and libraries on top · disk at the peak: "
             f"{plan.disk / 1e6:,.0f} MB")
