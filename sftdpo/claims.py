@@ -279,13 +279,12 @@ def judge_difference(
     estimate: Estimate,   # of the difference
     above: float,         # supported if the whole interval lies above this
     below: float,         # otherwise refuted if it lies below this
-    others: tuple = (),   # further effects to show
 ) -> Verdict:
     "The verdict on a claim that a difference lies above something."
     said = _outcome(estimate, above, below)
     reason = _reason(said, estimate, asked.unit, above, below)
     return one_seed_decides_nothing(dataclasses.replace(
-        asked, verdict=said, effects=((name, estimate), *others),
+        asked, verdict=said, effects=((name, estimate),),
         notes=asked.notes + estimate.notes,
         why=f"{name}: {describe_estimate(estimate, asked.unit)}; {reason}.",
         decides=deciding(estimate, asked.unit, above, below) if said == "undecided" else ""))
