@@ -30,7 +30,7 @@ from markupsafe import Markup
 
 import sftdpo
 from . import plots
-from .claims import Verdict, describe_estimate, judge_claims, read_margins, verdict_table
+from .claims import judge_claims, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
@@ -49,6 +49,7 @@ from sftdpo.tables import (
     with_sources,
 )
 from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes
+from .verdicts.verdict import Verdict, describe_estimate, read_margins
 
 # %% ../nbs/22_report.ipynb #ec09be7c
 LONGEST = 3000  # characters of one piece of text on the page

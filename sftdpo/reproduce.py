@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from .claims import margin_of, read_margins
 from .config import Execution, Run, from_dict
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
@@ -20,6 +19,7 @@ from .stats import difference
 from .study import carry_out, failed_runs
 from .tables import values_of
 from .tasks import Metric, format_metric, metric_named
+from .verdicts.verdict import margin_of, read_margins
 
 # %% ../nbs/16_reproduce.ipynb #a21b7d96
 def few_runs(

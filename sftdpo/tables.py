@@ -23,7 +23,6 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_tables.ipynb #e6c11e15
-from .claims import mark_collapsed
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder
@@ -32,6 +31,7 @@ from .engine.store import further_sets, read_examples, read_results, task_of, va
 from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
+from .verdicts.gates import mark_collapsed
 
 # %% ../nbs/20_tables.ipynb #d7e85166
 def place_of(

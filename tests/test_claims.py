@@ -11,36 +11,29 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import (
+from sftdpo.claims import costs_in_words, judge_claims, judge_results, parts_of, verdict_table
+from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
+from sftdpo.engine.store import CELL, read_results, write_planned_runs
+from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
+from sftdpo.verdicts.conditions import conditions_of, read_conditions
+from sftdpo.verdicts.dominance import dominance
+from sftdpo.verdicts.evidence import cell_values
+from sftdpo.verdicts.times import judge_time, machine_alone, times_of
+from sftdpo.verdicts.tunings import judge_recipe
+from sftdpo.verdicts.verdict import (
     CLAIMS,
     QUESTIONS,
     Margins,
     Verdict,
     asked_of,
-    cell_values,
     claim,
-    conditions_of,
     corrected_level,
-    costs_in_words,
     deciding,
-    dominance,
-    judge_claims,
     judge_difference,
-    judge_recipe,
-    judge_results,
-    judge_time,
-    machine_alone,
     not_asked,
-    parts_of,
-    read_conditions,
     read_margins,
     save_margins,
-    times_of,
-    verdict_table,
 )
-from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
-from sftdpo.engine.store import CELL, read_results, write_planned_runs
-from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
 
 
 def study(

@@ -15,8 +15,9 @@ import objections
 import pages
 from nbdev.config import get_config
 
-from sftdpo.claims import Margins, judge_results
+from sftdpo.claims import judge_results
 from sftdpo.loss import dpo_loss
+from sftdpo.verdicts.verdict import Margins
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,12 @@ import pytest
 from little import compare, little_inputs, plan, small, stage_tree, steady
 
 import sftdpo.engine.runs
-from sftdpo.claims import conditions_of
 from sftdpo.config import Run, SettingsError, Study
 from sftdpo.engine.folder import StudyFolder, read_record
 from sftdpo.engine.inputs import training_parts
 from sftdpo.report import planned
 from sftdpo.tables import metric_notes
+from sftdpo.verdicts.conditions import conditions_of
 
 
 def paired(backbone, **changes):

@@ -14,7 +14,7 @@ import sftdpo.engine.inputs
 import sftdpo.engine.runs
 import sftdpo.engine.work
 import sftdpo.study
-from sftdpo.claims import Margins, judge_claims, save_margins
+from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, WorkFailed
 from sftdpo.engine.folder import StudyFolder
@@ -24,6 +24,7 @@ from sftdpo.model import save_policy
 from sftdpo.report import write_report
 from sftdpo.study import check_study_folder, evaluate_saved, grown, train_run
 from sftdpo.tables import cells_table, print_tables
+from sftdpo.verdicts.verdict import Margins, save_margins
 
 
 def stage_keys(run): return little_inputs().of(run).keys

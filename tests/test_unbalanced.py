@@ -123,7 +123,9 @@ def constant_study():
 
 
 def test_a_constant_answer_is_not_strong_by_macro_f1():
-    from sftdpo.claims import Evidence, Margins, strong
+    from sftdpo.verdicts.evidence import Evidence
+    from sftdpo.verdicts.gates import strong
+    from sftdpo.verdicts.verdict import Margins
     results, examples = constant_study()
     shares = results.drop_duplicates("run").assign(metric="majority_share", value=.84)
     evidence = Evidence(pd.concat([results, shares]), examples, "labels", Margins())

@@ -2,7 +2,6 @@
 import pytest
 
 import sftdpo.engine.runs
-from sftdpo.claims import PARALLEL, conditions_of
 from sftdpo.config import Run, SettingsError, Stage, Study
 from sftdpo.data import load_task
 from sftdpo.engine.inputs import Inputs
@@ -10,6 +9,8 @@ from sftdpo.evaluate import predict
 from sftdpo.model import load_backbone
 from sftdpo.report import describe_stage
 from sftdpo.study import compare
+from sftdpo.verdicts.conditions import conditions_of
+from sftdpo.verdicts.matching import PARALLEL
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ CHAPTERS = {  # the reading order: each notebook belongs to the first chapter wi
     "Answers": [f"study/{name}" for name in ("which_recipe", "how_many_examples", "full_or_lora", "calibration", "forgetting", "speed", "questions", "*")],
     "The lesson": ["0*"],
     "Studies": ["1*"],
+    "Verdicts": ["verdicts/*"],
     "Results and doors": ["2*"],
     "Carrying on": ["more/*"],
     "Machinery: reading": ["reading/*"],

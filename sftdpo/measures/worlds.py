@@ -19,9 +19,10 @@ import pandas as pd
 import yaml
 from scipy import stats as distributions
 
-from ..claims import judge_results, search_of
+from ..claims import judge_results
 from ..engine.folder import StudyFolder
 from ..stats import full_tables
+from ..verdicts.conditions import search_of
 
 # %% ../../nbs/measures/06_worlds.ipynb #1f4fc774
 @dataclass(frozen=True)

@@ -19,12 +19,15 @@ import yaml
 from markupsafe import Markup
 
 # %% ../../nbs/page/06_explore.ipynb #18371e10
-from ..claims import Evidence, mark_collapsed, read_conditions, read_margins
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
 from ..engine.store import read_examples, read_history, read_pairs, read_results, variants_of
 from .live import begin_study
 from ..reading.files import expanded
+from ..verdicts.conditions import read_conditions
+from ..verdicts.evidence import Evidence
+from ..verdicts.gates import mark_collapsed
+from ..verdicts.verdict import read_margins
 
 # %% ../../nbs/page/06_explore.ipynb #5315b90a
 def stored_studies(

@@ -19,7 +19,6 @@ import pandas as pd
 from markupsafe import Markup
 
 # %% ../../nbs/page/03_views.ipynb #7c29ab1a
-from ..claims import Verdict, describe_estimate
 from ..config import Study, to_dict
 from ..engine.folder import StudyFolder
 from ..engine.plain_text import visible
@@ -27,6 +26,7 @@ from ..engine.safe_files import refuse_links
 from ..engine.store import read_examples, read_texts, variants_of
 from ..report import caveats_of, data, failures_of, format_margin, planned, read_study, task_part, up_to_date
 from ..tasks import format_metric
+from ..verdicts.verdict import Verdict, describe_estimate
 
 # %% ../../nbs/page/03_views.ipynb #7fbc909c
 def html_table(
