@@ -8,7 +8,8 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below', 'finish_ways',
            'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
            'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
-           'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined', 'recommend']
+           'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined', 'begin_trials',
+           'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -763,6 +764,55 @@ def declined(
         for path in (kept, kept.with_suffix(".json"), folder.model): remove(path)
     return Recommendation(declined=why)
 
+# %% ../nbs/15_recommend.ipynb #8684bbe8
+def begin_trials(
+    loaded: TaskData,    # the rows
+    start: Run,          # whose data, reading and backbone are given
+    home: StudyFolder,   # for the trials
+    folds: int,          # parts that judge in turn
+    deadline: float,     # on the clock of `time.monotonic`
+    say: Callable,       # called with each line of progress
+) -> tuple[Trials, Run]:  # and the run from which ways to train are made
+    "What tries ways to train on a file's rows; a folder that was begun goes on with its own settings."
+    def load(task, data, reading, folds, fold): return dealt(loaded, folds, fold)
+    study = Study("recommendation", tasks=(loaded.task,), backbone=start.backbone, data=start.data,
+                  reading=start.reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
+                  sft=Stage("sft", evaluations=0), dpo=Stage("dpo", evaluations=0),
+                  sampling=Sampling(samples=1))
+    claim_folder(home.path, study)
+    study = settled(home, study)
+    trials = Trials(home, Inputs(load), loaded.record.primary, folds, deadline, say)
+    trials.workers = runs_at_once(trials.inputs, start.backbone, 2 * folds)
+    return trials, start.replace(sft=study.sft, dpo=study.dpo, sampling=study.sampling)
+
+# %% ../nbs/15_recommend.ipynb #8684bbe9
+def try_ways(
+    trials: Trials,  # until its deadline
+    start: Run,      # from which they are made
+    rows: int,       # how many rows train in a fold
+):
+    "Try ways to train, the most promising first; an error where every one failed."
+    def hopeless(run): return way_of(run) in trials.given_up
+    for ways in ways_to_try(start, rows, trials.best, trials.score, hopeless): trials.attempt_all(ways)
+    trials.drop_weights(keep=False)
+    failed = [one for one in trials.left_out if "(it failed" in one]
+    if failed and not trials.tables:
+        raise WorkFailed(f"No way to train could be carried out, such as {failed[0]}.")
+
+# %% ../nbs/15_recommend.ipynb #8684bbea
+def too_few_minutes(
+    trials: Trials,  # of which there was time for none
+    start: Run,      # from which ways are made
+    rows: int,       # how many rows the file has
+    begun: float,    # seconds until the first could begin
+    given: float,    # minutes
+) -> str:
+    "Why nothing was tried, and how many minutes are enough."
+    takes = begun + trials.seconds(start.replace(recipe="sft").resolved(rows))
+    smaller = "" if start.backbone == "bard" else ", or a smaller model"
+    return (f"{given:g} minutes are too few to try one way to train in {trials.folds} folds: "
+            f"give at least {math.ceil(takes / 60) + 1}{smaller}.")
+
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
     data: str | Path,              # path of a file or folder
@@ -781,42 +831,19 @@ def recommend(
     began = time.monotonic()
     deadline = began + 58 * minutes  # the rest is for the start of the process and for saving
     loaded, reading = rows_of_file(data, task, backbone, reading, say)
-    task = loaded.task
-    home = StudyFolder(folder)
+    rows, home = pool_of(loaded), StudyFolder(folder)
     if why := too_little(loaded): return declined(why, home)
-    prompts = len(set(map(prompt_key, pool_of(loaded))))
-    check(folds <= prompts // 2, "folds", folds, f"use a whole number from 2 to {prompts // 2}, half of the "
-          "different prompts")
+    half = len(set(map(prompt_key, rows))) // 2
+    check(folds <= half, "folds", folds, f"use a whole number from 2 to {half}, half of the different prompts")
     if loaded.record.primary.share and (why := too_easy(baselines_in_folds(loaded, folds), loaded)):
-        train = ["sftdpo", "train", "--task", task, "--data", str(data), *reading_options(reading)]
+        train = ["sftdpo", "train", "--task", loaded.task, "--data", str(data), *reading_options(reading)]
         return declined(f"{why} To train a model all the same: `{shlex.join(train)}`.", home)
     begun = time.monotonic() - began
-    def load(task, data, reading, folds, fold): return dealt(loaded, folds, fold)
-    inputs = Inputs(load)
-    quiet = dict(evaluations=0)
-    study = Study("recommendation", tasks=(task,), backbone=backbone, data=str(data),
-                  reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
-                  sft=Stage("sft", **quiet), dpo=Stage("dpo", **quiet),
-                  sampling=Sampling(samples=1))
-    claim_folder(home.path, study)
-    study = settled(home, study)
-    start = Run(task=task, backbone=backbone, data=str(data), reading=reading,
-                sft=study.sft, dpo=study.dpo, sampling=study.sampling)
-    trials = Trials(home, inputs, loaded.record.primary, folds, deadline, say)
-    rows = len(dealt(loaded, folds, 1).train)
-    trials.workers = runs_at_once(inputs, backbone, 2 * folds)
-    def hopeless(run): return way_of(run) in trials.given_up
-    for ways in ways_to_try(start, rows, trials.best, trials.score, hopeless):
-        trials.attempt_all(ways)
-    trials.drop_weights(keep=False)
-    if not trials.tables and (failed := [one for one in trials.left_out if "(it failed" in one]):
-        raise WorkFailed(f"No way to train could be carried out, such as {failed[0]}.")
-    if not trials.tables:
-        takes = begun + trials.seconds(start.replace(recipe="sft").resolved(len(pool_of(loaded))))
-        return declined(f"{minutes:g} minutes are too few to try one way to train in {folds} folds: "
-                        f"give at least {math.ceil(takes / 60) + 1}"
-                        f"{'' if backbone == 'bard' else ', or a smaller model'}.", home)
-    found = concluded(trials, len(pool_of(loaded)))
+    start = Run(task=loaded.task, backbone=backbone, data=str(data), reading=reading)
+    trials, start = begin_trials(loaded, start, home, folds, deadline, say)
+    try_ways(trials, start, len(dealt(loaded, folds, 1).train))
+    if not trials.tables: return declined(too_few_minutes(trials, start, len(rows), begun, minutes), home)
+    found = concluded(trials, len(rows))
     took = (time.monotonic() - began) / 60
     if took > 1.2 * minutes:
         say(f"It took {took:.0f} minutes instead of {minutes:g}: training was slower than it was when "
