@@ -455,6 +455,7 @@ class Trials(Ways):
 
     def leave_out(self, way: str, takes: float, left: float):
         "Note a way for which there is no time."
+        if way in self.left_out: return
         self.left_out.append(way)
         if not self.tables and len(self.left_out) == 1:
             self.say(f"{way} would take {time_in_words(takes)}, and "

@@ -176,7 +176,7 @@ def test_one_seed_decides_nothing():
     for one in judge_results(*frames, claims=["C1", "C2", "C3", "C5"]):
         assert one.verdict == ("not asked" if one.part == "task-dependent" else "undecided"), one
     one = verdicts(frames, "C3")["sonnet", "sft"]
-    assert "it alone would say: supported" in one.why and "Run at least 5 seeds" in one.decides
+    assert "the effect alone would say: supported" in one.why and "Run at least 5 seeds" in one.decides
 
 
 def test_a_gain_too_small_to_matter_refutes():

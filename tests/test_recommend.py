@@ -4,6 +4,7 @@ import re
 import shlex
 from collections import Counter
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ from sftdpo.engine.inputs import Inputs
 from sftdpo.reading.examples import Example
 from sftdpo.recommend import (
     INSTEAD,
+    Trials,
     Ways,
     above_expectation,
     by_row,
@@ -266,6 +268,13 @@ def test_a_way_names_the_depth_of_each_stage():
 @pytest.mark.parametrize("reached, expected, said", [(1.0, 0.987, "reached 100.0 %"), (0.095, 0.102, ""), (0.9, 0.9001, "")])
 def test_too_high_is_told_of_numbers_and_not_of_words(reached, expected, said):
     assert said in (told := above_expectation(reached, expected, 9, TASKS["labels"].primary)) and bool(told) == bool(said)
+
+
+def test_a_way_for_which_there_is_no_time_is_told_once():
+    said, trials = [], SimpleNamespace(left_out=[], tables={})
+    trials.say = said.append
+    for way in ("sft full", "sft lora", "sft full"): Trials.leave_out(trials, way, 60, 30)
+    assert trials.left_out == ["sft full", "sft lora"] and len(said) == 1
 
 
 def test_what_was_recommended_before_goes_where_nothing_is_now(tmp_path, backbone, quick):

@@ -65,17 +65,14 @@ def conditions_of(
 # %% ../../nbs/verdicts/04_conditions.ipynb #8213498f
 def searched_trials(
     trials: pd.DataFrame,  # the lines of one cell
-) -> tuple[int, float, float]:  # number of trials, error of search, its degrees of freedom
+) -> tuple[int, float, float]:  # number of trials, error of choosing, its degrees of freedom
     "How often a cell was tried, and what choosing may have cost it."
-    if "seed" in trials:  # a line per trial and seed
-        wide = trials.assign(beta=trials["beta"].fillna(0))
-        wide = wide.pivot_table(index=["learning_rate", "beta"], columns="seed", values="score")
-        return len(wide), *choice_error(wide.to_numpy())
     scores = trials["score"].map(lambda score: [score])
     if "seed_scores" in trials: scores = trials["seed_scores"].astype(str).str.split()
     return len(trials), *choice_error(np.array([[float(score) for score in one] for one in scores]))
 
 # %% ../../nbs/verdicts/04_conditions.ipynb #d3a6ed21
+# what is said of a cell without a search
 NOT_SEARCHED = dict(picked=False, at_edge=False, trials=0, choice_error=0., choice_freedom=1.)
 
 # %% ../../nbs/verdicts/04_conditions.ipynb #4620deaf

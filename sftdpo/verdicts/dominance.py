@@ -15,9 +15,8 @@ import numpy as np
 import pandas as pd
 
 from ..stats import Estimate, contrast, paired, widened
-from .evidence import Evidence, both_tunings, guarded, recipes_with_both, tasks_of
+from .evidence import Evidence, both_tunings, disagreement, guarded, recipes_with_both, tasks_of
 from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
-from .tunings import disagreement
 from sftdpo.verdicts.verdict import (
     Gate,
     Margins,
@@ -36,16 +35,16 @@ def dominance(
     recipes: list[str],  # all that are averaged in T
     pair: tuple,         # two of them
     level: float,        # of the interval
-    choice: Callable = lambda weights: (0., 1.),  # weights of cells: error of search, degrees of freedom
+    choice: Callable = lambda weights: (0., 1.),  # weights of cells: error of choosing, degrees of freedom
 ) -> Estimate:           # of |T| - |R|
     "How much larger the effect of tuning is than that of a pair of recipes, in absolute values."
     tuning = np.tile([1, -1], len(recipes)) / len(recipes)
     recipe = np.repeat([((r == pair[0]) - (r == pair[1])) / 2 for r in recipes], 2)
     def one(weights): return widened(contrast(cells, list(weights), level), *choice(weights))
     both = [[one(sign * tuning + side * recipe) for side in (1, -1)] for sign in (1, -1)]
-    low, high = (max(min(getattr(one, end) for one in pair) for pair in both)
+    low, high = (max(min(getattr(one, end) for one in two) for two in both)
                  for end in ("low", "high"))
-    nearest = max((min(pair, key=lambda one: one.mean) for pair in both), key=lambda one: one.mean)
+    nearest = max((min(two, key=lambda one: one.mean) for two in both), key=lambda one: one.mean)
     return dataclasses.replace(nearest, low=low, high=high)  # the nearest one's mean is |T| - |R|
 
 # %% ../../nbs/verdicts/09_dominance.ipynb #518f62d0

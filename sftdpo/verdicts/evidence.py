@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['made_up_study', 'cell_values', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'both_tunings',
-           'recipes_with_both', 'guarded', 'sound_tables']
+           'recipes_with_both', 'disagreement', 'guarded', 'sound_tables']
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00012
 import dataclasses
@@ -23,26 +23,26 @@ from .verdict import Margins, Verdict, margin_of, name_of, not_asked
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00002
 def made_up_study(
-    effects: dict,                  # (recipe, tuning): by how much it lies above 0.7, or above 40 chrF in hundredths
+    effects: dict,                  # (recipe, tuning): by how much its accuracy lies above 0.7; 0.01 is half a chrF
     seeds: int = 5,                 # of each cell
     examples: int = 400,            # judged
     tasks: tuple = ("paraphrase",),  # paraphrase or sonnet
     seconds: dict | None = None,    # (recipe, tuning): how long it trains
     noise: float = 0.02,            # standard deviation of a seed
-    random: int = 0,                # seed of all of this
+    seed: int = 0,                  # of the random numbers
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # as `read_results` and `read_examples` give them
     "Results and examples of a study that never ran; to try out claims."
-    random, results, lines = np.random.default_rng(random), [], []
+    random, results, lines = np.random.default_rng(seed), [], []
     for task in tasks:
         metric, column = ("accuracy", "correct") if task == "paraphrase" else ("chrf", "chrf")
         skill, ease = noise * random.normal(size=seeds), random.random(examples)
         for (recipe, tuning), gain in effects.items():
-            for seed in range(1 if recipe == "base" else seeds):
-                cell = dict(run=f"{task}-{recipe}-{tuning}-seed{seed}", task=task, recipe=recipe, tuning=tuning, seed=seed, fold=0)
-                # one example in ten is answered anew
+            for number in range(1 if recipe == "base" else seeds):
+                cell = dict(run=f"{task}-{recipe}-{tuning}-seed{number}", task=task, recipe=recipe, tuning=tuning, seed=number, fold=0)
+                # one answer in ten is drawn anew, for each cell and seed
                 luck = np.where(random.random(examples) < 0.1, random.random(examples), ease)
-                above = 0.7 + gain + skill[seed] - luck
-                value = (above > 0).astype(float) if metric == "accuracy" else 40 + 100 * above
+                above = 0.7 + gain + skill[number] - luck
+                value = (above > 0).astype(float) if metric == "accuracy" else np.clip(35 + 50 * above, 0, 100)
                 lines.append(pd.DataFrame(cell | {"id": np.arange(examples).astype(str), column: value}))
                 metrics = {metric: value.mean()}
                 if seconds and recipe != "base":
@@ -112,11 +112,11 @@ def combined_error(
 @dataclass(frozen=True)
 class JudgedTask:
     "Results and examples of one task, and the margins to judge them by."
-    results: pd.DataFrame   # as `judge_claims` completes them
+    results: pd.DataFrame   # as `read_conditions` completes them
     examples: pd.DataFrame  # as `read_examples` gives them
     task: str               # which task
     margins: Margins        # set beforehand
-    kept: dict = dataclasses.field(default_factory=dict, compare=False)  # values already asked for
+    kept: dict = dataclasses.field(init=False, default_factory=dict, compare=False)  # values already asked for
 
     @property
     def margin(self) -> float: return margin_of(self.margins, self.task)
@@ -184,9 +184,19 @@ def both_tunings(
 def recipes_with_both(
     evidence: Evidence,
 ) -> list[str]:
-    "Recipes that were trained with full and with LoRA."
+    "Recipes that were trained with full and with LoRA, those that are exploratory last."
     both = [recipe for recipe in trained_recipes() if not evidence.lacking(both_tunings(recipe))]
     return sorted(both, key=lambda recipe: RECIPES[recipe].exploratory)
+
+# %% ../../nbs/verdicts/02_evidence.ipynb #11aea12d
+def disagreement(
+    effects: dict,      # name: full - lora, or any effect
+    begin: str = "",    # of the sentence
+) -> str:               # empty where no two effects are shown to have opposite signs
+    "Which effects are shown to lie above 0, and which below, where there are both."
+    above = " and ".join(name for name, one in effects.items() if one.low > 0)
+    below = " and ".join(name for name, one in effects.items() if one.high < 0)
+    return f"{begin}above 0 for {above}, below 0 for {below}" if above and below else ""
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #5fc14305
 def guarded(

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..stats import Estimate, at_level, holm, student, verdict
 from ..tasks import controls_of_recipe
-from .evidence import Evidence, cell_values, guarded, tasks_of, tunings_of
+from .evidence import Evidence, cell_values, combined_error, guarded, tasks_of, tunings_of
 from .gates import after_gates, collapse, depth_of, headroom, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
@@ -34,7 +34,7 @@ from sftdpo.verdicts.verdict import (
 
 # %% ../../nbs/verdicts/05_gains.ipynb #d415c4b4
 def controls_of(
-    results: pd.DataFrame,   # as `judge_claims` completes them
+    results: pd.DataFrame,   # as `read_conditions` completes them
     examples: pd.DataFrame,  # as `read_examples` gives them
     task: str,               # which task
     tuning: str,             # full or lora
@@ -106,7 +106,7 @@ def judge_small(
     gains: dict,       # recipe that sft-dpo is held against: the gain over it
     margins: Margins,  # set beforehand
 ) -> Verdict:
-    "Is the least of the gains small?"
+    "Is the least of the gains small, and is a large loss excluded?"
     large, controlled = margins.large * asked.margin, set(gains) != {"sft"}
     level = corrected_level(margins.level, len(gains))
     strict = {recipe: at_level(gain, level) for recipe, gain in gains.items()}
@@ -146,12 +146,10 @@ def apart(
 ) -> tuple[float, float, float]:  # p value; ends of the interval of the difference, in margins
     "Welch's test that two independent effects, each in its margins, are equal."
     from scipy.stats import t
-    parts = [(one.standard_error / unit)**2 for one, unit in zip((first, second), units)]
-    total = sum(parts)
-    if not 0 < total < math.inf: return 1., -math.inf, math.inf
-    freedoms = [max(one.degrees_of_freedom, 1e-9) for one in (first, second)]
-    freedom = total**2 / sum(part**2 / own for part, own in zip(parts, freedoms))
-    gap, error = first.mean / units[0] - second.mean / units[1], math.sqrt(total)
+    if not 0 < first.standard_error + second.standard_error < math.inf: return 1., -math.inf, math.inf
+    error, freedom = combined_error([(1 / unit, one.standard_error, max(one.degrees_of_freedom, 1e-9))
+                                     for one, unit in zip((first, second), units)])
+    gap = first.mean / units[0] - second.mean / units[1]
     half = float(student(level, freedom)) * error
     return float(2 * t.sf(abs(gap) / error, freedom)), gap - half, gap + half
 

@@ -19,7 +19,7 @@ from .evidence import Evidence
 from .verdict import Gate, Verdict, describe_estimate, held_back, name_of, plainly
 
 # %% ../../nbs/verdicts/03_gates.ipynb #10e3579a
-FLOORS = ("floor", "chrf_floor")  # what stands beside a text without training
+FLOORS = ("floor", "chrf_floor")  # the baselines that are measured in chrF
 
 # %% ../../nbs/verdicts/03_gates.ipynb #ce51fec3
 def _baselines_for(metric: str, found: dict[str, float]) -> dict[str, float]:
@@ -90,7 +90,7 @@ TRAIN_MORE = ("Train until it is better than the base model and than the best ba
               "other rates, more data or more steps.")
 NO_BASE = Gate("base", None, "the base model was not judged: nothing shows that training helped")
 NO_BASELINE = Gate("baselines", None, "no baseline stands beside this task: "
-                   "nothing shows that the task was learnt")
+                   "nothing shows that the task was learned")
 
 # %% ../../nbs/verdicts/03_gates.ipynb #127ed352
 def strong(
@@ -131,7 +131,7 @@ def _depth_in_words(epochs: float, size: str) -> str:
 
 # %% ../../nbs/verdicts/03_gates.ipynb #b3c5ebf6
 def depth_of(
-    results: pd.DataFrame,   # with the columns epochs and batch_sizes, as `judge_claims` adds them
+    results: pd.DataFrame,   # with the columns epochs and batch_sizes, as `read_conditions` adds them
     task: str,               # which task
     cell: tuple[str, str],   # recipe, tuning
 ) -> str:                    # empty where nothing is known
@@ -148,7 +148,7 @@ def equal_depth(
     task: str,              # which task
     cells: dict,            # how each is called: recipe, tuning
 ) -> Gate:
-    "Were these cells trained alike long?"
+    "Were these cells trained equally long?"
     found = {name: depth_of(results, task, cell) for name, cell in cells.items()}
     if not any(found.values()): return Gate("depth", None, "depths are not known here")
     if len(set(found.values())) == 1: return Gate("depth", True, "equal depth")

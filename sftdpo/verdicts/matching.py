@@ -36,8 +36,8 @@ CAN_MATCH = "Can DPO alone match SFT, where pairs closely parallel the supervise
 def builder(
     evidence: Evidence,
     tuning: str,        # of dpo
-) -> tuple[Gate, tuple]:  # notes
-    "Whose pairs a verdict on DPO is about."
+) -> tuple[Gate, tuple]:  # and notes
+    "Do the rejected completions make pairs that closely parallel the supervised objective?"
     rows = evidence.runs(("dpo", tuning))
     names = sorted(set(rows["rejected"].dropna())) if "rejected" in rows else []
     if not names:
@@ -119,7 +119,7 @@ def some_cell_matches(
 def same_study(
     one: Verdict,  # C2 of one cell
 ) -> tuple[str, str]:  # the task, and where it was asked without tuning and DPO's settings
-    "What cells that are tried for one match have in common."
+    "Task and part of a sweep: cells that agree in both are tries at the same match."
     words = [word for word in one.where.split(", ")
              if word not in ("full", "lora") and not word.startswith("dpo.")]
     return one.task, ", ".join(words)
