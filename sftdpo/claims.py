@@ -157,7 +157,7 @@ def answer(
 
 # %% ../nbs/14_claims.ipynb #374afb1a
 def with_detectable(
-    one: Verdict,
+    one: Verdict,  # to complete
 ) -> Verdict:
     "The verdict with what could have been found, where its interval holds 0."
     if not one.effects or one.unit == "times" or one.verdict == "not asked": return one
@@ -173,7 +173,7 @@ def with_detectable(
 
 # %% ../nbs/14_claims.ipynb #d3a44ad1
 def with_wrong(
-    one: Verdict,
+    one: Verdict,      # to complete
     wrong: list[str],  # tables of its task that could not be used
 ) -> Verdict:
     "The verdict, with the tables that were left out named."

@@ -83,7 +83,7 @@ def interactions(
 
 # %% ../../nbs/verdicts/09_dominance.ipynb #b478af63
 def dominance_gates(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     recipes: list[str],  # with both tunings
 ) -> list[Gate]:
     "What must hold for the effects of tuning and of recipe to be compared."
@@ -144,7 +144,7 @@ def _judge_sizes(asked: Verdict, sizes: _Sizes) -> Verdict:
 
 # %% ../../nbs/verdicts/09_dominance.ipynb #3a551df1
 def effects_compared(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
 ) -> list[Verdict]:
     "C5 on one task."
     recipes = [recipe for recipe in COMPARED if recipe in recipes_with_both(evidence)]

@@ -182,7 +182,7 @@ def both_tunings(
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #1eda32a4
 def recipes_with_both(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
 ) -> list[str]:
     "Recipes that were trained with full and with LoRA, those that are exploratory last."
     both = [recipe for recipe in trained_recipes() if not evidence.lacking(both_tunings(recipe))]

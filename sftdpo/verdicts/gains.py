@@ -239,7 +239,7 @@ GAIN_PARTS = (("gains", "After a strong SFT, does DPO bring gains?", judge_gain)
 
 # %% ../../nbs/verdicts/05_gains.ipynb #f6de2796
 def gains_of_dpo(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     tuning: str,  # full or lora
 ) -> list[Verdict]:
     "C1's parts on one task with one tuning."

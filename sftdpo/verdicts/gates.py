@@ -38,7 +38,7 @@ def _majority(examples: pd.DataFrame) -> dict[str, float]:
 
 # %% ../../nbs/verdicts/03_gates.ipynb #53637186
 def baseline_values(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
 ) -> dict[str, float]:  # name: value of the primary metric
     "What is reached on the judged rows without the backbone."
     rows, metric = evidence.results, evidence.record.primary.name
@@ -68,7 +68,7 @@ def reached(
 
 # %% ../../nbs/verdicts/03_gates.ipynb #392b8c11
 def shortfall(
-    evidence: Evidence,
+    evidence: Evidence,     # of one task
     cell: tuple[str, str],  # recipe, tuning
     found: dict,            # baselines
 ) -> str:                   # empty where the cell is strong
@@ -94,7 +94,7 @@ NO_BASELINE = Gate("baselines", None, "no baseline stands beside this task: "
 
 # %% ../../nbs/verdicts/03_gates.ipynb #127ed352
 def strong(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     cells: list[tuple],  # recipe, tuning; one of them must be strong
     who: str = "",       # begins the clause
 ) -> list[Gate]:
@@ -109,7 +109,7 @@ def strong(
 
 # %% ../../nbs/verdicts/03_gates.ipynb #c0614e80
 def headroom(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     cells: list[tuple],  # recipe, tuning; each must leave room
 ) -> list[Gate]:
     "Is there room for a large gain between a cell and the best value possible?"
@@ -180,7 +180,7 @@ def _unequal_trials(runs: dict) -> list[str]:
 
 # %% ../../nbs/verdicts/03_gates.ipynb #f7cc8fef
 def rates(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     cells: list[tuple],  # recipe, tuning
 ) -> Gate:
     "Were the rates of these cells searched, with equal trials, to a best value inside the grid?"
@@ -233,7 +233,7 @@ def _collapse_in_words(cell: tuple[str, str], number: int, of: int, level: float
 
 # %% ../../nbs/verdicts/03_gates.ipynb #71ec4974
 def collapse(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     cells: list[tuple],  # recipe, tuning
 ) -> Gate:
     "Which cells had seeds that collapsed to one answer?"

@@ -34,7 +34,7 @@ CAN_MATCH = "Can DPO alone match SFT, where pairs closely parallel the supervise
 
 # %% ../../nbs/verdicts/06_matching.ipynb #f064720d
 def builder(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     tuning: str,        # of dpo
 ) -> tuple[Gate, tuple]:  # and notes
     "Do the rejected completions make pairs that closely parallel the supervised objective?"
@@ -53,7 +53,7 @@ def builder(
 
 # %% ../../nbs/verdicts/06_matching.ipynb #5e2109a1
 def dpo_matches(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     tuning: str,  # full or lora
 ) -> list[Verdict]:
     "C2 of one cell."

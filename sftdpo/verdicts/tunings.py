@@ -35,7 +35,7 @@ BEATS_LORA = "With as many training steps, does full fine-tuning beat LoRA?"
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #f0d7ee6f
 def tuning_gates(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
     recipe: str,  # with both tunings
 ) -> list[Gate]:
     "What must hold for full and LoRA to be compared under one recipe."
@@ -93,7 +93,7 @@ def _too_few_recipes(asked: Verdict, parts: list[Verdict], number: int) -> Verdi
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #7c1cd57a
 def over_recipes(
-    evidence: Evidence,
+    evidence: Evidence,    # of one task
     parts: list[Verdict],  # C3's, per recipe that it is asked of
     number: int,           # of recipes with both tunings
 ) -> list[Verdict]:        # none where there is only one recipe
@@ -138,7 +138,7 @@ def _gains_of_full(evidence: Evidence, recipes: list[str]) -> tuple[dict, dict, 
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #8795b2e8
 def tunings_compared(
-    evidence: Evidence,
+    evidence: Evidence,  # of one task
 ) -> list[Verdict]:
     "C3 on one task, per recipe and over recipes."
     task, margins, recipes = evidence.task, evidence.margins, recipes_with_both(evidence)

@@ -250,7 +250,7 @@ def deciding_of_parts(
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #8546864e
 def exploratory(
-    one: Verdict,
+    one: Verdict,  # to mark
     why: str,  # a phrase
 ) -> Verdict:
     "The verdict, marked as exploratory."
@@ -258,7 +258,7 @@ def exploratory(
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #86d475a8
 def with_primary(
-    one: Verdict,
+    one: Verdict,      # to mark
     part: str,         # of the study
     margins: Margins,  # set beforehand
 ) -> Verdict:
