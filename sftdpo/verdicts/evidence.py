@@ -38,7 +38,8 @@ def made_up_study(
         skill, ease = noise * random.normal(size=seeds), random.random(examples)
         for (recipe, tuning), gain in effects.items():
             for number in range(1 if recipe == "base" else seeds):
-                cell = dict(run=f"{task}-{recipe}-{tuning}-seed{number}", task=task, recipe=recipe, tuning=tuning, seed=number, fold=0)
+                cell = dict(run=f"{task}-{recipe}-{tuning}-seed{number}", task=task, recipe=recipe,
+                            tuning=tuning, seed=number, fold=0)
                 # one answer in ten is drawn anew, for each cell and seed
                 luck = np.where(random.random(examples) < 0.1, random.random(examples), ease)
                 above = 0.7 + gain + skill[number] - luck
@@ -47,10 +48,11 @@ def made_up_study(
                 metrics = {metric: value.mean()}
                 if seconds and recipe != "base":
                     spent = seconds[recipe, tuning] * np.exp(0.02 * random.normal())
-                    metrics |= {"stage1_sft_seconds": spent, "stage1_sft_examples_per_second": 1000 / spent}
+                    metrics |= {"stage1_sft_seconds": spent,
+                                "stage1_sft_examples_per_second": 1000 / spent}
                 of_run = cell | dict(study="made up", backbone="gpt2", data="qqp", train_size=1000)
-                results += [of_run | dict(split="train" if name.startswith("stage") else "test", metric=name, value=number)
-                            for name, number in metrics.items()]
+                results += [of_run | dict(split="train" if name.startswith("stage") else "test",
+                                          metric=name, value=value) for name, value in metrics.items()]
     return pd.DataFrame(results), pd.concat(lines, ignore_index=True)
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #2564302c

@@ -116,7 +116,8 @@ def estimate_between(
 ) -> Estimate:
     "A made-up estimate with this interval, whose width comes from 1,000 examples alone; to try out rules."
     error = (high - low) / 3.92
-    return Estimate((low + high) / 2, low, high, error, 1e9, seeds, 1000, weights=(1 / seeds, 1 / 1000, 1 / 1000 / seeds),
+    return Estimate((low + high) / 2, low, high, error, 1e9, seeds, 1000,
+                    weights=(1 / seeds, 1 / 1000, 1 / 1000 / seeds),
                     components=dict(seed=0., example=1000 * error**2, residual=0.), **more)
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #fe02c059
@@ -145,7 +146,8 @@ def describe_estimate(
     word = {"accuracy": " points", "times": ""}.get(unit, f" {unit}")
     mean, low, high = (in_unit(one, unit) for one in (estimate.mean, estimate.low, estimate.high))
     if math.isinf(estimate.high): return f"{mean}{word} (there is no interval)"
-    return f"{mean}{word} [{low}, {high}]" + (f" at {100 * estimate.level:.3g} %" if round(estimate.level, 6) != 0.95 else "")
+    level = f" at {100 * estimate.level:.3g} %" if round(estimate.level, 6) != 0.95 else ""
+    return f"{mean}{word} [{low}, {high}]{level}"
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #824db4c7
 def plainly(
