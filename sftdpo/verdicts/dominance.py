@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ..stats import Estimate, contrast, paired, widened
-from .evidence import Evidence, both_tunings, disagreement, guarded, recipes_with_both, tasks_of
+from .evidence import Evidence, both_tunings, disagreement, judged_by_task, recipes_with_both
 from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
@@ -170,8 +170,4 @@ def tuning_dominates(
     margins: Margins,        # set beforehand
 ) -> list[Verdict]:
     "C5, per task."
-    found = []
-    for task in tasks_of(examples):
-        evidence = Evidence(results, examples, task, margins)
-        found += guarded("C5", task, "", lambda: effects_compared(evidence))
-    return found
+    return judged_by_task("C5", results, examples, margins, effects_compared)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['made_up_study', 'cell_values', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'both_tunings',
-           'recipes_with_both', 'disagreement', 'guarded', 'sound_tables']
+           'recipes_with_both', 'disagreement', 'guarded', 'judged_by_task', 'judged_by_tuning', 'sound_tables']
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00012
 import dataclasses
@@ -212,6 +212,37 @@ def guarded(
     except Exception as error:
         why = f"The claim could not be judged: {type(error).__name__}: {error}"
         return [not_asked(name, task, why, where)]
+
+# %% ../../nbs/verdicts/02_evidence.ipynb #e2f00040
+def judged_by_task(
+    name: str,               # of the claim
+    results: pd.DataFrame,   # as `read_conditions` completes them
+    examples: pd.DataFrame,  # as `read_examples` gives them
+    margins: Margins,        # set beforehand
+    judge: Callable[[Evidence], list[Verdict]],  # of one task
+) -> list[Verdict]:
+    "A claim's verdicts on each task."
+    found = []
+    for task in tasks_of(examples):
+        evidence = Evidence(results, examples, task, margins)
+        found += guarded(name, task, "", lambda: judge(evidence))
+    return found
+
+# %% ../../nbs/verdicts/02_evidence.ipynb #e2f00041
+def judged_by_tuning(
+    name: str,               # of the claim
+    results: pd.DataFrame,   # as `read_conditions` completes them
+    examples: pd.DataFrame,  # as `read_examples` gives them
+    margins: Margins,        # set beforehand
+    judge: Callable[[Evidence, str], list[Verdict]],  # of one task and tuning
+) -> list[Verdict]:
+    "A claim's verdicts on each task with each tuning."
+    found = []
+    for task in tasks_of(examples):
+        evidence = Evidence(results, examples, task, margins)
+        for tuning in tunings_of(examples, task) or ["full"]:
+            found += guarded(name, task, tuning, lambda: judge(evidence, tuning))
+    return found
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #f14edce4
 def _suspects(examples: pd.DataFrame, columns: dict[str, str]):

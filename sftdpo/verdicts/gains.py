@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..stats import Estimate, at_level, holm, student, verdict
 from ..tasks import controls_of_recipe
-from .evidence import Evidence, cell_values, combined_error, guarded, tasks_of, tunings_of
+from .evidence import Evidence, cell_values, combined_error, judged_by_tuning
 from .gates import after_gates, collapse, depth_of, headroom, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
@@ -267,9 +267,4 @@ def small_gains(
     margins: Margins,        # set beforehand
 ) -> list[Verdict]:
     "C1, per task, tuning and part."
-    found = []
-    for task in tasks_of(examples):
-        evidence = Evidence(results, examples, task, margins)
-        for tuning in tunings_of(examples, task) or ["full"]:
-            found += guarded("C1", task, tuning, lambda: gains_of_dpo(evidence, tuning))
-    return found
+    return judged_by_tuning("C1", results, examples, margins, gains_of_dpo)

@@ -13,7 +13,7 @@ import math
 import pandas as pd
 
 from ..stats import at_level
-from .evidence import Evidence, guarded, tasks_of, tunings_of
+from .evidence import Evidence, judged_by_tuning
 from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
@@ -147,9 +147,4 @@ def dpo_alone(
     margins: Margins,        # set beforehand
 ) -> list[Verdict]:
     "C2, per task and tuning."
-    found = []
-    for task in tasks_of(examples):
-        evidence = Evidence(results, examples, task, margins)
-        for tuning in tunings_of(examples, task) or ["full"]:
-            found += guarded("C2", task, tuning, lambda: dpo_matches(evidence, tuning))
-    return found
+    return judged_by_tuning("C2", results, examples, margins, dpo_matches)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..stats import Estimate, at_level, holm, needed_to_reach
 from ..tasks import RECIPES, trained_recipes
-from .evidence import Evidence, both_tunings, disagreement, guarded, recipes_with_both, tasks_of
+from .evidence import Evidence, both_tunings, disagreement, judged_by_task, recipes_with_both
 from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
@@ -166,8 +166,4 @@ def full_beats_lora(
     margins: Margins,        # set beforehand
 ) -> list[Verdict]:
     "C3, per task and recipe, and over recipes."
-    found = []
-    for task in tasks_of(examples):
-        evidence = Evidence(results, examples, task, margins)
-        found += guarded("C3", task, "", lambda: tunings_compared(evidence))
-    return found
+    return judged_by_task("C3", results, examples, margins, tunings_compared)
