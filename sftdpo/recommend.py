@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'mean_of_folds', 'chosen_way',
            'honest', 'pool_of', 'dealt', 'too_little', 'capitalized', 'baselines_in_folds', 'too_easy', 'way_of',
-           'with_rate', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below', 'finish_ways',
-           'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
-           'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more', 'train_on_all',
-           'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined', 'begin_trials',
-           'try_ways', 'too_few_minutes', 'recommend']
+           'with_rate', 'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
+           'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
+           'reason_to_decline', 'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more',
+           'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined',
+           'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -211,6 +211,63 @@ def with_rate(
                                epochs=stage.epochs * depth)})
 
 # %% ../nbs/15_recommend.ipynb #6fca3672
+class ProposedWays:
+    "The ways to train that were proposed so far, by recipe and tuning, and what they lead to."
+    def __init__(self, start: Run, rows: int, best: Callable, score: Callable):
+        self.start, self.rows, self.best, self.score = start, rows, best, score
+        self.known = {}  # (recipe, tuning): runs
+
+    def default(self, recipe: str, tuning: str) -> Run:
+        "The cell as it is trained where nothing is known."
+        return self.start.replace(recipe=recipe, tuning=tuning).resolved(self.rows)
+
+    def new(self, run: Run) -> Run:
+        self.known.setdefault((run.recipe, run.tuning), []).append(run)
+        return run
+
+    def varied(self, run: Run, rate: float = 1.0, depth: int = 1) -> Run:
+        "The same with another rate or depth of the last stage."
+        return self.new(with_rate(run, run.recipe.split("-")[-1], rate, depth))
+
+    def deeper(self, cell: tuple[str, str]) -> Run:
+        "The cell's best, three times as long."
+        return self.varied(max(self.known[cell], key=self.score), depth=3)
+
+    def after_sft(self, tuning: str, epochs: int, rate: float = 1.0) -> Run:
+        "So many epochs of DPO after the tuning's best SFT."
+        run = self.default("sft-dpo", tuning)
+        run = run.replace(sft=self.best(self.known["sft", tuning]).sft, dpo=run.dpo.replace(epochs=epochs))
+        return self.new(with_rate(run, "dpo", rate))
+
+    def longer_is_better(self) -> tuple[str, str] | None:
+        "The cell that is ahead, if its longest training is; None after three lengths."
+        ahead = max((run for some in self.known.values() for run in some), key=self.score)
+        cell = ahead.recipe, ahead.tuning
+        epochs = {run.stages[-1].epochs for run in self.known[cell]}
+        return cell if ahead.stages[-1].epochs == max(epochs) and 1 < len(epochs) < 4 else None
+
+# %% ../nbs/15_recommend.ipynb #6fca3673
+def in_turns(
+    ways: ProposedWays,   # with those of SFT
+    base: dict[tuple[str, str], Run],  # recipe and tuning: the best so far
+    depths: dict[str, int],            # tuning: epochs of DPO after SFT
+    hopeless: Callable[[Run], bool],   # was it far below the best?
+) -> Iterator[list[Run]]:
+    "Other rates for each cell, the best one first, and for `sft-dpo` when its tuning has its first turn."
+    turns, waiting = dict(base), list(depths)
+    while turns:
+        ahead = ways.best(list(turns.values()))
+        cell = next(cell for cell, run in turns.items() if run is ahead)
+        yield [ways.varied(ahead, rate) for rate in (3, 1 / 3)]
+        if (tuning := cell[1]) in waiting:
+            # where DPO undid what SFT had taught, only less of it is tried
+            less = any(map(hopeless, ways.known["sft-dpo", tuning]))
+            yield [ways.after_sft(tuning, depths[tuning], rate) for rate in ((1 / 3,) if less else (1, 3, 1 / 3))]
+            if not less: yield [ways.deeper(("sft-dpo", tuning))]
+            waiting.remove(tuning)
+        del turns[cell]
+
+# %% ../nbs/15_recommend.ipynb #6fca3674
 def ways_to_try(
     start: Run,                        # whose data and backbone are given
     rows: int,                         # how many rows train in a fold
@@ -219,53 +276,24 @@ def ways_to_try(
     hopeless: Callable[[Run], bool] = lambda run: False,   # was it far below the best?
 ) -> Iterator[list[Run]]:
     "The ways to train, the most promising first; those of a list do not depend on each other's results."
-    tunings = ("full", "lora")
-    def resolved(recipe, tuning): return start.replace(recipe=recipe, tuning=tuning).resolved(rows)
-    single = [(recipe, tuning) for recipe in ("sft", "dpo") for tuning in tunings]
-    known = {cell: [resolved(*cell)] for cell in single} | {("sft-dpo", one): [] for one in tunings}
-    late = single[2:] if known["dpo", "full"][0].dpo.rejected == "sample" else []
-    cells = [cell for cell in single if cell not in late]
-    def new(cell, run):
-        known[cell].append(run)
-        return run
-    def deeper(cell):
-        ahead = max(known[cell], key=score)
-        return new(cell, with_rate(ahead, cell[0].split("-")[-1], depth=3))
-    def longer_is_better():
-        ahead = max((run for cell in cells for run in known[cell]), key=score)
-        cell = next(cell for cell in cells if any(run is ahead for run in known[cell]))
-        epochs = {run.stages[-1].epochs for run in known[cell]}
-        return cell if ahead.stages[-1].epochs == max(epochs) and 1 < len(epochs) < 4 else None
-    def after_sft(tuning, rate=1.0):
-        run = resolved("sft-dpo", tuning)
-        epochs = base["sft" if late else "dpo", tuning].stages[0].epochs
-        dpo = run.dpo.replace(epochs=epochs)
-        run = run.replace(sft=best(known["sft", tuning]).sft, dpo=dpo)
-        return new(("sft-dpo", tuning), with_rate(run, "dpo", rate))
-    yield [known[cell][0] for cell in cells]
-    yield [deeper(cell) for cell in cells]
-    while cell := longer_is_better():
-        if len(known[cell]) == 2: yield [new(cell, with_rate(known[cell][-1], cell[0], 3))]
-        yield [deeper(cell)]
-    base = {cell: best(known[cell]) for cell in cells}
-    yield [after_sft(tuning) for tuning in tunings]
-    turns, waiting = dict(base), list(tunings)
-    while turns:
-        ahead = best(list(turns.values()))
-        cell = next(cell for cell, run in turns.items() if run is ahead)
-        yield [new(cell, with_rate(turns[cell], cell[0], rate)) for rate in (3, 1 / 3)]
-        if (tuning := cell[1]) in waiting:
-            # where DPO undid what SFT had taught, only less of it is tried
-            less = any(map(hopeless, known["sft-dpo", tuning]))
-            yield [after_sft(tuning, rate) for rate in ((1 / 3,) if less else (1, 3, 1 / 3))]
-            if not less: yield [deeper(("sft-dpo", tuning))]
-            waiting.remove(tuning)
-        del turns[cell]
-    yield [deeper(cell) for cell in cells]
-    yield [after_sft(tuning) for tuning in tunings if not any(map(hopeless, known["sft-dpo", tuning]))]
-    yield [known[cell][0] for cell in late]
-    yield [deeper(cell) for cell in late]
-    for rate in (9, 1 / 9): yield [with_rate(base[cell], cell[0], rate) for cell in cells]
+    ways, tunings = ProposedWays(start, rows, best, score), ("full", "lora")
+    late = ways.default("dpo", "full").dpo.rejected == "sample"  # is DPO alone?
+    cells = [(recipe, tuning) for recipe in ("sft",) + ("dpo",) * (not late) for tuning in tunings]
+    yield [ways.new(ways.default(*cell)) for cell in cells]
+    yield [ways.deeper(cell) for cell in cells]
+    while cell := ways.longer_is_better():
+        if len(ways.known[cell]) == 2: yield [ways.varied(ways.known[cell][-1], rate=3)]
+        yield [ways.deeper(cell)]
+    base = {cell: best(ways.known[cell]) for cell in cells}
+    depths = {tuning: base[cells[-1][0], tuning].stages[0].epochs for tuning in tunings}
+    yield [ways.after_sft(*one) for one in depths.items()]
+    yield from in_turns(ways, base, depths, hopeless)
+    yield [ways.deeper(cell) for cell in cells]
+    yield [ways.after_sft(*one) for one in depths.items() if not any(map(hopeless, ways.known["sft-dpo", one[0]]))]
+    if late:
+        yield [ways.new(ways.default("dpo", tuning)) for tuning in tunings]
+        yield [ways.deeper(("dpo", tuning)) for tuning in tunings]
+    for rate in (9, 1 / 9): yield [ways.varied(run, rate) for run in base.values()]
 
 # %% ../nbs/15_recommend.ipynb #c90be7d2
 SMALL = 100e6  # bytes of weights: a larger model gains from threads, and several of it may not fit

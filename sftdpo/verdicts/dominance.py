@@ -47,37 +47,21 @@ def dominance(
     nearest = max((min(two, key=lambda one: one.mean) for two in both), key=lambda one: one.mean)
     return dataclasses.replace(nearest, low=low, high=high)  # the nearest one's mean is |T| - |R|
 
-# %% ../../nbs/verdicts/09_dominance.ipynb #518f62d0
-def _effect_of_tuning(cells: tuple, recipes: list[str], recipe: str, level: float) -> Estimate:
-    "Full minus LoRA within one recipe."
-    weights = [(one == recipe) * sign for one in recipes for sign in (1, -1)]
-    return contrast(cells, weights, level)
-
-# %% ../../nbs/verdicts/09_dominance.ipynb #b3999127
-def _effect_of_recipe(
-    cells: tuple, recipes: list[str], pair: tuple, tuning: str, level: float,
-) -> Estimate:
-    "One recipe minus another within one tuning."
-    weights = [(one == tuning) * ((recipe == pair[0]) - (recipe == pair[1]))
-               for recipe in recipes for one in ("full", "lora")]
-    return contrast(cells, weights, level)
-
 # %% ../../nbs/verdicts/09_dominance.ipynb #9bced4b7
 def interactions(
-    cells: tuple,        # every recipe's full and LoRA cells in this order, as `paired` gives them
-    recipes: list[str],  # in that order
-    pairs: list,         # of recipes
-    level: float,        # of the intervals, before the correction for their number
+    evidence: Evidence,  # of one task
+    recipes: list[str],  # with both tunings
 ) -> tuple[str, tuple]:  # what contradicts itself, or nothing; tuning's effect in each recipe
     "Whether an effect is shown to have opposite signs under different circumstances."
-    strict = corrected_level(level, len(recipes) + 2 * len(pairs))
-    tunings = {recipe: _effect_of_tuning(cells, recipes, recipe, strict) for recipe in recipes}
-    said = [disagreement(tunings, "full − lora has no one sign: ")]
+    pairs, tunings = list(combinations(recipes, 2)), ("full", "lora")
+    strict = corrected_level(evidence.margins.level, len(recipes) + 2 * len(pairs))
+    def minus(one, other, level=strict): return evidence.effect({one: 1, other: -1}, level)
+    of_tuning = {recipe: minus(*both_tunings(recipe)) for recipe in recipes}
+    said = [disagreement(of_tuning, "full − lora has no one sign: ")]
     for a, b in pairs:
-        effects = {tuning: _effect_of_recipe(cells, recipes, (a, b), tuning, strict)
-                   for tuning in ("full", "lora")}
-        said.append(disagreement(effects, f"{a} − {b} has no one sign: "))
-    simple = {f"{recipe} full − {recipe} lora": _effect_of_tuning(cells, recipes, recipe, level)
+        of_recipe = {tuning: minus((a, tuning), (b, tuning)) for tuning in tunings}
+        said.append(disagreement(of_recipe, f"{a} − {b} has no one sign: "))
+    simple = {f"{recipe} full − {recipe} lora": minus(*both_tunings(recipe), evidence.margins.level)
               for recipe in recipes}
     return "; ".join(filter(None, said)), tuple(simple.items())
 
@@ -156,8 +140,7 @@ def effects_compared(
     cells = paired([evidence.values(cell) for recipe in recipes for cell in both_tunings(recipe)])
     asked = asked_of("C5", evidence.task, evidence.margins, notes=notes, question=DOMINATES)
     one = _judge_sizes(asked, _sizes_of(evidence, cells, recipes))
-    pairs = list(combinations(recipes, 2))
-    mixed, simple = interactions(cells, recipes, pairs, evidence.margins.level)
+    mixed, simple = interactions(evidence, recipes)
     if mixed: one = dataclasses.replace(one, effects=one.effects + simple)
     signs = Gate("one sign", not mixed, mixed or "no effect has two signs",
                  remedy="Compare tunings within each recipe (C3), and recipes within each tuning.")
