@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'FEW_FOLDS', 'NO_ENDS', 'OVERLAP', 'SEEDS_UNKNOWN',
-           'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds', 'floor_of_variance',
-           'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on', 'share_interval',
-           'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'wider', 'fold_components',
-           'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired', 'contrast',
-           'difference', 'choice_error', 'widened', 'equivalence', 'verdict', 'holm', 'steady', 'detectable',
-           'detectable_range', 'planned_error', 'Needed', 'with_components', 'needed_to_reach', 'needed', 'ratio',
-           'mcnemar', 'full_tables']
+           'MOST', 'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds',
+           'floor_of_variance', 'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on',
+           'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'wider',
+           'fold_components', 'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired',
+           'contrast', 'difference', 'choice_error', 'widened', 'equivalence', 'verdict', 'holm', 'steady',
+           'detectable', 'detectable_range', 'planned_error', 'Needed', 'with_components', 'needed_to_reach', 'needed',
+           'ratio', 'mcnemar', 'full_tables']
 
 # %% ../nbs/13_stats.ipynb #a79f03f0
 import dataclasses
@@ -811,15 +811,15 @@ def _enough(estimate: Estimate, distance: float, power: float, **times: float) -
     return bool(quantiles.sum() * error <= distance)
 
 # %% ../nbs/13_stats.ipynb #2b64f448
-def _least_number(
-    estimate: Estimate, name: str, distance: float, power: float, most: int,
-) -> int | None:
+MOST = 1_000_000  # more seeds or examples than this count as none
+
+def _least_number(estimate: Estimate, name: str, distance: float, power: float) -> int | None:
     "The least number of seeds or examples that is enough, from the present one on."
     present = getattr(estimate, name)
     def enough(number): return _enough(estimate, distance, power, **{name: number / present})
-    if name[:-1] in estimate.unknown or not present or not enough(most): return None
+    if name[:-1] in estimate.unknown or not present or not enough(MOST): return None
     low, high = present, present
-    while not enough(high): low, high = high, min(2 * high, most)
+    while not enough(high): low, high = high, min(2 * high, MOST)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -871,7 +871,6 @@ def needed_to_reach(
     distance: float,          # between the mean and the bound that the interval must not reach
     goal: str,                # what that would show, for the sentence
     power: float = 0.8,       # probability of it, were the mean and the components the true ones
-    most: int = 1_000_000,    # more seeds or examples than this count as none
 ) -> Needed:
     "How many seeds, or how many examples, keep a larger study's interval from reaching a bound."
     if not math.isfinite(estimate.standard_error) or not math.isfinite(estimate.high):
@@ -882,7 +881,7 @@ def needed_to_reach(
                                   f"about {math.ceil(times)} times as many seeds.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
-    numbers = {name: [_least_number(one, name, distance, power, most) for one in ways]
+    numbers = {name: [_least_number(one, name, distance, power) for one in ways]
                for name in ("seeds", "examples")}
     known = {name: number for name, (number, *_) in numbers.items() if name == "seeds" or estimate.examples}
     parts = [_told(estimate, name, known[name], numbers[name][1:])

@@ -244,14 +244,12 @@ def make_pairs(
 # %% ../../nbs/reading/03_examples.ipynb #c1d2189a
 def preference_dataset(
     examples: Sequence[Example],  # with rejected completions
-    ids: bool = False,            # add a column with the examples' ids?
 ):                                # `datasets.Dataset` with the columns prompt, chosen, rejected
     "Preference pairs as a `datasets.Dataset`."
     import datasets
     if unpaired := [e.id for e in examples if e.rejected is None]:
         raise DataError(f"{len(unpaired):,} examples have no rejected completion, the first is "
                         f"{unpaired[0]!r}: call make_pairs first.")
-    columns = dict(prompt=[e.prompt for e in examples], chosen=[e.completion for e in examples],
-                   rejected=[e.rejected for e in examples])
-    return datasets.Dataset.from_dict(dict(id=[e.id for e in examples], **columns) if ids
-                                      else columns)
+    return datasets.Dataset.from_dict(dict(
+        prompt=[e.prompt for e in examples], chosen=[e.completion for e in examples],
+        rejected=[e.rejected for e in examples]))

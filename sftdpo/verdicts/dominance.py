@@ -78,7 +78,7 @@ def dominance_gates(
               for recipe in recipes]
     return [*(gate for gate in depths if gate.passed is False),
             *strong(evidence, cells, "none of the cells is strong: "),
-            *headroom(evidence, [min(group, key=means.get) for group in groups]),
+            headroom(evidence, [min(group, key=means.get) for group in groups]),
             collapse(evidence, cells), rates(evidence, cells)]
 
 # %% ../../nbs/verdicts/09_dominance.ipynb #70e0faaf

@@ -252,7 +252,7 @@ def gains_of_dpo(
              for recipe in ("sft", *controls)}
     notes += tuple(dict.fromkeys(note for gain in gains.values() for note in gain.notes))
     cells = [ours, *((recipe, tuning) for recipe in gains)]
-    gates = [*strong(evidence, [sft], "SFT is not strong: "), *headroom(evidence, [sft]),
+    gates = [*strong(evidence, [sft], "SFT is not strong: "), headroom(evidence, [sft]),
              collapse(evidence, cells), rates(evidence, cells)]
     found = []
     for part, question, judge in GAIN_PARTS:

@@ -111,7 +111,7 @@ def strong(
 def headroom(
     evidence: Evidence,  # of one task
     cells: list[tuple],  # recipe, tuning; each must leave room
-) -> list[Gate]:
+) -> Gate:
     "Is there room for a large gain between a cell and the best value possible?"
     ceiling = 1. if evidence.unit == "accuracy" else 100.
     needs = evidence.margins.large * evidence.margin
@@ -120,8 +120,8 @@ def headroom(
         if own.high <= ceiling - needs: continue
         words = (f"{name_of(cell)} reaches {reached(own, evidence.unit)}: "
                  f"{plainly(needs, evidence.unit)} of room below the ceiling are not shown")
-        return [Gate("headroom", False, words, remedy="Judge on a harder task.")]
-    return [Gate("headroom", True, "there is room below the ceiling")]
+        return Gate("headroom", False, words, remedy="Judge on a harder task.")
+    return Gate("headroom", True, "there is room below the ceiling")
 
 # %% ../../nbs/verdicts/03_gates.ipynb #7cc7fa3c
 def _depth_in_words(epochs: float, size: str) -> str:

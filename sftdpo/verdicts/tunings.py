@@ -42,7 +42,7 @@ def tuning_gates(
     cells = both_tunings(recipe)
     lower = min(cells, key=lambda cell: evidence.values(cell)["value"].mean())
     return [equal_depth(evidence.results, evidence.task, dict(zip(("full", "LoRA"), cells))),
-            *strong(evidence, cells), *headroom(evidence, [lower]),
+            *strong(evidence, cells), headroom(evidence, [lower]),
             collapse(evidence, cells), rates(evidence, cells)]
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #f302609d
