@@ -886,11 +886,21 @@ def from_dict(
     return kind(**values)
 
 # %% ../nbs/11_config.ipynb #8fe7fdda
+def _check_utf8(value, name: str):
+    "Raise where a text among plain values cannot be written, such as the name of a file that is not UTF-8."
+    if isinstance(value, dict):
+        for key, inner in value.items(): _check_utf8(inner, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for inner in value: _check_utf8(inner, name)
+    elif isinstance(value, str) and any(0xd800 <= ord(c) <= 0xdfff for c in value):
+        check(False, name, value, "it is not UTF-8; rename the file or folder")
+
 def to_yaml(
     settings,  # any of the dataclasses above
 ) -> str:
     "The settings as YAML text."
-    return yaml.safe_dump(to_dict(settings), sort_keys=False, allow_unicode=True)
+    _check_utf8(plain := to_dict(settings), type(settings).__name__.lower())
+    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 # %% ../nbs/11_config.ipynb #04f904de
 MOST_YAML = dict(characters=1_000_000, levels=20)

@@ -27,6 +27,7 @@ from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #963f4061
 from .config import Reading, Run, Study, check, named_paths
+from .engine.names import near_path
 from sftdpo.reading.chat import (
     Conversation,
     Interpreted,
@@ -60,6 +61,7 @@ from sftdpo.reading.files import (
     read_bytes,
     read_table,
     tables_of,
+    with_class_names,
 )
 from .reading.questions import generated_questions
 from sftdpo.reading.rows import (
@@ -1028,12 +1030,17 @@ def _told_source(task: str, data, tables: dict[str, Table]) -> str:
     return f"{TASKS[task].title} of {where}: {' and '.join(said) or 'split by sftdpo'}."
 
 # %% ../nbs/01_data.ipynb #7e71e1af
+def _class_names(table: Table, record: Task, reading: Reading, answers=()) -> Table:
+    "The table with the names of classes in place of their numbers, where nothing is said of the numbers."
+    said, names = {*(reading.verbalizers or answers)}, {name for some in table.class_names.values() for name in some}
+    return table if record.verbalizers or said and not said & names else with_class_names(table)
+
 def _from_tables(task, data, reading) -> TaskData:
     "A task from one's own files or objects."
     record = TASKS[task]
     given, notes = _given_tables(task, data, reading)
     roles = [role for role in ("train", "validation", "test") if role in given]
-    tables = {role: prepared(given[role], reading) for role in roles}
+    tables = {role: _class_names(prepared(given[role], reading), record, reading) for role in roles}
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     train, shapes = tables["train"], {}
     for role, table in tables.items():
@@ -1108,7 +1115,7 @@ def load_judged(
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
-    table = prepared(table, reading)
+    table = _class_names(prepared(table, reading), record, reading, answers)
     reading = _with_columns(reading, known, table)
     shape = _shape_of(table, task, reading)
     if record.answers == "labels" and not record.verbalizers:
@@ -1156,7 +1163,7 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     reading = replace(reading, scores=(), beginning="keep")
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     reading = _without_answers(reading, table)
-    table = prepared(table, reading)
+    table = _class_names(prepared(table, reading), TASKS[task], reading, answers)
     reading = _with_columns(reading, columns, table)
     shape = _shape_of(table, task, reading, skip=_answer_parts)
     examples, problems = _examples_of(table, shape, {})
@@ -1249,8 +1256,8 @@ def _existing(data):
     try: there = data.exists()
     except (OSError, ValueError): there = False
     if not there:
-        raise DataError(f"data is {str(data)!r}, and there is no such file or folder: "
-                        "use 'embedded', 'hub' or an existing path.")
+        raise DataError(f"data is {str(data)!r}, and there is no such file or folder"
+                        f"{near_path(str(data), Path.exists)}")
     return data
 
 # %% ../nbs/01_data.ipynb #540df041

@@ -366,7 +366,7 @@ class Ways:
                  for tuning in ("full", "lora")]
         kept = {node.key for some in first if keep and some
                 for node in stage_tree(self.in_folds(self.best(some)), self.inputs)}
-        for home in self.folder.stages.glob("*"):
+        for home in self.folder.stages.glob("*/"):
             if home.name not in kept: remove(self.folder.stage(home.name).policy)
 
     def score(self, run: Run) -> float:

@@ -121,7 +121,8 @@ def check_study_folder(
     if not folder.path.exists(): return
     if folder.begun_with.exists() or folder.lock("study").exists() or folder.finished_runs():
         return  # ours
-    ours = (folder.locks.name, folder.margins.name)  # margins are best set before a study runs
+    # margins are best set before a study runs, and `plan` may have timed some steps
+    ours = (folder.locks.name, folder.margins.name, folder.calibration.name, ".DS_Store")
     for entry in folder.path.iterdir():
         if entry.name in ours or entry.name.startswith(f".{folder.settings.name}."): continue
         raise FileExistsError(f"{folder} holds files that are no study; give an empty folder or a "
@@ -150,11 +151,12 @@ def claimed(
     new = not folder.begun
     claim_folder(folder, study)
     try: yield
-    except Exception:
+    except BaseException:
         if new and not any(path.exists() for inner in (folder, folder.trials)
                            for path in (inner.runs, inner.stages)):
             for inner in (folder.trials, folder):
                 for path in (inner.settings, inner.begun_with): path.unlink(missing_ok=True)
+            remove(folder.data)
         raise
 
 # %% ../nbs/12_study.ipynb #af313bbd
@@ -329,7 +331,7 @@ def run_search(
         carry_out(inner, nodes, inputs, "parents", execution, progress, say, names)
     chosen = search_rates(study, inner, inputs, finish, say)
     # where trials started
-    for home in inner.stages.glob("*"): remove(inner.stage(home.name).policy)
+    for home in inner.stages.glob("*/"): remove(inner.stage(home.name).policy)
     write_text(folder.search, inner.search.read_text(encoding="utf-8"))
     return chosen
 
@@ -472,6 +474,8 @@ def _check_kept(run: Run):
     if not run.stages:
         raise ValueError(f"The recipe {run.recipe!r} trains nothing: give {', '.join(trained_recipes())}; or "
                          f"judge the model as it is, `sftdpo evaluate {run.backbone} --task {run.task}`.")
+    check(run.folds < 2, "run.folds", run.folds, "one model is trained on all training rows: leave it out, or let "
+          "`sftdpo compare` train in every fold")
     check(run.judge == "test", "run.judge", run.judge,
           "a model that is kept is judged on the test rows; leave it out")
 

@@ -9,7 +9,7 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO',
            'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table',
            'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
            'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets',
-           'print_further', 'print_tables', 'next_steps']
+           'print_further', 'seeds_in_words', 'print_tables', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -156,7 +156,7 @@ def cell_changes(
 
 # %% ../nbs/20_tables.ipynb #b1795c70
 def costs_of(
-    results: pd.DataFrame,  # from `read_results`, of one task
+    results: pd.DataFrame,  # from `read_results`, of one task, with cells or without
     variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
@@ -168,6 +168,8 @@ def costs_of(
     lines = wide[["run", "recipe", "tuning", "seed", "fold"]].assign(
         value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan,
         parameters=column("parameters_trainable"))
+    if {"cell", "line"} <= set(results):
+        return lines.join(results.drop_duplicates("run").set_index("run")[["cell", "line"]], on="run")
     return with_cells(lines, variants)
 
 # %% ../nbs/20_tables.ipynb #14607926
@@ -519,10 +521,11 @@ def decoding_of(
 # %% ../nbs/20_tables.ipynb #d0c6d87a
 def collapsed_note(
     examples: pd.DataFrame,  # from `read_examples`, of one task
+    variants: dict[str, str] | None = None,  # run: the swept setting that tells it apart
 ) -> str:                    # empty where there is none
     "Which cells have runs that learned nothing but one answer, and what may help."
     if not {"run", "recipe", "prediction", "label"} <= set(examples): return ""
-    runs = with_cells(mark_collapsed(examples)).drop_duplicates("run")
+    runs = with_cells(mark_collapsed(examples), variants).drop_duplicates("run")
     runs = runs[runs["recipe"] != "base"].groupby("cell", observed=True)["collapsed"].agg(["sum", "size"])
     failed = [f"{cell} in {one['sum']:.0f} of {one['size']:.0f}"
               for cell, one in runs.iterrows() if one["sum"]]
@@ -543,7 +546,7 @@ def metric_notes(
     if rare:
         found.append(f"labels with fewer than {RARE} judged rows, of which these results say "
                      f"little: {', '.join(rare)}")
-    if failed := collapsed_note(examples): found.append(failed)
+    if failed := collapsed_note(examples, variants_of(Path(folder))): found.append(failed)
     values = StudyFolder(folder).values()
     if values.get("split"):
         found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of "
@@ -587,6 +590,16 @@ def print_further(
                         task_of(results).metrics)
     print(fitted_table(table))
 
+# %% ../nbs/20_tables.ipynb #1dbc5280
+def seeds_in_words(
+    trained: pd.DataFrame,  # results of runs, without the base model's
+) -> str:                   # empty where there are none
+    "How many seeds or folds the runs have."
+    if not len(trained): return ""
+    folds, each = trained["fold"].nunique(), int(trained.groupby("fold")["seed"].nunique().max())
+    own = "a seed of its own" if each == 1 else f"{each} seeds of its own"
+    return f"{folds} folds, each with {own}" if folds > 1 else counted(each, "seed")
+
 # %% ../nbs/20_tables.ipynb #4305aef4
 def print_tables(
     results: pd.DataFrame,  # from `compare` or `read_results`
@@ -597,12 +610,11 @@ def print_tables(
         part = results[results.task == task]
         first = part.iloc[0]
         trained = part[part.recipe != "base"]
-        seeds = trained.seed.nunique()
         size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]
         each = " in each fold" * (part.fold.nunique() > 1)
         print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
-                      f"judged{each}" + (f" · {seeds}\N{NO-BREAK SPACE}seed{'s' if seeds > 1 else ''}" if seeds else ""))
+                      f"judged{each}" + (f" · {seeds_in_words(trained)}" if len(trained) else ""))
         examples, variants = (read_examples(folder, list(part.run.unique())),
                               variants_of(Path(folder)))
         searched = StudyFolder(folder).search.exists()

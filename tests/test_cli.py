@@ -109,7 +109,7 @@ def test_a_study_without_weights_is_told_from_what_is_not_finished(tmp_path, cap
     claim_folder(tmp_path / "best", Study("best", weights="best"))
     with pytest.raises(SystemExit): main(["predict", str(tmp_path / "best"), "x.csv"])
     assert "what trains there is not finished" in capsys.readouterr().err
-    (tmp_path / "best" / "runs" / "one" / "model").mkdir(parents=True)
+    (tmp_path / "best" / "runs" / "one" / "policy").mkdir(parents=True)
     with pytest.raises(SystemExit): main(["predict", str(tmp_path / "best"), "x.csv"])
     assert f"name one of its models, such as {tmp_path / 'best' / 'runs' / 'one'}" in capsys.readouterr().err
 

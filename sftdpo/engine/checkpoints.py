@@ -87,6 +87,7 @@ def read_checkpoint(
     "The record of a checkpoint whose files are as they were written; otherwise it is `Damaged`, or not there."
     remedy = "it is removed, and the stage goes on from what is left"
     record = read_record(folder / COMPLETE, remedy)
+    if "files" not in record: raise Damaged(folder / COMPLETE, "it names no files", remedy)
     if found := first_damaged(folder, record["files"]): raise Damaged(found.path, found.why, remedy)
     return record
 
@@ -98,9 +99,11 @@ def own_record(
     "The record of a whole checkpoint of this stage; a damaged or a stale one is named."
     if step_of(path) < 0: return None
     try: record = read_checkpoint(path)
-    except OSError: return None  # a process was stopped while it wrote
-    except Damaged as error: return warnings.warn(str(error))
-    if record["key"] == key: return record
+    except FileNotFoundError: return None  # a process was stopped while it wrote
+    except Damaged as error:
+        warnings.warn(str(error))
+        return None
+    if record.get("key") == key: return record
     warnings.warn(f"{path} was written for other weights, rows or settings than this stage's; it "
                   "is removed, and the stage starts anew.")
 

@@ -152,7 +152,7 @@ def push_to_hub(
         address = api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository,
                           commit_message="Model trained with sftdpo")
-    except (HfHubHTTPError, LocalTokenNotFoundError) as error:
+    except (HfHubHTTPError, LocalTokenNotFoundError, ValueError) as error:
         raise ValueError(f"The Hub did not take {repository}: "
                          f"{' '.join(str(error).split())[:300]}. Log in with `hf auth login`, with "
                          "a token that may write.") from error

@@ -103,7 +103,9 @@ def file_in(
 # %% ../../nbs/engine/03_folder.ipynb #567741bf
 class Place:
     "A folder; it can be given wherever a path can."
-    def __init__(self, path: str | Path): self.path = Path(path)
+    def __init__(self, path: str | Path):
+        try: self.path = Path(path).expanduser()
+        except RuntimeError: self.path = Path(path)  # nobody's home
     def __fspath__(self) -> str: return str(self.path)
     def __str__(self) -> str: return str(self.path)
     def __eq__(self, other) -> bool: return type(self) is type(other) and self.path == other.path
@@ -189,7 +191,7 @@ class RunFolder(Place):
     def further_sets(self) -> list[str]:
         "Names of the further sets that judged it."
         home = self.path / "further"
-        return sorted(entry.name for entry in home.iterdir()) if home.is_dir() else []
+        return sorted(entry.name for entry in home.iterdir() if entry.is_dir()) if home.is_dir() else []
 
     @property
     def finished(self) -> bool:

@@ -139,12 +139,12 @@ def check_model_name(
 
 # %% ../../nbs/engine/15_names.ipynb #46d8284e
 def model_folder(
-    name: str,  # a folder with a saved model or adapter, or with one in its folder `model`; or a backbone
-) -> Path | None:  # none: it is a backbone's name
+    name: str,  # a folder with a saved model or adapter, or with one in its folder `model` or `policy`; or a backbone
+) -> Path | None:  # None where there is no such folder, or for a backbone's short name
     "The folder of a saved model."
     if name in BACKBONES: return None
     home = Path(name).expanduser()
-    return next((one for one in (home / "model", home) if one.is_dir()), None)
+    return next((one for one in (home / "model", home / "policy", home) if one.is_dir()), None)
 
 # %% ../../nbs/engine/15_names.ipynb #de85c5e0
 def check_saved_model(
@@ -166,7 +166,7 @@ def check_saved_model(
     if home.recommendation.exists():
         raise FileNotFoundError(f"{name} holds no model: nothing was recommended, and "
                                 f"{home.recommendation} says why.")
-    if home.begun and (kept := sorted(home.runs.glob("*/model"))):
+    if home.begun and (kept := sorted(home.runs.glob("*/policy"))):
         raise FileNotFoundError(f"{name} is a study: name one of its models, such as {kept[0].parent}.")
     values = home.values() if home.begun else {}
     if values.get("weights", "none") != "none" or values.get("name") in ("one run", "recommendation"):

@@ -14,7 +14,7 @@ from ..config import Execution, Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs
 from .tree import Node, stage_tree
-from .work import attempt, cores, give_up_weights
+from .work import attempt, cores, give_up_weights, note_failure
 
 # %% ../../nbs/engine/09_ray_work.ipynb #83e35b81
 def finish_remotely(
@@ -22,6 +22,7 @@ def finish_remotely(
     run: dict,       # settings of a run that needs the node
     key: str,        # of the node
     runs: list[dict],  # settings of the runs that end with it
+    home: str,       # where relative paths begin
     weights: str,    # models to keep
     threads: int,    # for the mathematics
     workers: int,    # tasks at once on one machine
@@ -30,6 +31,7 @@ def finish_remotely(
     import torch
     torch.set_num_threads(threads)
     os.environ["SFTDPO_WORKERS"] = str(workers)
+    if os.path.isdir(home): os.chdir(home)
     place, inputs = StudyFolder(folder), Inputs()
     if not place.path.is_dir():
         raise FileNotFoundError(f"This machine does not see {folder}: put the study on a file "
@@ -69,7 +71,7 @@ def told_of(
     # the run of a child shows that another stage starts from this one
     holder = node.children[0] if node.children else node
     return (str(folder.path.absolute()), to_dict(holder.run), node.key,
-            [to_dict(one.run) for one in node.runs.values()])
+            [to_dict(one.run) for one in node.runs.values()], os.getcwd())
 
 # %% ../../nbs/engine/09_ray_work.ipynb #d708052c
 def work_on_ray(
@@ -103,7 +105,10 @@ def work_on_ray(
             if not running: break
             for result in ray.wait(list(running), num_returns=1)[0]:
                 node = running.pop(result)
-                if said := ray.get(result): say(said)
+                try:
+                    if said := ray.get(result): say(said)
+                except ray.exceptions.RayTaskError: raise
+                except ray.exceptions.RayError as error: note_failure(folder, node, error, say)  # a lost worker
                 # a damaged parent is made again first
                 if not folder.weights(node):
                     begun -= {one.key for one in (node, node.parent) if one}

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FULL_DISK_WORDS', 'FULL_DISK', 'MACHINE', 'WORD', 'WRITER', 'PART', 'DAY', 'NOT_WHOLE', 'NO_LOCKS', 'means_full_disk',
-           'full_disk_named', 'links_in', 'refuse_links', 'inside', 'part_prefix', 'to_disk', 'all_to_disk',
-           'keep_rights', 'write_bytes', 'write_text', 'read_json', 'write_json', 'remove', 'written_whole',
-           'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of', 'signature', 'signed',
-           'take_lock', 'say_waiting', 'held', 'holder']
+           'full_disk_named', 'links_in', 'refuse_links', 'inside', 'machine_words', 'part_prefix', 'to_disk',
+           'all_to_disk', 'keep_rights', 'write_bytes', 'write_text', 'read_json', 'write_json', 'remove',
+           'written_whole', 'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of',
+           'signature', 'signed', 'take_lock', 'say_waiting', 'held', 'holder']
 
 # %% ../../nbs/engine/02_safe_files.ipynb #94ded726
 import errno
@@ -88,7 +88,14 @@ def inside(
     return Path(folder) / name
 
 # %% ../../nbs/engine/02_safe_files.ipynb #63f55175
-MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+def machine_words() -> str:
+    "What tells apart where process numbers mean the same: the machine, and on Linux the container."
+    words = [socket.gethostname()]
+    with suppress(OSError): words.append(Path("/etc/machine-id").read_text(encoding="utf-8").strip())
+    with suppress(OSError): words.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(words)
+
+MACHINE = hashlib.sha256(machine_words().encode()).hexdigest()[:8]
 WORD = secrets.token_hex(4)  # another process may later have our number
 WRITER = r"(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-(?P<word>[0-9a-f]{8})"
 PART = re.compile(rf"\.(?P<name>.+)\.{WRITER}-[^.]*\.(part|old)", re.DOTALL)
@@ -107,6 +114,8 @@ def to_disk(
     "Wait until the system has written a file, or a folder's list of files."
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
+    except OSError as error:  # some network disks do not know this for folders
+        if error.errno not in (errno.EINVAL, errno.EBADF) or not path.is_dir(): raise
     finally: os.close(handle)
 
 # %% ../../nbs/engine/02_safe_files.ipynb #6ce12398
@@ -239,7 +248,7 @@ def is_leftover(
 ) -> bool:
     "Has the writer of a part ended? If it ran on another machine, we assume so after a day."
     found = PART.fullmatch(path.name)
-    if not found: return True
+    if not found: return False  # not of this package
     if found["machine"] != MACHINE: return time.time() - path.lstat().st_mtime > DAY
     process = int(found["process"])
     return found["word"] != WORD if process == os.getpid() else not is_alive(process)
@@ -266,7 +275,9 @@ def remove_leftovers(
     "Remove what killed processes left half-written, and their notes beside locks."
     for home, folders, files in os.walk(folder):
         for path in (Path(home) / name for name in [*folders, *files] if NOT_WHOLE.fullmatch(name)):
-            if is_leftover(path): tidy(path)
+            # another process may tidy up at the same time
+            with suppress(FileNotFoundError):
+                if is_leftover(path): tidy(path)
         for name in files:
             if name.endswith(".lock.by"): holder(Path(home) / name.removesuffix(".by"))
         folders[:] = [name for name in folders if deep and not name.startswith(".")]

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rounded', 'first_trials', 'best_of', 'at_edge', 'next_trial', 'trial_line', 'CellTrials', 'try_cells', 'stage_groups',
-           'search_rates']
+           'other_trials', 'search_rates']
 
 # %% ../../nbs/engine/10_search.ipynb #16ef6fc5
 import math
@@ -16,7 +16,7 @@ from ..config import Run, Study, check, declared
 from .folder import StudyFolder
 from .inputs import Inputs
 from .safe_files import read_json, write_text
-from .store import first_stage, searched_recipes, with_searched_rates
+from .store import first_stage, read_whole_table, searched_recipes, with_searched_rates
 from ..tasks import RECIPES, TASKS
 
 # %% ../../nbs/engine/10_search.ipynb #6fe3836d
@@ -165,6 +165,17 @@ def stage_groups(
             for length in sorted(set(lengths.values()))]
 
 # %% ../../nbs/engine/10_search.ipynb #c9f5ef1f
+def other_trials(
+    folder: StudyFolder,  # of the trials
+    lines: list[dict],    # of the cells that are searched now
+) -> pd.DataFrame:
+    "The table of cells that an earlier command searched, such as other recipes."
+    if not folder.search.exists(): return pd.DataFrame()
+    cell = ["task", "recipe", "tuning"]
+    table = read_whole_table(folder.search, cell, dtype=str, keep_default_na=False)
+    now = {tuple(line[name] for name in cell) for line in lines}
+    return table[[one not in now for one in table[cell].itertuples(index=False, name=None)]]
+
 def search_rates(
     study: Study,  # whose `search` says how many trials
     folder: StudyFolder,  # for the table and the runs of the trials
@@ -192,5 +203,5 @@ def search_rates(
                 + ", ".join(f"{setting} {value:g}"
                             for setting, value in cell.settings(picked).items())
                 + f" ({cell.metric} {cell.scores[picked]:.4g} on the validation rows{edge})")
-    write_text(folder.search, pd.DataFrame(lines).to_csv(index=False))
+    write_text(folder.search, pd.concat([other_trials(folder, lines), pd.DataFrame(lines)]).to_csv(index=False))
     return with_searched_rates(study, folder)

@@ -6,10 +6,10 @@
 __all__ = ['UNREADABLE', 'BESIDE_ACTIVATIONS', 'LIBRARIES', 'LONG', 'read_times', 'work_of_stage', 'work_of_node', 'Rates',
            'seconds_of_rest', 'Timing', 'time_step', 'time_drawing', 'time_judging', 'busy_machine', 'calibrate',
            'known_times', 'measure', 'memory_bytes', 'long_rows', 'activation_bytes', 'free_memory', 'largest_steps',
-           'distribution_bytes', 'peak_disk', 'existing_parent', 'free_disk', 'judging_of_trial', 'trial_cost',
-           'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words', 'steps_in_words', 'size_in_words',
-           'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines', 'Plan',
-           'memory_note', 'plan']
+           'distribution_bytes', 'peak_disk', 'existing_parent', 'free_disk', 'judging_of_trial', 'finished_trials',
+           'trial_cost', 'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words', 'steps_in_words',
+           'size_in_words', 'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines',
+           'Plan', 'memory_note', 'plan']
 
 # %% ../../nbs/engine/07_timing.ipynb #38d0d4dd
 import contextlib
@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import statistics
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, backbone_folder, device, settled
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
-from .store import searched_cells, searched_recipes, with_searched_rates
+from .store import read_settings, searched_cells, searched_recipes, with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
@@ -237,7 +238,7 @@ def calibrate(
                 timing.calibrated |= ({trial: task}
                                       | ({} if group == trial else {group: task + beside}))
             gc.collect()
-    if keep and keep.parent.is_dir() and not busy: write_json(keep, timing.calibrated)
+    if keep and timing.calibrated and keep.parent.is_dir() and not busy: write_json(keep, timing.calibrated)
     return timing
 
 # %% ../../nbs/engine/07_timing.ipynb #57790a9c
@@ -320,7 +321,11 @@ def free_memory() -> int | None:
     "Bytes that are free for training: on the GPU, or of this machine; None where the system does not say."
     if torch.cuda.is_available(): return torch.cuda.mem_get_info()[0]
     with contextlib.suppress(OSError, TypeError):
-        return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+        free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
+        with contextlib.suppress(OSError, ValueError):  # a container may have less
+            most, used = (int((Path("/sys/fs/cgroup") / f"memory.{name}").read_text()) for name in ("max", "current"))
+            free = min(free, max(0, most - used))
+        return free
     return None
 
 # %% ../../nbs/engine/07_timing.ipynb #20d46669
@@ -404,20 +409,29 @@ def judging_of_trial(
     return next((seconds for seconds in found if seconds is not None), None)
 
 # %% ../../nbs/engine/07_timing.ipynb #60f86873
+def finished_trials(
+    folder: StudyFolder,  # of a study
+) -> Counter:             # (task, recipe, tuning): runs
+    "How many trials of each cell are done."
+    settings = (read_settings(folder.trials, name) for name in folder.trials.finished_runs())
+    return Counter((one["task"], one["recipe"], one["tuning"]) for one in settings if one["recipe"] != "base")
+
 def trial_cost(
     study: Study,    # perhaps with trials
     timing: Timing,  # seconds per example
     inputs: Inputs,  # of the study
     known: set = frozenset(),  # task, recipe, tuning of cells whose rates were chosen before
+    finished: Counter | None = None,  # from `finished_trials`; None: none is
 ) -> tuple[int, float | None]:  # trials, seconds
-    "How many trials choose the learning rates, and how long they take, if that is known."
+    "How many trials are still to choose the learning rates, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
     whole = study.replace(recipes=searched_recipes(study.recipes))
     cells = {(run.task, run.recipe, run.tuning): run for run in whole.runs(study.seeds[:1])
              if run.stages}
-    each = search.trials * len(search.seeds)
-    for run in (run for cell, run in cells.items() if cell not in known):
+    for cell, run in cells.items():
+        each = max(0, search.trials * len(search.seeds) - (finished or Counter())[cell])
+        if cell in known or not each: continue
         one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size}
                                                            if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
@@ -435,8 +449,7 @@ def trials_in_words(
     "How far the search for learning rates is."
     if not trial_cost(study, Timing(), inputs, searched_cells(folder))[0]: return ""
     count, _ = trial_cost(study, Timing(), inputs)
-    return (f"search learning rates: {len(folder.trials.finished_runs()):,} of about {count:,} "
-            "trials done")
+    return f"search learning rates: {finished_trials(folder).total():,} of about {count:,} trials done"
 
 # %% ../../nbs/engine/07_timing.ipynb #b20cb4a0
 def time_in_words(
@@ -661,7 +674,7 @@ def plan(
     still = [node for node, state in zip(nodes, states) if state.name != "done"]
     busy = busy_machine()
     if measure: calibrate(still, timing, say, folder.calibration)
-    trials = trial_cost(study, timing, inputs, searched_cells(folder))
+    trials = trial_cost(study, timing, inputs, searched_cells(folder), finished_trials(folder))
     unknown = dict.fromkeys(group
                             for node in still for group, examples in work_of_node(node).items()
                             if examples and timing.seconds(group) is None)

@@ -18,12 +18,16 @@ def mean_interval(
     level: float = 0.95,  # share of such intervals that hold the true mean
     share: bool = False,  # is the mean a share of the examples, also where some count half?
 ) -> tuple[float, float, float]:  # mean, low, high
-    "Mean over examples with its t interval, whose ends are nan when there are fewer than two values, and never below 0 if no value is, or above 1 for a share."
+    """Mean over examples with its t interval, whose ends are nan when there are fewer than two values.
+
+    They are never below 0 if no value is, or above 1 for a share. A share of 0 or 1 has Wilson's interval (1927)."""
     share = share or np.asarray(values).dtype == bool
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
     if len(values) < 2: return mean, np.nan, np.nan
     from scipy import stats  # late, as sacrebleu below, to save memory in processes that train
+    if share and mean in (0., 1.):
+        return mean, *stats.binomtest(int(values.sum()), len(values)).proportion_ci(level, "wilson")
     half = stats.t.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
     least, most = 0 if values.min() >= 0 else -np.inf, 1 if share else np.inf
     return mean, float(max(mean - half, least)), float(min(mean + half, most))
@@ -122,6 +126,17 @@ def entropy(
     return -(p * np.log(p, where=p > 0, out=np.zeros_like(p))).sum(-1)
 
 # %% ../../nbs/measures/01_answers.ipynb #d11d4ac9
+def _by_bin(confidence, correct, bins: int) -> tuple[np.ndarray, ...]:
+    "Of each bin that holds examples: how many, their mean confidence, and how much larger the share right is."
+    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
+    # bins (0, .1], (.1, .2], ...
+    which = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
+    held = (rows := np.bincount(which, minlength=bins)) > 0
+    mean, right = (np.bincount(which, weights=values, minlength=bins)[held] / rows[held]
+                   for values in (confidence, correct))
+    return rows[held], mean, right - mean
+
+# %% ../../nbs/measures/01_answers.ipynb #d11d4aca
 def calibration_error(
     confidence,  # probability given to the predicted label, one per example
     correct,  # whether the prediction was right
@@ -130,11 +145,8 @@ def calibration_error(
     """Expected calibration error: Σ_b n_b/n · |accuracy_b − confidence_b|, over bins b of equal width.
 
     n_b counts the examples of bin b, accuracy_b and confidence_b are their means (Guo et al. 2017, eq. 3)."""
-    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    # bins (0, .1], (.1, .2], ...
-    which = np.clip(np.ceil(confidence * bins) - 1, 0, bins - 1).astype(int)
-    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    rows, _, gaps = _by_bin(confidence, correct, bins)
+    return float(rows @ np.abs(gaps) / rows.sum())
 
 # %% ../../nbs/measures/01_answers.ipynb #103af633
 def perfect_calibration_error(
@@ -154,17 +166,29 @@ def calibration_interval(
     correct,              # whether the prediction was right
     level: float = 0.95,  # share of such intervals that hold the true error
     bins: int = 10,       # as in `calibration_error`
-    draws: int = 500,     # resampled tests
-    seed: int = 0,        # of the resampling
+    draws: int = 500,     # simulated tests
+    seed: int = 0,        # of the simulation
 ) -> tuple[float, float]:
-    "Interval of the calibration error over examples: a basic bootstrap, which corrects the upward bias."
-    confidence, correct = np.asarray(confidence, dtype=float), np.asarray(correct, dtype=float)
-    rng, number = np.random.default_rng(seed), len(confidence)
-    rows = (rng.integers(number, size=number) for _ in range(draws))
-    again = [calibration_error(confidence[some], correct[some], bins) for some in rows]
-    low, high = np.quantile(again, [(1 - level) / 2, (1 + level) / 2])
-    error = calibration_error(confidence, correct, bins)
-    return max(0., float(2 * error - high)), max(0., float(2 * error - low))
+    "Interval of the calibration error over examples, by inverting a test along the observed gaps."
+    from scipy.optimize import brentq
+    from scipy.stats import binom
+    rows, mean, gaps = _by_bin(confidence, correct, bins)
+    shares, drawn = rows / rows.sum(), np.random.default_rng(seed).random((draws, len(rows)))
+    likely = (mean * rows + 0.5) / (rows + 1)
+    size = np.maximum(np.abs(gaps), np.sqrt(likely * (1 - likely) / rows))  # what is seen as 0 need not be 0
+    along = np.where((gaps < 0) | (gaps == 0) & (mean > 0.5), -size, size)
+    def right(factor): return np.clip(mean + factor * along, 0, 1)
+    def true(factor): return float(np.abs(right(factor) - mean) @ shares)
+    def simulated(factor): return np.abs(binom.ppf(drawn, rows, right(factor)) / rows - mean) @ shares
+    def bound(share, error):  # the true error from which on at most this share of the simulated ones lie below
+        def beyond(factor): return np.quantile(simulated(factor), share) - error
+        if beyond(0.) >= 0: return 0.
+        # where the observed gaps cannot be large enough, as shares end at 0 and 1, opposite ones can
+        most = next((one for one in (*2. ** np.arange(10), *-2. ** np.arange(10)) if beyond(one) > 0), 0.)
+        return true(brentq(beyond, 0, most, xtol=1e-3)) if most else 1.
+    error = np.abs(gaps) @ shares
+    # an error below that of a perfect policy shows no more than that one would
+    return bound((1 + level) / 2, error - 1e-9), bound((1 - level) / 2, max(error, np.median(simulated(0.))) + 1e-9)
 
 # %% ../../nbs/measures/01_answers.ipynb #2849a35e
 def at_temperature(

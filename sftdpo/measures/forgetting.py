@@ -6,13 +6,14 @@
 __all__ = ['MOST_BYTES', 'WINDOW', 'held_out_text', 'text_windows', 'text_nll']
 
 # %% ../../nbs/measures/07_forgetting.ipynb #7df7831c
+import codecs
 from pathlib import Path
 
 import sftdpo
 from ..batches import score
 from ..config import check
 from .distance import spread
-from ..reading.rows import Row, prompt_ids
+from ..reading.rows import Row, opening, prompt_ids
 
 # %% ../../nbs/measures/07_forgetting.ipynb #790fd856
 MOST_BYTES = 1_000_000  # of a text file; what follows is not read
@@ -28,7 +29,12 @@ def held_out_text(
             encoding="utf-8")
     path = Path(name).expanduser()
     check(path.is_file(), "held_out_text", name, "there is no such file: check the path")
-    with open(path, "rb") as file: text = file.read(MOST_BYTES).decode("utf-8", "ignore")
+    with open(path, "rb") as file: raw = file.read(MOST_BYTES)
+    # what is cut off at the end may be half a character
+    try: text = codecs.getincrementaldecoder("utf-8-sig")().decode(raw, final=len(raw) < MOST_BYTES)
+    except UnicodeDecodeError as error:
+        check(False, "held_out_text", name, f"byte {raw[error.start]:#04x} at {error.start:,} is not UTF-8: save it as UTF-8")
+    check("\0" not in text, "held_out_text", name, "it holds null bytes: save it as UTF-8 text")
     check(len(text.split()) > 1, "held_out_text", name,
           "it holds no text: give a UTF-8 text file of some thousand words")
     return text
@@ -42,11 +48,12 @@ def text_windows(
     most: int,     # tokens of all windows; one window is always there
     length: int = WINDOW,  # tokens of a window
 ) -> list[Row]:
-    "Windows of a text as rows: the first token is the prompt, the others are its completion."
-    ids = prompt_ids([text], tokenizer)[0]
-    starts = range(0, max(1, len(ids) - length + 1), length)
+    "Windows of a text as rows, each begun as the tokenizer begins a text: the first token is the prompt, the others are its completion."
+    begin = opening(tokenizer)
+    ids, size = prompt_ids([text], tokenizer)[0][len(begin):], length - len(begin)
+    starts = range(0, max(1, len(ids) - size + 1), size)
     some = [starts[place] for place in spread(len(starts), max(1, most // length))]
-    return [Row(str(start), ids[start:start + 1], [ids[start + 1:start + length]])
+    return [Row(str(start), begin + ids[start:start + 1], [ids[start + 1:start + size]])
             for start in some]
 
 # %% ../../nbs/measures/07_forgetting.ipynb #ed27e0a2

@@ -76,10 +76,10 @@ def length_quantiles(
     tokenizer,             # of the backbone
     continuing: bool = False,  # whether they go on after a prompt
 ) -> dict[str, int]:       # tokens
-    "How long texts are."
+    "How long texts are; of many, a sample and the one of most characters."
     if len(texts) > SAMPLED:
-        texts = [texts[i]
-                 for i in sorted(range(len(texts)), key=lambda i: chance("lengths", i))[:SAMPLED]]
+        some = sorted(range(len(texts)), key=lambda i: chance("lengths", i))[:SAMPLED]
+        texts = [max(texts, key=len), *(texts[i] for i in some)]
     counts = sorted(token_counts(texts, tokenizer, continuing))
     return ({name: counts[min(len(counts) - 1, int(share * len(counts)))]
              for name, share in _quantiles.items()} if counts else {})
@@ -983,5 +983,6 @@ def write_check(
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json(folder.report, report.to_dict())
     write_text(folder.summary, f"{report}\n")
-    return ([folder.report, folder.summary] + ([write_problems(report.problems, folder.unusable)]
-                                               if report.problems else []))
+    if report.problems: return [folder.report, folder.summary, write_problems(report.problems, folder.unusable)]
+    folder.unusable.unlink(missing_ok=True)  # of an earlier state of the file
+    return [folder.report, folder.summary]

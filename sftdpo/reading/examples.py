@@ -29,7 +29,7 @@ def counted(
     thing: str,   # one of them
 ) -> str:
     "A number and what it counts: 1 row, 2,000 rows."
-    return f"{number:,} {thing}{'s' * (number != 1)}"
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 # %% ../../nbs/reading/03_examples.ipynb #aff7a3b0
 @contextmanager
@@ -136,7 +136,8 @@ def shuffle_completions(
     "The completion's own lines in another order."
     shuffled = []
     for e in examples:
-        lines = e.completion.split("\n")
+        body = e.completion.rstrip("\n")
+        lines = body.split("\n")
         verses = [line.lstrip() for line in lines]
         indents = [line[:len(line) - len(verse)] for line, verse in zip(lines, verses)]
         if len(set(verses)) < 2:
@@ -145,7 +146,7 @@ def shuffle_completions(
                             "labels, otherwise 'sample', 'swap' or 'corrupt'.")
         draw, order = random.Random(f"{seed} shuffle {e.id}"), verses[:]
         while order == verses: draw.shuffle(order)
-        shuffled.append("\n".join(indent + verse for indent, verse in zip(indents, order)))
+        shuffled.append("\n".join(indent + verse for indent, verse in zip(indents, order)) + e.completion[len(body):])
     return shuffled
 
 # %% ../../nbs/reading/03_examples.ipynb #f530393b

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'UnusableRows', 'write_problems', 'expanded',
            'read_bytes', 'decode', 'likely_encoding', 'not_a_text', 'as_text', 'read_delimited', 'read_json_lines',
-           'as_name', 'table_of_rows', 'read_json_rows', 'table_of_arrow', 'read_table', 'table_of', 'find_files',
-           'tables_of', 'keep', 'printable', 'plain_markdown']
+           'as_name', 'table_of_rows', 'read_json_rows', 'table_of_arrow', 'with_class_names', 'read_table', 'table_of',
+           'find_files', 'tables_of', 'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -17,11 +17,12 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 
 # %% ../../nbs/reading/01_files.ipynb #b1a64da0
+from ..engine.names import near_path
 from ..engine.safe_files import write_bytes, write_text
 from .examples import DataError, counted
 
@@ -60,6 +61,8 @@ class Table:
     unit: str = "line"                                     # what `lines` counts
     # of a table in several files: each file's first row and name
     shards: tuple[tuple[int, str], ...] = ()
+    # column of numbers -> what each stands for, as `datasets` keeps it
+    class_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __len__(self): return len(self.lines)
 
@@ -81,7 +84,8 @@ class Table:
         columns = {name: self.values(name)[::step] if isinstance(column, list)
                    else column.take(list(range(0, len(self), step)))
                    for name, column in self.columns.items()}
-        return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit)
+        return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit,
+                     class_names=self.class_names)
 
     def hint(self) -> str:
         "What else may be wrong where columns are missing: a sentence with a blank before it, or nothing."
@@ -150,14 +154,9 @@ _other_kinds = {
     b"\xfd7zXZ": "packed with xz: unpack it (unxz)", b"%PDF": "a PDF: save its table as CSV",
     b"\x28\xb5\x2f\xfd": "packed with zstd: unpack it (unzstd)",
     b"SQLite format 3": "an SQLite database: export its table as CSV",
-    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture", b"\x80\x02": "a Python pickle, "
-    "which can run code and is never opened: save the table as Parquet",
-    b"\x80\x03": "a Python pickle, which can "
-    "run code and is never opened: save the table as Parquet",
-    b"\x80\x04": "a Python pickle, which "
-    "can run code and is never opened: save the table as Parquet",
-    b"\x80\x05": "a Python pickle, which can run code and is never opened: save the table as "
-    "Parquet"}
+    b"\x89PNG": "a picture", b"\xff\xd8\xff": "a picture",
+    **{bytes([0x80, number]): "a Python pickle, which can run code and is never opened: save the table as Parquet"
+       for number in range(2, 6)}}
 
 def read_bytes(
     path: str | Path,  # of a file
@@ -170,8 +169,9 @@ def read_bytes(
         size = path.stat().st_size
         if size > LARGEST_BYTES:
             raise DataError(f"{path} has {size:,} bytes, and at most {LARGEST_BYTES:,} "
-                            "are read: keep a part of it, such as its first rows (head -n 400000 "
-                            f"{path.name} > part{path.suffix}).")
+                            "are read: keep a part of it"
+                            + (f", such as its first rows (head -n 400000 {path.name} > part{path.suffix})."
+                               if path.suffix.lower() in (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".ndjson") else "."))
         raw = path.read_bytes()
     except (OSError, ValueError) as e: # ValueError: a null byte in the path itself
         if isinstance(e, DataError): raise
@@ -193,21 +193,23 @@ def decode(
     encoding: str = "utf-8",  # unless a byte-order mark names another
 ) -> str:                     # a byte that is no UTF-8 has become a lone surrogate, U+DC80 to U+DCFF
     "Bytes as text, without the byte-order mark."
+    raw = raw.removeprefix(codecs.BOM_UTF8)
     encoding = next((other for mark, other in _marks if raw.startswith(mark)), encoding)
     try: utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     except (LookupError, ValueError):
         raise DataError(f"There is no encoding {encoding!r}: use a name such as 'utf-8', 'latin-1' "
                         "or 'utf-16' for reading.encoding.") from None
     if utf8:
+        big = raw[:4096:2].count(0) > raw[1:4096:2].count(0)  # is a character's first byte the zero?
         odd = sum(raw[:4096].count(bytes([c])) for c in (*range(8), *range(14, 27)))
         if (odd > len(raw[:4096]) / (10 if raw[:4096].count(0) == 0 or raw[:4096].isascii() else 30)
             and odd > 2):
             raise DataError(f"{name}, line 1: {odd} "
                             f"of the first {len(raw[:4096]):,} bytes are control characters, "
                             "so it is not a text file: save the table as CSV, JSON lines or Parquet"
-                            + (", or name its encoding (--reading.encoding utf-16)."
+                            + (f", or name its encoding (--reading.encoding utf-16-{'be' if big else 'le'})."
                                if raw[:4096].count(0) == odd else "."))
-        return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+        return raw.decode("utf-8", "surrogateescape")
     try: text = raw.decode(encoding)
     except UnicodeDecodeError as e:
         line = raw.count(b"\n", 0, e.start) + 1
@@ -237,7 +239,9 @@ def not_a_text(
     "What is wrong with a cell of several values, and a remedy if it is a conversation."
     kind, items = type(value).__name__, value.tolist() if hasattr(value, "tolist") else value
     items = [items] if isinstance(items, dict) else list(items) if isinstance(items, (list, tuple)) else []
-    turns = bool(items) and all(isinstance(one, dict) and {"role", "content", "from", "value"} & set(one) for one in items)
+    turns = bool(items) and all(isinstance(one, dict) and {"role", "from"} & set(one) for one in items)
+    if turns and any(one.get("content", one.get("value")) is None for one in items):
+        return ValueError("is a conversation with a turn that holds no text: leave the row out, or give the turn a text")
     remedy = " (a conversation must be written out as one text: --reading.conversations write)"
     return ValueError(f"is a {kind}, not a text{remedy if turns else ': give a column with one value in each row'}")
 
@@ -262,7 +266,9 @@ def as_text(
                                  f"{e.start + 1}") from None
         return value
     # numpy's numbers
-    if hasattr(value, "item") and not hasattr(value, "__len__"): value = value.item()
+    if hasattr(value, "item") and not hasattr(value, "__len__"):
+        short = type(value).__name__ in ("float16", "float32")  # 0.1 is 0.1, and not 0.10000000149011612
+        value = float(str(value)) if short else value.item()
     if value is None: raise ValueError("is missing")
     if isinstance(value, str): return as_text(str(value))
     if isinstance(value, float):
@@ -293,12 +299,14 @@ def _lines(text: str) -> tuple[list[str], list[str]]:
 # the quote that closes is missing where the field goes on in the next line
 _quoted = re.compile(r'"((?:[^"]++|"")*+)("?)')
 _quoted_on = re.compile(r'((?:[^"]++|"")*+)("?)')
+_before_quote = re.compile(r' +(?=")')
 
-def _standard(lines, ends, start, delimiter, end,
-              strict=False) -> tuple[list[str] | None, int, str]:
-    "Fields of the record at a line, the next line, why there are none; `strict`: no stray quotes."
+def _standard(lines, ends, start, delimiter, end, strict=False,
+              spaced=False) -> tuple[list[str] | None, int, str]:
+    "Fields of the record at a line, the next line, why there are none; `strict`: no stray quotes; `spaced`: spaces may come before a quote."
     fields, line, at, i = [], lines[start], 0, start
     while True:
+        if spaced and (spaces := _before_quote.match(line, at)): at = spaces.end()
         if line.startswith('"', at):
             found = _quoted.match(line, at)
             pieces = [found[1]]
@@ -335,13 +343,13 @@ def _looks_like_a_row(line: str, delimiter: str, width: int, last: bool) -> bool
     return delimiter == "\t" or not any(f[:1] == " " for f in fields[1:])
 
 # %% ../../nbs/reading/01_files.ipynb #245d7515
-def _rows_inside(lines, ends, start, after, delimiter, width, whole) -> int | None:
+def _rows_inside(lines, ends, start, after, delimiter, width, whole, spaced=False) -> int | None:
     "The first line of a quoted record that begins a row of its own, if that can be believed."
     inside = [j for j in range(start + 1, after) if lines[j].strip()]
     for j in inside:
         if '"' in lines[j]:
             fields = _standard(lines, ends, j, delimiter, min(len(lines), after + 50),
-                               strict=True)[0]
+                               True, spaced)[0]
             if fields and (len(fields) == width or not whole and len(fields) > 1): return j
     alike = [j for j in inside if _looks_like_a_row(lines[j], delimiter, width, j == after - 1)]
     return alike[0] if alike and (not whole or 2 * len(alike) >= len(inside)) else None
@@ -363,7 +371,7 @@ def _miscounted(found: int, width: int, delimiter: str) -> str:
     return f"{counted(found, 'field')} where the header has {width}{cause}"
 
 # %% ../../nbs/reading/01_files.ipynb #fd71bf56
-def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str] | None, str]]:
+def _split(lines, ends, start, delimiter, width, spaced=False) -> Iterator[tuple[int, list[str] | None, str]]:
     "Number, fields and trouble of each record from a line on; one of the last two is empty."
     # lines looked at in vain: bounds the time that hostile files take
     i, count, patience = start, len(lines), 20 * len(lines) + 10_000
@@ -383,9 +391,9 @@ def _split(lines, ends, start, delimiter, width) -> Iterator[tuple[int, list[str
             yield i, [_unquote(f) for f in plain], ""
             continue
         fields, after, trouble = _standard(lines, ends, here, delimiter,
-                                           min(count, here + 1 + max(0, patience)))
+                                           min(count, here + 1 + max(0, patience)), spaced=spaced)
         if after > i: # over several lines
-            within = (_rows_inside(lines, ends, here, after, delimiter, width, len(fields) == width)
+            within = (_rows_inside(lines, ends, here, after, delimiter, width, len(fields) == width, spaced)
                       if fields else None)
             if fields is None or within is not None: patience -= after - here
             if within is not None:
@@ -414,17 +422,18 @@ def _check_count(names: list, file: str) -> list:
     return names
 
 # %% ../../nbs/reading/01_files.ipynb #677982a7
-def _check_names(names, file) -> list[str]:
-    "Column names without blanks around them; a name used twice, or one that is not text, is an error."
+def _check_names(names, file, line=None) -> list[str]:
+    "Column names without spaces around them; a name used twice, or one that is not text, is an error."
+    place = file if line is None else f"{file}, line {line}"
     names = _check_count([name.strip() for name in names], file)
     if twice := [name for name in names if name and names.count(name) > 1]:
-        raise DataError(f"{file}, line 1: the column {twice[0]!r} stands twice: rename one of "
-                        "them, or name all columns (--reading.columns) if the first line is a row.")
+        raise DataError(f"{place}: the column {twice[0]!r} stands twice: rename one of them"
+                        + (", or name all columns (--reading.columns) if this line is a row." if line else "."))
     for name in names:
         try: as_text(name)
         except ValueError as e:
-            raise DataError(f"{file}, line 1: the column name {name!r} {e}: is it a text file with "
-                            "a header?") from None
+            raise DataError(f"{place}: the column name {name!r} {e}"
+                            + (": is it a text file with a header?" if line else ": give it another.")) from None
     return names
 
 # %% ../../nbs/reading/01_files.ipynb #5d69c0e2
@@ -457,7 +466,9 @@ def read_delimited(
         raise DataError(f"reading.delimiter is {delimiter!r}: give one character that is neither a "
                         "quote nor a line end.")
     wanted = delimiter or _delimiter_of(lines[first])
-    header, after, trouble = _standard(lines, ends, first, wanted, min(len(lines), first + 20))
+    bare = re.sub(r'"[^"]*"?', "", lines[first])
+    spaced = 0 < bare.count(wanted) == bare.count(f"{wanted} ")
+    header, after, trouble = _standard(lines, ends, first, wanted, min(len(lines), first + 20), spaced=spaced)
     if header is None:
         header, after = [_unquote(name) for name in lines[first].split(wanted)], first + 1
     if columns and len(columns) != len(header):
@@ -465,10 +476,10 @@ def read_delimited(
                         f"and line {first + 1} has {counted(len(header), 'field')}: give as many "
                         "names.")
     if columns: header, after = columns, first
-    all_names = _check_names(header, file)
+    all_names = _check_names(header, file, first + 1)
     names = _blank_end(all_names)
     kept, at, problems = [], [], []
-    for line, fields, trouble in _split(lines, ends, after, wanted, len(all_names)):
+    for line, fields, trouble in _split(lines, ends, after, wanted, len(all_names), spaced):
         if fields and any(map(str.strip, fields[len(names):])):
             trouble = (f"{fields[len(names):]} stands in columns without a name (a "
                        f"{_signs.get(wanted, repr(wanted))} within a text that is not quoted?)")
@@ -526,7 +537,7 @@ def read_json_lines(
 
 # %% ../../nbs/reading/01_files.ipynb #6237c974
 def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
-    "Columns and row numbers of JSON that pandas or `datasets` wrote by columns; None: it is of another form."
+    "Columns and row numbers of JSON that pandas or `datasets` wrote by columns, or by the rows' names; None: it is of another form."
     if not isinstance(found, dict) or not found: return None
     if (isinstance(names := found.get("columns"), list)
         and isinstance(rows := found.get("data"), list)
@@ -535,7 +546,11 @@ def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
     values = list(found.values())
     if (all(isinstance(value, dict) for value in values)
         and len({tuple(value) for value in values}) == 1):
-        found = {name: list(value.values()) for name, value in found.items()}
+        inner = list(values[0])
+        by_row = not all(name.isdigit() for name in inner) and (
+            len(found) > len(inner) or all(name.isdigit() for name in found))
+        found = ({"id": list(found)} | {name: [value[name] for value in values] for name in inner} if by_row
+                 else {name: list(value.values()) for name, value in found.items()})
     elif not all(isinstance(value, list)
                  for value in values) or len({len(value) for value in values}) > 1:
         return None
@@ -600,6 +615,8 @@ def read_json_rows(
 # %% ../../nbs/reading/01_files.ipynb #f42a8930
 def _arrow_values(column, name, file) -> list:
     import pyarrow as pa
+    if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
+        return [value if value is None else float(value) for value in column.cast(pa.string()).to_pylist()]
     try: return column.to_pylist()
     except UnicodeDecodeError: # a text column may hold any bytes
         return [v if v is None else v.decode("utf-8", "surrogateescape")
@@ -615,9 +632,26 @@ def table_of_arrow(
     format: str = "Arrow",  # for the report
 ) -> Table:
     "An Arrow table as ours."
-    return Table(file,
-                 format, dict(zip(_check_names(list(found.column_names), file), found.columns)),
-                 list(range(1, found.num_rows + 1)), unit="row")
+    names = _check_names(list(found.column_names), file)
+    try: features = json.loads(found.schema.metadata[b"huggingface"])["info"]["features"]
+    except (TypeError, KeyError, ValueError): features = {}
+    classes = {name: features[given]["names"] for name, given in zip(names, found.column_names)
+               if isinstance(about := features.get(given), dict) and about.get("_type") == "ClassLabel"
+               and isinstance(about.get("names"), list)}
+    return Table(file, format, dict(zip(names, found.columns)), list(range(1, found.num_rows + 1)),
+                 unit="row", class_names=classes)
+
+# %% ../../nbs/reading/01_files.ipynb #76b1e20a
+def with_class_names(
+    table: Table,  # as read
+) -> Table:
+    "The table with names in place of the numbers that stand for them; what has no name is missing."
+    def named_as(value, names):
+        known = isinstance(value, int) and 0 <= value < len(names)
+        return names[value] if known else None if isinstance(value, int) else value
+    return replace(table, class_names={}, columns=table.columns | {
+        column: [named_as(value, names) for value in table.values(column)]
+        for column, names in table.class_names.items() if column in table.columns})
 
 # %% ../../nbs/reading/01_files.ipynb #7b41a482
 def _unpacked(column) -> int:
@@ -742,8 +776,7 @@ def table_of(
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #761c207c
-_roles = dict(train=("train", "training"), validation=("validation", "dev", "validation", "valid",
-                                                       "val", "eval"), test=("test", "heldout"))
+_roles = dict(train=("train", "training"), validation=("validation", "dev", "valid", "val", "eval"), test=("test", "heldout"))
 
 _shard = re.compile(r"-\d{5}-of-\d{5}(-[0-9a-f]+)?$") # the Hub once put a hash behind the number
 
@@ -776,7 +809,7 @@ def find_files(
     if "train" not in found:
         raise DataError(
             f"The folder {folder} holds no training file: name "
-            "one train.csv, .tsv, .jsonl, .parquet or .arrow, or give the path of the file itself. "
+            "one train.csv, .tsv, .jsonl, .json, .parquet or .arrow, or give the path of the file itself. "
             f"Found: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}.")
     found = {role: [path for name in names for path in paths[name]]
              for role, names in found.items()}
@@ -798,7 +831,7 @@ def _join(tables: list[Table]) -> Table:
     firsts = accumulate(map(len, tables[:-1]), initial=0)
     return Table(tables[0].file, tables[0].format, columns, [n for t in tables for n in t.lines],
                  [p for t in tables for p in t.problems], tables[0].unit,
-                 tuple((first, t.file) for first, t in zip(firsts, tables)))
+                 tuple((first, t.file) for first, t in zip(firsts, tables)), tables[0].class_names)
 
 # %% ../../nbs/reading/01_files.ipynb #6f5571d1
 def _saved_tables(folder) -> dict[str, Table] | None:
@@ -825,13 +858,13 @@ def tables_of(
         path = expanded(data)
         try:
             if not path.exists():
-                raise DataError(f"data is {str(data)!r}, and there is no such file or folder: use "
-                                "'embedded', 'hub' or an existing path.")
+                raise DataError(f"data is {str(data)!r}, and there is no such file or "
+                                f"folder{near_path(str(data), Path.exists)}")
             is_folder = path.is_dir()
         except (OSError, ValueError) as e:
             if isinstance(e, DataError): raise
-            raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): use 'embedded', "
-                            "'hub' or an existing path.") from None
+            raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): give that of a file "
+                            "or folder.") from None
         if not is_folder: return dict(train=read_table(path, **reading))
         return (_saved_tables(path) or {role: _join([read_table(p, **reading) for p in paths])
                                         for role, paths in find_files(path).items()})
@@ -840,6 +873,11 @@ def tables_of(
         if "train" not in found:
             raise DataError(f"{name} has no split for training: name one 'train'; there are "
                             f"{', '.join(map(repr, data)) or 'none'}.")
+        for role, names in found.items():
+            if len(names) > 1:
+                raise DataError(f"{name} has {len(names)} splits that could be for {role} "
+                                f"({', '.join(map(repr, names))}): name the one that is meant {role!r}, "
+                                "and leave out the others.")
         return {role: table_of(data[names[0]], f"{name}, {names[0]}")
                 for role, names in found.items()}
     return dict(train=table_of(data, name))
@@ -854,7 +892,11 @@ def keep(
     from pyarrow import parquet
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for role, table in tables_of(data).items():
+    tables = tables_of(data)
+    if others := [f"{role}.parquet" for role in _roles if role not in tables and (folder/f"{role}.parquet").exists()]:
+        raise DataError(f"{folder} holds {' and '.join(others)}, of which there is none in this data: "
+                        "delete it, or choose another folder.")
+    for role, table in tables.items():
         if table.problems:
             raise UnusableRows(f"{table.problems[0].place} is {table.problems[0].reason}: give a "
                                "list of dicts.", table.problems)
@@ -885,5 +927,5 @@ def plain_markdown(
     text: str,  # of any data
 ) -> str:       # of one line
     "The text for a page in Markdown, in which it is nothing but text."
-    return re.sub(r"([|`*_\[\]\\])", r"\\\1",
+    return re.sub(r"([|`*_\[\]\\$~#])", r"\\\1",
                   printable(text).replace("&", "&amp;").replace("<", "&lt;"))

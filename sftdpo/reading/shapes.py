@@ -9,6 +9,7 @@ __all__ = ['USUAL_NAMES', 'template_pieces', 'Shape', 'guess_task', 'find_shape'
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
+import math
 import os.path
 import re
 from collections.abc import Iterator, Sequence
@@ -98,11 +99,17 @@ class Shape:
                        for text, column in self.pieces)
 
 # %% ../../nbs/reading/02_shapes.ipynb #95fe4c5e
+def _in_template(columns, reading) -> set[str]:
+    "The columns that the prompt's template takes in."
+    if reading.prompt in columns: return set()
+    names = set(map(_plain, re.findall(r"\{([^{}]*)\}", reading.prompt)))
+    return {c for c in columns if _plain(c) in names}
+
 def _free(columns, task, reading) -> list[str]:
     "The columns that the settings name for no part of the task."
     named = {_plain(given) for role in (*TASKS[task].columns, "id")
              if (given := getattr(reading, role, ""))}
-    return [c for c in columns if _plain(c) not in named]
+    return [c for c in columns if _plain(c) not in named and c not in _in_template(columns, reading)]
 
 # %% ../../nbs/reading/02_shapes.ipynb #f1ea94b1
 def guess_task(
@@ -161,6 +168,10 @@ def find_shape(
         pieces = (("", found["prompt"]), ("\n" if TASKS[task].answers == "labels" else "", None))
     prompts = {column for _, column in pieces}
     parts = {role: column for role, column in found.items() if role != "prompt"}
+    if both := next((role for role, column in parts.items() if role != "id" and column in prompts), ""):
+        raise DataError(f"{file}: the column {parts[both]!r} is named for the {both} and stands in the prompt too, "
+                        f"where the answer must not be read: name another for --reading.{both}, or leave it out of "
+                        "--reading.prompt.")
     return Shape(task, parts, pieces,
                  tuple(c for c in columns if c and c not in prompts and c not in parts.values()))
 
@@ -198,9 +209,9 @@ def _turns_before(asked, starts, system):
 # %% ../../nbs/reading/02_shapes.ipynb #1432e68f
 def _role_column(role: str, columns, reading: Reading, file: str = "the data") -> str | None:
     "The column that is named for a role, or usual for it."
-    given = getattr(reading, role)
+    given, inside = getattr(reading, role), _in_template(columns, reading) if role != "prompt" else ()
     return (_column(given, columns, role, file) if given and "{" not in given
-            else _usual(role, columns, ""))
+            else _usual(role, [c for c in columns if c not in inside], ""))
 
 # %% ../../nbs/reading/02_shapes.ipynb #846eba7b
 def _talk_columns(table: Table) -> list[str]:
@@ -274,6 +285,8 @@ def order_by_scores(
         try: a, b = float(a), float(b)
         except (TypeError, ValueError):
             return ValueError(f"is not known: the scores are {a!r} and {b!r}"), second
+        if math.isnan(a) or math.isnan(b):
+            return ValueError(f"is not known: the scores are {a:g} and {b:g}"), second
         if a > b: return first, second
         return ((second, first) if b > a else (ValueError(f"is not known: both scores are {a:g}"),
                                                second))
@@ -311,16 +324,23 @@ def _cut_row(prompt, chosen, rejected) -> tuple:
     return start or prompt, chosen[len(start):], rejected[len(start):]
 
 # %% ../../nbs/reading/02_shapes.ipynb #1ff980ad
+def _prompt_column(table: Table, reading: Reading, what: str) -> str | None:
+    "The column that the prompt is made of, as far as one is known; of several, an error that says what needs one."
+    if "{" not in reading.prompt or reading.prompt in table.columns:
+        return _role_column("prompt", table.columns, reading, table.file)
+    columns = {column for _, column in template_pieces(reading.prompt, table.columns, table.file)} - {None}
+    if len(columns) != 1:
+        raise DataError(f"{what} one column, and --reading.prompt {reading.prompt!r} has {len(columns)}: "
+                        "give --reading.prompt COLUMN.")
+    return columns.pop()
+
 def cut_beginnings(
     table: Table,      # of pairs
     reading: Reading,  # may name the columns
 ) -> Table:
     "The table with the prompt cut from chosen and rejected."
-    if "{" in reading.prompt:
-        raise DataError("--reading.beginning cut compares one column: give --reading.prompt "
-                        "COLUMN, without braces.")
-    names = {role: _role_column(role, table.columns, reading, table.file)
-             for role in ("prompt", "chosen", "rejected")}
+    names = dict(prompt=_prompt_column(table, reading, "--reading.beginning cut compares"))
+    names |= {role: _role_column(role, table.columns, reading, table.file) for role in ("chosen", "rejected")}
     if not (names["chosen"] and names["rejected"]): return table
     prompts = table.values(names["prompt"]) if names["prompt"] else [None] * len(table)
     rows = [_cut_row(*row)
@@ -337,7 +357,7 @@ def split_texts(
     reading: Reading,  # names the column, and what begins the completion
 ) -> Table:
     "The table with each text parted into prompt and completion, after the last place of a sign."
-    name, sign = (_role_column("prompt", table.columns, reading, table.file),
+    name, sign = (_prompt_column(table, reading, "--reading.split parts the texts of"),
                   re.sub(r"\\[nt\\]", lambda found: _written[found[0]], reading.split))
     if name is None:
         raise DataError(f"{table.file}: --reading.split needs the column of the texts: "
@@ -359,7 +379,7 @@ def with_inner_columns(
     "The table with a column for each text that is named within another; of several answers the first."
     asked = {reading.prompt, reading.completion, reading.label, reading.chosen, reading.rejected,
              *re.findall(r"\{([^{}]*)\}", reading.prompt)}
-    found = dict(table.columns)
+    found, taken = dict(table.columns), set()
     for name in sorted(asked - set(table.columns)):
         column, dot, key = name.rpartition(".")
         if not dot or column not in table.columns: continue
@@ -367,8 +387,8 @@ def with_inner_columns(
             value = cell.get(key) if isinstance(cell, dict) else None
             return next(iter(value), None) if isinstance(value, (list, tuple)) else value
         found[name] = list(map(inner, table.values(column)))
-    return replace(table, columns={name: values for name, values in found.items()
-                                   if not any(one.startswith(f"{name}.") for one in asked)})
+        taken.add(column)
+    return replace(table, columns={name: values for name, values in found.items() if name not in taken})
 
 # %% ../../nbs/reading/02_shapes.ipynb #d3e87948
 def prepared(
@@ -472,7 +492,8 @@ def label_columns(
 ) -> list[str]:
     "The columns that may hold the label, those of the fewest values first; one alone where it is named, or its name is a usual one."
     if known := _role_column("label", table.columns, reading, table.file): return [known]
-    groups = _groups(table)
+    inside = _in_template(table.columns, reading)
+    groups = {name: number for name, number in _groups(table).items() if name not in inside}
     groups.pop(_role_column("prompt", table.columns, reading, table.file), None)
     return sorted(groups, key=groups.get)
 
@@ -523,8 +544,9 @@ def wider_template(
     "The prompt's template with more columns: what is background before it, the others after it."
     before = "".join(f"{{{name}}}\\n" for name in names if _plain(name) in _before)
     after = "".join(f"\\n{{{name}}}" for name in names if _plain(name) not in _before)
-    prompt = shape.template.rstrip("\n")
-    return f"{before}{prompt}{after}\\n"
+    place = shape.template.rindex("}") + 1  # what follows the last column may be a cue for the answer
+    end = shape.template[place:].replace("\n", "\\n") or "\\n"
+    return f"{before}{shape.template[:place]}{after}{end}"
 
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad5
 def left_out(

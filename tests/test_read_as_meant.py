@@ -1,0 +1,152 @@
+"Files and objects that can be read in two ways: as their writer meant them, or not at all."
+import codecs
+import csv
+import json
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from sftdpo.config import Reading, SettingsError
+from sftdpo.data import DataError, Example, Row, load_judged, load_task
+from sftdpo.measures.forgetting import held_out_text, text_windows
+from sftdpo.reading.check import check_file, length_quantiles
+from sftdpo.reading.examples import shuffle_completions
+from sftdpo.reading.files import as_text, keep, plain_markdown, read_delimited, table_of, tables_of
+from sftdpo.reading.rows import opening
+from sftdpo.reading.shapes import Shape, find_shape, wider_template
+
+ROWS = [dict(text=f"text {i} of some words", category="ab"[i % 2], stars=str(i % 5)) for i in range(60)]
+BOTH = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["neg", "pos"]))
+
+
+@pytest.fixture()
+def classes():
+    "Rows whose labels are numbers with names."
+    return datasets.Dataset.from_dict(dict(text=[f"text {i} of it" for i in range(60)], label=[i % 2 for i in range(60)]), features=BOTH)
+
+
+def test_a_column_of_the_prompt_is_not_the_answer():
+    columns, template = list(ROWS[0]), Reading(prompt="{category}: {text}\n")
+    with pytest.raises(DataError, match="finds no column for label"): find_shape(columns, "labels", template)
+    assert find_shape(columns, "labels", Reading(prompt="{text}\n")).columns["label"] == "category"
+    assert find_shape(["question", "answer", "reply"], "completions", Reading(prompt="{question} {answer}")).columns["completion"] == "reply"
+    for reading in (Reading(prompt="text", label="text"), Reading(prompt="{category}: {text}\n", label="category")):
+        with pytest.raises(DataError, match="is named for the label and stands in the prompt too"): find_shape(columns, "labels", reading)
+    report = check_file(None, ROWS, template)
+    assert report.columns["label"] == "stars" and "category" not in report.command.split("--reading.label")[1]
+
+
+@pytest.mark.parametrize("name, header, row, reading, task", [
+    ("glued", ["prompt", "chosen", "rejected"], lambda i: [f"Frage {i}?", f"Frage {i}?Ja {i}", f"Frage {i}?Nein {i}"], Reading(beginning="cut"), "preferences"),
+    ("split", ["body"], lambda i: [f"two and {i}={i + 2} and more"], Reading(prompt="body", split="="), "completions")])
+def test_the_command_for_glued_texts_works(tmp_path, name, header, row, reading, task):
+    with open(path := tmp_path / f"{name}.csv", "w", newline="") as file: csv.writer(file).writerows([header, *map(row, range(60))])
+    report = check_file(task, str(path), reading)
+    template = report.command.split("--reading.prompt ")[1].split("'")[1]
+    again = check_file(task, str(path), Reading(**{**vars(reading), "prompt": template}))
+    assert template.endswith(r"}\n") and not again.stops and again.command == report.command
+    assert load_task(task, str(path), Reading(**{**vars(reading), "prompt": template})).train[0].prompt.endswith("\n")
+
+
+def test_several_columns_cannot_be_cut_or_split():
+    rows = [dict(a="x", b="y", chosen="xa", rejected="xb")]
+    with pytest.raises(DataError, match=r"cut compares one column, and --reading.prompt '\{a\} \{b\}' has 2: give --reading.prompt COLUMN"):
+        load_task("preferences", rows, Reading(prompt="{a} {b}", beginning="cut"))
+
+
+def test_a_byte_order_mark_is_never_part_of_a_name():
+    raw = codecs.BOM_UTF8 + "text,label\ncaf\xe9,a\n".encode("latin-1")
+    from sftdpo.reading.files import decode
+    assert decode(raw, "mine.csv", "latin-1") == "text,label\ncaf\xe9,a\n" and decode(raw, "mine.csv", "cp1252").startswith("text")
+    for encoding in ("utf-16-be", "utf-16-le"):
+        with pytest.raises(DataError, match=f"--reading.encoding {encoding}"): decode("text,label\nabc,a\n".encode(encoding), "mine.csv")
+
+
+def test_spaces_before_quotes():
+    table = read_delimited('text, label\n"a 1, b", "y"\n"she said ""no""", "n"\nplain, y\n', "some.csv")
+    assert table.values("text") == ["a 1, b", 'she said "no"', "plain"] and table.values("label") == ["y", "n", " y"] and not table.problems
+    assert read_delimited('text,label\na, "y"\n', "some.csv").values("label") == [' "y"']  # no space in the header: part of the text
+
+
+def test_json_by_the_names_of_rows(tmp_path):
+    by_row = {f"q{i}": dict(text=f"text {i}", label="ab"[i % 2]) for i in range(60)}
+    by_column = {"text": {f"q{i}": f"text {i}" for i in range(60)}, "label": {f"q{i}": "ab"[i % 2] for i in range(60)}}
+    for name, found in (("rows", by_row), ("columns", by_column)): (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    rows, columns = (table_of(tmp_path / f"{name}.json") for name in ("rows", "columns"))
+    assert rows.values("text") == columns.values("text") and list(rows.columns) == ["id", "text", "label"] and rows.values("id")[:2] == ["q0", "q1"]
+
+
+def test_names_of_classes(classes, tmp_path):
+    classes.to_parquet(tmp_path / "mine.parquet")
+    classes.save_to_disk(tmp_path / "saved")
+    for data in (classes, tmp_path / "mine.parquet", tmp_path / "saved"): assert load_task("labels", data).intake.labels == ("neg", "pos")
+    assert load_task("labels", classes, Reading(verbalizers={"0": "bad", "1": "good"})).intake.labels == ("0", "1")
+    assert load_judged("labels", tmp_path / "mine.parquet", answers={"neg": "neg", "pos": "pos"}).test[1].label == 1
+    assert load_judged("labels", tmp_path / "mine.parquet", answers={"0": "0", "1": "1"}).test[1].label == 1  # a model that learned numbers
+    unlabelled = table_of(datasets.Dataset.from_dict(dict(text=["a"], label=[-1]), features=BOTH))
+    from sftdpo.reading.files import with_class_names
+    assert with_class_names(unlabelled).values("label") == [None]
+
+
+def test_of_several_splits_none_is_guessed(classes):
+    with pytest.raises(DataError, match=r"2 splits that could be for train \('train_sft', 'train_prefs'\): name the one that is meant 'train'"):
+        tables_of(datasets.DatasetDict(train_sft=classes, train_prefs=classes))
+
+
+def test_kept_data_is_not_mixed_with_earlier_data(tmp_path):
+    folder = keep(dict(train=ROWS, test=ROWS[:9]), tmp_path / "kept")
+    with pytest.raises(DataError, match="holds test.parquet, of which there is none in this data: delete it"): keep(dict(train=ROWS), folder)
+    (folder / "test.parquet").unlink()
+    assert list(tables_of(keep(dict(train=ROWS), folder))) == ["train"]
+
+
+def test_short_floats_are_as_they_were_written(tmp_path):
+    assert as_text(np.float32(0.1)) == "0.1" and as_text(np.float16(0.5)) == "0.5" and as_text(np.float64(0.1)) == "0.1"
+    pd.DataFrame(dict(x=np.array([0.1, 2.0], dtype="float32"))).to_parquet(tmp_path / "x.parquet")
+    assert [as_text(value) for value in table_of(tmp_path / "x.parquet").values("x")] == ["0.1", "2"]
+
+
+def test_a_text_in_markdown_is_nothing_but_text():
+    assert plain_markdown("costs $5 or $6, #1 ~a~") == r"costs \$5 or \$6, \#1 \~a\~"
+
+
+def test_further_columns_come_before_the_cue():
+    pieces = (("Mail: ", "body"), ("\nMood: ", None))
+    assert wider_template(Shape("labels", {}, pieces), ["hour", "context"]) == r"{context}\nMail: {body}\n{hour}\nMood: "
+    assert wider_template(Shape("labels", {}, (("", "text"), ("\n", None))), ["hour"]) == r"{text}\n{hour}\n"
+
+
+def test_a_shuffled_completion_ends_as_it_did():
+    assert shuffle_completions([Example("a", "p", "one\ntwo\n")], 0) == ["two\none\n"]
+
+
+def test_the_longest_text_is_always_looked_at(tokenizer):
+    texts = ["short"] * 10_100
+    texts[7] = "long " * 50
+    assert length_quantiles(texts, tokenizer)["longest"] > length_quantiles(texts, tokenizer)["99 %"]
+
+
+def test_held_out_text_is_read_as_it_is_or_refused(tmp_path, tokenizer):
+    path = tmp_path / "held.txt"
+    for text, encoding, told in (("naïve café olé", "latin-1", "byte 0xef at 2 is not UTF-8: save it as UTF-8"), ("two words", "utf-16", "is not UTF-8"), ("two words", "utf-16-le", "null bytes")):
+        path.write_bytes(text.encode(encoding))
+        with pytest.raises(SettingsError, match=told): held_out_text(str(path), "gpt2")
+    path.write_bytes(codecs.BOM_UTF8 + "two wörds".encode())
+    assert held_out_text(str(path), "gpt2") == "two wörds"
+    path.write_bytes(b"a " * 499_999 + "xé".encode())  # cut within a letter
+    assert held_out_text(str(path), "gpt2").endswith("a x")
+
+
+def test_every_window_begins_as_a_text_does(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+    with_start = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, bos_token=tokenizer.eos_token, eos_token=tokenizer.eos_token)
+    start = with_start.bos_token_id
+    with_start.backend_tokenizer.post_processor = TemplateProcessing(single=f"{with_start.bos_token} $A", special_tokens=[(with_start.bos_token, start)])
+    assert opening(with_start) == [start]
+    text = "one two three four five six seven eight nine ten " * 9
+    plain, begun = text_windows(text, tokenizer, 60, 20), text_windows(text, with_start, 60, 20)
+    assert all(isinstance(row, Row) and row.prompt[0] == start and len(row.prompt) == 2 and len(row.prompt + row.completions[0]) == 20 for row in begun)
+    assert [row.prompt[0] for row in plain] != [start] * len(plain) and len(begun) == 3
