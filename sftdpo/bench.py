@@ -22,7 +22,7 @@ import os
 import tempfile
 import textwrap
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -192,7 +192,7 @@ def changed(
     arguments,  # of a trainer
 ) -> dict:
     "The arguments that are not the defaults of their class."
-    usual = {field.name: field.default for field in fields(arguments)}
+    usual = type(arguments)(output_dir=arguments.output_dir).to_dict()
     def told(name, value): return "_dir" not in name and not isinstance(value, (dict, list))
     return {name: value for name, value in arguments.to_dict().items()
             if told(name, value) and value != usual.get(name)}
@@ -205,8 +205,8 @@ def reference_with_trl(
 ) -> list[list[float]]:  # [rows][2]
     "The reference's log-probabilities by TRL's own method, batch by batch."
     found = []
-    for begin_engine in range(0, len(rows), batch_size):
-        batch = trainer.data_collator(rows[begin_engine:begin_engine + batch_size])
+    for at in range(0, len(rows), batch_size):
+        batch = trainer.data_collator(rows[at:at + batch_size])
         batch = to_device(batch, trainer.args.device)
         found += torch.stack(trainer.compute_ref_log_probs(trainer.model, batch), 1).tolist()
     return found
@@ -300,7 +300,7 @@ def chunks(
     size: int,   # of a chunk; the last one may be smaller
 ) -> list[list]:
     "A list in pieces of one size."
-    return [some[begin_engine:begin_engine + size] for begin_engine in range(0, len(some), size)]
+    return [some[at:at + size] for at in range(0, len(some), size)]
 
 # %% ../nbs/23_bench.ipynb #c41ce37b
 def plain_step(

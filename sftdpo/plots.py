@@ -219,7 +219,7 @@ def listed(
 # %% ../nbs/21_plots.ipynb #ce034586
 def with_stages(
     history: pd.DataFrame,  # from `read_history`, of one task
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # with the columns path, cell and line; shared stages once
     "The steps of each stage under the path that leads to it."
     if history.empty:
@@ -324,7 +324,7 @@ def left_grey(
 # %% ../nbs/21_plots.ipynb #a649755b
 def learning_curves(
     history: pd.DataFrame,  # from `read_history`, of one task
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "Training loss and held-out loss of each stage, a panel per path, with bands over seeds."
     if len(history) and "path" not in history: history = with_stages(history, variants)
@@ -379,7 +379,7 @@ def watched_in(
 # %% ../nbs/21_plots.ipynb #a8516e97
 def dpo_course(
     history: pd.DataFrame,  # from `read_history`, of one task
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "Reward margin, and change of the chosen and the rejected log-probability, over each DPO stage."
     if len(history) and "path" not in history: history = with_stages(history, variants)
@@ -631,7 +631,7 @@ def pairs_of_metrics(
     results: pd.DataFrame,  # from `read_results`, of one task
     x: str,                 # name of a metric
     y: str,                 # name of another
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # run, cell, recipe, tuning, seed, x, y
     "Two metrics of each trained run that has both."
     place, trained = (["run", "recipe", "tuning", "seed", "fold"],
@@ -661,7 +661,7 @@ def metric_against(
     results: pd.DataFrame,  # from `read_results`, of one task
     x: Metric | str,        # on the horizontal axis
     y: Metric | str,        # on the vertical axis
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "Two metrics against one another, a point per run."
     x, y = metric_named(x), metric_named(y)
@@ -684,7 +684,7 @@ def metric_against(
 # %% ../nbs/21_plots.ipynb #5a0a4d94
 def against_forgetting(
     results: pd.DataFrame,  # from `read_results`, of one task
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "The task's score against what was forgotten, a point per run."
     return metric_against(results, "forgetting", task_of(results).primary, variants)
@@ -746,7 +746,7 @@ def scale_sizes(
 # %% ../nbs/21_plots.ipynb #d050f1e1
 def displaced_pairs(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:        # cell, id, chosen_change, rejected_change, similarity, prompt, chosen, rejected
     "Each cell's pairs, their changes averaged over seeds, those whose chosen completion lost most first."
     texts = [name for name in ("prompt", "chosen", "rejected") if name in pairs]
@@ -760,7 +760,7 @@ def displaced_pairs(
 # %% ../nbs/21_plots.ipynb #304e238c
 def displacement(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "The change of each pair's chosen log-probability, sorted, a line per cell."
     table, words = displaced_pairs(pairs, variants), []
@@ -904,7 +904,7 @@ def one_rate_for_all(
 # %% ../nbs/21_plots.ipynb #e0752b99
 def reliability(
     examples: pd.DataFrame,  # from `read_examples`: correct, probability_<answer> ...
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
     bins: int = 10,          # of equal width
 ) -> pd.DataFrame:           # one line per cell and bin: confidence, accuracy, answers
     "Mean probability of the given answer, and share of right answers, per cell and bin; all seeds together."
@@ -974,7 +974,7 @@ def calibration(
 # %% ../nbs/21_plots.ipynb #cab5244e
 def side_by_side(
     texts: pd.DataFrame,   # from `read_texts`, of one task: id, prompt, sample, generated, true
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
     prompts: int = 3,      # how many
     cells: int = 9,        # at most
 ) -> pd.DataFrame:         # one line per prompt and cell: id, prompt, true, generated …

@@ -356,7 +356,7 @@ def further_results(
 def more_figures(
     folder: Path,            # of a study
     results: pd.DataFrame,   # of one task
-    variants: dict[str, str],  # run: what a sweep sets it apart with
+    variants: dict[str, str],  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> list[dict]:             # from `figure`
     "Figures that not every study has."
     task, found = results["task"].iloc[0], []
@@ -386,7 +386,7 @@ def more_figures(
 def more_tables(
     folder: Path,            # of a study
     results: pd.DataFrame,   # of one task
-    variants: dict[str, str],  # run: what a sweep sets it apart with
+    variants: dict[str, str],  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> dict[str, pd.DataFrame]:
     "The pairs, the trials at one rate for all, and all metrics on further sets; tables beside the report."
     task, trials = results["task"].iloc[0], trials_of_task(folder, results["task"].iloc[0])
@@ -403,7 +403,7 @@ def task_part(
     folder: Path,            # of a study
     results: pd.DataFrame,   # of one task
     examples: pd.DataFrame,  # of the same
-    variants: dict[str, str],  # run: what a sweep sets it apart with
+    variants: dict[str, str],  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> dict:                   # what the page shows, and tables
     "Tables, figures and texts of one task."
     task = results["task"].iloc[0]

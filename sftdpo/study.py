@@ -616,7 +616,7 @@ def text_answers(
 
 # %% ../nbs/12_study.ipynb #9cfd5f3e
 def _beside_given(answers: pd.DataFrame, given: dict[str, dict]) -> pd.DataFrame:
-    "Answers, and beside each the columns of its row; one that holds the prompt stands for it, one that is called like a column of answers gets another name."
+    "The answers, with the columns of the file beside them. A column that equals the prompt replaces it; a name that is taken gets ' (given)'."
     columns = {name: answers["id"].map(values) for name, values in given.items()}
     read = answers["prompt"].str.removesuffix("\n")  # what a template ends a prompt with
     if any(column.equals(read) for column in columns.values()):

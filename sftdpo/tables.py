@@ -57,7 +57,7 @@ def apart_by_name(
 # %% ../nbs/20_tables.ipynb #70baca86
 def with_cells(
     table: pd.DataFrame,  # columns recipe and tuning; run, where there are variants
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:        # with columns `cell` and `line`, the cell without its recipe
     "The table with a name for each cell, in the order of recipes and tunings."
     if "cell" in table and "line" in table: return table
@@ -111,7 +111,7 @@ def line_of(
 def cell_intervals(
     examples: pd.DataFrame,  # from `read_examples`, of one task
     column: str,             # what each example reached: correct, chrf
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:           # one line per cell, with `CELL_COLUMNS`
     "Each cell's mean with its interval over seeds and examples."
     if column not in examples: return pd.DataFrame(columns=CELL_COLUMNS)
@@ -135,7 +135,7 @@ def with_sources(
 def cell_changes(
     examples: pd.DataFrame,  # from `read_examples`, of one task
     column: str,             # what each example reached
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:           # one line per trained cell, with `CELL_COLUMNS`
     "Each cell's paired difference from the base model."
     nothing = pd.DataFrame(columns=CELL_COLUMNS)
@@ -157,7 +157,7 @@ def cell_changes(
 # %% ../nbs/20_tables.ipynb #b1795c70
 def costs_of(
     results: pd.DataFrame,  # from `read_results`, of one task, with cells or without
-    variants: dict[str, str] | None = None,  # run: what a sweep sets it apart with
+    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
     metric = task_of(results).primary.name
@@ -331,7 +331,7 @@ def cells_table(
     results: pd.DataFrame,  # from `compare` or `read_results`
     task: str,              # which task's runs
     examples: pd.DataFrame | None = None,  # from `read_examples`; default: no intervals, but ranges over runs
-    variants: dict[str, str] | None = None,  # from `variants_of`: what a sweep sets runs apart with
+    variants: dict[str, str] | None = None,  # from `variants_of`: the swept setting that tells runs apart
     metrics: tuple[Metric, ...] = (),  # shown, such as `GENERAL_METRICS`; default: the task's own, and speeds
 ) -> pd.DataFrame:          # of text, indexed by cell
     "The cells of a task, with intervals and speeds; runs that a sweep sets apart get a line each."

@@ -15,7 +15,11 @@ import sftdpo.study
 from sftdpo.cli import main, parse
 from sftdpo.config import SettingsError
 from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.store import read_whole_table
 from sftdpo.reproduce import few_runs, reproduce, reproduced_in_words
+
+RESULTS = Path(__file__).parent.parent / "nbs" / "study" / "results"
+STORED = sorted(path.parent.name for path in RESULTS.glob("*/study.yaml"))
 
 
 def test_what_is_kept_can_be_checked(backbone, tmp_path, monkeypatch):
@@ -86,3 +90,13 @@ def test_data_that_moved_are_named(backbone, tmp_path):
     (tmp_path / "old.csv").rename(tmp_path / "moved.csv")
     with pytest.raises(SettingsError, match="old.csv, where nothing is now: say with --data"): parse(["reproduce", str(tmp_path / "kept")])()
     main(["reproduce", str(tmp_path / "kept"), "--data", str(tmp_path / "moved.csv"), "--out", str(tmp_path / "again")])
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_a_stored_study_is_whole(name):
+    "Its settings can be read and no file is changed, so that the same command goes on; what is made again is left out."
+    folder = StudyFolder(RESULTS / name)
+    assert folder.values()["name"]
+    found = [folder.run(run).damage() for run in folder.finished_runs()]
+    assert [str(one) for one in found if one and one.path.name != "distributions.safetensors"] == []
+    if folder.search.exists(): assert read_whole_table(folder.search, ["task", "recipe", "tuning", "chosen"])["chosen"].any()

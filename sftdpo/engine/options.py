@@ -93,7 +93,7 @@ def options_of(
     default=None,      # an instance with the defaults, if it has others than its class
     before: str = "",  # prefix of its options' names
 ) -> list[Option]:
-    "Every option of a command, in the order of its fields; its `unused` names those without effect, its `as_trained` what their names begin with if a model keeps their values."
+    "Every option of a command, in the order of its fields. A command may list options without effect in `unused`; those whose names begin with its `as_trained` default to the values of training."
     found, types_of = [], typing.get_type_hints(kind, include_extras=True)
     other = ("kind", *UNUSED.get(before.rstrip("."), ())) if kind is Stage else ()
     for field in dataclasses.fields(kind):
@@ -364,7 +364,7 @@ def options_meant(
     typed: str,        # without its dashes
     known: list[str],  # names of options
 ) -> list[str]:        # none is near
-    "The options that were probably meant: of the same last part or its initials, such as `sft.lr`, of another program's name, or of nearly the same name."
+    "Options that may be meant: with the same last part or its initials (`sft.lr`), with another program's word for it, or with a similar name."
     before, _, last = typed.rpartition(".")
     last = ELSEWHERE.get(last, last)
     def fits(name):

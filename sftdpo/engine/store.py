@@ -69,8 +69,8 @@ def write_planned_runs(
     with folder.held("asked", wait=-1):
         try: before = planned_runs(folder)
         except Damaged as error:
-            before = say(f"note: {error} Runs that were planned earlier, but not now, leave the "
-                         "table.")
+            say(f"note: {error} Runs that were planned earlier, but not now, leave the table.")
+            before = None
         if before is not None and set(before) == set(lines):
             lines = pd.concat([lines, before]).drop_duplicates(
                 [name for name in lines if name != "run"])

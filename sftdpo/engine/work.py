@@ -6,7 +6,7 @@
 __all__ = ['WORKER', 'PARENT_IS_GONE', 'finish_node', 'give_up_weights', 'is_full_disk', 'give_back_memory', 'note_failure',
            'attempt', 'waiting_in_words', 'begun_among', 'take_node', 'gc_frozen', 'work', 'stops_like_an_interrupt',
            'work_as_one_of', 'worker', 'cores', 'forkable', 'running', 'ended', 'ended_at_last', 'forked_worker',
-           'forked', 'visible_gpus', 'told', 'share_work']
+           'forked_workers', 'visible_gpus', 'separate_workers', 'share_work']
 
 # %% ../../nbs/engine/08_work.ipynb #1cf19dab
 import contextlib
@@ -335,7 +335,7 @@ def forked_worker(parent: int, say, *share):
     try: work_as_one_of(*share, say)
     except KeyboardInterrupt: sys.exit(1)
 
-def forked(say: Callable = print):
+def forked_workers(say: Callable = print):
     "Workers that begin as copies of this process."
     begin = multiprocessing.get_context("fork").Process
     @contextlib.contextmanager
@@ -357,7 +357,7 @@ def visible_gpus() -> list[str]:
 
 # %% ../../nbs/engine/08_work.ipynb #59ed3af9
 @contextlib.contextmanager
-def told(folder: StudyFolder, nodes: list[Node], weights: str, workers: int, threads: int):
+def separate_workers(folder: StudyFolder, nodes: list[Node], weights: str, workers: int, threads: int):
     "Workers that are told the folder and the runs in a file."
     runs = {name: to_dict(inputs.run) for node in nodes for name, inputs in node.runs.items()}
     orders, gpus = folder.locks / f"orders-{MACHINE}-{os.getpid()}-{WORD}.json", visible_gpus()
@@ -387,8 +387,8 @@ def share_work(
     say: Callable = print,   # reports lost workers; where workers are forked, also what they begin
 ):
     "Let several processes work on a folder until all is done."
-    begun = forked(say) if forkable(workers) else told
-    with begun(folder, nodes, weights, workers, max(1, cores() // workers)) as processes:
+    begin = forked_workers(say) if forkable(workers) else separate_workers
+    with begin(folder, nodes, weights, workers, max(1, cores() // workers)) as processes:
         for number, process in enumerate(processes):
             if (code := ended(process)) < 0:
                 say(f"worker {number} was ended by signal {-code} (a machine out of "
