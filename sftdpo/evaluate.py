@@ -210,7 +210,7 @@ def judged_sonnet(
     poem = first_lines(text, wanted)
     enough = characters(text) >= characters(example.completion)
     return {"chrf": chrf_at_length(text, example.completion),
-            **form(example.prompt, poem, True, training),
+            **form(example.prompt, poem, training),
             "full_length": float(enough and _lines_of(poem) == wanted),
             "repeated_4grams": repeated_share(poem)}
 

@@ -513,8 +513,8 @@ def shared_texts(
 # %% ../nbs/22_report.ipynb #ff65876e
 NOTE = """These are the tables of the report beside this folder, each as CSV (UTF-8, with a header) and as Parquet.
 
-Texts are whole and exactly as they came from data and models, in Parquet and in CSV (there, characters that
-UTF-8 cannot hold are written as \\udXXX). A spreadsheet may take a text that begins with = + - or @ for a formula
+Texts are whole and as they came from data and models, except that characters which UTF-8 cannot hold are
+written as \\udXXX. A spreadsheet may take a text that begins with = + - or @ for a formula
 and run it: import the CSV files with every column set to "text", or open the Parquet files.
 """
 

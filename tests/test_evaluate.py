@@ -139,14 +139,13 @@ def test_rhyme_share_follows_the_scheme():
 def test_form_counts_what_the_policy_wrote():
     training = seen([Example("1", "From fairest creatures we desire increase,\n", "That thereby beauty's rose might never die,")])
     prompt = "a day\na bright\na way\n"
-    copied = form(prompt, "From fairest creatures we desire increase,", True, training)
+    copied = form(prompt, "From fairest creatures we desire increase,", training)
     assert copied["copied_lines"] == copied["copied_5grams"] == copied["ten_syllables"] == 1
     assert copied["lines_14"] == 0
     eleven = "\n".join(["my own new line of words that nobody wrote"] * 11)
-    assert form(prompt, eleven, True, training)["lines_14"] == 1
-    assert form(prompt, eleven, False, training)["lines_14"] == 0  # cut by us, not ended by the policy
-    assert form(prompt, eleven, True, training)["copied_5grams"] == 0
-    assert form(prompt, "", True, training)["lines_14"] == 0
+    assert form(prompt, eleven, training)["lines_14"] == 1
+    assert form(prompt, eleven, training)["copied_5grams"] == 0
+    assert form(prompt, "", training)["lines_14"] == 0
 
 
 def test_chrf_ends():

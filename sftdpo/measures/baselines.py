@@ -186,7 +186,7 @@ def _sonnet_baselines(data, examples, training, seed):
                           [example.prompt + example.completion for example in examples])
               for picks in rng.choice(len(training), (20, len(examples)))]
     known = seen(training)
-    true = pd.DataFrame([form(example.prompt, example.completion, True, known)
+    true = pd.DataFrame([form(example.prompt, example.completion, known)
                          for example in examples]).mean()
     return {**found, "chrf_whole_floor": float(np.mean(wholes)),
             **{f"{name}_true": float(value) for name, value in true.items()}}

@@ -134,17 +134,16 @@ def seen(
 def form(
     prompt: str,  # the first lines
     text: str,  # the continuation
-    ended: bool,  # whether the text ended with the end of text
     training: Seen,  # from `seen`
 ) -> dict[str, float]:  # shares between 0 and 1
-    "Form and copying of one continuation."
+    "Form and copying of one continuation, as if it ended where it does."
     given, lines = ([line for line in part.split("\n") if line.strip()] for part in (prompt, text))
     rhyme, coverage = rhyme_share(given + lines, len(given))
     agree, judged = np.sum([iambic(line) for line in lines], axis=0) if lines else (0, 0)
     grams, spoken = word_runs(text, 5), [word for line in lines for word in words(line)]
     mean = lambda values: float(np.mean(values)) if len(values) else np.nan
     return {
-        "lines_14": float(ended and len(given + lines) == 14),
+        "lines_14": float(len(given + lines) == 14),
         "rhyme": rhyme, "rhyme_coverage": coverage,
         "ten_syllables": mean([ten_syllables(line) for line in lines]),
         "iambic": agree / judged if judged else np.nan,

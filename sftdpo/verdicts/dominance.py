@@ -32,13 +32,15 @@ from sftdpo.verdicts.verdict import (
 # %% ../../nbs/verdicts/09_dominance.ipynb #6edf03c6
 def dominance(
     cells: tuple,        # every recipe's full and LoRA cells in this order, as `paired` gives them
-    recipes: list[str],  # all that are averaged in T
+    recipes: list[str],  # in that order
     pair: tuple,         # two of them
     level: float,        # of the interval
+    among: list[str] = (),  # recipes that are averaged in T; default: all
     choice: Callable = lambda weights: (0., 1.),  # weights of cells: error of choosing, degrees of freedom
 ) -> Estimate:           # of |T| - |R|
     "How much larger the effect of tuning is than that of a pair of recipes, in absolute values."
-    tuning = np.tile([1, -1], len(recipes)) / len(recipes)
+    among = among or recipes
+    tuning = np.array([sign * (r in among) / len(among) for r in recipes for sign in (1, -1)])
     recipe = np.repeat([((r == pair[0]) - (r == pair[1])) / 2 for r in recipes], 2)
     def one(weights): return widened(contrast(cells, list(weights), level), *choice(weights))
     both = [[one(sign * tuning + side * recipe) for side in (1, -1)] for sign in (1, -1)]
@@ -91,6 +93,7 @@ class _Sizes:
     "The effects that C5 compares, on one task."
     gaps: dict        # pair of recipes: |T| - |R|
     strict: dict      # the same at a level corrected for the number of pairs
+    within: dict      # pair of recipes: the same at that level, with tuning's effect in each recipe alone
     tuning: Estimate  # full - lora, averaged over recipes
     swaps: dict       # pair of recipes: one minus the other, averaged over tunings
 
@@ -101,19 +104,23 @@ def _sizes_of(evidence: Evidence, cells: tuple, recipes: list[str]) -> _Sizes:
     pairs = list(combinations(recipes, 2))
     level, share = evidence.margins.level, 1 / len(recipes)
     def choice(weights): return evidence.choice(dict(zip(names, weights)))
-    def gaps(level): return {pair: dominance(cells, recipes, pair, level, choice) for pair in pairs}
+    strict = corrected_level(level, len(pairs))
+    def gap(pair, level, *among): return dominance(cells, recipes, pair, level, list(among), choice)
+    def gaps(level): return {pair: gap(pair, level) for pair in pairs}
     def half(recipe, pair): return ((recipe == pair[0]) - (recipe == pair[1])) / 2
     swaps = {pair: evidence.effect({cell: half(cell[0], pair) for cell in names if cell[0] in pair})
              for pair in pairs}
     tuning = evidence.effect({cell: share if cell[1] == "full" else -share for cell in names})
-    return _Sizes(gaps(level), gaps(corrected_level(level, len(pairs))), tuning, swaps)
+    within = {pair: [gap(pair, strict, recipe) for recipe in recipes] for pair in pairs}
+    return _Sizes(gaps(level), gaps(strict), within, tuning, swaps)
 
 # %% ../../nbs/verdicts/09_dominance.ipynb #fc828cc0
 def _judge_sizes(asked: Verdict, sizes: _Sizes) -> Verdict:
     "C5 from the effects, before the gates."
     gaps, swaps, unit = sizes.gaps, sizes.swaps, asked.unit
     least = min(gaps, key=lambda pair: gaps[pair].mean)
-    small = any(gap.high < asked.margin for gap in sizes.strict.values())
+    small = any(all(one.high < asked.margin for one in (gap, *sizes.within[pair]))
+                for pair, gap in sizes.strict.items())
     large = all(gap.low > 0 for gap in gaps.values())
     said = "refuted" if small else "supported" if large else "undecided"
     effects = ((f"|tuning| − |{least[0]} against {least[1]}|", gaps[least]),

@@ -106,7 +106,7 @@ def combined_error(
     "The error of a weighted sum of independent numbers (Satterthwaite 1946)."
     variances = [(weight**2 * error**2, freedom) for weight, error, freedom in parts]
     total = sum(variance for variance, _ in variances)
-    if not variances: return 0., 1.
+    if not total: return 0., 1.
     spread = sum(variance**2 / freedom for variance, freedom in variances)
     return math.sqrt(total), total**2 / spread
 
