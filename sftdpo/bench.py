@@ -192,7 +192,7 @@ def changed(
     arguments,  # of a trainer
 ) -> dict:
     "The arguments that are not the defaults of their class."
-    usual = type(arguments)(output_dir=arguments.output_dir).to_dict()
+    usual = type(arguments)(output_dir=arguments.output_dir, use_cpu=True).to_dict() | dict(use_cpu=False)
     def told(name, value): return "_dir" not in name and not isinstance(value, (dict, list))
     return {name: value for name, value in arguments.to_dict().items()
             if told(name, value) and value != usual.get(name)}

@@ -7,6 +7,7 @@ import sftdpo.study as study_module
 from sftdpo.config import Sampling, Stage, Study
 from sftdpo.data import Example, TaskData, cloze_prompt
 from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.safe_files import MACHINE
 
 
 def short(task, data="embedded", reading=None, folds=0, fold=0):
@@ -53,3 +54,8 @@ def steady(results):
 def unbroken(text):
     "A report as it is before its lines are broken at 80 letters."
     return re.sub(r"( \\)?\n {8,}(?!- )", " ", str(text))
+
+
+def leftover(name, ending="part"):
+    "The name under which a process of this machine that is gone wrote something."
+    return f".{name}.{MACHINE}-4194305-{'0' * 8}-x1y2.{ending}"

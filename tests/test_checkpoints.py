@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from little import leftover
 from test_trainer import DPO, SFT, Stop, answers, pair_rows, same, trained, tuned
 from tiny import tiny_model
 
@@ -134,13 +135,14 @@ def test_other_settings_rows_seeds_and_weights_start_anew(tokenizer, tmp_path, m
 
 
 def test_leftovers_of_a_kill_are_swept(tmp_path):
-    (tmp_path / ".policy.ab12.part").mkdir()
-    (tmp_path / ".policy.ab12.part" / "model.safetensors").write_text("half")
-    (tmp_path / ".policy.ab12.old").mkdir()
-    (tmp_path / ".reference.npz.part").write_text("half")
+    (tmp_path / leftover("policy")).mkdir()
+    (tmp_path / leftover("policy") / "model.safetensors").write_text("half")
+    (tmp_path / "policy").mkdir()
+    (tmp_path / leftover("policy", "old")).mkdir()
+    (tmp_path / leftover("reference.npz")).write_text("half")
     for name in ("stage.json", "tmp-of-the-user", "a.part"): (tmp_path / name).write_text("whole")
     remove_leftovers(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.part", "stage.json", "tmp-of-the-user"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.part", "policy", "stage.json", "tmp-of-the-user"]
 
 
 # when they are written

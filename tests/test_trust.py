@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from little import leftover
 from tiny import tiny_model
 
 import sftdpo.engine.work
@@ -242,7 +243,8 @@ def test_an_export_on_a_full_disk_names_its_path_and_leaves_the_old_one(name, tm
 
 
 def test_leftovers_of_killed_processes_do_not_stay(study, foreign, capsys):
-    for name in (".planned_runs.csv.x1y2.part", ".results.csv.x1y2.part", ".study.yaml.x1y2.part", ".search.csv.x1y2.part", "locks/page.lock.by", "locks/study.lock.by", "data/labels/.data.json.x1y2.part"):
+    parts = [leftover(name) for name in ("planned_runs.csv", "results.csv", "study.yaml", "search.csv")]
+    for name in (*parts, "locks/page.lock.by", "locks/study.lock.by", f"data/labels/{leftover('data.json')}"):
         (foreign / name).write_text("process 1 on nowhere")
     (foreign / "locks/page.lock").touch()
     assert ended([*study[0][:-1], foreign], capsys)[0] == 0
