@@ -36,7 +36,7 @@ from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, backbone_folder, device, settled
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
-from .store import read_settings, searched_cells, searched_recipes, with_searched_rates
+from .store import searched_cells, searched_recipes, with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
@@ -413,8 +413,8 @@ def finished_trials(
     folder: StudyFolder,  # of a study
 ) -> Counter:             # (task, recipe, tuning): runs
     "How many trials of each cell are done."
-    settings = (read_settings(folder.trials, name) for name in folder.trials.finished_runs())
-    return Counter((one["task"], one["recipe"], one["tuning"]) for one in settings if one["recipe"] != "base")
+    found = (folder.trials.run(name).about() for name in folder.trials.finished_runs())
+    return Counter((one["task"], one["recipe"], one["tuning"]) for one in found if one["recipe"] != "base")
 
 def trial_cost(
     study: Study,    # perhaps with trials
