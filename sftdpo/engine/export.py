@@ -153,7 +153,7 @@ def push_to_hub(
         api.upload_folder(folder_path=folder, repo_id=repository,
                           commit_message="Model trained with sftdpo")
     except (HfHubHTTPError, LocalTokenNotFoundError, ValueError) as error:
+        remedy = "" if type(error) is ValueError else " Log in with `hf auth login`, with a token that may write."
         raise ValueError(f"The Hub did not take {repository}: "
-                         f"{' '.join(str(error).split())[:300]}. Log in with `hf auth login`, with "
-                         "a token that may write.") from error
+                         f"{' '.join(str(error).split())[:300]}.{remedy}") from error
     return str(address)

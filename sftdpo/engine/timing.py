@@ -323,8 +323,9 @@ def free_memory() -> int | None:
     with contextlib.suppress(OSError, TypeError):
         free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1])
         with contextlib.suppress(OSError, ValueError):  # a container may have less
-            most, used = (int((Path("/sys/fs/cgroup") / f"memory.{name}").read_text()) for name in ("max", "current"))
-            free = min(free, max(0, most - used))
+            most, used, stat = ((Path("/sys/fs/cgroup") / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+            cached = int(re.search(r"inactive_file (\d+)", stat)[1])  # given back when it is needed
+            free = min(free, max(0, int(most) - int(used) + cached))
         return free
     return None
 
