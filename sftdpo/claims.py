@@ -48,7 +48,7 @@ claim("C5", DOMINATES)(tuning_dominates)
 # %% ../nbs/14_claims.ipynb #6f5b3383
 OF_BACKBONE = {  # what must be said of a backbone
     "smollm2-135m": "Backbone smollm2-135m: instruction- and preference-tuned by its makers, "
-                    "quantized to 4 bits, so DPO alone does not start from a base model here; "
+                    "quantized to 4 bits, so DPO alone does not start from an untuned model here; "
                     "verdicts are provisional.",
     "bard": "Backbone bard: a small model trained for this package; verdicts are about it."}
 
@@ -332,7 +332,7 @@ def costs_in_words(
 ) -> str:
     "As Markdown: what another seed of every cell of each study costs, and its search again, by what its own runs took."
     from sftdpo.engine.timing import time_in_words  # which loads torch
-    lines = ["What more would cost, by what these runs took, whatever ran beside them:", ""]
+    lines = ["What more would cost on the same machines, estimated from what these runs took, several of them side by side:", ""]
     for folder in map(StudyFolder, folders):
         results, tried, search = read_results(folder), folder.trials.finished_runs(), ""
         again = time_in_words(seconds_in_all(results) / seeds_of_a_fold(results))

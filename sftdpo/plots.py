@@ -504,7 +504,7 @@ def cell_comparison(
     cut = (f" The {MOST_ROWS} highest of {len(intervals)} cells are drawn."
            if len(intervals) > MOST_ROWS else "")
     picture.alternative = (f"Each cell's mean {metric.title} with its 95 % interval, from high to "
-                           f"low: {listed(rows)}.{without}{cut}")
+                           f"low: {listed(rows, MOST_ROWS)}.{without}{cut}")
     return picture
 
 # %% ../nbs/21_plots.ipynb #57b059a9
@@ -884,7 +884,7 @@ def score_at(
 def one_rate_for_all(
     search: pd.DataFrame,  # as `search.csv` has it, of one task
 ) -> pd.DataFrame:         # recipe, rate, full, lora, difference, full_rate, lora_rate
-    "Full fine-tuning and LoRA at their own learning rates, and at one rate for both."
+    "Full fine-tuning and LoRA at their own learning rates, and at one rate for both, or as near to one as was tried."
     lines = []
     for recipe, trials in search.groupby("recipe", sort=False):
         cells = {tuning: part for tuning, part in trials.groupby("tuning")}
@@ -896,6 +896,7 @@ def one_rate_for_all(
         for name, rates in asked.items():
             (full_rate, full), (lora_rate, lora) = (score_at(cells[tuning], rates[tuning])
                                                     for tuning in ("full", "lora"))
+            if name != "each its own" and full_rate != lora_rate: name += ", or nearest"
             lines.append(dict(recipe=recipe, rate=name, full=full, lora=lora,
                               difference=full - lora, full_rate=full_rate, lora_rate=lora_rate))
     return pd.DataFrame(lines, columns=["recipe", "rate", "full", "lora", "difference", "full_rate",

@@ -836,7 +836,7 @@ def _told(estimate: Estimate, name: str, number: int | None, ends: tuple) -> str
         return f"more {name} alone are not enough{limit}"
     present = f" on the present {others}" if estimate.examples else ""
     if name == "examples": present = f" with the present seed{'s' * (estimate.seeds > 1)}"
-    last = f"to {ends[1]:,}" if ends[1] else "or no number at all"
+    last = f"to {ends[1]:,}" if ends[1] else "or more"
     return f"about {number:,} (80 % interval: {ends[0]:,} {last}) {name}{present}"
 
 # %% ../nbs/13_stats.ipynb #0af1c9dc
@@ -876,9 +876,10 @@ def needed_to_reach(
     if not math.isfinite(estimate.standard_error) or not math.isfinite(estimate.high):
         return _needed_without_interval(estimate, goal)
     if (times := _times_the_search(estimate, distance, power)) > 1:
+        more = f"about {math.ceil(times)} times as many seeds"
+        remedy = f"first search with {more}" if times < 20 else f"the search would need {more}, which is out of reach"
         return Needed(None, None, f"More seeds or examples alone do not show {goal}, because the "
-                                  "choice of rates leaves too large an error: first search with "
-                                  f"about {math.ceil(times)} times as many seeds.")
+                                  f"choice of rates leaves too large an error: {remedy}.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
     numbers = {name: [_least_number(one, name, distance, power) for one in ways]

@@ -1,4 +1,6 @@
 "The data module on real files where they are at hand, on made-up ones where something must go wrong."
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -382,3 +384,15 @@ def test_shared_runs_of_the_sonnets():
     poems = d.read_sonnets(Path(d.__file__).parent/"assets"/"sonnets.txt")
     assert len(d.shared_runs([poems[95]], poems[:95])["96"]) > 10 and "1" not in d.shared_runs(poems[:1], poems[1:])
     assert d.word_runs("Don’t SAY so, now!", 3) == [("don't", "say", "so"), ("say", "so", "now")]
+
+
+@pytest.mark.skipif(not (shared/"qqp-study").is_dir(), reason="../shared/data/qqp-study is not here")
+def test_the_stored_ids_pick_the_pairs_of_the_study(tmp_path):
+    "From the course's pairs, `tools/question_pairs.py` makes the very files that the study of SmolLM2 was trained and judged on."
+    tool, out = Path(__file__).parents[1] / "tools/question_pairs.py", tmp_path / "pairs"
+    def run(folder): return subprocess.run([sys.executable, tool, folder, out], capture_output=True, text=True, check=False)
+    run(shared / "qqp")
+    for name in ("train.tsv", "dev.tsv"): assert (out / name).read_bytes() == (shared / "qqp-study" / name).read_bytes()
+    empty = tmp_path / "empty"; empty.mkdir()
+    refused = run(empty)
+    assert refused.returncode and f"{empty} lacks 15,212 of 15,212 pairs" in refused.stderr and "quora-train.csv" in refused.stderr

@@ -76,6 +76,7 @@ def write_tickets(path, **how):
 if __name__ == "__main__":
     "The files that `sftdpo recommend` is measured on: python tests/tickets.py FOLDER"
     folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
     for number in range(3):
         write_tickets(folder / f"tickets-{number}.csv", seed=number)
         write_rows(folder / f"replies-{number}.csv", ("prompt", "completion"), replies(rows=150, seed=number))
