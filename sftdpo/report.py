@@ -182,7 +182,8 @@ def environment_table(
 ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"),
           "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
 WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto",
-                     engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance")
+                     engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance",
+                     sft_weight=0.0, dropout=0.0, max_gradient_norm=1.0)
 
 
 def describe_stage(

@@ -72,7 +72,8 @@ def format_metric(
     "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
-    text = f"{value * metric.factor:{'+' if signed else ''}.{metric.digits}f}"
+    rounded = round(value * metric.factor, metric.digits) + 0.0  # a negative zero becomes a plain one
+    text = f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
     return (text if bare else text + metric.sign).replace("-", "−")
 
 # %% ../nbs/10_tasks.ipynb #5564e536

@@ -17,7 +17,8 @@ from sftdpo.engine.store import CELL, read_results, write_planned_runs
 from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
-from sftdpo.verdicts.evidence import cell_values
+from sftdpo.verdicts.evidence import Evidence, cell_values
+from sftdpo.verdicts.gates import strong
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
 from sftdpo.verdicts.verdict import (
@@ -58,7 +59,7 @@ def study(
                 column, metric = ("correct", "accuracy") if task == "paraphrase" else ("chrf", "chrf")
                 cell = dict(run=run, task=task, recipe=recipe, tuning=tuning, seed=seed, fold=0)
                 lines.append(pd.DataFrame(cell | {"id": np.arange(examples).astype(str), column: value}))
-                metrics = {metric: value.mean()} | ({"baseline_majority": 0.25} if task == "paraphrase" else {"baseline_floor": 30.} if recipe == "base" else {})
+                metrics = {metric: value.mean()} | ({"baseline_majority": 0.25} if task == "paraphrase" else {"baseline_chrf_floor": 30.} if recipe == "base" else {})
                 if seconds and recipe != "base":
                     time = seconds[recipe, tuning] * math.exp(0.01 * random.normal())
                     metrics |= {"stage1_sft_seconds": time, "stage1_sft_examples_per_second": 100 / time}
@@ -694,3 +695,13 @@ def test_what_more_costs_is_told_of_any_study(repository):
     if not home.exists(): pytest.skip("the stored studies are not part of an installed package")
     whole, searched, small = costs_in_words([home / name for name in ("bard-sonnet", "bard-paraphrase", "small-budget")]).splitlines()[2:]
     assert re.search(r"every cell 4\.\d h, the search with 3 seeds 10\.\d h", whole) and "87 min, the search with 3 seeds" in searched and "search" not in small
+
+
+def test_a_strong_cell_beats_every_baseline_that_tables_compare_with():
+    "For texts the completion of the nearest prompt counts, and a text that only the true one could pick does not."
+    results, examples = study({("base", "-"): 0, ("sft", "full"): 10})
+    def known(**baselines):
+        rows = [results[:1].assign(metric=f"baseline_{name}", value=value) for name, value in baselines.items()]
+        return Evidence(pd.concat([results, *rows]), examples, "sonnet", Margins())
+    assert strong(known(chrf_best_training=90.), [("sft", "full")])[-1].passed
+    assert not strong(known(chrf_nearest=70.), [("sft", "full")])[-1].passed

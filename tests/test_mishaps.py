@@ -1,6 +1,7 @@
 "What happens to folders apart from kills: other programs' files, other processes, full disks, interrupts, files that changed."
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -21,8 +22,11 @@ from sftdpo.engine.safe_files import remove_leftovers, to_disk, write_json
 from sftdpo.engine.store import gather, with_searched_rates
 from sftdpo.engine.timing import Timing, finished_trials, trial_cost, trials_in_words
 from sftdpo.model import save_policy
-from sftdpo.reading.check import check_file, write_check
+from sftdpo.page.own_file import reading_of_command
+from sftdpo.reading.check import check_file, reading_options, write_check
+from sftdpo.report import describe_stage
 from sftdpo.study import check_study_folder, claim_folder, claimed, train_run
+from sftdpo.tasks import TASKS, format_metric
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +228,21 @@ def test_a_parent_that_another_command_gave_up_is_trained_again(backbone, tmp_pa
     monkeypatch.setattr(work, "load_policy", gone_once)
     results = compare(study, tmp_path / "study", False)
     assert once and set(results.recipe) == {"base", "sft-dpo"}
+
+
+def test_a_stage_is_described_with_all_that_sets_it_apart():
+    stage = dict(learning_rate=1e-4, rejected="flip")
+    usual = describe_stage(stage | dict(sft_weight=0.0, dropout=0.0, max_gradient_norm=1.0), "dpo")
+    assert usual == describe_stage(stage, "dpo")
+    told = describe_stage(stage | dict(sft_weight=1.0, dropout=0.1, max_gradient_norm=0.5), "dpo")
+    assert set(told.split(", ")) - set(usual.split(", ")) == {"sft weight 1", "dropout 0.1", "max gradient norm 0.5"}
+
+
+def test_a_column_whose_name_looks_like_an_option_can_be_named():
+    reading = Reading(label="--cat")
+    assert reading_of_command(shlex.join(["sftdpo", "compare", "--tasks", "labels", *reading_options(reading)])) == ("labels", reading)
+
+
+def test_a_negative_zero_is_a_plain_one():
+    accuracy = TASKS["paraphrase"].primary
+    assert [format_metric(-0.0001, accuracy), format_metric(-0.0001, accuracy, signed=True)] == ["0.0 %", "+0.0 %"]

@@ -145,7 +145,7 @@ def run_button(
         return [press, said]
     options = [word for name, value in part.items() for word in (f"--{name}", *(
         value if isinstance(value, tuple) else
-        (word for name, values in value.items() for word in (name, ",".join(map(str, values))))))]
+        (word for name, values in value.items() for word in (name, ",".join("null" if one is None else str(one) for one in values)))))]
     words = shlex.join(["sftdpo", "compare", "--settings", str(settings), *options, "--out", str(folder)])
     said.value = Markup("<pre style='user-select:all;white-space:pre-wrap'>{}</pre>").format(words)
     if study.data not in ("embedded", "hub") and not study.data.startswith("hub:") and not expanded(study.data).exists():

@@ -161,6 +161,7 @@ def reading_options(
         elif isinstance(value, dict):
             words += [f"--reading.{f.name.replace('_', '-')}",
                       *(str(w) for pair in value.items() for w in pair)]
+        elif str(value).startswith("-"): words.append(f"--reading.{f.name.replace('_', '-')}={value}")
         else: words += [f"--reading.{f.name.replace('_', '-')}", str(value)]
     return words
 
