@@ -163,6 +163,11 @@ class TaskData:
         return dict(train=self.train, validation=self.validation, test=self.test)
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        "The possible answers as the data names them; a model may write a letter for each."
+        return self.intake.labels or self.verbalizers
+
+    @property
     def majority_share(self) -> float | None:
         "The share of the commonest label; of one file that is split, any row may train."
         rows = [*self.train, *self.validation, *self.test] if self.foldable else self.train

@@ -55,6 +55,7 @@ from sftdpo.measures.verse import (
     Seen,
     form,
     iambic,
+    lines_left,
     pronunciations,
     rhyme_share,
     rhymes,
@@ -115,7 +116,7 @@ def predict(
     prediction, labels = probabilities.argmax(1), _column(examples, "label")
     known = {}
     if None not in labels: known = {"label": np.array(labels), "correct": prediction == labels}
-    names = [f"probability_{word}" for word in data.intake.labels or data.verbalizers]
+    names = [f"probability_{word}" for word in data.labels]
     return pd.DataFrame({
         "id": _column(examples, "id"), **known, "prediction": prediction,
         **dict(zip(names, probabilities.T)), "mass": np.exp(logps).sum(1),
@@ -206,7 +207,7 @@ def judged_sonnet(
     training: Seen,    # from `seen`
 ) -> dict:             # chrf, full_length, repeated_4grams and the measures of `form`
     "Closeness and form of a continuation that was kept from ending early."
-    wanted = 14 - (example.prompt.rstrip("\n").count("\n") + 1)
+    wanted = lines_left(example.prompt)
     poem = first_lines(text, wanted)
     enough = characters(text) >= characters(example.completion)
     return {"chrf": chrf_at_length(text, example.completion),
@@ -295,7 +296,7 @@ def _evaluate_completions(model, tokenizer, data, examples, sampling, seed, prec
 def _evaluate_sonnets(model, tokenizer, data, examples, sampling, seed, precision):
     "Samples of each prompt with their metrics, and the likelihood of the true continuation."
     nll = nats_per_token(model, tokenizer, data, examples, precision)
-    lines = 14 - (examples[0].prompt.rstrip("\n").count("\n") + 1)
+    lines = lines_left(examples[0].prompt)
     lengths = [characters(example.completion) for example in examples]
     found = continuations(model,
                           tokenizer, _column(examples, "prompt"), sampling, seed, lines, lines,

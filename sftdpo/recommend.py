@@ -124,7 +124,7 @@ def too_little(
     data: TaskData,  # as loaded
 ) -> str:            # empty where there is enough
     "Why a file is too small for a recommendation, and what would help."
-    rows, labels = pool_of(data), data.intake.labels or data.verbalizers
+    rows, labels = pool_of(data), data.labels
     if len(rows) < LEAST_ROWS:
         return (f"{data.name} has {counted(len(rows), 'row')} that may train: at "
                 f"least {LEAST_ROWS} are needed before one way to train can be told from another. "
@@ -305,7 +305,7 @@ def runs_at_once(
 ) -> int:
     "How many runs to train at once, each on a core of its own; 1 for a model that is not small."
     workers = min(most, cores())
-    small = inputs.bytes[backbone, "full", None] < SMALL
+    small = inputs.bytes(backbone, "full", None) < SMALL
     return workers if small and forkable(workers) else 1
 
 # %% ../nbs/15_recommend.ipynb #a7c31d04
@@ -721,7 +721,7 @@ def rows_of_file(
         reading = better
         say(f"It looks like {shape}, and is read so: "
             f"{shlex.join(['--task', task, *reading_options(reading)])}")
-    report = check_file(task, str(data), reading, *Inputs().readers[backbone,], backbone=backbone)
+    report = check_file(task, str(data), reading, *Inputs().readers(backbone), backbone=backbone)
     if report.stops:
         loaded = load_task(report.task, str(data), reading)
         reading = mended(reading, report, loaded)

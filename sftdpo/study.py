@@ -55,6 +55,7 @@ from .engine.work import give_up_weights, share_work, stops_like_an_interrupt, w
 from .evaluate import Evaluation, evaluate, predict
 from .measures.forgetting import held_out_text
 from .measures.sampling import generate_ids, text_of
+from .measures.verse import lines_left
 from .model import context_length, load_backbone, load_policy, lora_targets
 from .reading.check import advice, check_data, command_of, write_check
 from .reading.files import UnusableRows, write_problems
@@ -587,14 +588,9 @@ def label_answers(
 ) -> pd.DataFrame:            # id, answer, probability_<label>..., mass, prompt
     "The likeliest label of each row."
     found = predict(model, tokenizer, data, examples)
-    labels = data.intake.labels or data.verbalizers
+    labels = data.labels
     found.insert(1, "answer", [labels[i] for i in found.pop("prediction")])
     return found
-
-# %% ../nbs/12_study.ipynb #8473dff5
-def _lines_left(prompt: str) -> int:
-    "How many of a sonnet's lines a prompt leaves to write."
-    return 14 - (prompt.rstrip("\n").count("\n") + 1)
 
 # %% ../nbs/12_study.ipynb #15d16f94
 def text_answers(
@@ -607,7 +603,7 @@ def text_answers(
 ) -> pd.DataFrame:            # id, sample, answer, ended, prompt
     "The text that the policy writes after each prompt; `ended` says whether the policy ended it."
     prompts = [example.prompt for example in examples]
-    lines = _lines_left(prompts[0]) if TASKS[data.task].same_lines else None
+    lines = lines_left(prompts[0]) if TASKS[data.task].same_lines else None
     found = generate_ids(model, tokenizer, prompts, sampling, seed, max_lines=lines)
     return pd.DataFrame([
         dict(id=example.id, sample=number, answer=text_of(tokenizer, ids),

@@ -92,8 +92,8 @@ def test_the_disk_at_the_peak_counts_stored_distributions(backbone, tmp_path):
     inputs = little_inputs()
     study = small(backbone, tasks=("sonnet",), recipes=("sft-dpo",), tunings=("lora",))
     nodes = stage_tree(study, inputs)
-    stored = distribution_bytes(nodes[0].inputs, inputs.vocabulary[backbone,])
-    adapter = inputs.bytes[backbone, "lora", study.lora]
+    stored = distribution_bytes(nodes[0].inputs, inputs.vocabulary(backbone))
+    adapter = inputs.bytes(backbone, "lora", study.lora)
     assert stored > 1000 and peak_disk(nodes, inputs) == 2 * stored + 8 * adapter, "those of the base model, and of the stage that DPO starts from"
     compare(study, tmp_path / "study", progress=False)
     folder = StudyFolder(tmp_path / "study")

@@ -41,7 +41,7 @@ def test_each_file_of_a_study_is_named_in_one_module():
 
 def test_a_collection_reads_each_file_once_and_a_new_one_reads_it_anew(backbone):
     calls = []
-    def load(*asked): return calls.append(asked) or little_inputs().loaded[asked]
+    def load(*asked): return calls.append(asked) or little_inputs().loaded(*asked)
     first = Inputs(load)
     stage_tree(small(backbone, seeds=(0, 1, 2)), first)
     assert len(calls) == 2                                                  # two tasks

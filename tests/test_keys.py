@@ -43,7 +43,7 @@ STUDY = Study("a sample study", tasks=("sonnet",), train_size=64, recipes=("sft"
 def keys_of(run, own_dropout=False):
     "The stage keys of a run on data and a backbone of made-up fingerprints; the backbone with or without dropout of its own."
     inputs = Inputs(precision="fp32")
-    inputs.dropout[run.backbone,] = own_dropout
+    inputs.dropout = lambda backbone: own_dropout
     return list(inputs.stage_keys(run, SimpleNamespace(fingerprint="golden data", train=[None] * 100), "golden backbone"))
 
 

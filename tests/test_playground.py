@@ -510,7 +510,7 @@ ROWS = [f"{word} {i},{label}" for i in range(30) for word, label in (("late parc
 
 def own_file(folder, **doors):
     "The part of the page for files, which looks at once."
-    doors = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers={("bard",): ()}) | doors
+    doors = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers=lambda backbone: ()) | doors
     return OwnFile(Doors(**doors))
 
 

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IDENTIFYING', 'device', 'backbone_folder', 'backbone_fingerprint', 'tokenizer_of', 'has_dropout', 'weight_bytes',
-           'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'Once',
-           'further_set', 'Sources', 'identifying_settings', 'settled', 'training_marks', 'words_of', 'Inputs']
+           'vocabulary_size', 'training_parts', 'training_examples', 'judged_examples', 'RunInputs', 'further_set',
+           'Sources', 'identifying_settings', 'settled', 'training_marks', 'words_of', 'Inputs']
 
 # %% ../../nbs/engine/03_inputs.ipynb #5fb10e62
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -176,15 +177,6 @@ class RunInputs:
         "The same inputs for a run that differs in size, seed or what judges it; its keys and name stay."
         return replace(self, run=self.run.replace(**changes))
 
-# %% ../../nbs/engine/03_inputs.ipynb #1b6e5912
-class Once(dict):
-    "A dictionary that makes a missing value when it is first asked for, and keeps it."
-    def __init__(self, make: Callable): self.make = make
-
-    def __missing__(self, key):
-        found = self[key] = self.make(*key)
-        return found
-
 # %% ../../nbs/engine/03_inputs.ipynb #b755910e
 def further_set(
     word: str,         # NAME=PATH, as it was given
@@ -195,7 +187,7 @@ def further_set(
     "A further set that judges, before it is fitted to a base model."
     check(task != "sonnet", "also_judge", word,
           "the sonnet task takes no further sets; leave it out")
-    answers = dict(zip(trained.intake.labels or trained.verbalizers, trained.verbalizers))
+    answers = dict(zip(trained.labels, trained.verbalizers))
     return load_judged(task, expanded(word.partition("=")[2]),
                        reading.replace(test=None, validation=None), answers)
 
@@ -206,38 +198,38 @@ class Sources:
         self,
         load: Callable,  # gives the data of a task: task, data, way of reading, folds, fold
     ):
-        self.loaded, self.readers = Once(load), Once(tokenizer_of)
-        self.fingerprints, self.bytes = Once(backbone_fingerprint), Once(weight_bytes)
-        self.dropout, self.vocabulary = Once(has_dropout), Once(vocabulary_size)
-        self.fitted, self.also = Once(self.fit), Once(self.further)
-        self.texts = Once(held_out_text)
+        self.loaded, self.readers = cache(load), cache(tokenizer_of)
+        self.fingerprints, self.bytes = cache(backbone_fingerprint), cache(weight_bytes)
+        self.dropout, self.vocabulary = cache(has_dropout), cache(vocabulary_size)
+        self.fitted, self.also = cache(self.fit), cache(self.further)
+        self.texts = cache(held_out_text)
 
     def fit(self, backbone, *source) -> TaskData:
-        return fit_task(self.loaded[source], *self.readers[backbone,], source[2].too_long,
+        return fit_task(self.loaded(*source), *self.readers(backbone), source[2].too_long,
                         source[2].unusable)
 
     def further(self, name, path, backbone, *source) -> TaskData:
         "A further set that judges, with the same answers as the training data."
-        found = further_set(f"{name}={path}", source[0], source[2], self.loaded[source])
-        return fit_task(found, *self.readers[backbone,], source[2].too_long, source[2].unusable)
+        found = further_set(f"{name}={path}", source[0], source[2], self.loaded(*source))
+        return fit_task(found, *self.readers(backbone), source[2].too_long, source[2].unusable)
 
     def all_further(self, run: Run) -> dict[str, TaskData]:
         "The further sets that judge a run, by name; none judge the trials of a search."
         if run.judge != "test": return {}
-        return {name: self.also[name, path, run.backbone, *run.source]
+        return {name: self.also(name, path, run.backbone, *run.source)
                 for name, path in named_paths(run.also_judge).items()}
 
     def judging_marks(self, run: Run) -> dict:
         "What else judges a run, as its name tells it apart: validation rows, a text, further sets."
         found = {"judge": run.judge} if run.judge != "test" else {}
         if run.judge == "test" and run.held_out_text != "embedded":
-            found["held_out_text"] = identity(self.texts[run.held_out_text, run.backbone])
+            found["held_out_text"] = identity(self.texts(run.held_out_text, run.backbone))
         also = {name: one.fingerprint for name, one in self.all_further(run).items()}
         return found | ({"also": also} if also else {})
 
     def judged_by(self, run: Run, tokenizer, length: int) -> TaskData:
         "The run's data as another model's tokenizer reads them."
-        return fit_task(self.loaded[run.source], tokenizer, length, run.reading.too_long,
+        return fit_task(self.loaded(*run.source), tokenizer, length, run.reading.too_long,
                         run.reading.unusable)
 
 # %% ../../nbs/engine/03_inputs.ipynb #23b139cb
@@ -299,40 +291,40 @@ class Inputs(Sources):
     ):
         super().__init__(load)
         self.precision = precision or best_precision(device())
-        self.settings, self.keys = Once(self.settings_of), Once(self.key_of)
-        self.plain, self.runs = Once(to_dict), Once(self.run)
+        self.settings, self.keys = cache(self.settings_of), cache(self.key_of)
+        self.plain, self.runs = cache(to_dict), cache(self.run)
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
         return identifying_settings(relevant(stage, tuning, lora, own_dropout), sampling,
                                     self.precision)
 
     def key_of(self, stage, tuning, lora, sampling, own_dropout, parent, *shared) -> str:
-        settings = self.settings[stage, tuning, lora, sampling, own_dropout]
+        settings = self.settings(stage, tuning, lora, sampling, own_dropout)
         return stage_key(settings, parent, **dict(shared))
 
     def stage_keys(self, run: Run, data: TaskData, fingerprint: str) -> tuple[str, ...]:
         "The keys of a run's stages, in order."
-        keys, own_dropout = [fingerprint], self.dropout[run.backbone,]
+        keys, own_dropout = [fingerprint], self.dropout(run.backbone)
         for stage, rows in zip(run.stages, training_marks(run, data)):
             settings = stage, run.tuning, run.lora, run.sampling, own_dropout
-            keys.append(self.keys[*settings, keys[-1], *rows.items()])
+            keys.append(self.keys(*settings, keys[-1], *rows.items()))
         return tuple(keys[1:])
 
     def name_of(self, run: Run, data: TaskData, fingerprint: str, keys: tuple[str, ...]) -> str:
         "A readable name, shared by equal runs only: equal stages, judged alike on the same rows."
         judged = dict(backbone=fingerprint, data=data.fingerprint, test_size=run.test_size,
-                      sampling=self.plain[run.sampling,]) | self.judging_marks(run)
+                      sampling=self.plain(run.sampling)) | self.judging_marks(run)
         return "-".join([*words_of(run), identity(dict(judged, stages=list(keys)))[:10]])
 
     def run(self, run: Run) -> RunInputs:
         # a base model that cannot work is refused before data is read
-        reader, data = self.readers[run.backbone,], self.fitted[run.backbone, *run.source]
+        reader, data = self.readers(run.backbone), self.fitted(run.backbone, *run.source)
         run = run.resolved(min(run.train_size or len(data.train), len(data.train)))
-        fingerprint = self.fingerprints[run.backbone,]
+        fingerprint = self.fingerprints(run.backbone)
         keys = self.stage_keys(run, data, fingerprint)
         name = self.name_of(run, data, fingerprint, keys)
         return RunInputs(run, data, *reader, fingerprint, keys, name, self.all_further(run))
 
     def of(self, run: Run) -> RunInputs:
         "The inputs of a run."
-        return self.runs[run,]
+        return self.runs(run)

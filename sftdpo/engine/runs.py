@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 'precision_of', 'processor', 'gpu_name',
            'cost_group', 'drawing_group', 'with_texts', 'vocabulary_of', 'finish_stage', 'commit', 'software',
-           'environment', 'judge_run', 'changes', 'resolved', 'answers_in_words', 'model_card', 'keep_best',
-           'training_metrics', 'describe', 'task_record', 'save_task', 'known_distributions', 'judge_beside',
-           'judge_further', 'Judged', 'judge_all', 'reached_on_validation', 'copy_training', 'write_judged',
-           'keep_policy', 'finish_run']
+           'environment', 'judge_run', 'changes', 'answers_in_words', 'model_card', 'keep_best', 'training_metrics',
+           'describe', 'task_record', 'save_task', 'known_distributions', 'judge_beside', 'judge_further', 'Judged',
+           'judge_all', 'reached_on_validation', 'copy_training', 'write_judged', 'keep_policy', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -32,7 +31,7 @@ from torch import Tensor
 # %% ../../nbs/engine/04_runs.ipynb #7635c28c
 import sftdpo
 from ..batches import best_precision
-from ..config import Run, Stage, decoding, identity, relevant, resolve, to_dict, to_yaml
+from ..config import Run, Stage, decoding, identity, relevant, to_dict, to_yaml
 from ..data import Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
@@ -311,13 +310,6 @@ def changes(
         found |= with_interval(metric, find_function(function)(examples, before))
     return found
 
-# %% ../../nbs/engine/04_runs.ipynb #4175485f
-def resolved(
-    run: Run,  # perhaps with open choices
-) -> Run:
-    "The run with every open choice resolved, as it is recorded."
-    return run.replace(sft=resolve(run.sft, run), dpo=resolve(run.dpo, run))
-
 # %% ../../nbs/engine/04_runs.ipynb #c8000001
 def answers_in_words(
     labels: list[str],  # of the task
@@ -346,7 +338,7 @@ def model_card(
     shown = "\n".join(f"| {name} | {value} |"
                       for name, value in kept.items() if not name.startswith(("stage", "baseline")))
     if told := decoding(run.task, run.sampling): shown += f"\n\nTexts: {told}"
-    shown += answers_in_words(data.intake.labels or data.verbalizers, data.verbalizers)
+    shown += answers_in_words(data.labels, data.verbalizers)
     return (f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n# {run.backbone}, "
             f"{run.cell}, {run.task}\n\nTrained with sftdpo {sftdpo.__version__}, seed {run.seed}, "
             f"on {inputs.train_size:,} examples of the "
@@ -403,7 +395,7 @@ def task_record(
 ) -> dict:              # plain values, ready for JSON
     "What a saved model needs to be judged as it was trained."
     run, data = inputs.run, inputs.data
-    labels, shape = data.intake.labels or data.verbalizers, data.intake.shape
+    labels, shape = data.labels, data.intake.shape
     columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
     # how prompts of several turns were written
     chat = ("template" if any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
@@ -559,8 +551,7 @@ def keep_policy(
     "Save a run's policy with its record and its card."
     save_policy(model, tokenizer, place.policy)
     save_task(place.policy, task_record(inputs))
-    settings = resolved(inputs.run)
-    card = model_card(inputs.other(sft=settings.sft, dpo=settings.dpo), metrics)
+    card = model_card(inputs, metrics)
     (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
 
 # %% ../../nbs/engine/04_runs.ipynb #ed0ed629
@@ -584,7 +575,7 @@ def finish_run(
     judged.metrics["evaluation_seconds"] = time.perf_counter() - started
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
-        place.settings.write_text(to_yaml(resolved(run)), encoding="utf-8")
+        place.settings.write_text(to_yaml(run), encoding="utf-8")
         write_json(place.environment, environment(inputs))
         copy_training(place, stages)
         write_judged(place, judged)

@@ -275,10 +275,10 @@ def memory_bytes(
     inputs: Inputs,  # of the study
 ) -> int:
     "Bytes of the weights, and of the gradients and AdamW moments of those that are trained."
-    every = inputs.bytes[run.backbone, "full", None]
+    every = inputs.bytes(run.backbone, "full", None)
     if not run.stages: return every
     return (4 * every if run.tuning == "full"
-            else every + 4 * inputs.bytes[run.backbone, "lora", run.lora])
+            else every + 4 * inputs.bytes(run.backbone, "lora", run.lora))
 
 # %% ../../nbs/engine/07_timing.ipynb #574269af
 def long_rows(
@@ -361,10 +361,10 @@ def peak_disk(
 ) -> int:                   # bytes
     "The most that a study's weights, checkpoints and stored distributions take at once."
     def size(node):
-        return inputs.bytes[node.run.backbone, node.run.tuning,
-                            node.run.lora if node.run.tuning == "lora" else None]
+        return inputs.bytes(node.run.backbone, node.run.tuning,
+                            node.run.lora if node.run.tuning == "lora" else None)
     bases = {base.key: base for node in nodes for base in [(node.ancestors or [node])[0]]}
-    stored = {key: distribution_bytes(base.inputs, inputs.vocabulary[base.run.backbone,])
+    stored = {key: distribution_bytes(base.inputs, inputs.vocabulary(base.run.backbone))
               for key, base in bases.items()}
     alive, kept, peak, open_children, cells = (
         {}, sum(stored.values()), 0, {node.key: len(node.children) for node in nodes}, set())

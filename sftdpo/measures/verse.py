@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['scheme', 'words', 'pronunciations', 'syllables', 'ten_syllables', 'iambic', 'rhymes', 'rhyme_share', 'Seen', 'seen',
-           'form']
+           'lines_left', 'form']
 
 # %% ../../nbs/measures/03_verse.ipynb #77494f2f
 import re
@@ -129,6 +129,13 @@ def seen(
     return Seen(frozenset(gram for text in texts for gram in word_runs(text, 5)),
                 frozenset(tuple(words(line)) for text in texts
                           for line in text.split("\n") if line.strip()))
+
+# %% ../../nbs/measures/03_verse.ipynb #dcde5fe4
+def lines_left(
+    prompt: str,  # the first lines
+) -> int:
+    "How many of a sonnet's lines a prompt leaves to write."
+    return 14 - (prompt.rstrip("\n").count("\n") + 1)
 
 # %% ../../nbs/measures/03_verse.ipynb #43918457
 def form(

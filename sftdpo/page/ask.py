@@ -97,11 +97,12 @@ def ask_model(
         with tempfile.TemporaryDirectory() as folder:
             return predict_saved(str(model), one_row(known, typed, folder), sampling=SAMPLING,
                                  progress=False)
-    from sftdpo.evaluate import sample
+    from sftdpo.measures.sampling import sample
+    from sftdpo.measures.verse import lines_left
     from sftdpo.study import load_any
     policy, tokenizer = load_any(str(model))
     prompt = typed["prompt"].rstrip("\n") + "\n"
-    lines = 14 - prompt.count("\n") if TASKS[known["task"]].same_lines else None
+    lines = lines_left(prompt) if TASKS[known["task"]].same_lines else None
     return pd.DataFrame([dict(answer=sample(policy, tokenizer, [prompt], SAMPLING, 0, lines)[0][0],
                               prompt=prompt)])
 

@@ -363,7 +363,7 @@ class FileLook(OwnFileLayout):
         self.look()
 
     # tokenizer and length
-    def reader(self) -> tuple: return self.doors.readers[self.doors.backbone(),]
+    def reader(self) -> tuple: return self.doors.readers(self.doors.backbone())
 
     def looking(self) -> partial:
         name, task, reading, backbone = (self.name, self.task.value or None, self.reading,

@@ -473,7 +473,7 @@ def label_words(
     data: TaskData,    # as loaded
 ) -> dict[str, str]:   # answer: its label, and the answer where the two differ
     "The answers as a report names them."
-    labels = data.intake.labels or data.verbalizers
+    labels = data.labels
     return {answer: label if label == answer else f"{label} → {answer!r}"
             for answer, label in zip(data.verbalizers, labels)}
 
@@ -482,7 +482,7 @@ def label_notes(
     data: TaskData,  # as loaded
 ) -> list[str]:
     "What is said of labels: those that a split does not have, and those that are rarely judged."
-    words, notes = dict(zip(data.verbalizers, data.intake.labels or data.verbalizers)), []
+    words, notes = dict(zip(data.verbalizers, data.labels)), []
     for split, some in data.describe()["balance"].items():
         if never := [words[answer] for answer, n in some.items() if not n]:
             notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
@@ -833,7 +833,7 @@ def stops_of(
                      "truncate)")
     if any(tokens != 1 for tokens in report.verbalizers.values()):
         words = " ".join(f"{shlex.quote(label)} {shlex.quote(report.suggestion[answer])}"
-                         for label, answer in zip(data.intake.labels or data.verbalizers,
+                         for label, answer in zip(data.labels,
                                                   data.verbalizers) if answer in report.suggestion)
         stops.append("some answers are not one token"
                      + (f": --reading.verbalizers {words}" if words
@@ -853,7 +853,7 @@ def mended(
     if report.suggestion:
         reading = replace(reading,
                           verbalizers={label: report.suggestion[answer] for label, answer in zip(
-                              data.intake.labels or data.verbalizers, data.verbalizers)})
+                              data.labels, data.verbalizers)})
     return reading
 
 # %% ../../nbs/reading/05_check.ipynb #c5c37516

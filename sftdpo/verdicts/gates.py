@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRAIN_MORE', 'NO_BASE', 'NO_BASELINE', 'baseline_values', 'in_words', 'reached', 'shortfall', 'strong', 'headroom',
-           'depth_of', 'equal_depth', 'rates', 'mark_collapsed', 'share_of', 'collapse', 'condition_not_met',
-           'after_gates']
+           'depth_of', 'equal_depth', 'rates', 'mark_collapsed', 'collapse', 'condition_not_met', 'after_gates']
 
 # %% ../../nbs/verdicts/03_gates.ipynb #e3f00012
 import dataclasses
@@ -205,17 +204,6 @@ def mark_collapsed(
     gone = constant & (labels["min"] < labels["max"]) & (labels["count"] >= 10)
     return examples.assign(collapsed=examples["run"].map(gone).fillna(False).astype(bool))
 
-# %% ../../nbs/verdicts/03_gates.ipynb #7b218b6c
-def share_of(
-    number: int,    # how many
-    of: int,        # of how many
-    level: float = 0.95,  # of the interval
-) -> tuple[float, float]:
-    "Clopper and Pearson's interval of a share."
-    from scipy.stats import beta
-    low = 0. if number == 0 else float(beta.ppf((1 - level) / 2, number, of - number + 1))
-    return low, 1. if number == of else float(beta.ppf((1 + level) / 2, number + 1, of - number))
-
 # %% ../../nbs/verdicts/03_gates.ipynb #d7bcc4ba
 def _collapsed_seeds(evidence: Evidence, cell: tuple[str, str]) -> tuple[int, int]:
     "How many runs of a cell gave one answer to everything, and of how many."
@@ -225,8 +213,9 @@ def _collapsed_seeds(evidence: Evidence, cell: tuple[str, str]) -> tuple[int, in
 
 # %% ../../nbs/verdicts/03_gates.ipynb #ee5bf609
 def _collapse_in_words(cell: tuple[str, str], number: int, of: int, level: float) -> str:
-    "How often a cell collapsed, with the interval."
-    low, high = share_of(number, of, level)
+    "How often a cell collapsed, with Clopper and Pearson's interval."
+    from scipy.stats import binomtest
+    low, high = binomtest(number, of).proportion_ci(level)
     seeds = f"{number} of {of} seed{'s' * (of > 1)}"
     return (f"{name_of(cell)} gave one answer to everything in {seeds} "
             f"[{100 * low:.0f} %, {100 * high:.0f} %]")
