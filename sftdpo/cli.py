@@ -36,6 +36,7 @@ from sftdpo.config import (
     SettingsError,
     Stage,
     Study,
+    Tracker,
     WorkFailed,
     check,
     check_choice,
@@ -289,7 +290,7 @@ class Train:
     run: Annotated[Run, tyro.conf.arg(name="")]  # what to train
     out: Path = Path("runs/train")  # folder for the results; the model is in its `model` folder
     # trackers that show the curves; their packages must be installed
-    report_to: tuple[Literal["trackio", "tensorboard", "wandb", "mlflow"], ...] = ()
+    report_to: tuple[Tracker, ...] = ()
 
     def __call__(self):
         read = ReadBefore([self.run], self.out)

@@ -169,9 +169,7 @@ def baselines_in_folds(
         some = part.train if len(part.train) <= ENOUGH else subset(part.train, ENOUGH, seed)
         found.append(baselines(part, part.test, seed, some))
     means = pd.DataFrame(found).mean(skipna=False).dropna()
-    known = {one.title: means[one.name] for one in data.record.comparable_baselines() if one.name in means}
-    if "the longer one" in known: known["the shorter one"] = means["shorter"]
-    return known
+    return {one.title: means[one.name] for one in data.record.comparable_baselines() if one.name in means}
 
 def too_easy(
     baselines: dict[str, float],  # title -> value

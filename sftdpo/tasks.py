@@ -293,7 +293,8 @@ PREFERENCES = Task(
     columns=dict(prompt=(), chosen=(), rejected=()), evaluate="sftdpo.evaluate:_evaluate_pairs",
     baselines="sftdpo.measures.baselines:_preference_baselines",
     beside=(Baseline("coin", "a coin", "accuracy"),
-            Baseline("longer", "the longer one", "accuracy")),
+            Baseline("longer", "the longer one", "accuracy"),
+            Baseline("shorter", "the shorter one", "accuracy")),
     paired={"reward_accuracy": "sftdpo.evaluate:pair_reward_accuracy"})
 
 # %% ../nbs/10_tasks.ipynb #a29c1ea6
