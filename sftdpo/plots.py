@@ -7,11 +7,11 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'ROUND_NUMBERS', 'FEWEST_IN_BIN', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of',
            'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'with_stages', 'smoothed', 'over_seeds',
            'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course',
-           'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison', 'round_ticks', 'recipe_handles', 'scale_costs',
-           'draw_costs', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs',
-           'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs',
-           'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at',
-           'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
+           'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison', 'differences', 'round_ticks', 'recipe_handles',
+           'scale_costs', 'draw_costs', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics',
+           'draw_runs', 'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes',
+           'displaced_pairs', 'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves',
+           'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -32,8 +32,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 # %% ../nbs/21_plots.ipynb #b8ca8e68
 from .engine.plain_text import visible
 from .engine.store import task_of
+from .stats import Estimate
 from .tables import cell_intervals, costs_of, format_time, with_cells
 from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named
+from .verdicts.verdict import describe_estimate, plainly
 
 # %% ../nbs/21_plots.ipynb #133359f2
 def short(
@@ -440,18 +442,19 @@ def row_in_words(
 def draw_mean(
     axis,            # to draw on
     row: int,        # from the top
-    cell,            # a line of `cell_intervals`
-    metric: Metric,  # what it is of
+    cell,            # mean, low and high: a line of `cell_intervals`, an estimate
+    factor: float,   # of the metric
     look: dict,      # from `looks_of`
+    said: str,       # at the right
 ):
     "One cell: its interval, its mean, and the mean as a number at the right."
-    factor, look = metric.factor, look | {"linestyle": "none"}
+    look = look | {"linestyle": "none"}
     reach = factor * np.array([[cell.mean - cell.low], [cell.high - cell.mean]])
     if np.isfinite(reach).all():
         axis.errorbar(factor * cell.mean, row, xerr=reach, capsize=2.5, elinewidth=1.4,
                       color=look["color"])
     axis.plot(factor * cell.mean, row, markersize=6.5, markeredgewidth=1.4, **look)
-    axis.annotate(format_metric(cell.mean, metric), (1, row), xytext=(6, 0),
+    axis.annotate(said, (1, row), xytext=(6, 0),
                   xycoords=axis.get_yaxis_transform(), textcoords="offset points", va="center")
 
 # %% ../nbs/21_plots.ipynb #b3800680
@@ -485,8 +488,9 @@ def cell_comparison(
         picture = Picture(1.1 + 0.26 * len(shown) + 0.22 * math.ceil(len(beside) / 2))
         axis = picture.subplots()
         for row, cell in enumerate(shown.itertuples()):
-            draw_mean(axis, row, cell, metric,
-                      looks["before training" if cell.recipe == "base" else cell.tuning])
+            draw_mean(axis, row, cell, factor,
+                      looks["before training" if cell.recipe == "base" else cell.tuning],
+                      format_metric(cell.mean, metric))
         lines = [axis.axvline(factor * value,
                               color=INK, linewidth=1.1, linestyle=LINES[2 + place % 4],
                               label=f"{short(name, 34)} {format_metric(value, metric)}")
@@ -505,6 +509,32 @@ def cell_comparison(
            if len(intervals) > MOST_ROWS else "")
     picture.alternative = (f"Each cell's mean {metric.title} with its 95 % interval, from high to "
                            f"low: {listed(rows, MOST_ROWS)}.{without}{cut}")
+    return picture
+
+# %% ../nbs/21_plots.ipynb #811d82e8
+def differences(
+    estimates: dict[str, Estimate],  # what is compared: its difference, as verdicts estimate it
+    metric: Metric | str,            # what they are differences of
+    margin: float = 0,               # from which on a difference matters
+) -> Picture:
+    "A row per difference: its mean and interval, around the band of those too small to matter."
+    metric = metric_named(metric)
+    if not estimates: return nothing("No two cells have been judged yet: there is nothing to compare.")
+    said = {name: describe_estimate(one, metric.unit) for name, one in estimates.items()}
+    small, reach = f"less than {plainly(margin, metric.unit)}: too small to matter", metric.factor * margin
+    with style():
+        picture = Picture(1.1 + 0.26 * len(said))
+        axis = picture.subplots()
+        axis.axvline(0, color=INK, linewidth=0.8)
+        band = [axis.axvspan(-reach, reach, color=FAINT, label=small)] if margin else []
+        for row, (name, one) in enumerate(estimates.items()):
+            draw_mean(axis, row, one, metric.factor, dict(color=INK, marker="o"), said[name])
+        name_rows(axis, list(said))
+        axis.set_xlabel(f"difference of {axis_title(metric)}".replace("%", "points"))
+        legend(picture, {}, band)
+    rows = [f"{short(name, 60)} {words}" for name, words in said.items()]
+    picture.alternative = (f"Differences of {metric.title} with their intervals: "
+                           f"{listed(rows, MOST_ROWS)}." + f" A grey band: {small}." * bool(margin))
     return picture
 
 # %% ../nbs/21_plots.ipynb #57b059a9

@@ -7,8 +7,8 @@ __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'SHARED', 
            'MOST_TABLE_LINES', 'cut', 'data', 'planned', 'read_study', 'has_all', 'up_to_date', 'failures_of',
            'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table', 'cells_of',
            'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task', 'further_results',
-           'more_figures', 'more_tables', 'task_part', 'caveats_of', 'shared_texts', 'plain', 'write_tables',
-           'format_margin', 'plain_number', 'page', 'grouped', 'searched_rates', 'write_report']
+           'more_figures', 'differences_between', 'more_tables', 'task_part', 'caveats_of', 'shared_texts', 'plain',
+           'write_tables', 'format_margin', 'plain_number', 'page', 'grouped', 'searched_rates', 'write_report']
 
 # %% ../nbs/22_report.ipynb #03f57444
 import base64
@@ -51,6 +51,9 @@ from sftdpo.tables import (
     with_sources,
 )
 from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes
+from .verdicts.conditions import read_conditions
+from .verdicts.evidence import Evidence, recipe_differences, sound_tables, tuning_differences
+from .verdicts.gates import mark_collapsed
 from .verdicts.verdict import Verdict, describe_estimate, plainly, read_margins
 
 # %% ../nbs/22_report.ipynb #ec09be7c
@@ -383,6 +386,22 @@ def more_figures(
                             "A further set, on which nobody trained or chose. Exploratory."))
     return found
 
+# %% ../nbs/22_report.ipynb #969191b8
+def differences_between(
+    folder: Path,            # of a study
+    results: pd.DataFrame,   # of one task
+    examples: pd.DataFrame,  # of the same
+) -> list[dict]:             # from `figure`; empty where no two cells can be compared
+    "What sets the cells of a task apart, as the verdicts estimate it."
+    sound, _ = sound_tables(mark_collapsed(examples), results)
+    found = Evidence(read_conditions(folder, results)[0], sound, results["task"].iloc[0],
+                     read_margins(folder))
+    estimates = recipe_differences(found) | tuning_differences(found)
+    if not estimates: return []
+    return [figure(plots.differences(estimates, found.record.primary, found.margin),
+                   "Differences", "Mean and 95 % interval, paired on seeds and examples; where "
+                   "learning rates were searched, the error of choosing them is included.")]
+
 # %% ../nbs/22_report.ipynb #d6bf7fd5
 def more_tables(
     folder: Path,            # of a study
@@ -418,14 +437,19 @@ def task_part(
                else pd.DataFrame())
     some = ("" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique()
             else f" Drawn from the {len(drawn)} runs with the lowest seeds.")
+    cells_drawn = figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % "
+                         "interval over seeds and examples. Vertical lines: what is reached "
+                         "without training.")
     figures = [
-        figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval "
-               "over seeds and examples. Vertical lines: what is reached without training."),
+        cells_drawn,
+        # in a sweep a cell has several values, of which each would be compared
+        *(differences_between(folder, results, examples)
+          if len(set(variants.values()) - {""}) < 2 else [figure(
+              plots.against_parameters(costs, metric), "What was trained", "Trained parameters. "
+              "Recipes with the same number are drawn a little beside one another.")]),
         figure(plots.against_time(costs, metric), "What it took",
                "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
                "shared stages count in every run. Small marks are runs, large ones cells."),
-        figure(plots.against_parameters(costs, metric), "What was trained", "Trained parameters. "
-               "Recipes with the same number are drawn a little beside one another."),
         figure(plots.learning_curves(history), "Learning curves",
                "Lines: training loss, smoothed, mean of the seeds; bands: lowest to highest seed; "
                f"marks: held-out rows. SFT: nats per token. DPO: begins at ln 2 ≈ 0.693.{some}")]

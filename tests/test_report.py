@@ -238,6 +238,21 @@ def test_half_done(tmp_path, number):
     assert len((folder / "results.csv").read_text().split("\n")) > before
 
 
+def differences_in(page): return [image["alt"] for image in page.all("img") if image["alt"].startswith("Differences of")]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_differences_are_drawn_as_the_verdicts_estimate_them(tmp_path):
+    folder = make_study(tmp_path / "study", seeds=(0, 1, 2))
+    words, = differences_in(read_page(write_report(folder)))
+    values = {(run.name.split("-full")[0], run.name.split("-")[-2]): pd.read_parquet(run / "examples.parquet").chrf.mean() for run in (folder / "runs").glob("*-full-*")}
+    mean = np.mean([values["sonnet-sft-dpo", f"seed{seed}"] - values["sonnet-sft", f"seed{seed}"] for seed in range(3)])
+    assert f"sft-dpo − sft, full {mean:+.2f} chrF [".replace("-0", "−0") in words
+    for name in ("dpo − sft, lora", "sft-dpo − sft-sft, full", "sft, full − lora", "sft-sft, full − lora"): assert f"{name} " in words
+    assert words.endswith("A grey band: less than 1 chrF: too small to matter.")
+    assert differences_in(read_page(write_report(make_study(tmp_path / "one", recipes=("sft",), tunings=("full",))))) == []
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_sets_cells_apart(tmp_path):
     folder = tmp_path / "study"
@@ -251,6 +266,7 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     page = read_page(write_report(folder))
     assert "4 of 4 runs" in page.words
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"base", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
+    assert differences_in(page) == [], "a cell that a sweep gives several values is not compared as one"
 
 
 @pytest.mark.usefixtures("undrawn")

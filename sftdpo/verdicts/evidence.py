@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['made_up_study', 'cell_values', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'both_tunings',
-           'recipes_with_both', 'disagreement', 'guarded', 'judged_by_task', 'judged_by_tuning', 'sound_tables']
+           'recipes_with_both', 'recipe_differences', 'tuning_differences', 'disagreement', 'guarded', 'judged_by_task',
+           'judged_by_tuning', 'sound_tables']
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00012
 import dataclasses
@@ -189,6 +190,25 @@ def recipes_with_both(
     "Recipes that were trained with full and with LoRA, those that are exploratory last."
     both = [recipe for recipe in trained_recipes() if not evidence.lacking(both_tunings(recipe))]
     return sorted(both, key=lambda recipe: RECIPES[recipe].exploratory)
+
+# %% ../../nbs/verdicts/02_evidence.ipynb #740572d0
+def recipe_differences(
+    evidence: Evidence,  # of one task
+) -> dict[str, Estimate]:  # what is compared: its difference
+    "Every recipe minus SFT, and those with two parts minus what only one part would do, by tuning."
+    pairs = [(recipe, "sft") for recipe in trained_recipes() if recipe != "sft"]
+    pairs += [("sft-dpo", "sft-sft"), ("dpo+sft", "dpo")]
+    cells = [((one, tuning), (other, tuning)) for tuning in ("full", "lora") for one, other in pairs]
+    return {f"{one[0]} − {other[0]}, {one[1]}": evidence.effect({one: 1, other: -1})
+            for one, other in cells if not evidence.lacking([one, other])}
+
+# %% ../../nbs/verdicts/02_evidence.ipynb #740572d2
+def tuning_differences(
+    evidence: Evidence,  # of one task
+) -> dict[str, Estimate]:  # what is compared: its difference
+    "Full fine-tuning minus LoRA for every recipe that was trained with both."
+    return {f"{recipe}, full − lora": evidence.effect(dict(zip(both_tunings(recipe), (1, -1))))
+            for recipe in recipes_with_both(evidence)}
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #11aea12d
 def disagreement(
