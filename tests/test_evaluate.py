@@ -48,7 +48,7 @@ from sftdpo.evaluate import (
     text_of,
 )
 from sftdpo.measures.baselines import STRENGTHS, overlap_features, tfidf_baseline
-from sftdpo.measures.distance import completion_logits, divergences, kl_divergence, row_divergences
+from sftdpo.measures.distance import distances, distributions, divergences, kl_divergence
 from sftdpo.model import apply_tuning
 from sftdpo.tasks import TASKS
 
@@ -569,21 +569,23 @@ def test_divergence_equals_torch_and_scipy():
     assert kl_divergence(torch.tensor([1., 0.]).log(), torch.tensor([.5, .5]).log()).item() == pytest.approx(np.log(2))
 
 
-def test_row_divergences_equal_a_plain_loop(tiny):
+def test_distances_equal_a_plain_loop(tiny):
     base, tokenizer = tiny
     policy = tiny_model(base.config.model_type, tokenizer, seed=1)
     policy.train()
     examples = [Example("a", "Shall I ", "compare thee"), Example("b", "Thou art ", "more lovely\nand more")]
-    rows = tokenize(examples, tokenizer, True) + verbalizer_rows(examples, tokenizer, ("no", "yes"))
-    found = row_divergences(policy, base, rows, "fp32", chunk=2)
-    assert policy.training and found.positions.tolist()[2:] == [1, 1]
+    labelled = [replace(example, id=f"{example.id} as a label") for example in examples]
+    rows = tokenize(examples, tokenizer, True) + verbalizer_rows(labelled, tokenizer, ("no", "yes"))
+    places = [list(range(len(row.completions[0]))) for row in rows]
+    assert places[2:] == [[0], [0]]
+    found = distances(*(distributions(model, rows, places) for model in (policy, base)), rows, places)
+    assert policy.training, "a model is left in the mode that it had"
     policy.eval(), base.eval()
     for row, line in zip(rows, found.itertuples()):
         ids = torch.tensor([row.prompt + row.completions[0]])
         with torch.no_grad(): p, q = (model(ids).logits[0, len(row.prompt) - 1:-1].log_softmax(-1) for model in (policy, base))
         expected = [(a.exp() * (a - b)).sum(-1).mean().item() for a, b in ((p, q), (q, p))]
-        assert [line.policy_to_base, line.base_to_policy] == pytest.approx(expected, rel=1e-4)
-        assert len(completion_logits(base, row, "fp32")) == len(row.completions[0])
+        assert [line.there, line.back] == pytest.approx(expected, rel=1e-4)
 
 
 # -- baselines, and questions that training has seen
