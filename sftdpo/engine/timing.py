@@ -27,20 +27,19 @@ from time import perf_counter
 
 import pandas as pd
 import torch
-from transformers import AutoConfig
 
 # %% ../../nbs/engine/07_timing.ipynb #346ee12f
 from ..config import Run, Stage, Study, from_yaml
 from .beside import beside_of, measured_beside
 from .folder import StageFolder, State, StudyFolder, read_record
-from .inputs import Inputs, RunInputs, backbone_folder, device, settled
+from .inputs import Inputs, RunInputs, device, settled
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
 from .store import searched_cells, searched_recipes, with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
-from ..model import apply_tuning, load_backbone
+from ..model import apply_tuning, backbone_config, load_backbone
 from ..reading.examples import counted
 from ..reading.rows import token_counts
 from ..tasks import steps_of
@@ -306,8 +305,7 @@ def activation_bytes(
     stage: Stage,       # resolved
 ) -> int:
     "About the bytes that a step's activations and logits take in single precision."
-    config = AutoConfig.from_pretrained(backbone_folder(inputs.run.backbone),
-                                        trust_remote_code=False).get_text_config()
+    config = backbone_config(inputs.run.backbone).get_text_config()
     width, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "intermediate_size", None) or 4 * width
     rows = min(stage.micro_batch_size or stage.batch_size, stage.batch_size)
