@@ -1,6 +1,8 @@
 """The repository itself: version, imports, command, package."""
 import ast
 import configparser
+import importlib
+import inspect
 import json
 import re
 import shutil
@@ -152,6 +154,38 @@ def test_explorers_are_stored_without_their_widgets(repository):
                 seen += 1
                 assert cell["outputs"] == [], f"{notebook.name}: clear the output of the cell that calls interact; a page without a kernel shows a dead widget"
     assert seen
+
+
+def slow_faults(
+    notebook: Path,  # with code that no test runs
+) -> list[str]:
+    "Imports of the package in a notebook that fail, and calls in its slow cells that do not fit what is called."
+    found, known = [], {}
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] != "code" or source.startswith(("%", "!")): continue
+        nodes = list(ast.walk(ast.parse(source)))
+        for node in nodes:
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("sftdpo"): continue
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if hasattr(module, alias.name): known[alias.asname or alias.name] = getattr(module, alias.name)
+                elif not (package.parent / node.module.replace(".", "/") / f"{alias.name}.py").exists(): found.append(f"{node.module} has no {alias.name}")
+        for node in nodes if "| slow" in source else []:
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in known: continue
+            if any(isinstance(one, ast.Starred) for one in node.args) or any(one.arg is None for one in node.keywords): continue
+            try: inspect.signature(known[node.func.id]).bind(*node.args, **{one.arg: one for one in node.keywords})
+            except TypeError as error: found.append(f"{node.func.id}: {error}")
+    return found
+
+
+def test_slow_cells_call_what_there_is(repository, tmp_path):
+    notebooks = [path for path in sorted((repository / "nbs").rglob("*.ipynb")) if "| slow" in path.read_text(encoding="utf-8")]
+    assert len(notebooks) > 5 and {path.name: faults for path in notebooks if (faults := slow_faults(path))} == {}
+    wrong = tmp_path / "wrong.ipynb"
+    cells = ["from sftdpo.model import empty_model, nothing", "#| slow\nempty_model('bard')"]
+    wrong.write_text(json.dumps(dict(cells=[dict(cell_type="code", source=[source]) for source in cells])))
+    assert [fault.partition(":")[0] for fault in slow_faults(wrong)] == ["sftdpo.model has no nothing", "empty_model"]
 
 
 def test_command_line_starts_light():
