@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OF_BACKBONE', 'WITH_CHOICE', 'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'caveats', 'parts_of',
-           'answer', 'with_detectable', 'with_wrong', 'judge_results', 'verdict_table', 'judge_claims', 'verdicts_of',
-           'verdicts_in_words', 'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
+           'answer', 'with_detectable', 'with_wrong', 'judge_results', 'verdict_table', 'judge_claims', 'evidence_of',
+           'verdicts_of', 'verdicts_in_words', 'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -20,7 +20,7 @@ from .engine.store import CELL, read_examples, read_results, rows_of, task_of
 from .stats import detectable, detectable_range
 from .verdicts.conditions import read_conditions
 from .verdicts.dominance import DOMINATES, tuning_dominates
-from .verdicts.evidence import guarded, sound_tables
+from .verdicts.evidence import Evidence, guarded, sound_tables
 from .verdicts.gains import SMALL_GAINS, over_tasks, small_gains
 from .verdicts.gates import mark_collapsed
 from .verdicts.matching import CAN_MATCH, dpo_alone, existence
@@ -280,6 +280,17 @@ def judge_claims(
         found = with_bench(found, results, files, margins)
     if not judged: return found
     return [exploratory(one, f"judged on the further set {judged}") for one in found]
+
+# %% ../nbs/14_claims.ipynb #7575774d
+def evidence_of(
+    folder: str | Path,      # of a study
+    results: pd.DataFrame,   # of one task: `read_results`, one run per cell, seed and fold
+    examples: pd.DataFrame,  # of the same runs: `read_examples`
+) -> Evidence:               # its effects have the verdicts' intervals
+    "What the claims are judged by."
+    sound, _ = sound_tables(mark_collapsed(examples), results)
+    return Evidence(read_conditions(folder, results)[0], sound, results["task"].iloc[0],
+                    read_margins(folder))
 
 # %% ../nbs/14_claims.ipynb #c13c0265
 def verdicts_of(

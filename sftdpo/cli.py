@@ -129,9 +129,10 @@ class Compare:
         read = ReadBefore(self.study.runs(self.study.seeds[:1]), self.out)
         from sftdpo.engine.inputs import Inputs
         from sftdpo.study import compare
-        from sftdpo.tables import next_steps, print_tables
+        from sftdpo.tables import next_steps, print_differences, print_tables
         results = compare(self.study, self.out, execution=self.execution, inputs=Inputs(read.load))
         print_tables(results, self.out)
+        print_differences(results, self.out)
         if len(results): print(next_steps(results, self.out))
         if any(StudyFolder(self.out).failures.glob("*.txt")): sys.exit(1)
 

@@ -30,7 +30,7 @@ from markupsafe import Markup
 
 import sftdpo
 from . import plots
-from .claims import judge_claims, verdict_table
+from .claims import evidence_of, judge_claims, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
@@ -51,9 +51,7 @@ from sftdpo.tables import (
     with_sources,
 )
 from .tasks import RECIPES, Metric, format_interval, format_metric, stage_changes
-from .verdicts.conditions import read_conditions
-from .verdicts.evidence import Evidence, recipe_differences, sound_tables, tuning_differences
-from .verdicts.gates import mark_collapsed
+from .verdicts.evidence import differences_of
 from .verdicts.verdict import Verdict, describe_estimate, plainly, read_margins
 
 # %% ../nbs/22_report.ipynb #ec09be7c
@@ -393,14 +391,14 @@ def differences_between(
     examples: pd.DataFrame,  # of the same
 ) -> list[dict]:             # from `figure`; empty where no two cells can be compared
     "What sets the cells of a task apart, as the verdicts estimate it."
-    sound, _ = sound_tables(mark_collapsed(examples), results)
-    found = Evidence(read_conditions(folder, results)[0], sound, results["task"].iloc[0],
-                     read_margins(folder))
-    estimates = recipe_differences(found) | tuning_differences(found)
-    if not estimates: return []
+    found = evidence_of(folder, results, examples)
+    if not (estimates := differences_of(found)): return []
+    notes = dict.fromkeys(note for one in estimates.values() for note in one.notes)
+    caption = ("Mean and 95 % interval, paired on seeds and examples; where learning rates were "
+               "searched, the error of choosing them is included. One interval in twenty misses "
+               "the truth by chance.")
     return [figure(plots.differences(estimates, found.record.primary, found.margin),
-                   "Differences", "Mean and 95 % interval, paired on seeds and examples; where "
-                   "learning rates were searched, the error of choosing them is included.")]
+                   "Differences", " ".join([caption, *notes]))]
 
 # %% ../nbs/22_report.ipynb #d6bf7fd5
 def more_tables(

@@ -9,7 +9,7 @@ __all__ = ['CELL_COLUMNS', 'CAVEATS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO',
            'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table',
            'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
            'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets',
-           'print_further', 'seeds_in_words', 'print_tables', 'next_steps']
+           'print_further', 'seeds_in_words', 'print_tables', 'print_differences', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_tables.ipynb #e6c11e15
+from .claims import evidence_of
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder
@@ -31,7 +32,9 @@ from .engine.store import further_sets, read_examples, read_results, task_of, va
 from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
+from .verdicts.evidence import differences_of
 from .verdicts.gates import mark_collapsed
+from .verdicts.verdict import describe_estimate, plainly
 
 # %% ../nbs/20_tables.ipynb #d7e85166
 def place_of(
@@ -633,6 +636,24 @@ def print_tables(
     if not len(results):
         return print(f"No run is finished, so there is no table. Everything is in {folder}.")
     print_wrapped(f"\n{words_of_brackets(results)} Everything is in {folder}.")
+
+# %% ../nbs/20_tables.ipynb #4305aef6
+def print_differences(
+    results: pd.DataFrame,  # from `compare` or `read_results`
+    folder: Path,           # of the study
+):
+    "Print what sets each task's cells apart, where more than one seed or fold was trained."
+    for task, part in results.groupby("task", sort=False):
+        trained, variants = part[part["recipe"] != "base"], variants_of(Path(folder))
+        repeated = len(trained.drop_duplicates(["seed", "fold"])) > 1
+        if not repeated or len({variants.get(run, "") for run in trained["run"]}) > 1: continue
+        found = evidence_of(folder, part, read_examples(folder, list(part["run"].unique())))
+        said = {name: describe_estimate(one, found.unit) for name, one in differences_of(found).items()}
+        if not said: continue
+        print_wrapped(f"\n{task}: differences, paired on seeds and examples, with 95 % intervals (one "
+                      "in twenty misses by chance); less than "
+                      f"{plainly(found.margin, found.unit)} is too small to matter")
+        for name, words in said.items(): print(f"{name:<{max(map(len, said))}}  {words}")
 
 # %% ../nbs/20_tables.ipynb #61b112b8
 def next_steps(

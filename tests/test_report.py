@@ -12,9 +12,10 @@ import pytest
 import yaml
 
 from sftdpo.cli import parse
-from sftdpo.engine.store import write_planned_runs
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.store import gather, read_results, write_planned_runs
 from sftdpo.report import MOST_RUNS, STYLE, data, up_to_date, write_report
-from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, print_tables
+from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, print_differences, print_tables
 from sftdpo.tasks import RECIPES
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
@@ -253,8 +254,25 @@ def test_differences_are_drawn_as_the_verdicts_estimate_them(tmp_path):
     assert differences_in(read_page(write_report(make_study(tmp_path / "one", recipes=("sft",), tunings=("full",))))) == []
 
 
+def test_one_seed_is_told_beside_the_differences(tmp_path):
+    page = read_page(write_report(make_study(tmp_path / "study", seeds=(0,))))
+    assert "One seed: the interval is over examples only; how much seeds vary is unknown." in page.words
+
+
+def test_differences_are_printed_where_trainings_were_repeated(tmp_path, capsys):
+    folder = make_study(tmp_path / "study", seeds=(0, 1))
+    print_differences(gather(StudyFolder(folder)), folder)
+    said = capsys.readouterr().out.splitlines()
+    assert " ".join(said[:4]).startswith(" sonnet: differences, paired on seeds and examples") and "less than 1 chrF is too small to matter" in " ".join(said[:4])
+    assert [line.partition("  ")[0] for line in said[-4:]] == ["sft, full − lora", "dpo, full − lora", "sft-dpo, full − lora", "sft-sft, full − lora"]
+    assert all(re.search(r"[+−]\d+\.\d+ chrF [\[(]", line) for line in said[-12:]) and re.search(r"sft-dpo − sft, full +\+\d\.\d\d chrF \[", "\n".join(said))
+    once = make_study(tmp_path / "once", seeds=(0,))
+    print_differences(gather(StudyFolder(once)), once)
+    assert capsys.readouterr().out == "", "one training of each says nothing of how much trainings vary"
+
+
 @pytest.mark.usefixtures("undrawn")
-def test_a_sweep_sets_cells_apart(tmp_path):
+def test_a_sweep_sets_cells_apart(tmp_path, capsys):
     folder = tmp_path / "study"
     folder.mkdir()
     (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="a sweep", tasks=["sonnet"], recipes=["sft", "dpo"], tunings=["full"], sweep={"dpo.beta": [.1, .5]})))
@@ -266,7 +284,8 @@ def test_a_sweep_sets_cells_apart(tmp_path):
     page = read_page(write_report(folder))
     assert "4 of 4 runs" in page.words
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"base", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
-    assert differences_in(page) == [], "a cell that a sweep gives several values is not compared as one"
+    print_differences(read_results(folder), folder)
+    assert differences_in(page) == [] and capsys.readouterr().out == "", "a cell that a sweep gives several values is not compared as one"
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -19,15 +19,13 @@ import yaml
 from markupsafe import Markup
 
 # %% ../../nbs/page/06_explore.ipynb #18371e10
+from ..claims import evidence_of
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
 from ..engine.store import read_examples, read_history, read_pairs, read_results, variants_of
 from .live import begin_study
 from ..reading.files import expanded
-from ..verdicts.conditions import read_conditions
 from ..verdicts.evidence import Evidence
-from ..verdicts.gates import mark_collapsed
-from ..verdicts.verdict import read_margins
 
 # %% ../../nbs/page/06_explore.ipynb #5315b90a
 def stored_studies(
@@ -77,9 +75,7 @@ class View:
     @cached_property
     def evidence(self) -> Evidence:
         "What the claims are judged by: its effects have the verdicts' intervals."
-        results, _ = read_conditions(self.folder, self.results)
-        return Evidence(results, mark_collapsed(self.examples), results["task"].iloc[0],
-                        read_margins(self.folder))
+        return evidence_of(self.folder, self.results, self.examples)
 
     @cached_property
     def variants(self) -> dict[str, str]:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['made_up_study', 'cell_values', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'both_tunings',
-           'recipes_with_both', 'recipe_differences', 'tuning_differences', 'disagreement', 'guarded', 'judged_by_task',
-           'judged_by_tuning', 'sound_tables']
+           'recipes_with_both', 'recipe_differences', 'tuning_differences', 'differences_of', 'disagreement', 'guarded',
+           'judged_by_task', 'judged_by_tuning', 'sound_tables']
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00012
 import dataclasses
@@ -209,6 +209,13 @@ def tuning_differences(
     "Full fine-tuning minus LoRA for every recipe that was trained with both."
     return {f"{recipe}, full − lora": evidence.effect(dict(zip(both_tunings(recipe), (1, -1))))
             for recipe in recipes_with_both(evidence)}
+
+# %% ../../nbs/verdicts/02_evidence.ipynb #740572d4
+def differences_of(
+    evidence: Evidence,  # of one task
+) -> dict[str, Estimate]:  # what is compared: its difference
+    "What sets the cells of a task apart: recipes within a tuning, then tunings within a recipe."
+    return recipe_differences(evidence) | tuning_differences(evidence)
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #11aea12d
 def disagreement(
