@@ -335,9 +335,7 @@ def trials_of_task(
     task: str,     # which task
 ) -> pd.DataFrame:  # empty where no rates were searched
     "The trials of a task's cells."
-    path = StudyFolder(folder).search
-    if not path.exists(): return pd.DataFrame()
-    trials = store.read_whole_table(path, ["task", "chosen"])
+    trials = store.read_search(folder)
     return trials[trials["task"] == task]
 
 # %% ../nbs/22_report.ipynb #7365672c
@@ -627,9 +625,7 @@ def searched_rates(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # the chosen trial of each cell
     "What the trials of learning rates chose; empty where there were none."
-    path = StudyFolder(folder).search
-    if not path.exists(): return pd.DataFrame()
-    trials = store.read_whole_table(path, ["chosen"])
+    trials = store.read_search(folder)
     return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/22_report.ipynb #65f6ac88

@@ -15,7 +15,7 @@ import sftdpo.study
 from sftdpo.cli import main, parse
 from sftdpo.config import SettingsError
 from sftdpo.engine.folder import StudyFolder
-from sftdpo.engine.store import read_whole_table
+from sftdpo.engine.store import read_search
 from sftdpo.reproduce import few_runs, reproduce, reproduced_in_words
 
 RESULTS = Path(__file__).parent.parent / "nbs" / "study" / "results"
@@ -99,4 +99,4 @@ def test_a_stored_study_is_whole(name):
     assert folder.values()["name"]
     found = [folder.run(run).damage() for run in folder.finished_runs()]
     assert [str(one) for one in found if one and one.path.name != "distributions.safetensors"] == []
-    if folder.search.exists(): assert read_whole_table(folder.search, ["task", "recipe", "tuning", "chosen"])["chosen"].any()
+    if folder.search.exists(): assert read_search(folder)["chosen"].any()

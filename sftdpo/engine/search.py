@@ -16,7 +16,7 @@ from ..config import Run, Study, check, declared
 from .folder import StudyFolder
 from .inputs import Inputs
 from .safe_files import read_json, write_text
-from .store import first_stage, read_whole_table, searched_recipes, with_searched_rates
+from .store import first_stage, read_search, searched_recipes, with_searched_rates
 from ..tasks import RECIPES, TASKS
 
 # %% ../../nbs/engine/10_search.ipynb #6fe3836d
@@ -170,9 +170,7 @@ def other_trials(
     lines: list[dict],    # of the cells that are searched now
 ) -> pd.DataFrame:
     "The table of cells that an earlier command searched, such as other recipes."
-    if not folder.search.exists(): return pd.DataFrame()
-    cell = ["task", "recipe", "tuning"]
-    table = read_whole_table(folder.search, cell, dtype=str, keep_default_na=False)
+    cell, table = ["task", "recipe", "tuning"], read_search(folder, dtype=str, keep_default_na=False)
     now = {tuple(line[name] for name in cell) for line in lines}
     return table[[one not in now for one in table[cell].itertuples(index=False, name=None)]]
 

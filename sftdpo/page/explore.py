@@ -22,7 +22,7 @@ from markupsafe import Markup
 from ..claims import evidence_of
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
-from ..engine.store import read_examples, read_history, read_pairs, read_results, variants_of
+from ..engine.store import read_examples, read_history, read_pairs, read_results, read_search, variants_of
 from .live import begin_study
 from ..reading.files import expanded
 from ..verdicts.evidence import Evidence
@@ -69,8 +69,7 @@ class View:
     @cached_property
     def search(self) -> pd.DataFrame:
         "The trials that chose learning rates; empty if there were none."
-        path = StudyFolder(self.folder).search
-        return pd.read_csv(path) if path.exists() else pd.DataFrame()
+        return read_search(self.folder)
 
     @cached_property
     def evidence(self) -> Evidence:

@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..engine.folder import StudyFolder
-from ..engine.store import read_environment, read_settings, swept_values
+from ..engine.store import read_environment, read_search, read_settings, swept_values
 from ..stats import choice_error
 from ..tasks import RECIPES
 
@@ -105,9 +104,7 @@ def read_conditions(
 ) -> tuple[pd.DataFrame, tuple]:  # results with more columns; those that the study swept
     "Results with what `conditions_of` and `search_of` say of their runs, and what a sweep varied."
     folder, lines, swept = Path(folder), [], swept_values(folder)
-    trials = StudyFolder(folder).search
-    table = pd.read_csv(trials) if trials.exists() else pd.DataFrame(
-        columns=["task", "recipe", "tuning", "chosen", "learning_rate", "beta"])
+    table = read_search(folder)
     search, chosen = search_of(table), table[table["chosen"] == True]  # noqa: E712
     chosen = {(one.task, one.recipe, one.tuning): (one.learning_rate, one.beta) for one in chosen.itertuples()}
     for (run, *cell), _ in results.groupby(["run", "task", "recipe", "tuning"], sort=False):
