@@ -30,7 +30,7 @@ from markupsafe import Markup
 
 import sftdpo
 from . import plots
-from .claims import evidence_of, judge_claims, verdict_table
+from .claims import evidence_of, judge_claims, notes_on, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
@@ -360,6 +360,11 @@ def more_figures(
 ) -> list[dict]:             # from `figure`
     "Figures that not every study has."
     task, found = results["task"].iloc[0], []
+    if store.several_values(variants, results["run"]):
+        costs, metric = costs_of(results, variants), store.task_of(results).primary
+        found.append(figure(plots.against_parameters(costs, metric), "What was trained",
+                            "Trained parameters. Recipes with the same number are drawn a little "
+                            "beside one another."))
     if (results["metric"] == "forgetting").any():
         found.append(figure(plots.against_forgetting(results, variants),
                             "What it forgot",
@@ -391,12 +396,8 @@ def differences_between(
     "What sets the cells of a task apart, as the verdicts estimate it."
     found = evidence_of(folder, results, examples)
     if not (estimates := differences_of(found)): return []
-    notes = dict.fromkeys(note for one in estimates.values() for note in one.notes)
-    caption = ("Mean and 95 % interval, paired on seeds and examples; where learning rates were "
-               "searched, the error of choosing them is included. One interval in twenty misses "
-               "the truth by chance.")
-    return [figure(plots.differences(estimates, found.record.primary, found.margin),
-                   "Differences", " ".join([caption, *notes]))]
+    picture = plots.differences(estimates, found.record.primary, found.margin)
+    return [figure(picture, "Differences", " ".join(notes_on(estimates, found)))]
 
 # %% ../nbs/22_report.ipynb #d6bf7fd5
 def more_tables(
@@ -433,16 +434,10 @@ def task_part(
                else pd.DataFrame())
     some = ("" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique()
             else f" Drawn from the {len(drawn)} runs with the lowest seeds.")
-    cells_drawn = figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % "
-                         "interval over seeds and examples. Vertical lines: what is reached "
-                         "without training.")
     figures = [
-        cells_drawn,
-        # in a sweep a cell has several values, of which each would be compared
-        *(differences_between(folder, results, examples)
-          if len(set(variants.values()) - {""}) < 2 else [figure(
-              plots.against_parameters(costs, metric), "What was trained", "Trained parameters. "
-              "Recipes with the same number are drawn a little beside one another.")]),
+        figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval "
+               "over seeds and examples. Vertical lines: what is reached without training."),
+        *differences_between(folder, results, examples),
         figure(plots.against_time(costs, metric), "What it took",
                "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
                "shared stages count in every run. Small marks are runs, large ones cells."),

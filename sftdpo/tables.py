@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_tables.ipynb #e6c11e15
-from .claims import evidence_of
+from .claims import evidence_of, notes_on
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder
@@ -642,18 +642,17 @@ def print_differences(
     results: pd.DataFrame,  # from `compare` or `read_results`
     folder: Path,           # of the study
 ):
-    "Print what sets each task's cells apart, where more than one seed or fold was trained."
-    for task, part in results.groupby("task", sort=False):
-        trained, variants = part[part["recipe"] != "base"], variants_of(Path(folder))
-        repeated = len(trained.drop_duplicates(["seed", "fold"])) > 1
-        if not repeated or len({variants.get(run, "") for run in trained["run"]}) > 1: continue
+    "Print what sets each task's cells apart, where both were trained more than once."
+    for _, part in results.groupby("task", sort=False):
         found = evidence_of(folder, part, read_examples(folder, list(part["run"].unique())))
-        said = {name: describe_estimate(one, found.unit) for name, one in differences_of(found).items()}
-        if not said: continue
-        print_wrapped(f"\n{task}: differences, paired on seeds and examples, with 95 % intervals (one "
-                      "in twenty misses by chance); less than "
-                      f"{plainly(found.margin, found.unit)} is too small to matter")
-        for name, words in said.items(): print(f"{name:<{max(map(len, said))}}  {words}")
+        estimates = {name: one for name, one in differences_of(found).items()
+                     if "seed" not in one.unknown}
+        if not estimates: continue
+        print(f"\n{found.task}: differences; less than {plainly(found.margin, found.unit)} is too "
+              "small to matter")
+        for name, one in estimates.items():
+            print(f"{name:<{max(map(len, estimates))}}  {describe_estimate(one, found.unit)}")
+        for note in notes_on(estimates, found): print_wrapped(f"note: {note}")
 
 # %% ../nbs/20_tables.ipynb #61b112b8
 def next_steps(

@@ -11,19 +11,22 @@ import pandas as pd
 import pytest
 import yaml
 
+from sftdpo.claims import judge_claims
 from sftdpo.cli import parse
-from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.folder import Damaged, StudyFolder
 from sftdpo.engine.store import gather, read_results, write_planned_runs
+from sftdpo.page.explore import view_of
 from sftdpo.report import MOST_RUNS, STYLE, data, up_to_date, write_report
-from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, print_differences, print_tables
+from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, format_baselines, print_differences, print_tables
 from sftdpo.tasks import RECIPES
+from sftdpo.verdicts.verdict import Margins, save_margins
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
 
 
 def make_run(folder, recipe="sft", tuning="full", seed=0, task="sonnet", number=6, steps=5, text="words", about=None, environment=None, settings=None, name=None):
     "A finished run's folder, as a study leaves it."
-    rng, stages = np.random.default_rng([seed, len(recipe)]), RECIPES[recipe].stages if recipe in RECIPES else ("sft",)
+    rng, stages = np.random.default_rng([seed, *f"{recipe} {tuning}".encode()]), RECIPES[recipe].stages if recipe in RECIPES else ("sft",)
     tuning = tuning if stages else "-"
     home = folder / "runs" / (name or f"{task}-{recipe}-{tuning}-seed{seed}-0123456789")
     home.mkdir(parents=True)
@@ -242,47 +245,80 @@ def test_half_done(tmp_path, number):
 def differences_in(page): return [image["alt"] for image in page.all("img") if image["alt"].startswith("Differences of")]
 
 
+def about_differences(page): return page.words.partition(" Differences ")[2].partition("Differences of")[0]
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_differences_are_drawn_as_the_verdicts_estimate_them(tmp_path):
     folder = make_study(tmp_path / "study", seeds=(0, 1, 2))
     words, = differences_in(read_page(write_report(folder)))
     values = {(run.name.split("-full")[0], run.name.split("-")[-2]): pd.read_parquet(run / "examples.parquet").chrf.mean() for run in (folder / "runs").glob("*-full-*")}
-    mean = np.mean([values["sonnet-sft-dpo", f"seed{seed}"] - values["sonnet-sft", f"seed{seed}"] for seed in range(3)])
-    assert f"sft-dpo − sft, full {mean:+.2f} chrF [".replace("-0", "−0") in words
+    for name, first, second in (("sft-dpo − sft", "sonnet-sft-dpo", "sonnet-sft"), ("dpo − sft", "sonnet-dpo", "sonnet-sft")):
+        mean = np.mean([values[first, f"seed{seed}"] - values[second, f"seed{seed}"] for seed in range(3)])
+        assert f"{name}, full {mean:+.2f} chrF [".replace("-0", "−0").replace(" -", " −") in words
     for name in ("dpo − sft, lora", "sft-dpo − sft-sft, full", "sft, full − lora", "sft-sft, full − lora"): assert f"{name} " in words
     assert words.endswith("A grey band: less than 1 chrF: too small to matter.")
     assert differences_in(read_page(write_report(make_study(tmp_path / "one", recipes=("sft",), tunings=("full",))))) == []
 
 
-def test_one_seed_is_told_beside_the_differences(tmp_path):
-    page = read_page(write_report(make_study(tmp_path / "study", seeds=(0,))))
-    assert "One seed: the interval is over examples only; how much seeds vary is unknown." in page.words
+@pytest.mark.usefixtures("undrawn")
+def test_what_must_be_known_of_differences_is_told(tmp_path):
+    known = about_differences(read_page(write_report(make_study(tmp_path / "study", seeds=(0,)))))
+    assert "One seed: the interval is over examples only" in known and "of a hundred such intervals, about 5 miss the truth by chance" in known
+    other = make_study(tmp_path / "other", recipes=("sft", "dpo"), tunings=("full",), seeds=(0, 1))
+    shutil.rmtree(next((other / "runs").glob("sonnet-dpo-full-seed1-*")))
+    save_margins(other, Margins(level=.8))
+    known = about_differences(read_page(write_report(other)))
+    assert "80 % intervals" in known and "about 20 miss" in known and "6 values have no partner" in known
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_cells_without_a_common_seed_have_no_difference_and_stop_nothing(tmp_path, capsys):
+    folder = make_study(tmp_path / "study", recipes=("sft", "dpo"), tunings=("full",), seeds=(0, 1))
+    for name in ("sft-full-seed0", "dpo-full-seed1"): shutil.rmtree(next((folder / "runs").glob(f"sonnet-{name}-*")))
+    assert differences_in(read_page(write_report(folder))) == []
+    print_differences(gather(StudyFolder(folder)), folder)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_is_left_out_of_a_difference_is_told(tmp_path, capsys):
+    folder = make_study(tmp_path / "study", ("paraphrase",), ("sft", "dpo"), ("full",), (0, 1, 2), number=20)
+    for run in (folder / "runs").iterdir():
+        examples = pd.read_parquet(run / "examples.parquet").assign(label=np.arange(20) % 2, prediction=lambda table: np.where(table.correct, table.label, 1 - table.label))
+        if "dpo-full-seed2" in run.name: examples["prediction"] = 1
+        examples.assign(correct=examples.prediction == examples.label).to_parquet(run / "examples.parquet", index=False)
+    print_differences(gather(StudyFolder(folder)), folder)
+    assert "A run that gives one answer to everything is left out" in " ".join(capsys.readouterr().out.split())
 
 
 def test_differences_are_printed_where_trainings_were_repeated(tmp_path, capsys):
     folder = make_study(tmp_path / "study", seeds=(0, 1))
     print_differences(gather(StudyFolder(folder)), folder)
     said = capsys.readouterr().out.splitlines()
-    assert " ".join(said[:4]).startswith(" sonnet: differences, paired on seeds and examples") and "less than 1 chrF is too small to matter" in " ".join(said[:4])
-    assert [line.partition("  ")[0] for line in said[-4:]] == ["sft, full − lora", "dpo, full − lora", "sft-dpo, full − lora", "sft-sft, full − lora"]
-    assert all(re.search(r"[+−]\d+\.\d+ chrF [\[(]", line) for line in said[-12:]) and re.search(r"sft-dpo − sft, full +\+\d\.\d\d chrF \[", "\n".join(said))
-    once = make_study(tmp_path / "once", seeds=(0,))
-    print_differences(gather(StudyFolder(once)), once)
-    assert capsys.readouterr().out == "", "one training of each says nothing of how much trainings vary"
+    assert said[1] == "sonnet: differences; less than 1 chrF is too small to matter"
+    names = [line.partition("  ")[0] for line in said[2:14]]
+    assert names[0] == "dpo − sft, full" and names[-4:] == ["sft, full − lora", "dpo, full − lora", "sft-dpo, full − lora", "sft-sft, full − lora"]
+    assert all(re.search(r"[+−]\d+\.\d+ chrF \[[+−]", line) for line in said[2:14]) and said[14].startswith("note: 95 % intervals")
+    for run in (folder / "runs").glob("sonnet-sft-lora-seed1-*"): shutil.rmtree(run)
+    print_differences(gather(StudyFolder(folder)), folder)
+    assert "sft-sft, full − lora" in (left := capsys.readouterr().out) and "sft, full − lora  " not in left.replace("sft-sft, full", ""), "one training of a cell says nothing of how much trainings vary"
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_sets_cells_apart(tmp_path, capsys):
     folder = tmp_path / "study"
     folder.mkdir()
-    (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="a sweep", tasks=["sonnet"], recipes=["sft", "dpo"], tunings=["full"], sweep={"dpo.beta": [.1, .5]})))
+    (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="a sweep", tasks=["sonnet"], recipes=["sft", "dpo"], tunings=["full"], seeds=[0, 1], sweep={"dpo.beta": [.1, .5]})))
     make_run(folder, "base")
-    make_run(folder, "sft", name="sonnet-sft")
-    for beta in (.1, .5): make_run(folder, "dpo", settings=dict(dpo=dict(beta=beta, epochs=1)), name=f"sonnet-dpo-{beta}")
-    cell, shared = dict(task="sonnet", tuning="full", seed=0, fold=0), [run.name for run in (folder / "runs").iterdir() if "dpo" not in run.name]
-    write_planned_runs(folder, pd.DataFrame([dict(cell, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}")]))
+    lines = []
+    for seed in (0, 1):
+        make_run(folder, "sft", seed=seed, name=f"sonnet-sft-{seed}")
+        for beta in (.1, .5): make_run(folder, "dpo", seed=seed, settings=dict(dpo=dict(beta=beta, epochs=1)), name=f"sonnet-dpo-{beta}-{seed}")
+        shared = [run.name for run in (folder / "runs").iterdir() if "base" in run.name or f"sft-{seed}" in run.name]
+        lines += [dict(task="sonnet", tuning="full", seed=seed, fold=0, run=run, recipe=run, **{"dpo.beta": beta}) for beta in (.1, .5) for run in (*shared, f"sonnet-dpo-{beta}-{seed}")]
+    write_planned_runs(folder, pd.DataFrame(lines))
     page = read_page(write_report(folder))
-    assert "4 of 4 runs" in page.words
+    assert "7 of 7 runs" in page.words
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"base", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
     print_differences(read_results(folder), folder)
     assert differences_in(page) == [] and capsys.readouterr().out == "", "a cell that a sweep gives several values is not compared as one"
@@ -298,6 +334,19 @@ def test_failures_and_chosen_rates_are_told(tmp_path):
     assert "sonnet: dpo lora, seed 1: FloatingPointError: The loss is not finite" in page.words and "1 stage failed" in page.words
     assert "0.001" in page.words and "0.003" not in page.words and "not each cell's best" not in page.words
     assert (tmp_path / "else where" / "page.tables" / "failures.csv").exists() and not (folder / "report.html").exists()
+
+
+def test_a_damaged_table_of_trials_is_named(tmp_path):
+    folder = make_study(tmp_path / "study", finished=4)
+    (folder / "search.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.0")
+    for read in (write_report, judge_claims, lambda folder: view_of(folder).search):
+        gather(StudyFolder(folder))
+        with pytest.raises(Damaged, match="search.csv"): read(folder)
+
+
+def test_both_lengths_stand_beside_preferences():
+    results = pd.DataFrame([dict(task="preferences", recipe="base", tuning="-", seed=0, fold=0, run="base", metric=f"baseline_{name}", value=value) for name, value in dict(coin=.5, longer=.3, shorter=.7).items()])
+    assert format_baselines(results) == "a coin 50.0 %, the longer one 30.0 %, the shorter one 70.0 %"
 
 
 @pytest.mark.usefixtures("undrawn")

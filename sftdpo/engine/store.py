@@ -6,8 +6,8 @@
 __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'SEARCHED', 'read_whole_table', 'planned_runs', 'write_planned_runs', 'rows_of',
            'rows_judged_on', 'further_sets', 'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1',
            'read_examples', 'task_of', 'read_history', 'read_settings', 'read_environment', 'swept_values',
-           'variants_of', 'read_search', 'searched_recipes', 'searched_cells', 'first_stage', 'with_searched_rates',
-           'read_pairs']
+           'variants_of', 'several_values', 'read_search', 'searched_recipes', 'searched_cells', 'first_stage',
+           'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -287,6 +287,13 @@ def variants_of(
         return value.partition(", ")[2] if name == "way" else f"{name} {value}"
     return ({run: ", ".join(told(name, value) for name, value in line.dropna().items() if value)
              for run, line in values.iterrows()} if len(values.columns) else {})
+
+def several_values(
+    variants: dict[str, str],  # from `variants_of`
+    runs,                      # names
+) -> bool:
+    "Are there several values of a swept setting among these runs?"
+    return len({variants.get(run, "") for run in runs} - {""}) > 1
 
 # %% ../../nbs/engine/05_store.ipynb #a43f7b9e
 SEARCHED = ["task", "recipe", "tuning", "chosen", "learning_rate", "beta"]

@@ -18,7 +18,7 @@ from ..config import Run, SettingsError, Stage, Tracker
 
 # %% ../../nbs/engine/17_trackers.ipynb #905911cd
 def check_trackers(
-    names: Sequence[Tracker],  # of trackers, as their packages are called
+    names: Sequence[Tracker],  # as their packages are called
 ):
     "Raise unless the packages of these trackers are installed."
     for name in names:

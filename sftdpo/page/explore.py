@@ -22,7 +22,15 @@ from markupsafe import Markup
 from ..claims import evidence_of
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
-from ..engine.store import read_examples, read_history, read_pairs, read_results, read_search, variants_of
+from sftdpo.engine.store import (
+    read_examples,
+    read_history,
+    read_pairs,
+    read_results,
+    read_search,
+    several_values,
+    variants_of,
+)
 from .live import begin_study
 from ..reading.files import expanded
 from ..verdicts.evidence import Evidence
@@ -80,7 +88,7 @@ class View:
     def variants(self) -> dict[str, str]:
         "The swept settings that tell each run from the others of its cell; empty if the view has one value of each."
         found = {run: name for run, name in variants_of(self.folder).items() if run in self.runs}
-        return found if len(set(found.values()) - {""}) > 1 else {}
+        return found if several_values(found, found) else {}
 
 # %% ../../nbs/page/06_explore.ipynb #c8c12a84
 def view_of(

@@ -12,7 +12,7 @@ __all__ = ['SUFFIXES', 'CHANGES', 'TASK_LINES', 'plain_name', 'keep_upload', 'pr
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -273,7 +273,7 @@ class Doors:
     later: Callable               # (read, show, fail): calls `read` beside the page
     folder: Callable[[], Path]    # where files that arrive are kept
     backbone: Callable[[], str]   # whose tokenizer reads
-    readers: dict = field(default_factory=dict)  # backbone -> tokenizer and length
+    readers: Callable[[str], tuple]  # of a backbone: tokenizer and length
 
 # %% ../../nbs/page/04_own_file.ipynb #8ca11d97
 class OwnFileLayout:

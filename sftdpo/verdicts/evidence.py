@@ -11,6 +11,7 @@ __all__ = ['made_up_study', 'cell_values', 'tasks_of', 'tunings_of', 'combined_e
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -119,6 +120,7 @@ class JudgedTask:
     examples: pd.DataFrame  # as `read_examples` gives them
     task: str               # which task
     margins: Margins        # set beforehand
+    unsound: tuple[str, ...] = ()  # cells that are not among the examples, and why
     kept: dict = dataclasses.field(init=False, default_factory=dict, compare=False)  # values already asked for
 
     @property
@@ -192,23 +194,30 @@ def recipes_with_both(
     return sorted(both, key=lambda recipe: RECIPES[recipe].exploratory)
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #740572d0
+def _between(evidence: Evidence, pairs: dict[str, tuple]) -> dict[str, Estimate]:
+    "The differences of pairs of cells, as far as both were run, with seeds and examples in common."
+    found = {}
+    for name, (one, other) in pairs.items():
+        if evidence.lacking([one, other]): continue
+        with suppress(ValueError): found[name] = evidence.effect({one: 1, other: -1})
+    return found
+
 def recipe_differences(
     evidence: Evidence,  # of one task
 ) -> dict[str, Estimate]:  # what is compared: its difference
-    "Every recipe minus SFT, and those with two parts minus what only one part would do, by tuning."
+    "Each recipe minus SFT, `sft-dpo` minus `sft-sft` and `dpo+sft` minus `dpo`, within each tuning."
     pairs = [(recipe, "sft") for recipe in trained_recipes() if recipe != "sft"]
     pairs += [("sft-dpo", "sft-sft"), ("dpo+sft", "dpo")]
-    cells = [((one, tuning), (other, tuning)) for tuning in ("full", "lora") for one, other in pairs]
-    return {f"{one[0]} − {other[0]}, {one[1]}": evidence.effect({one: 1, other: -1})
-            for one, other in cells if not evidence.lacking([one, other])}
+    return _between(evidence, {f"{one} − {other}, {tuning}": ((one, tuning), (other, tuning))
+                               for tuning in ("full", "lora") for one, other in pairs})
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #740572d2
 def tuning_differences(
     evidence: Evidence,  # of one task
 ) -> dict[str, Estimate]:  # what is compared: its difference
     "Full fine-tuning minus LoRA for every recipe that was trained with both."
-    return {f"{recipe}, full − lora": evidence.effect(dict(zip(both_tunings(recipe), (1, -1))))
-            for recipe in recipes_with_both(evidence)}
+    return _between(evidence, {f"{recipe}, full − lora": both_tunings(recipe)
+                               for recipe in recipes_with_both(evidence)})
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #740572d4
 def differences_of(
