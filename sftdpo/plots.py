@@ -519,7 +519,9 @@ def differences(
 ) -> Picture:
     "A row per difference: its mean and interval, around the band of those too small to matter."
     metric = metric_named(metric)
-    if not estimates: return nothing("No two cells have been judged yet: there is nothing to compare.")
+    if not estimates: return nothing("No two cells can be compared: that takes one run of each for "
+                                     "every seed, and a seed in common. Where there are several sizes "
+                                     "or values of another setting, choose one.")
     said = {name: describe_estimate(one, metric.unit) for name, one in estimates.items()}
     small, reach = f"less than {plainly(margin, metric.unit)}: too small to matter", metric.factor * margin
     with style():
