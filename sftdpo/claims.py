@@ -301,7 +301,7 @@ LEFT_OUT = ("A run that gives one answer to everything is left out, unless half 
 
 def _whose(notes: dict[str, list[str]], of: int) -> list[str]:
     "Notes, each with the names that it is about, if these are not all."
-    return [note if len(names) == of else f"{', '.join(names)}: {note}" for note, names in notes.items()]
+    return [note if len(names) == of else f"{'; '.join(names)}: {note}" for note, names in notes.items()]
 
 def notes_on(
     estimates: dict[str, Estimate],  # what is compared: its difference
