@@ -80,7 +80,7 @@ def search_of(
 ) -> pd.DataFrame:        # by task, recipe, tuning: picked, at_edge, trials, choice_error, choice_freedom
     "What `search.csv` says of each cell: was a trial chosen, of how many, with which error?"
     lines = {}
-    for cell, trials in table.groupby(["task", "recipe", "tuning"]):
+    for cell, trials in table.groupby(["task", "recipe", "tuning"]) if len(table) else ():
         said = [bool((trials[name] == True).any()) for name in ("chosen", "at_edge")]  # noqa: E712
         lines[cell] = dict(zip(NOT_SEARCHED, (*said, *searched_trials(trials))))
     return pd.DataFrame.from_dict(lines, orient="index", columns=list(NOT_SEARCHED))
