@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OF_BACKBONE', 'WITH_CHOICE', 'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'CHOICE_UNKNOWN', 'LEFT_OUT',
            'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong', 'judge_results', 'verdict_table',
-           'judge_claims', 'evidence_of', 'notes_on', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all',
+           'judge_claims', 'evidence_of', 'notes_on_differences', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all',
            'seeds_of_a_fold', 'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
@@ -303,7 +303,7 @@ def _whose(notes: dict[str, list[str]], of: int) -> list[str]:
     "Notes, each with the names that it is about, if these are not all."
     return [note if len(names) == of else f"{'; '.join(names)}: {note}" for note, names in notes.items()]
 
-def notes_on(
+def notes_on_differences(
     estimates: dict[str, Estimate],  # what is compared: its difference
     evidence: Evidence,              # that has them
 ) -> list[str]:                      # sentences

@@ -30,7 +30,7 @@ from markupsafe import Markup
 
 import sftdpo
 from . import plots
-from .claims import evidence_of, judge_claims, notes_on, verdict_table
+from .claims import evidence_of, judge_claims, notes_on_differences, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
@@ -397,7 +397,7 @@ def differences_between(
     found = evidence_of(folder, results, examples)
     if not (estimates := differences_of(found)): return []
     picture = plots.differences(estimates, found.record.primary, found.margin)
-    return [figure(picture, "Differences", " ".join(notes_on(estimates, found)))]
+    return [figure(picture, "Differences", " ".join(notes_on_differences(estimates, found)))]
 
 # %% ../nbs/22_report.ipynb #d6bf7fd5
 def more_tables(

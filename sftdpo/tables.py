@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 
 # %% ../nbs/20_tables.ipynb #e6c11e15
-from .claims import evidence_of, notes_on
+from .claims import evidence_of, notes_on_differences
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE
 from .engine.folder import StudyFolder
@@ -652,7 +652,7 @@ def print_differences(
               "small to matter")
         for name, one in estimates.items():
             print(f"{name:<{max(map(len, estimates))}}  {describe_estimate(one, found.unit)}")
-        for note in notes_on(estimates, found): print_wrapped(f"note: {note}")
+        for note in notes_on_differences(estimates, found): print_wrapped(f"note: {note}")
 
 # %% ../nbs/20_tables.ipynb #61b112b8
 def next_steps(
