@@ -30,7 +30,7 @@ from markupsafe import Markup
 
 import sftdpo
 from . import plots
-from .claims import evidence_of, judge_claims, notes_on_differences, verdict_table
+from .claims import CAVEATS, evidence_of, judge_claims, notes_on_differences, verdict_table
 from .config import SettingsError, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
@@ -38,7 +38,6 @@ from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
 from .reading.check import recommend_command
 from .reading.examples import counted
 from sftdpo.tables import (
-    CAVEATS,
     baselines_of,
     cell_changes,
     cell_intervals,

@@ -454,7 +454,7 @@ def trials_in_words(
 def time_in_words(
     seconds: float | None,  # None: unknown
 ) -> str:
-    "A time as people say it."
+    "A forecast or a sum as people say it; `format_time` has a measured time."
     if seconds is None: return "unknown"
     if seconds < 90: return f"{seconds:.0f} s"
     if seconds < 90 * 60: return f"{seconds / 60:.0f} min"
