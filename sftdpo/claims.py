@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CAVEATS', 'WITH_CHOICE', 'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'CHOICE_UNKNOWN', 'LEFT_OUT',
-           'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong', 'judge_results', 'verdict_table',
-           'judge_claims', 'evidence_of', 'notes_on_differences', 'verdicts_of', 'verdicts_in_words', 'seconds_in_all',
-           'seeds_of_a_fold', 'costs_in_words']
+           'searched_at_other_size', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong', 'judge_results',
+           'verdict_table', 'judge_claims', 'evidence_of', 'notes_on_differences', 'verdicts_of', 'verdicts_in_words',
+           'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -77,6 +77,18 @@ def _uses_macro_f1(rows: pd.DataFrame, task: str) -> list[str]:
     return [f"Decided by macro F1, in points: one label has {100 * share:.0f} % "
             "of the training rows, so accuracy rewards a constant answer."]
 
+# %% ../nbs/14_claims.ipynb #a2479481
+def searched_at_other_size(
+    rows: pd.DataFrame,  # results of trained runs, as `read_conditions` completes them
+) -> list[str]:
+    "A note where the trials of a search had another number of examples than the runs."
+    if "search_size" not in rows: return []
+    other = rows[rows["search_size"].notna() & (rows["search_size"] != rows["train_size"])]
+    if other.empty: return []
+    tried, used = (" and ".join(f"{size:,.0f}" for size in sorted(other[name].unique()))
+                   for name in ("search_size", "train_size"))
+    return [f"Rates were searched on {tried} training examples; on {used} another rate may be the best."]
+
 # %% ../nbs/14_claims.ipynb #f1b4fe0f
 def caveats(
     results: pd.DataFrame,  # as `read_results` gives them
@@ -89,6 +101,7 @@ def caveats(
     if (errors > 0).any() and (errors < math.inf).any(): notes.append(WITH_CHOICE)
     notes += _uses_macro_f1(rows, task)
     if "picked" in rows and not rows["picked"].all(): notes.append(NOT_PICKED)
+    notes += searched_at_other_size(rows)
     notes += [words for name, words in CAVEATS.items() if name in set(rows["backbone"])]
     if "shuffle_labels" in rows and (rows["shuffle_labels"] == True).any():  # noqa: E712
         notes.append(SHUFFLED)
@@ -314,6 +327,7 @@ def notes_on_differences(
     errors = evidence.results.get("choice_error", pd.Series(dtype=float))
     if ((errors > 0) & (errors < math.inf)).any(): found.append(WITH_CHOICE)
     if (errors == math.inf).any(): found.append(CHOICE_UNKNOWN)
+    found += searched_at_other_size(evidence.results[evidence.results["recipe"] != "base"])
     if examples.loc[examples["recipe"] != "base", "collapsed"].any(): found.append(LEFT_OUT)
     notes = {}
     for name, one in estimates.items():

@@ -578,7 +578,7 @@ def paired(
         if joined.empty: _refuse_no_pairs(both, table, on, names)
         alone += len(both) - len(joined) + (len(table) - len(joined) if "seed" in on else 0)
         both = joined
-    note = f"{alone} values have no partner in the other cell and are left out."
+    note = f"Values without a partner in the other cell are left out: {alone:,}."
     return both, (note,) if alone else ()
 
 # %% ../nbs/13_stats.ipynb #98c7aea5

@@ -11,9 +11,18 @@ import pandas as pd
 import pytest
 import yaml
 
-from sftdpo.claims import costs_in_words, judge_claims, judge_results, parts_of, verdict_table
+from sftdpo.claims import (
+    caveats,
+    costs_in_words,
+    evidence_of,
+    judge_claims,
+    judge_results,
+    notes_on_differences,
+    parts_of,
+    verdict_table,
+)
 from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
-from sftdpo.engine.store import CELL, read_results, write_planned_runs
+from sftdpo.engine.store import CELL, read_examples, read_results, write_planned_runs
 from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
@@ -351,6 +360,16 @@ def test_a_rate_given_by_hand_was_not_searched(tmp_path, backbone):
     trials.loc[trials["chosen"], "learning_rate"] *= 2  # as where `cells` names another rate than the search chose
     trials.to_csv(tmp_path / "study" / "search.csv", index=False)
     assert picked(tmp_path / "study") == {False}
+
+
+@pytest.mark.parametrize("search, said", [(10, True), (None, False)])
+def test_rates_searched_at_another_size_are_told(tmp_path, backbone, search, said):
+    asked = little.small(backbone, tasks=("paraphrase",), recipes=("sft",), tunings=("full",), search=Search(trials=3, seeds=(900,), train_size=search))
+    little.compare(asked, tmp_path / "study", progress=False)
+    results, _ = read_conditions(tmp_path / "study", read_results(tmp_path / "study"))
+    assert any("searched on 10 training examples" in note for note in caveats(results, "paraphrase")) == said
+    found = evidence_of(tmp_path / "study", results, read_examples(tmp_path / "study"))
+    assert any("searched on 10 training examples" in note for note in notes_on_differences({}, found)) == said
 
 
 def test_unequal_depth_is_said():

@@ -269,7 +269,7 @@ def test_what_must_be_known_of_differences_is_told(tmp_path):
     shutil.rmtree(next((other / "runs").glob("sonnet-dpo-full-seed1-*")))
     save_margins(other, Margins(level=.8))
     known = about_differences(read_page(write_report(other)))
-    assert "80 % intervals" in known and "about 20 miss" in known and "6 values have no partner" in known
+    assert "80 % intervals" in known and "about 20 miss" in known and "left out: 6." in known
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..engine.folder import StudyFolder
 from ..engine.store import read_environment, read_search, read_settings, swept_values
 from ..stats import choice_error
 from ..tasks import RECIPES
@@ -104,7 +105,7 @@ def read_conditions(
 ) -> tuple[pd.DataFrame, tuple]:  # results with more columns; those that the study swept
     "Results with what `conditions_of` and `search_of` say of their runs, and what a sweep varied."
     folder, lines, swept = Path(folder), [], swept_values(folder)
-    table = read_search(folder)
+    table, trained_on = read_search(folder), (StudyFolder(folder).values().get("search") or {}).get("train_size")
     search, chosen = search_of(table), table[table["chosen"] == True]  # noqa: E712
     chosen = {(one.task, one.recipe, one.tuning): (one.learning_rate, one.beta) for one in chosen.itertuples()}
     for (run, *cell), _ in results.groupby(["run", "task", "recipe", "tuning"], sort=False):
@@ -112,7 +113,8 @@ def read_conditions(
         searched = cell in search.index and trained_as_chosen(settings, chosen.get(cell, ()))
         found = search.loc[cell].to_dict() if searched else NOT_SEARCHED
         conditions = conditions_of(settings, read_environment(folder, run))
-        lines.append(dict(run=run, **found, **conditions))
+        lines.append(dict(run=run, **found, **conditions,
+                          search_size=trained_on if searched and trained_on else math.nan))
     added = pd.DataFrame(lines).set_index("run").join(swept)
     added = {name: results["run"].map(added[name]) for name in added if name not in results}
     return results.assign(**added), tuple(swept)
