@@ -185,6 +185,15 @@ def test_table_figure_and_report_show_the_same_numbers(repository, study, task):
     assert shown >= len(table) - 1
 
 
+@pytest.mark.parametrize("study", ["bard-sonnet", "smollm2-sonnet"])
+def test_stored_sonnets_are_held_against_every_baseline(repository, study):
+    "A study that lacks one would be asked less than the other, by the same rule."
+    results = read_results(repository / "nbs/study/results" / study)
+    runs = results[results["recipe"] == "base"].groupby("run")["metric"].agg(set)
+    asked = {f"baseline_{one.name}" for one in TASKS["sonnet"].comparable_baselines()}
+    assert len(runs) >= 5 and all(asked <= known for known in runs)
+
+
 def test_the_readme_shows_what_is_stored(repository, monkeypatch):
     "Its figures are made by code from stored results; the text beside them has none."
     monkeypatch.chdir(repository / "nbs")
