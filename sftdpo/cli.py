@@ -7,7 +7,7 @@ __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'check_data_path'
            'Recommend', 'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'written_table',
            'Evaluate', 'prediction_file', 'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch', 'Push', 'Bench',
            'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors', 'with_setting_names',
-           'without_typed_tables', 'parse', 'as_typed', 'without_effect', 'main']
+           'without_typed_tables', 'parse', 'as_typed', 'without_effect', 'of_system', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -549,12 +549,14 @@ def read_study_settings(
     if file.stat().st_size > 1_000_000:
         raise SettingsError(f"--settings {path} has {file.stat().st_size:,} bytes, too many for "
                             "settings: is it the right file?")
-    try: return from_yaml(Study, file.read_text(encoding="utf-8"))
+    try: text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise SettingsError(f"--settings {path}, line {line}: the "
                             f"byte {error.object[error.start]:#04x} is not UTF-8: save the file as "
                             "UTF-8 text.") from None
+    if not text.strip(): raise SettingsError(f"--settings {path} is empty: is it the right file?")
+    try: return from_yaml(Study, text)
     except SettingsError as error:
         raise SettingsError(f"--settings {path}: "
                             f"{re.sub(r'^(study|run)[.]', '', str(error))}") from None
@@ -678,6 +680,7 @@ def parse(
         sys.exit(0 if words else 2)
     name, *rest = words
     if name not in COMMANDS:
+        if name == "check": raise SettingsError("sftdpo has no command 'check': did you mean 'data check'?")
         raise SettingsError("sftdpo has no command "
                             f"{name!r}{nearest(name, COMMANDS) or ': `sftdpo --help` lists them.'}")
     # `data FILE` can mean one thing only
@@ -742,6 +745,22 @@ def without_effect(
             if (found := re.match(r"--(sft|dpo|lora)\.", flag)) and found[1] not in used]
 
 # %% ../nbs/25_cli.ipynb #42d9bcd7
+def of_system(
+    error: OSError,
+    words: list[str],  # the command line
+) -> str:
+    "An error of the system with the option whose value it is about, as it was typed."
+    if not (error.strerror and error.filename): return str(error)
+    said, place = f"{os.fsdecode(error.filename)}: {error.strerror}", Path(os.fsdecode(error.filename)).absolute()
+    parts = [part for word in words for part in word.split("=", word.startswith("--"))]
+    typed = [(flag, value, Path(os.path.expanduser(value)).absolute())
+             for flag, value in zip(parts, parts[1:]) if flag.startswith("--")]
+    near = ([one for one in typed if one[2] in (place, *place.parents)]
+            or [one for one in typed if place in one[2].parents])
+    if not near: return said
+    flag, value, _ = max(near, key=lambda one: len(one[2].parts))
+    return f"{flag} {value}: {said}{'; give another folder' if flag == '--out' else ''}"
+
 def main(
     words: list[str] | None = None,  # the command line; default: that of the process
 ):
@@ -764,7 +783,8 @@ def main(
         print(f"sftdpo: {visible(as_typed(error, words[0]))}", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        print(f"sftdpo: {visible(error)}", file=sys.stderr)
+        said = of_system(error, words) if isinstance(error, OSError) else error
+        print(f"sftdpo: {visible(said)}", file=sys.stderr)
         sys.exit(2)
     except WorkFailed as error:
         print(f"sftdpo: {visible(error)}", file=sys.stderr)

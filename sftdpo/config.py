@@ -927,6 +927,21 @@ def check_yaml(
                                 "is it a settings file?")
 
 # %% ../nbs/11_config.ipynb #1e500e9a
+def _refuse_repeated(
+    node: yaml.Node | None,  # of a settings file
+):
+    "Raise a `SettingsError` where a key stands twice: YAML would take the last without a word."
+    if isinstance(node, yaml.SequenceNode):
+        for one in node.value: _refuse_repeated(one)
+    lines = {}
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name, line = str(key.value), key.start_mark.line + 1
+        if name in lines:
+            raise SettingsError(f"line {line} names {name!r} again, after line {lines[name]}: "
+                                "keep one of them.")
+        lines[name] = line
+        _refuse_repeated(value)
+
 def from_yaml(
     kind: type,  # which dataclass
     text: str,   # YAML
@@ -934,8 +949,14 @@ def from_yaml(
     "Settings from YAML text."
     try:
         check_yaml(text)
-        values = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        _refuse_repeated(node := loader.get_single_node())
+        values = None if node is None else loader.construct_document(node)
     except SettingsError: raise
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise SettingsError(f"this is not YAML: {place}{error.problem or error.context}") from error
     except yaml.YAMLError as error: raise SettingsError(f"this is not YAML: {error}") from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"this is not YAML for settings: {error}") from error

@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -555,8 +556,9 @@ def _answers(counts: Counter, reading: Reading, file: str, column: str) -> dict[
                         "needs two: is it the right column? --reading.label COLUMN")
     if counts.total() >= FEW_ROWS and 2 * len(answers) > counts.total():
         raise DataError(f"{file}: the column {column!r} holds {len(answers):,} labels in "
-                        f"{counts.total():,} rows, and most stand in one row: is it the right column "
-                        "(--reading.label COLUMN), or are they texts (--tasks completions)?")
+                        f"{counts.total():,} rows, most of them in only one row: is it the right column "
+                        "(--reading.label COLUMN), or are they texts (--tasks completions "
+                        f"--reading.completion {shlex.quote(column)})?")
     if len(set(answers.values())) < len(answers):
         raise DataError(f"--reading.verbalizers gives two labels the same answer ({answers}): "
                         "give each its own.")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import sftdpo
-from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, parse
+from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, of_system, parse
 from sftdpo.config import Execution, Study
 from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
@@ -270,3 +270,17 @@ def test_messages_name_what_was_typed(words, told, tmp_path, capsys):
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(40)))
     with pytest.raises(SystemExit): main([word.replace("ROWS", str(tmp_path / "rows.csv")) for word in shlex.split(words)])
     assert told in capsys.readouterr().err
+
+
+def test_an_empty_settings_file_is_no_study(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(SystemExit) as end: main(["plan", "--settings", str(tmp_path / "empty.yaml")])
+    assert end.value.code == 2 and "empty.yaml is empty: is it the right file?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place, flag", [("a file/x/locks", "--out"), ("a file", "--data"), ("elsewhere", "")])
+def test_an_error_of_the_system_names_the_option(tmp_path, place, flag):
+    words = ["compare", "--data", f"{tmp_path}/a file", f"--out={tmp_path}/a file/x"]
+    said = of_system(NotADirectoryError(20, "Not a directory", f"{tmp_path}/{place}"), words)
+    assert said.startswith(flag) and "Not a directory" in said and said.endswith("give another folder") == (flag == "--out")
+    assert of_system(OSError("a sentence of ours"), words) == "a sentence of ours"

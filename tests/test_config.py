@@ -1,5 +1,6 @@
 "Settings: what is refused, what is read back, and what makes two stages one."
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,16 @@ def test_read_back_equal(settings):
 def test_yaml_may_be_empty_or_partial():
     assert from_yaml(Study, "") == Study()
     assert from_yaml(Study, "dpo:\n  learning_rate: 1e-5").dpo == Stage("dpo", learning_rate=1e-5)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("tasks: [labels]\nseeds: [1]\ntasks: [sonnet]\n", "line 3 names 'tasks' again, after line 1: keep one of them"),
+    ("dpo:\n  beta: 0.1\n  beta: 0.2\n", "line 3 names 'beta' again, after line 2"),
+    ("tasks: [labels\nseeds: 1\n", "this is not YAML: line 2, column 6: expected"),
+])
+def test_yaml_that_means_something_else_is_refused(text, words):
+    "YAML alone would take the last of two, without a word."
+    with pytest.raises(SettingsError, match=re.escape(words)): from_yaml(Study, text)
 
 
 def test_every_field_is_explained():

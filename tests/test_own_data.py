@@ -9,6 +9,7 @@ import re
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ from sftdpo.data import (
 )
 from sftdpo.engine.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
 from sftdpo.reading.check import check_data, check_file, reading_options, reasons, write_check
-from sftdpo.reading.files import find_files, read_table, table_of, write_problems
+from sftdpo.reading.files import find_files, not_a_text, read_table, table_of, write_problems
 from sftdpo.reading.rows import fit, longer_than, suggest_verbalizers, tokenize
 
 qqp = "id,question1,question2,is_duplicate\n"
@@ -803,5 +804,11 @@ def test_one_label_is_not_taken_for_texts(tmp_path):
 def test_texts_are_not_taken_for_labels(tmp_path):
     "Before, a model was trained on a hundred labels that stood in one row each."
     path = write(tmp_path, "swapped.csv", "ref,text\n" + "".join(f"T{i},a text of number {i}\n" for i in range(40)))
-    with pytest.raises(DataError, match="the column 'text' holds 40 labels in 40 rows, and most stand in one row: is it the right column"):
+    with pytest.raises(DataError, match="the column 'text' holds 40 labels in 40 rows, most of them in only one row: is it the right column"):
         load_task("labels", path, reading=Reading(prompt="ref", label="text"))
+    load_task("completions", path, reading=Reading(completion="text", prompt="ref"))  # the remedy works
+
+
+@pytest.mark.parametrize("value", [[], (), np.array([])])
+def test_an_empty_conversation_is_called_empty(value):
+    assert str(not_a_text(value)) == "is an empty list: leave the row out, or give it a text"

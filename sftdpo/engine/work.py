@@ -158,8 +158,7 @@ def waiting_in_words(
     signs = dict.fromkeys(sign.replace(here, "")
                           for node in pending[:100] if (sign := holder(folder.lock(node.key))))
     by = f" ({'; '.join(signs)})" if signs else ""
-    stages = "a stage" if len(pending) == 1 else f"{len(pending)} stages"
-    return f"waiting for {stages} that others work on{by}"
+    return f"waiting: others work on what is left{by}"
 
 # %% ../../nbs/engine/08_work.ipynb #14ff392c
 def begun_among(
