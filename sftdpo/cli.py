@@ -302,7 +302,7 @@ class Train:
         train_run(self.run, self.out, inputs=Inputs(read.load),
                   report_to=Execution(report_to=self.report_to).report_to)
         print_tables(gather(StudyFolder(self.out)), self.out)
-        print(f"The model is in {self.out / 'model'}.")
+        print(f"The model of {self.run.recipe} {self.run.tuning} is in {self.out / 'model'}.")
         place = shlex.quote(str(self.out))
         predict = [("answers for rows that have none yet", f"sftdpo predict {place} FILE")]
         print(what_next(
@@ -316,7 +316,8 @@ def written_table(
 ) -> list[str]:  # what is told of it
     "Write a table, and say where it is and what its columns of probabilities are."
     from sftdpo.engine.export import write_predictions
-    told = [f"written: {write_predictions(table, out)}"]
+    replaced = ", in place of the file that was there" * out.exists()
+    told = [f"written: {write_predictions(table, out)}{replaced}"]
     if "mass" in table:
         told.append("columns: probability_... is that of each answer among all answers, and mass is the "
                     "probability that the model gives any of them")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import sftdpo
-from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, of_system, parse
+from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, of_system, parse, written_table
 from sftdpo.config import Execution, Study
 from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
@@ -284,3 +284,9 @@ def test_an_error_of_the_system_names_the_option(tmp_path, place, flag):
     said = of_system(NotADirectoryError(20, "Not a directory", f"{tmp_path}/{place}"), words)
     assert said.startswith(flag) and "Not a directory" in said and said.endswith("give another folder") == (flag == "--out")
     assert of_system(OSError("a sentence of ours"), words) == "a sentence of ours"
+
+
+def test_a_file_that_is_replaced_is_told(tmp_path):
+    table = pd.DataFrame(dict(id=["1"], answer=["yes"]))
+    first, second = (written_table(table, tmp_path / "answers.csv")[0] for _ in range(2))
+    assert first.endswith("answers.csv") and second.endswith("answers.csv, in place of the file that was there")

@@ -62,7 +62,7 @@ def reasons(
     problems: Sequence[Problem],        # rows that cannot be used
 ) -> list[tuple[str, int, list[str]]]:  # what is wrong, how many rows, the first places; the commonest first
     "What is wrong with how many rows."
-    found = [(some[0].reason + (f", and {len(some) - 1:,} more like it" if len(some) > 1 else ""),
+    found = [(some[0].reason + " (in the first of them)" * (len({one.reason for one in some}) > 1),
               len(some), [f"{Path(p.file).name} {p.place}" for p in some[:3]])
              for some in gathered(problems)]
     return sorted(found, key=lambda item: -item[1])

@@ -238,9 +238,9 @@ def not_a_text(
 ) -> ValueError:
     "What is wrong with a cell of several values, and a remedy if it is a conversation."
     kind, items = type(value).__name__, value.tolist() if hasattr(value, "tolist") else value
-    items = [items] if isinstance(items, dict) else list(items) if isinstance(items, (list, tuple)) else []
-    if not items and (isinstance(value, (list, tuple)) or hasattr(value, "tolist")):
+    if isinstance(items, (list, tuple)) and not items:
         return ValueError("is an empty list: leave the row out, or give it a text")
+    items = [items] if isinstance(items, dict) else list(items) if isinstance(items, (list, tuple)) else []
     turns = bool(items) and all(isinstance(one, dict) and {"role", "from"} & set(one) for one in items)
     if turns and any(one.get("content", one.get("value")) is None for one in items):
         return ValueError("is a conversation with a turn that holds no text: leave the row out, or give the turn a text")
