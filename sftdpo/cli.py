@@ -200,9 +200,15 @@ class Report:
 
     def __call__(self):
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
-        StudyFolder(self.folder).values()  # an error if it holds no study
-        from sftdpo.report import write_report
+        folder = StudyFolder(self.folder)
+        folder.values()  # an error if it holds no study
+        from sftdpo.report import planned, read_study, write_report
         print(write_report(self.folder, self.out))
+        study, finished = read_study(self.folder), len(folder.finished_runs())
+        asked = planned(study) if study and not folder.recommendation.exists() else 0
+        if finished < asked:
+            print(f"note: {finished:,} of {asked:,} runs are finished; the command that began the study goes on with "
+                  "the others")
 
 # %% ../nbs/25_cli.ipynb #b1521cbb
 @dataclass
@@ -303,6 +309,9 @@ class Train:
                   report_to=Execution(report_to=self.report_to).report_to)
         print_tables(gather(StudyFolder(self.out)), self.out)
         print(f"The model of {self.run.recipe} {self.run.tuning} is in {self.out / 'model'}.")
+        folder = StudyFolder(self.out)
+        if sum(folder.run(name).policy.is_dir() for name in folder.finished_runs()) > 1:
+            print(f"Models that were trained here before are in {folder.runs}, each in its run's folder.")
         place = shlex.quote(str(self.out))
         predict = [("answers for rows that have none yet", f"sftdpo predict {place} FILE")]
         print(what_next(
@@ -556,7 +565,9 @@ def read_study_settings(
         raise SettingsError(f"--settings {path}, line {line}: the "
                             f"byte {error.object[error.start]:#04x} is not UTF-8: save the file as "
                             "UTF-8 text.") from None
-    if not text.strip(): raise SettingsError(f"--settings {path} is empty: is it the right file?")
+    if not re.search(r"(?m)^\s*[^\s#]", text):
+        what = "holds only comments" if text.strip() else "is empty"
+        raise SettingsError(f"--settings {path} {what}: is it the right file?")
     try: return from_yaml(Study, text)
     except SettingsError as error:
         raise SettingsError(f"--settings {path}: "

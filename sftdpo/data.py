@@ -75,7 +75,15 @@ from sftdpo.reading.rows import (
     tokenize,
     verbalizer_rows,
 )
-from .reading.shapes import Shape, find_shape, left_out, prepared, several_answers, template_pieces
+from sftdpo.reading.shapes import (
+    Shape,
+    find_shape,
+    left_out,
+    numbers_among_texts,
+    prepared,
+    several_answers,
+    template_pieces,
+)
 from .tasks import TASKS, Task, find_function
 
 # %% ../nbs/01_data.ipynb #34a77c5e
@@ -1052,6 +1060,7 @@ def _from_tables(task, data, reading) -> TaskData:
     train, shapes = tables["train"], {}
     for role, table in tables.items():
         shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "")
+    notes += [note for role, table in tables.items() for note in numbers_among_texts(table, shapes[role])]
     notes += left_out(train, shapes["train"]) + _other_columns(tables, shapes)
     answers, merged = {}, {}
     if record.answers == "labels" and not record.verbalizers:
@@ -1130,7 +1139,7 @@ def load_judged(
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     notes = [*_lost(table, examples, problems), *left_out(table, shape),
-             *_other_prompt(reading, known, shape)]
+             *numbers_among_texts(table, shape), *_other_prompt(reading, known, shape)]
     file = _file_record("test", table, examples, problems)
     intake = Intake([file], shape, tuple(answers), problems, notes=notes)
     words = record.verbalizers or tuple(dict.fromkeys(answers.values()))

@@ -568,9 +568,12 @@ def evaluate_saved(
     examples = judged_examples(run, data)
     say(f"judged: {len(examples):,} examples of {data.name} ({data.source.rstrip('.')})")
     for note in data.intake.notes: say(f"note: {note}")
-    if seen := rows_trained_on(known, examples):
+    seen = rows_trained_on(known, examples)
+    if seen:
         say(f"note: the model was trained on {len(seen):,} of these {len(examples):,} rows, and on those its "
             "values may be better than on new ones")
+    elif data.fingerprint == known.get("fingerprint"):
+        say("note: the model was trained on other rows of this data; it is judged on those that it has not seen")
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed)
     each = with_labels(found.examples, data)
     if seen: each = each.assign(trained_on=each["id"].astype(str).isin(seen))

@@ -272,10 +272,11 @@ def test_messages_name_what_was_typed(words, told, tmp_path, capsys):
     assert told in capsys.readouterr().err
 
 
-def test_an_empty_settings_file_is_no_study(tmp_path, capsys):
-    (tmp_path / "empty.yaml").write_text("")
+@pytest.mark.parametrize("text, told", [("", "is empty"), ("\n \n", "is empty"), ("# seeds: [0]\n\n", "holds only comments")])
+def test_a_settings_file_without_settings_is_no_study(tmp_path, capsys, text, told):
+    (tmp_path / "empty.yaml").write_text(text)
     with pytest.raises(SystemExit) as end: main(["plan", "--settings", str(tmp_path / "empty.yaml")])
-    assert end.value.code == 2 and "empty.yaml is empty: is it the right file?" in capsys.readouterr().err
+    assert end.value.code == 2 and f"empty.yaml {told}: is it the right file?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place, flag", [("a file/x/locks", "--out"), ("a file", "--data"), ("elsewhere", "")])

@@ -1,6 +1,7 @@
 "How models are judged and asked, through files and the command line: nothing is measured by length, memory or luck alone."
 import json
 import re
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -262,6 +263,12 @@ def test_predict_writes_what_follows_a_prompt(backbone, tmp_path, capsys):
     one, two, other = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("one", "two", "other"))
     pd.testing.assert_frame_equal(one, two)
     assert list(one["id"]) == ["a", "a", "b", "b"] and list(one["sample"]) == [0, 1, 0, 1] and not one.equals(other) and one["answer"].str.len().min() > 0
+    code, told = asked(capsys, "evaluate", tmp_path / "out", "--data", tmp_path / "past.csv")
+    assert code == 0 and "trained on other rows of this data; it is judged on those that it has not seen" in told, told
+    code, told = asked(capsys, "train", "--task", "completions", "--data", tmp_path / "past.csv", *named, "--backbone", backbone, "--sft.epochs", "1", "--sampling.max-new-tokens", "20",
+                       "--sampling.samples", "1", "--out", tmp_path / "out", "--tuning", "lora")
+    kept, = re.findall(r"trained here before are in (.*), each in its run's folder", unbroken(told))
+    assert code == 0 and len(list(Path(kept).glob("*/policy"))) == 2, told
 
 
 def test_more_labels_than_letters(tokenizer, tmp_path):

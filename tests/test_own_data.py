@@ -359,9 +359,31 @@ def test_report_of_a_file_that_cannot_run(tmp_path):
     with pytest.raises(DataError, match="is empty"): check_file(None, write(tmp_path, "x.csv", ""))
 
 
-def test_report_counts_equal_pairs_and_long_answers(tmp_path, tokenizer):
+def test_report_names_equal_pairs_once():
     rows = [dict(prompt=f"p{i} ", chosen="same" if i < 3 else f"a{i}", rejected="same") for i in range(30)]
-    assert check_file("preferences", rows).equal_pairs == 3
+    found = str(check_file("preferences", rows))
+    assert "3 rows: the chosen completion equals the rejected one" in unbroken(found) and found.count("equals the rejected") == 1
+
+
+def test_a_number_among_texts_is_told(tmp_path):
+    "A slip such as 12 among sentences was read as the text '12' without a word."
+    rows = [dict(prompt=f"p{i}\n", completion=f"a{i} and more") for i in range(30)]
+    file = lambda name: write(tmp_path, name, "".join(json.dumps(row) + "\n" for row in rows))
+    assert not any("a number" in note for note in check_file("completions", file("texts.jsonl")).notes)
+    rows[4]["completion"] = rows[7]["completion"] = 12
+    told = "'completion' holds texts, and a number in 2 rows, read as text (first: 12, line 5)"
+    assert told in check_file("completions", file("some.jsonl")).notes
+    rows = [dict(row, completion=i) for i, row in enumerate(rows)]
+    assert not any("a number" in note for note in check_file("completions", file("numbers.jsonl")).notes)
+
+
+def test_verses_are_no_table(tmp_path):
+    with pytest.raises(DataError, match="One column is too few: a row needs a prompt and at least one answer or text") as told:
+        check_file(None, write(tmp_path, "verses.txt", "Shall I compare thee\nThou art more lovely\n" * 9))
+    assert "--reading" not in str(told.value)
+
+
+def test_report_tells_long_answers(tmp_path, tokenizer):
     own = Reading(label="mood", verbalizers=dict(good="quite good", bad="rather bad", mixed="a mixture"))  # chosen by the user: nothing else stands for them
     report = check_file("labels", write(tmp_path, "m.csv", moods()), own, tokenizer, 100)
     assert any(n > 1 for n in report.verbalizers.values()) and set(report.suggestion) == set(own.verbalizers.values()) and "--reading.verbalizers" in report.stops[-1]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from sftdpo.claims import judge_claims
-from sftdpo.cli import parse
+from sftdpo.cli import main, parse
 from sftdpo.engine.folder import Damaged, StudyFolder
 from sftdpo.engine.store import gather, read_results, write_planned_runs
 from sftdpo.page.explore import view_of
@@ -227,6 +227,13 @@ def test_a_megabyte_is_cut_on_the_page_and_whole_beside_it(tmp_path):
 def test_direction_is_isolated():
     assert str(data("\u0634\u0639\u0631")) == "<bdi>\u0634\u0639\u0631</bdi>"
     assert str(data("a\u2067b")) == "<bdi>a⟨U+2067⟩b</bdi>"
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("number, told", [(0, True), (16, True), (17, False)])
+def test_the_command_says_what_is_not_finished(tmp_path, capsys, number, told):
+    main(["report", str(make_study(tmp_path / "study", finished=number))])
+    assert (f"note: {number} of 17 runs are finished;" in capsys.readouterr().out) == told
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -224,8 +224,6 @@ class DataFindings:
     copied: dict[str, list[str]] = field(default_factory=dict)
     # pairs that share a question with training: number, share, and how many are duplicates
     questions: dict[str, float] = field(default_factory=dict)
-    # pairs whose chosen completion equals the rejected one
-    equal_pairs: int = 0
     verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
     # answer -> word of one token, where some have more
     suggestion: dict[str, str] = field(default_factory=dict)
@@ -323,8 +321,6 @@ def doubt_sections(
         ("shared", [f"{pair}: {counted(n, 'text')} (--reading.leaked drop leaves them out)"
                     for pair, n in report.shared.items() if n]),
         *zip(("copied", "questions"), leak_lines(report)),
-        ("pairs", [f"{counted(report.equal_pairs, 'pair')} whose "
-                   "chosen completion equals the rejected one"] if report.equal_pairs else []),
         ("answers", _some([f"{answer!r}: {counted(n, 'token')}"
                            for answer, n in report.verbalizers.items() if n != 1], 10, "answers")),
         ("note", [*report.notes, *report.split_notes]),
@@ -647,7 +643,6 @@ def check_data(
         duplicates={split: duplicates(examples) for split, examples in data.splits.items()},
         repeated=duplicates(everything)["exact"],
         shared=shared(data.splits),
-        equal_pairs=sum("equals the rejected" in p.reason for p in intake.problems),
         **small_leaks(data))
     report.left_out = ({f"in {split}, also in a split that chooses or judges": n
                         for split, n in intake.leaked.items() if n}
@@ -685,9 +680,9 @@ def fitting_task(
     if task := guess_task(columns, reading): return task
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table.hint())
-    raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint()} "
-                    "Name the task and its columns, such as --task labels --reading.prompt COLUMN "
-                    "--reading.label COLUMN.")
+    naming = (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
+              "--reading.label COLUMN.")
+    raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint() or naming}")
 
 # %% ../../nbs/reading/05_check.ipynb #b16e02ec
 def columns_fit(

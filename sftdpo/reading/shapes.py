@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'template_pieces', 'Shape', 'guess_task', 'find_shape', 'fill', 'read_conversations', 'several_answers',
            'order_by_scores', 'common_beginning', 'cut_beginnings', 'split_texts', 'with_inner_columns', 'prepared',
-           'label_columns', 'usual_shapes', 'wider_template', 'left_out']
+           'label_columns', 'usual_shapes', 'wider_template', 'left_out', 'numbers_among_texts']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
@@ -569,4 +569,21 @@ def left_out(
     if rated:
         notes.append(f"left out: {', '.join(map(repr, rated))}; every row is learned from, "
                      "whatever it says there: delete the rows that are not to be imitated")
+    return notes
+
+# %% ../../nbs/reading/02_shapes.ipynb #4a3228bb
+def numbers_among_texts(
+    table: Table,  # of rows
+    shape: Shape,  # as found
+) -> list[str]:
+    "A note on each column that is to hold texts and holds numbers in some rows."
+    columns = dict.fromkeys([column for _, column in shape.pieces if column is not None]
+                            + [shape.columns[part] for part in ("completion", "chosen", "rejected") if part in shape.columns])
+    notes = []
+    for name in columns:
+        values = table.values(name)
+        numbers = [i for i, value in enumerate(values) if type(value) in (int, float) and math.isfinite(value)]
+        if numbers and any(isinstance(value, str) for value in values):
+            notes.append(f"{name!r} holds texts, and a number in {counted(len(numbers), 'row')}, read as text (first: "
+                         f"{values[numbers[0]]}, {table.unit} {table.lines[numbers[0]]})")
     return notes
