@@ -607,7 +607,8 @@ class Search(Settings):
     # further trials, the same for all cells, while the best rate of any cell is the lowest or
     # highest tried
     further: int = 4
-    train_size: int | None = None  # training examples per trial; default: as in the study
+    # training examples per trial; default: as in the study, as the best rate can be another on fewer
+    train_size: int | None = None
 
     def validate(self):
         least = 3 * len(self.betas)

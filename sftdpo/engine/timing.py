@@ -528,7 +528,7 @@ def shorter_in_words(
     plan,  # a `Plan`
 ) -> str:
     "What to lower where a study takes too long, what counts most first."
-    searching = ["a smaller --search.train-size", "fewer --search.trials"] * bool(plan.trials)
+    searching = ["fewer --search.trials"] * bool(plan.trials)
     studying = ["fewer --seeds", "fewer --recipes", "a smaller --train-size"]
     first = (plan.trial_seconds or 0) > (plan.left or 0) * plan.workers / 2
     return f"to shorten it: {', '.join(searching + studying if first else studying + searching)}"
