@@ -680,9 +680,12 @@ def fitting_task(
     if task := guess_task(columns, reading): return task
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table.hint())
-    naming = (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
-              "--reading.label COLUMN.")
-    raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{table.hint() or naming}")
+    hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
+                            "--reading.label COLUMN.")
+    if len(columns) == 1 and "--reading.delimiter" not in hint:
+        hint = (" One column is too few: a row needs a prompt and at least one answer or text, in columns of their "
+                "own.")
+    raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{hint}")
 
 # %% ../../nbs/reading/05_check.ipynb #b16e02ec
 def columns_fit(

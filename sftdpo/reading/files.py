@@ -95,9 +95,6 @@ class Table:
             return (f" The name of the only column, {names[0]!r}, "
                     f"holds {signs[0]!r}: read it with --reading.delimiter "
                     f"{repr(signs[0]) if signs[0] != chr(9) else repr(signs[0]) + ' (a tab)'}.")
-        if len(names) == 1:
-            return (" One column is too few: a row needs a prompt and at least one answer or text, in columns of "
-                    "their own.")
         if again := next((name for name in reversed(names) if name and name in self.values(name)),
                          None):
             return (f" The first line looks like a row, as {again!r} occurs again in the column "

@@ -581,7 +581,8 @@ def numbers_among_texts(
                             + [shape.columns[part] for part in ("completion", "chosen", "rejected") if part in shape.columns])
     notes = []
     for name in columns:
-        values = table.values(name)
+        values = table.columns[name]
+        if not isinstance(values, list): continue  # a column of a Parquet or Arrow file has one type
         numbers = [i for i, value in enumerate(values) if type(value) in (int, float) and math.isfinite(value)]
         if numbers and any(isinstance(value, str) for value in values):
             notes.append(f"{name!r} holds texts, and a number in {counted(len(numbers), 'row')}, read as text (first: "
