@@ -327,8 +327,8 @@ class NodePlaces(StudyPlaces):
         return all(self.run(name).finished for name in node.runs)
 
     def weights(self, node) -> bool:
-        "Is there something to start from: the weights of a stage, or a base model that was judged?"
-        return self.stage(node.key).trained if node.stage else self.judged(node)
+        "Is there something to start from: a base model, or the weights of a stage?"
+        return not node.stage or self.stage(node.key).trained
 
     def closed(self, node) -> bool:
         "Is this node finished or failed, and everything below it too?"
@@ -336,10 +336,15 @@ class NodePlaces(StudyPlaces):
                 or (self.judged(node) and all(self.closed(child) for child in node.children)))
 
     def ready(self, node) -> bool:
-        "Does the node need work, for its runs or for stages below, and does its starting point exist?"
+        "Can its stage be trained now, for its runs or for stages below, or its runs be judged?"
         if node.parent and not self.weights(node.parent): return False
-        return not self.judged(node) or (not self.weights(node)
-                                         and any(not self.closed(child) for child in node.children))
+        if not self.weights(node):
+            return not self.judged(node) or any(not self.closed(child) for child in node.children)
+        return not self.judged(node) and self.base_judged(node)
+
+    def base_judged(self, node) -> bool:
+        "Can a node's runs be compared with the base model: is that one judged, or are they its own?"
+        return not node.ancestors or self.judged(node.ancestors[0])
 
     def worker_at(self, node) -> str:
         "Who is working on a node; empty if nobody is."

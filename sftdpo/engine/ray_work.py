@@ -109,8 +109,8 @@ def work_on_ray(
                     if said := ray.get(result): say(said)
                 except ray.exceptions.RayTaskError: raise
                 except ray.exceptions.RayError as error: note_failure(folder, node, error, say)  # a lost worker
-                # a damaged parent is made again first
-                if not folder.weights(node):
+                # a damaged parent is made again first, and runs are judged after the base model
+                if not (folder.weights(node) and folder.judged(node)):
                     begun -= {one.key for one in (node, node.parent) if one}
                 give_up_weights(folder, node, weights)
         if pending:

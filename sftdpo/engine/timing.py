@@ -139,9 +139,9 @@ class Timing(Rates):
         return self
 
     def note(self, folder: StudyFolder, node: Node, trained: bool):
-        "Take over the times of a node that has just finished, with its stage's if it was trained now."
-        if node.stage and trained: self.stage_took(folder.stage(node.key).record)
-        for name in node.runs: self.run_took(folder.run(name))
+        "Take over the times of a node that was just worked on: of its stage if it was trained now, of its runs once they are judged."
+        if trained: self.stage_took(folder.stage(node.key).record)
+        for name in node.runs if folder.judged(node) else []: self.run_took(folder.run(name))
 
     def whole(self, node: Node, judging: bool = True) -> float | None:
         "What a node takes from its start, with or without the judging of its runs."

@@ -59,7 +59,7 @@ def finish_node(
     progress: bool = True,  # draw bars?
     say: Callable = print,   # reports what is damaged
 ) -> bool:                  # was its stage trained now?
-    "Train the stage if its policy is not there, and judge the runs that end with it."
+    "Train the stage if its policy is not there, and judge the runs that end with it once the base model is judged."
     folder.sweep(node)
     stage, parent = folder.stage(node.key), node.parent
     train = bool(node.stage) and not check_stage_weights(folder, node, say, wait=False)
@@ -77,6 +77,7 @@ def finish_node(
         stage.forget()  # what is left of it is not whole
         model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress,
                              followed=bool(node.children))
+    if not folder.base_judged(node): return train  # another process is at it
     base = (node.ancestors or [node])[0].key
     for name, inputs in node.runs.items():
         if not folder.run(name).finished:
@@ -142,7 +143,7 @@ def attempt(
     "Finish a node, or write down why it failed."
     try:
         trained = finish_node(folder, node, weights, progress, say)
-        if timing and folder.judged(node): timing.note(folder, node, trained)
+        if timing: timing.note(folder, node, trained)
     except Exception as error:
         if is_full_disk(error): raise
         note_failure(folder, node, error, say)
