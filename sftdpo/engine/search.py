@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rounded', 'first_trials', 'best_of', 'at_edge', 'next_trial', 'trial_line', 'CellTrials', 'try_cells', 'stage_groups',
-           'other_trials', 'search_rates']
+           'other_trials', 'tell_changed', 'search_rates']
 
 # %% ../../nbs/engine/10_search.ipynb #16ef6fc5
 import math
@@ -174,6 +174,17 @@ def other_trials(
     now = {tuple(line[name] for name in cell) for line in lines}
     return table[[one not in now for one in table[cell].itertuples(index=False, name=None)]]
 
+def tell_changed(
+    before: dict[str, float],  # cell and setting: value that an earlier command chose
+    chosen: dict[str, float],  # the same, as chosen now
+    say: Callable,             # reports the difference
+):
+    "Say which cells have other values now, so that their runs are trained again."
+    for name, value in chosen.items():
+        if (old := before.get(name, value)) != value:
+            say(f"note: {name} was {old:g} before; among more trials {value:g} is better; the cell's runs "
+                "are trained again")
+
 def search_rates(
     study: Study,  # whose `search` says how many trials
     folder: StudyFolder,  # for the table and the runs of the trials
@@ -182,7 +193,7 @@ def search_rates(
     say: Callable = print,  # reports what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
     "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
-    chosen, lines = {}, []
+    before, chosen, lines = with_searched_rates(study.replace(cells={}), folder).cells, {}, []
     for group in stage_groups(searched_recipes(study.recipes)):
         cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning)
                             if RECIPES[recipe].after else {})
@@ -201,5 +212,6 @@ def search_rates(
                 + ", ".join(f"{setting} {value:g}"
                             for setting, value in cell.settings(picked).items())
                 + f" ({cell.metric} {cell.scores[picked]:.4g} on the validation rows{edge})")
+    tell_changed(before, {name: value for name, value in chosen.items() if name not in study.cells}, say)
     write_text(folder.search, pd.concat([other_trials(folder, lines), pd.DataFrame(lines)]).to_csv(index=False))
     return with_searched_rates(study, folder)
