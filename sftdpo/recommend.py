@@ -7,9 +7,9 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'honest', 'pool_of', 'dealt', 'too_little', 'capitalized', 'baselines_in_folds', 'too_easy', 'way_of',
            'with_rate', 'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
            'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
-           'reason_to_decline', 'against_baselines', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more',
-           'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined',
-           'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
+           'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure', 'above_expectation', 'sentences_on',
+           'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation',
+           'declined', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -86,16 +86,13 @@ def chosen_way(
 # %% ../nbs/15_recommend.ipynb #12dd6b95
 def honest(
     rows: pd.DataFrame,  # from `by_row`
-    divisions: int = 20,  # into three parts
-) -> tuple[pd.DataFrame, list[str]]:  # fold, seed, id, value; the way that was picked for each part
-    "The values of the best way, where the way for each third of the rows is picked by the others."
-    random, reached, picked = np.random.default_rng(0), np.zeros(len(rows)), []
-    for _ in range(divisions):
-        thirds = random.permutation(len(rows)) % 3
-        for third in range(3):
-            picked.append(way := chosen_way(rows[thirds != third]))
-            reached[thirds == third] += rows.loc[thirds == third, way]
-    return rows.index.to_frame(index=False).assign(value=reached / divisions), picked
+) -> tuple[pd.DataFrame, list[str]]:  # fold, seed, id, value; the way that was picked for each fold
+    "The values of the best way, where the way for each fold is picked by the others."
+    folds, parts, picked = rows.index.get_level_values("fold"), [], []
+    for fold in folds.unique():
+        picked.append(way := chosen_way(rows[folds != fold]))
+        parts.append(rows.loc[folds == fold, way])
+    return pd.concat(parts).rename("value").reset_index(), picked
 
 # %% ../nbs/15_recommend.ipynb #dac4086b
 def pool_of(
@@ -533,7 +530,7 @@ def reached_without(
 FAR = 0.03  # a share so far below the best baseline that no model is worth training
 # what is reached without reading a text
 TRIVIAL = ("the base model", "majority class", "commonest training label", "a coin", "the longer one",
-           "random training completion", "random training sonnet")
+           "the shorter one", "random training completion", "random training sonnet")
 
 def reason_to_decline(
     expected: Estimate,           # from `honest`
@@ -581,6 +578,15 @@ def against_baselines(
             f"these.{simpler}")
 
 # %% ../nbs/15_recommend.ipynb #b97d3ac6
+def apart_in_words(
+    one,             # a line of the table from `compared`
+    metric: Metric,  # the primary one
+) -> str:
+    "A way's difference from the chosen one, with its interval; without one if they reached the same on every row."
+    if not math.isfinite(one.high - one.low): return "the same on every row"
+    return (f"{format_metric(one.difference, metric, signed=True, bare=True)} "
+            f"[{format_interval(one.low, one.high, metric, signed=True)}]")
+
 def how_sure(
     way: str,             # that is picked
     picked: list[str],    # from `honest`
@@ -589,13 +595,11 @@ def how_sure(
 ) -> str:
     "A sentence on how often the same way is picked, and which others are not clearly worse, or are."
     def names(some, most):
-        said = [f"{one.way} ({format_metric(one.difference, metric, signed=True, bare=True)} "
-                f"[{format_interval(one.low, one.high, metric, signed=True)}])"
-                for one in some.head(most).itertuples()]
+        said = [f"{one.way} ({apart_in_words(one, metric)})" for one in some.head(most).itertuples()]
         return "; ".join(said) + (" and others" if len(some) > most else "")
     close, worse = table[(table["high"] >= 0) & (table["way"] != way)], table[table["high"] < 0]
-    return (f"How steady the choice is: made again {len(picked)} times, each from two thirds of the rows, it was "
-            f"the same way in {100 * picked.count(way) / len(picked):.0f} %. (Of the ways within half a standard error "
+    return (f"How steady the choice is: made again {len(picked)} times, each time without one of the folds, it "
+            f"was the same way {counted(picked.count(way), 'time')}. (Of the ways within half a standard error "
             "of the best, the first one tried is chosen.)"
             + (f" Not clearly worse than it, all the same (a plus is better): {names(close, 3)}." if len(close) else "")
             + (f" Clearly worse: {names(worse, 2)}." if len(worse) else ""))
@@ -626,8 +630,8 @@ def sentences_on(
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
             f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: each of "
-            f"{expected.examples:,} rows was judged by a model that had not trained on it and was "
-            f"chosen without it. The interval is over rows and over {trials.folds} models, so it is wide "
+            f"{expected.examples:,} rows was judged by a model that had not trained on it, of a way that "
+            f"was chosen in the other folds. The interval is over rows and over {trials.folds} models, so it is wide "
             "where these differ."
             + above_expectation(trials.score(run), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
@@ -657,6 +661,7 @@ def hour_more(
     rival = next((one for one in table.itertuples() if one.way != way_of(run) and one.high >= 0),
                  None)
     if rival is None: return ""
+    if not math.isfinite(rival.high - rival.low): return f"{rival.way} is as good here: it reached the same on every row."
     each = sum(trials.times.whole(node) for one in (way_of(run), rival.way)
                for node in stage_tree(trials.in_folds(trials.runs[one]), trials.inputs))
     seeds = int(3600 * trials.workers / max(each, 1.))
