@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OF_RUN', 'ALONE', 'SAVES_NO_TIME', 'ONE_ROUND', 'IN_SUCCESSION', 'lines_of_stages', 'times_of', 'ratios_of',
-           'ratio_over_seeds', 'machine_alone', 'same_examples', 'judge_time', 'judge_times', 'times_compared',
-           'lora_saves_no_time', 'bench_files', 'turns_in_file', 'bench_times', 'bench_ratios', 'judge_bench',
-           'with_bench']
+           'ratio_over_seeds', 'in_every_recipe', 'machine_alone', 'same_examples', 'judge_time', 'judge_times',
+           'times_compared', 'lora_saves_no_time', 'bench_files', 'turns_in_file', 'bench_times', 'bench_ratios',
+           'judge_bench', 'with_bench']
 
 # %% ../../nbs/verdicts/08_times.ipynb #e8f00012
 import dataclasses
@@ -85,6 +85,21 @@ def ratio_over_seeds(
     "The geometric mean over recipes and seeds, with Student's interval over seeds."
     by_seed = np.exp(np.log(ratios).groupby(level="seed").mean())
     return ratio(by_seed, by_seed * 0 + 1, level)
+
+# %% ../../nbs/verdicts/08_times.ipynb #74c06fe1
+def in_every_recipe(
+    ratios: pd.Series,  # by seed, fold and recipe
+) -> tuple[pd.Series, tuple[str, ...]]:  # and notes on what is left out
+    "The ratios of seeds (and folds) that have all recipes; recipes that leave fewer than two seeds go first."
+    wide = ratios.unstack("recipe")
+    def seeds(some): return some.dropna().index.get_level_values("seed").nunique()
+    while len(wide.columns) > 1 and seeds(wide) < min(2, seeds(wide.max(axis=1))):
+        wide = wide.drop(columns=wide.count().iloc[::-1].idxmin())
+    kept = ratios[ratios.index.isin(wide.dropna().stack().index)]
+    gone = (ratios.groupby(level="recipe", sort=False).size()
+            - kept.groupby(level="recipe").size().reindex(ratios.index.unique("recipe"), fill_value=0))
+    told = ", ".join(f"{number} of {recipe}" for recipe, number in gone[gone > 0].items())
+    return kept, (f"Pairs of times left out, so that all seeds have the same recipes: {told}.",) if told else ()
 
 # %% ../../nbs/verdicts/08_times.ipynb #99fb0317
 ALONE = (f"Run `sftdpo bench --what tunings --out STUDY/{SPEED}`, in which full and LoRA take turns, "
@@ -214,16 +229,17 @@ def times_compared(
     steps, whole, level = times_of(rows, "steps"), ratios_of(times_of(rows, "whole")), margins.level
     ratios = ratios_of(steps)
     if ratios.empty: return [_untimed(rows, steps, where)]
-    others = []
+    others, (of_all, left_out) = [], in_every_recipe(ratios)
     if len(whole):
-        others.append(("LoRA / full, whole time with held-out evaluations", ratio_over_seeds(whole, level)))
+        others.append(("LoRA / full, whole time with held-out evaluations",
+                       ratio_over_seeds(in_every_recipe(whole)[0], level)))
     others += [(f"LoRA / full, {recipe}", ratio_over_seeds(part, level))
                for recipe, part in ratios.groupby(level="recipe", sort=False)]
     known = "hardware" in rows and not (rows["hardware"] == "not recorded").any()
     notes = () if known else ("Hardware is not known here: read the study from its folder.",)
     gates = [same_examples(rows), machine_alone(rows)]
-    return judge_times(ratio_over_seeds(ratios, level), tuple(others), rows["task"].iloc[0], where,
-                       notes, gates, margins)
+    return judge_times(ratio_over_seeds(of_all, level), tuple(others), rows["task"].iloc[0], where,
+                       notes + left_out, gates, margins)
 
 # %% ../../nbs/verdicts/08_times.ipynb #657277af
 def lora_saves_no_time(
