@@ -348,7 +348,9 @@ def fold_components(
 ) -> tuple[np.ndarray, np.ndarray]:  # variances of seeds, examples, residuals, folds; their weights
     "Components within folds, averaged over folds, and what is left between folds."
     parts = [sums_of(rows) for _, rows in table.groupby("fold")]
-    found = pd.DataFrame([np.maximum(variance_of_mean(part)[1], 0) for part in parts])
+    # of one seed, all spread is shown as that of examples, as it is without folds
+    found = pd.DataFrame([np.maximum(variance_of_mean(part)[1], 0)[[0, 2, 1] if len(part.counts) == 1 else [0, 1, 2]]
+                          for part in parts])
     within = found.mean().to_numpy()  # of those that are known
     weights = np.mean([part.weights for part in parts], axis=0) / len(parts)
     left = variance - np.nansum(weights * within)
@@ -813,10 +815,15 @@ def _enough(estimate: Estimate, distance: float, power: float, **times: float) -
 # %% ../nbs/13_stats.ipynb #2b64f448
 MOST = 1_000_000  # more seeds or examples than this count as none
 
+def _one_seed_each(estimate: Estimate) -> bool:
+    "Does each fold have one seed, so that nothing shows what a second one would change?"
+    return estimate.folds > 1 and estimate.components.get("seed") is None
+
 def _least_number(estimate: Estimate, name: str, distance: float, power: float) -> int | None:
     "The least number of seeds or examples that is enough, from the present one on."
     present = getattr(estimate, name)
     def enough(number): return _enough(estimate, distance, power, **{name: number / present})
+    if name == "seeds" and _one_seed_each(estimate): return None
     if name[:-1] in estimate.unknown or not present or not enough(MOST): return None
     low, high = present, present
     while not enough(high): low, high = high, min(2 * high, MOST)
@@ -831,8 +838,11 @@ def _told(estimate: Estimate, name: str, number: int | None, ends: tuple) -> str
     others = "examples" if name == "seeds" else "seeds"
     if name[:-1] in estimate.unknown:
         return f"how many {name} it takes is unknown, because there is only one"
+    if name == "seeds" and _one_seed_each(estimate):
+        return "how many seeds it takes is unknown, because each fold has only one"
     if number is None:
-        limit = f", because the present {others} set a limit" if estimate.examples else ""
+        limits = "folds" if estimate.folds > 1 else others
+        limit = f", because the present {limits} set a limit" if estimate.examples else ""
         return f"more {name} alone are not enough{limit}"
     present = f" on the present {others}" if estimate.examples else ""
     if name == "examples": present = f" with the present seed{'s' * (estimate.seeds > 1)}"
@@ -888,7 +898,7 @@ def needed_to_reach(
     parts = [_told(estimate, name, known[name], numbers[name][1:])
              for name in sorted(known, key=lambda name: known[name] is None)]  # what is enough comes first
     (seeds, *seeds_range), (examples, *examples_range) = numbers.values()
-    if seeds is None and examples is None and not estimate.unknown and estimate.examples:
+    if seeds is None and examples is None and not (estimate.unknown or _one_seed_each(estimate)) and estimate.examples:
         parts = ["more seeds alone or more examples alone are not enough, both are needed"]
     why = f"To show {goal} with probability {power:g}: {('; ' if None in known.values() else '; or ').join(parts)}."
     if "seed" in estimate.unknown: why += " Run 5 seeds before believing a number."

@@ -366,6 +366,20 @@ def test_sentences_on_what_is_needed():
     assert "about 3,1" in wanted and wanted.endswith("examples with the present seeds; more seeds alone are not enough, because the present examples set a limit.")
 
 
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_folds_with_one_seed_each_do_not_say_what_more_seeds_would_bring(seeds):
+    "Examples cannot be told from residuals there. At 2313f6f5 all spread was put down to residuals, and more seeds were to average it out."
+    random, lines = np.random.default_rng(1), []
+    for fold in range(10):
+        ease = 0.045 + 0.5 * random.standard_normal(30)
+        lines += [dict(fold=fold, seed=10 * fold + seed, id=f"{fold} {i}", value=ease[i] + 0.05 * random.standard_normal()) for seed in range(seeds) for i in range(30)]
+    found = interval(pd.DataFrame(lines))
+    assert found.components["example"] == pytest.approx(0.25, rel=0.2) and (found.components["residual"] or 0) < 0.01
+    wanted = needed_to_reach(found, abs(found.mean), "a difference above 0")
+    assert wanted.seeds is None and ("unknown, because each fold has only one" in wanted.why) == (seeds == 1)
+    assert planned_error(found, seeds=20)[0] > 0.8 * planned_error(found)[0]
+
+
 def test_another_level():
     table = long(crossed(np.random.default_rng(18)))
     assert at_level(interval(table), 0.99).low == pytest.approx(interval(table, 0.99).low)
