@@ -19,6 +19,7 @@ import pandas as pd
 from .engine.folder import StudyFolder
 from .engine.store import CELL, read_examples, read_results, rows_of, task_of
 from .stats import Estimate, detectable, detectable_range
+from .tasks import TASKS
 from .verdicts.conditions import read_conditions
 from .verdicts.dominance import DOMINATES, tuning_dominates
 from .verdicts.evidence import Evidence, guarded, sound_tables
@@ -178,11 +179,12 @@ def with_detectable(
     effect = one.effects[0][1]
     if not (effect.low <= 0 <= effect.high) or not math.isfinite(effect.standard_error): return one
     size, (low, high) = detectable(effect), detectable_range(effect)
-    factor, word, all_of_it = (100, "points", 1) if one.unit == "accuracy" else (1, one.unit, 100)
+    factor, word = (100, "points") if one.unit == "accuracy" else (1, one.unit)
     def told(number): return f"{factor * number:.2g}" if factor * number < 10 else f"{factor * number:.0f}"
     note = (f"A true difference of {told(size)} {word} would have been found in 8 of 10 "
             f"such studies (interval of this number: {told(low)} to {told(high)}).")
-    if size > all_of_it: note = "So few runs would have missed any difference in most such studies."
+    most = TASKS[one.task].primary.ceiling if one.task in TASKS else None
+    if most is not None and size > most: note = "So few runs would have missed any difference in most such studies."
     return dataclasses.replace(one, detectable=(size, low, high), notes=(*one.notes, note))
 
 # %% ../nbs/14_claims.ipynb #d3a44ad1

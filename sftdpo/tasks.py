@@ -41,6 +41,7 @@ class Metric:
     better: str = "higher"  # which values are better: "higher" or "lower"
     change: bool = False    # does a table show its change against the backbone?
     margin: float | None = None  # largest difference that does not matter; default: from `Margins`
+    most: float | None = None    # the largest value possible, as stored; default: 1 for shares, otherwise none is known
 
     @property
     def factor(self) -> int:
@@ -51,6 +52,11 @@ class Metric:
     def sign(self) -> str:
         "What stands after a number."
         return " %" if self.share else ""
+
+    @property
+    def ceiling(self) -> float | None:
+        "The largest value possible; None where none is known."
+        return 1.0 if self.share and self.most is None else self.most
 
     @property
     def heading(self) -> str:
@@ -208,7 +214,7 @@ class Task:
 # %% ../nbs/10_tasks.ipynb #62f9b28b
 ACCURACY = Metric("accuracy", "accuracy", "correct", share=True, change=True)
 MACRO_F1 = Metric("macro_f1", "macro F1", "macro_f1", share=True, change=True)
-CHRF = Metric("chrf", "chrF", "chrf")
+CHRF = Metric("chrf", "chrF", "chrf", most=100.0)
 NATS = Metric("nll", "nats per token", "nll", digits=3, better="lower")
 LABEL_HEADLINES = (
     Metric("macro_f1", "macro F1", share=True),

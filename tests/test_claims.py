@@ -24,10 +24,11 @@ from sftdpo.claims import (
 from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
 from sftdpo.engine.store import CELL, read_examples, read_results, write_planned_runs
 from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
+from sftdpo.tasks import TASKS, Metric
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
 from sftdpo.verdicts.evidence import Evidence, cell_values
-from sftdpo.verdicts.gates import strong
+from sftdpo.verdicts.gates import headroom, strong
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
 from sftdpo.verdicts.verdict import (
@@ -399,6 +400,23 @@ def test_tasks_are_compared_by_one_effect():
     found = verdicts(frames, "C1")
     assert found["sonnet", "full"].effects[0][0].endswith("sft-sft full") and found["completions", "full"].effects[0][0].endswith("− sft full")
     assert verdicts(frames, "C1", part="task-dependent")["all tasks", "full"].verdict != "supported"
+
+
+# --- metrics of one's own
+
+@pytest.mark.parametrize("metric, scale, said", [
+    (Metric("elo", "Elo", "score", margin=10.0, digits=0), lambda chrf: 1000 + 4 * chrf, "no ceiling of Elo is known"),
+    (Metric("brier", "Brier score", "score", margin=0.02, digits=3, most=1.0), lambda chrf: 1 - (100 - chrf) / 1e4, "reaches 0.99"),
+    (Metric("brier", "Brier score", "score", margin=0.02, digits=3), lambda chrf: 1 - (100 - chrf) / 1e4, "no ceiling of Brier score is known"),
+])
+def test_the_ceiling_is_that_of_the_metric(metric, scale, said, monkeypatch):
+    "At 2313f6f5 it was 100 for all metrics but shares."
+    results, examples = study({("base", "-"): -10, ("sft", "full"): 5, ("sft", "lora"): 0})
+    monkeypatch.setitem(TASKS, "own", dataclasses.replace(TASKS["completions"], name="own", primary=metric, headlines=(), beside=()))
+    examples = examples.assign(task="own", score=scale(examples["chrf"])).drop(columns="chrf")
+    evidence = Evidence(results.assign(task="own", metric=results["metric"].replace("chrf", metric.name)), examples, "own", Margins())
+    gate = headroom(evidence, [("sft", "full")])
+    assert said in gate.words and gate.passed == ("reaches" not in said)
 
 
 # --- C4

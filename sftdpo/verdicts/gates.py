@@ -13,7 +13,7 @@ import math
 import pandas as pd
 
 from ..stats import Estimate, difference, interval
-from ..tasks import RECIPES, Task
+from ..tasks import RECIPES, Metric, Task, format_interval, format_metric
 from .evidence import Evidence
 from .verdict import Gate, Verdict, describe_estimate, held_back, name_of, plainly
 
@@ -50,20 +50,19 @@ def baseline_values(
 
 # %% ../../nbs/verdicts/03_gates.ipynb #d069f069
 def in_words(
-    value: float,  # of the primary metric
-    unit: str,     # "accuracy" or "chrF"
+    value: float,    # of the metric
+    metric: Metric,  # the primary one
 ) -> str:
-    "A value of the primary metric."
-    return f"{100 * value:.1f} %" if unit == "accuracy" else f"{value:.1f} {unit}"
+    "A value with its unit."
+    return f"{format_metric(value, metric)}{'' if metric.share else f' {metric.title}'}"
 
 # %% ../../nbs/verdicts/03_gates.ipynb #d8dffd42
 def reached(
     found: Estimate,  # a cell's interval
-    unit: str,        # "accuracy" or "chrF"
+    metric: Metric,   # the primary one
 ) -> str:
     "What a cell reached, with its interval."
-    factor = 100 if unit == "accuracy" else 1
-    return f"{in_words(found.mean, unit)} [{factor * found.low:.1f}, {factor * found.high:.1f}]"
+    return f"{in_words(found.mean, metric)} [{format_interval(found.low, found.high, metric)}]"
 
 # %% ../../nbs/verdicts/03_gates.ipynb #392b8c11
 def shortfall(
@@ -80,9 +79,10 @@ def shortfall(
     if not found: return ""
     best, own = max(found, key=found.get), interval(values, level)
     if own.low > found[best]: return ""
+    metric = evidence.record.primary
     title = next((one.title for one in evidence.record.beside if one.name in (best, f"{best}_f1")), best)
-    return (f"{name_of(cell)} reaches {reached(own, evidence.unit)} and is not shown to beat "
-            f"the baseline {title} ({in_words(found[best], evidence.unit)})")
+    return (f"{name_of(cell)} reaches {reached(own, metric)} and is not shown to beat "
+            f"the baseline {title} ({in_words(found[best], metric)})")
 
 # %% ../../nbs/verdicts/03_gates.ipynb #5ab3f94e
 TRAIN_MORE = ("Train until it is better than the base model and than the best baseline: "
@@ -112,12 +112,12 @@ def headroom(
     cells: list[tuple],  # recipe, tuning; each must leave room
 ) -> Gate:
     "Is there room for a large gain between a cell and the best value possible?"
-    ceiling = 1. if evidence.unit == "accuracy" else 100.
-    needs = evidence.margins.large * evidence.margin
+    metric, needs = evidence.record.primary, evidence.margins.large * evidence.margin
+    if metric.ceiling is None: return Gate("headroom", True, f"no ceiling of {metric.title} is known")
     for cell in dict.fromkeys(cells):
         own = interval(evidence.values(cell), evidence.margins.level)
-        if own.high <= ceiling - needs: continue
-        words = (f"{name_of(cell)} reaches {reached(own, evidence.unit)}: "
+        if own.high <= metric.ceiling - needs: continue
+        words = (f"{name_of(cell)} reaches {reached(own, metric)}: "
                  f"{plainly(needs, evidence.unit)} of room below the ceiling are not shown")
         return Gate("headroom", False, words, remedy="Judge on a harder task.")
     return Gate("headroom", True, "there is room below the ceiling")

@@ -135,6 +135,7 @@ def in_unit(
     "A value to two decimals in its unit, or to as many as tell it from zero."
     value = 100 * value if unit == "accuracy" else value
     digits = next((digits for digits in range(2, 6) if round(value, digits)), 2)
+    value = round(value, digits) + 0.0  # a negative zero becomes a plain one
     return f"{value:{'' if unit == 'times' else '+'}.{digits}f}".replace("-", "−")
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #d81d33e6
