@@ -22,7 +22,7 @@ from .stats import Estimate, detectable, detectable_range
 from .tasks import TASKS
 from .verdicts.conditions import read_conditions
 from .verdicts.dominance import DOMINATES, tuning_dominates
-from .verdicts.evidence import Evidence, guarded, sound_tables
+from .verdicts.evidence import Evidence, guarded, recipe_pairs, sound_tables, tuning_pairs
 from .verdicts.gains import SMALL_GAINS, over_tasks, small_gains
 from .verdicts.gates import mark_collapsed
 from .verdicts.matching import CAN_MATCH, dpo_alone, existence
@@ -331,7 +331,9 @@ def notes_on_differences(
     if (errors == math.inf).any(): found.append(CHOICE_UNKNOWN)
     found += searched_at_other_size(evidence.results[evidence.results["recipe"] != "base"])
     if examples.loc[examples["recipe"] != "base", "collapsed"].any(): found.append(LEFT_OUT)
-    notes = {}
+    pairs, notes = recipe_pairs(evidence) | tuning_pairs(evidence), {}
+    if gone := [name for name in pairs if name not in estimates]:
+        found.append(f"Left out, as the two cells have fewer than two runs in common: {'; '.join(gone)}.")
     for name, one in estimates.items():
         for note in one.notes: notes.setdefault(note, []).append(name)
     return [*found, *evidence.unsound, *_whose(notes, len(estimates))]

@@ -850,6 +850,11 @@ def _told(estimate: Estimate, name: str, number: int | None, ends: tuple) -> str
     return f"about {number:,} (80 % interval: {ends[0]:,} {last}) {name}{present}"
 
 # %% ../nbs/13_stats.ipynb #0af1c9dc
+def _with_range(numbers: list[int | None]) -> list[int | None]:
+    "A number with the least and the largest of all; None is more than any."
+    known = [number for number in numbers if number is not None]
+    return [numbers[0], min(known, default=None), max(known) if len(known) == len(numbers) else None]
+
 def _times_the_search(estimate: Estimate, distance: float, power: float) -> float:
     "As many times the seeds of the search are needed; 1 or less: the present ones will do."
     error, freedom = estimate.choice
@@ -892,7 +897,7 @@ def needed_to_reach(
                                   f"choice of rates leaves too large an error: {remedy}.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
-    numbers = {name: [_least_number(one, name, distance, power) for one in ways]
+    numbers = {name: _with_range([_least_number(one, name, distance, power) for one in ways])
                for name in ("seeds", "examples")}
     known = {name: number for name, (number, *_) in numbers.items() if name == "seeds" or estimate.examples}
     parts = [_told(estimate, name, known[name], numbers[name][1:])

@@ -9,7 +9,7 @@ __all__ = ['CELL_COLUMNS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO', 'place_of'
            'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
            'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged',
            'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets', 'print_further',
-           'seeds_in_words', 'print_tables', 'print_differences', 'next_steps']
+           'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -599,6 +599,19 @@ def seeds_in_words(
     own = "a seed of its own" if each == 1 else f"{each} seeds of its own"
     return f"{folds} folds, each with {own}" if folds > 1 else counted(each, "seed")
 
+# %% ../nbs/20_tables.ipynb #1dbc5283
+def fewer_runs(
+    trained: pd.DataFrame,  # results of runs, without the base model's
+    variants: dict[str, str] | None = None,  # from `variants_of`
+) -> str:                   # empty where all cells have as many
+    "A note on cells that have fewer runs than others."
+    if not len(trained): return ""
+    runs = with_cells(trained.drop_duplicates("run"), variants)["cell"].value_counts(sort=False)
+    most, few = runs.max(), runs[runs < runs.max()]
+    told = ", ".join(f"{cell} {number}" for cell, number in few.items())
+    alone = " The interval of one run is over examples only." if (few == 1).any() else ""
+    return f"note: fewer runs than the {most} of other cells: {told}.{alone}" if told else ""
+
 # %% ../nbs/20_tables.ipynb #4305aef4
 def print_tables(
     results: pd.DataFrame,  # from `compare` or `read_results`
@@ -609,7 +622,8 @@ def print_tables(
         part = results[results.task == task]
         first = part.iloc[0]
         trained = part[part.recipe != "base"]
-        size = f"{trained.train_size.iloc[0]:,} training examples, " if len(trained) else ""
+        sizes = " or ".join(f"{size:,}" for size in sorted(trained.train_size.unique()))
+        size = f"{sizes} training examples, " if len(trained) else ""
         judged = part[part.metric == "examples"].value.iloc[0]
         each = " in each fold" * (part.fold.nunique() > 1)
         print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
@@ -619,6 +633,7 @@ def print_tables(
         searched = StudyFolder(folder).search.exists()
         if note := nothing_learned(part, with_cells(examples, variants), searched): print_wrapped(note)
         print(fitted_table(with_baseline(cells_table(results, task, examples, variants), part)))
+        if note := fewer_runs(trained, variants): print_wrapped(note)
         if beside := format_baselines(part): print_wrapped(f"without training: {beside}")
         lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower"
                  and (part.metric == metric.name).any()]

@@ -27,8 +27,8 @@ from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
 from sftdpo.tasks import TASKS, Metric
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
-from sftdpo.verdicts.evidence import Evidence, cell_values
-from sftdpo.verdicts.gates import headroom, strong
+from sftdpo.verdicts.evidence import Evidence, cell_values, differences_of
+from sftdpo.verdicts.gates import headroom, mark_collapsed, strong
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
 from sftdpo.verdicts.verdict import (
@@ -400,6 +400,26 @@ def test_tasks_are_compared_by_one_effect():
     found = verdicts(frames, "C1")
     assert found["sonnet", "full"].effects[0][0].endswith("sft-sft full") and found["completions", "full"].effects[0][0].endswith("− sft full")
     assert verdicts(frames, "C1", part="task-dependent")["all tasks", "full"].verdict != "supported"
+
+
+@pytest.mark.parametrize("first", [3, 2])
+def test_recipes_with_other_seeds_are_judged_each_by_its_own(first):
+    "At 2313f6f5 C3 ended in an error, or was held back as if it rested on one seed."
+    cells = {("sft", "full"): 5, ("sft", "lora"): 0, ("dpo", "full"): 5, ("dpo", "lora"): 0}
+    def rest(table): return table[(table.recipe == "base") | np.where(table.recipe == "sft", table.seed < 3, table.seed >= first)]
+    results, examples = map(rest, study(cells, seeds=6))
+    found = {one.where: one for one in CLAIMS["C3"](results, mark_collapsed(examples), Margins())}
+    assert {where: one.verdict for where, one in found.items()} == dict.fromkeys(["sft", "dpo", "all recipes"], "supported")
+    assert "no mean over them" in found["all recipes"].why
+
+
+def test_what_cannot_be_compared_is_named():
+    "At 2313f6f5 such differences were missing without a word."
+    results, examples = study({("sft", "full"): 0, ("sft", "lora"): 0, ("dpo", "full"): 0, ("dpo", "lora"): 0})
+    def rest(table): return table[~((table.recipe == "dpo") & (table.tuning == "lora") & (table.seed > 0))]
+    found = Evidence(rest(results), mark_collapsed(rest(examples)), "sonnet", Margins())
+    notes = notes_on_differences({name: one for name, one in differences_of(found).items() if "seed" not in one.unknown}, found)
+    assert "fewer than two runs in common: dpo − sft, lora; dpo, full − lora." in " ".join(notes)
 
 
 # --- metrics of one's own

@@ -380,6 +380,16 @@ def test_folds_with_one_seed_each_do_not_say_what_more_seeds_would_bring(seeds):
     assert planned_error(found, seeds=20)[0] > 0.8 * planned_error(found)[0]
 
 
+def test_a_range_holds_its_own_number():
+    "At 2313f6f5 it could be 'about 13,846 (80 % interval: 14,717 or more) examples'."
+    random = np.random.default_rng(0)
+    for seeds, examples, mean in ((3, 200, 0.0), (3, 200, 0.02), (2, 100, 0.02), (5, 30, 0.05)) * 3:
+        values = mean + 0.02 * random.normal(size=(seeds, 1)) + 0.05 * random.normal(size=(1, examples)) + 0.4 * random.normal(size=(seeds, examples))
+        wanted = needed(interval(long(values)), 0.01)
+        for number, (low, high) in ((wanted.seeds, wanted.seeds_range), (wanted.examples, wanted.examples_range)):
+            assert number is None or low is None or low <= number <= (high or number)
+
+
 def test_another_level():
     table = long(crossed(np.random.default_rng(18)))
     assert at_level(interval(table), 0.99).low == pytest.approx(interval(table, 0.99).low)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'SEARCHED', 'read_whole_table', 'planned_runs', 'write_planned_runs', 'rows_of',
-           'rows_judged_on', 'further_sets', 'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1',
-           'read_examples', 'task_of', 'read_history', 'read_settings', 'read_environment', 'swept_values',
-           'variants_of', 'several_values', 'read_search', 'searched_recipes', 'searched_cells', 'first_stage',
-           'with_searched_rates', 'read_pairs']
+           'rows_judged_on', 'further_sets', 'swept_values', 'sizes_over_folds', 'gather', 'read_results', 'described',
+           'read_texts', 'with_macro_f1', 'read_examples', 'task_of', 'read_history', 'read_settings',
+           'read_environment', 'variants_of', 'several_values', 'read_search', 'searched_recipes', 'searched_cells',
+           'first_stage', 'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -125,6 +125,33 @@ def further_sets(
     "Names of the further sets that judge a study's runs."
     return list(named_paths(tuple(StudyFolder(folder).values().get("also_judge") or ())))
 
+# %% ../../nbs/engine/05_store.ipynb #3a8c41fb
+IDENTITY = ["run", *CELL]
+
+# %% ../../nbs/engine/05_store.ipynb #e5d74a75
+def swept_values(
+    folder: Path,  # of a study
+) -> pd.DataFrame:  # indexed by run, a column of text per swept setting; empty where a run does not use it
+    "The swept values of each run."
+    lines = planned_runs(folder)
+    if lines is None: return pd.DataFrame()
+    swept, by_run = ([name for name in lines if name not in IDENTITY],
+                     lines.groupby("run", sort=False))
+    used = (by_run[swept].nunique() == 1) & (lines[swept].nunique() > 1)
+    return by_run[swept].first().where(used)
+
+# %% ../../nbs/engine/05_store.ipynb #e5d74a81
+def sizes_over_folds(
+    results: pd.DataFrame,  # a line per run and metric
+    folder: str | Path,     # of the study
+) -> pd.DataFrame:
+    "The results, with one number of training rows for runs of all folds that train on all rows."
+    if not results["fold"].any(): return results
+    sizes = swept_values(folder).get("train_size", pd.Series(dtype=str))
+    every = results["run"].map(sizes) == str(None)
+    largest = results[every].groupby(["task", "data"])["train_size"].transform("max")
+    return results.assign(train_size=largest.reindex(results.index).fillna(results["train_size"]).astype(results["train_size"].dtype))
+
 # %% ../../nbs/engine/05_store.ipynb #2937e732
 def gather(
     folder: str | Path,     # of the study
@@ -143,7 +170,7 @@ def gather(
         text = results.to_csv(index=False)
         if not folder.results.exists() or folder.results.read_bytes() != text.encode():
             write_text(folder.results, text)
-    return rows_judged_on(results)
+    return rows_judged_on(sizes_over_folds(results, folder))
 
 # %% ../../nbs/engine/05_store.ipynb #e2b71f9a
 def read_results(
@@ -163,12 +190,9 @@ def read_results(
                                na_values={"value": [""]}, dtype=kinds)
     for name in results["run"].unique(): inside(path.with_name("runs"), name)
     try:
-        return rows_judged_on(results.astype({name: str for name in kinds} | {"value": float}),
+        return rows_judged_on(sizes_over_folds(results.astype({name: str for name in kinds} | {"value": float}), folder),
                               judged)
     except ValueError: raise Damaged(path, "a value is not a number", remedy) from None
-
-# %% ../../nbs/engine/05_store.ipynb #3a8c41fb
-IDENTITY = ["run", *CELL]
 
 # %% ../../nbs/engine/05_store.ipynb #9f10f5e5
 def described(
@@ -263,18 +287,6 @@ def read_environment(
     "What a run was made with: versions, hardware, data."
     home = StudyFolder(folder).run(run)
     return read_json(home.checked(home.environment))
-
-# %% ../../nbs/engine/05_store.ipynb #e5d74a75
-def swept_values(
-    folder: Path,  # of a study
-) -> pd.DataFrame:  # indexed by run, a column of text per swept setting; empty where a run does not use it
-    "The swept values of each run."
-    lines = planned_runs(folder)
-    if lines is None: return pd.DataFrame()
-    swept, by_run = ([name for name in lines if name not in IDENTITY],
-                     lines.groupby("run", sort=False))
-    used = (by_run[swept].nunique() == 1) & (lines[swept].nunique() > 1)
-    return by_run[swept].first().where(used)
 
 # %% ../../nbs/engine/05_store.ipynb #961f47a3
 def variants_of(

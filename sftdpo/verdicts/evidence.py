@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['made_up_study', 'cell_values', 'tasks_of', 'tunings_of', 'combined_error', 'JudgedTask', 'Evidence', 'both_tunings',
-           'recipes_with_both', 'recipe_differences', 'tuning_differences', 'differences_of', 'disagreement', 'guarded',
-           'judged_by_task', 'judged_by_tuning', 'sound_tables']
+           'recipes_with_both', 'recipe_pairs', 'tuning_pairs', 'recipe_differences', 'tuning_differences',
+           'differences_of', 'disagreement', 'guarded', 'judged_by_task', 'judged_by_tuning', 'sound_tables']
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00012
 import dataclasses
@@ -194,11 +194,29 @@ def recipes_with_both(
     return sorted(both, key=lambda recipe: RECIPES[recipe].exploratory)
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #740572d0
+def _trained(evidence: Evidence, pairs: dict[str, tuple]) -> dict[str, tuple]:
+    "The pairs of which both cells were run."
+    return {name: pair for name, pair in pairs.items() if not evidence.lacking(pair)}
+
+def recipe_pairs(
+    evidence: Evidence,  # of one task
+) -> dict[str, tuple]:   # what is compared: the two cells
+    "Each recipe with SFT, `sft-dpo` with `sft-sft` and `dpo+sft` with `dpo`, within each tuning."
+    pairs = [(recipe, "sft") for recipe in trained_recipes() if recipe != "sft"]
+    pairs += [("sft-dpo", "sft-sft"), ("dpo+sft", "dpo")]
+    return _trained(evidence, {f"{one} − {other}, {tuning}": ((one, tuning), (other, tuning))
+                               for tuning in ("full", "lora") for one, other in pairs})
+
+def tuning_pairs(
+    evidence: Evidence,  # of one task
+) -> dict[str, tuple]:   # what is compared: the two cells
+    "Full fine-tuning with LoRA for every recipe that was trained with both."
+    return {f"{recipe}, full − lora": tuple(both_tunings(recipe)) for recipe in recipes_with_both(evidence)}
+
 def _between(evidence: Evidence, pairs: dict[str, tuple]) -> dict[str, Estimate]:
-    "The differences of pairs of cells, as far as both were run, with seeds and examples in common."
+    "The differences of pairs of cells that have seeds and examples in common."
     found = {}
     for name, (one, other) in pairs.items():
-        if evidence.lacking([one, other]): continue
         with suppress(ValueError): found[name] = evidence.effect({one: 1, other: -1})
     return found
 
@@ -206,18 +224,14 @@ def recipe_differences(
     evidence: Evidence,  # of one task
 ) -> dict[str, Estimate]:  # what is compared: its difference
     "Each recipe minus SFT, `sft-dpo` minus `sft-sft` and `dpo+sft` minus `dpo`, within each tuning."
-    pairs = [(recipe, "sft") for recipe in trained_recipes() if recipe != "sft"]
-    pairs += [("sft-dpo", "sft-sft"), ("dpo+sft", "dpo")]
-    return _between(evidence, {f"{one} − {other}, {tuning}": ((one, tuning), (other, tuning))
-                               for tuning in ("full", "lora") for one, other in pairs})
+    return _between(evidence, recipe_pairs(evidence))
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #740572d2
 def tuning_differences(
     evidence: Evidence,  # of one task
 ) -> dict[str, Estimate]:  # what is compared: its difference
     "Full fine-tuning minus LoRA for every recipe that was trained with both."
-    return _between(evidence, {f"{recipe}, full − lora": both_tunings(recipe)
-                               for recipe in recipes_with_both(evidence)})
+    return _between(evidence, tuning_pairs(evidence))
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #740572d4
 def differences_of(

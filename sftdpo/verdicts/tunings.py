@@ -81,7 +81,7 @@ def _said_over_recipes(gains: dict, strict: dict, margin: float) -> str:
     "C3's verdict over recipes, from full - lora of each, at the plain and at the corrected level."
     known = [recipe for recipe, gain in gains.items() if "seed" not in gain.unknown]
     if any(strict[recipe].high < margin for recipe in known): return "refuted"
-    everywhere = all(gain.low > 0 and gain.high >= margin for gain in gains.values())
+    everywhere = len(known) == len(gains) and all(gain.low > 0 and gain.high >= margin for gain in gains.values())
     return "supported" if everywhere else "undecided"
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #6ab693ac
@@ -92,6 +92,14 @@ def _too_few_recipes(asked: Verdict, parts: list[Verdict], number: int) -> Verdi
     return dataclasses.replace(asked, verdict="not asked", why=why, decides="See each recipe.")
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #7c1cd57a
+def _mean_over(evidence: Evidence, cells: list, gains: dict) -> Estimate | None:
+    "The mean of full - lora over recipes; none where they share fewer than two seeds, though each has several."
+    weights = {cell: (1 if cell[1] == "full" else -1) / len(gains) for cell in cells}
+    try: mean = evidence.effect(weights)
+    except ValueError: return None
+    alone = "seed" in mean.unknown and not any("seed" in gain.unknown for gain in gains.values())
+    return None if alone else mean
+
 def over_recipes(
     evidence: Evidence,    # of one task
     parts: list[Verdict],  # C3's, per recipe that it is asked of
@@ -103,16 +111,18 @@ def over_recipes(
     if len(parts) < 2: return [_too_few_recipes(asked, parts, number)]
     gains = {one.where: one.effects[0][1] for one in parts}
     cells = [cell for recipe in gains for cell in both_tunings(recipe)]
-    mean = evidence.effect({cell: (1 if cell[1] == "full" else -1) / len(gains) for cell in cells})
+    mean = _mean_over(evidence, cells, gains)
+    over = (f"mean over recipes {describe_estimate(mean, asked.unit)}" if mean
+            else "the recipes have fewer than two seeds in common, so there is no mean over them")
     level = corrected_level(evidence.margins.level, len(gains))
     strict = {recipe: at_level(gain, level) for recipe, gain in gains.items()}
     said = _said_over_recipes(gains, strict, asked.margin)
     disagree = disagreement(strict, "; recipes disagree: ")
     each = "; ".join(f"{one.where} {one.verdict}" for one in parts)
     one = dataclasses.replace(
-        asked, verdict=said, notes=mean.notes,
-        effects=(("full − lora, mean over recipes", mean), *(one.effects[0] for one in parts)),
-        why=f"{each}; mean over recipes {describe_estimate(mean, asked.unit)}{disagree}.",
+        asked, verdict=said, notes=mean.notes if mean else (),
+        effects=(*([("full − lora, mean over recipes", mean)] if mean else []), *(one.effects[0] for one in parts)),
+        why=f"{each}; {over}{disagree}.",
         decides=deciding_of_parts(parts, "where") if said == "undecided" else "")
     return [after_gates(one_seed_decides_nothing(one), [rates(evidence, cells)])]
 
