@@ -257,6 +257,70 @@ def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatc
     pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)
 
 
+def quick_one(backbone, **changes):
+    "A study of SFT with full fine-tuning on question pairs."
+    return small(backbone, **dict(dict(tasks=("paraphrase",), recipes=("sft",), tunings=("full",)), **changes))
+
+
+def trained_stages(monkeypatch):
+    "A list that grows with every stage that is trained."
+    import sftdpo.engine.runs
+    train, trained = sftdpo.engine.runs.train, []
+    monkeypatch.setattr(sftdpo.engine.runs, "train", lambda run, stage, *rest, **more: trained.append(stage.kind) or train(run, stage, *rest, **more))
+    return trained
+
+
+def test_a_failure_in_judging_costs_no_training(backbone, tmp_path, monkeypatch):
+    "At 2313f6f5 the policy was removed, though it was whole, and so was that of a parent whose child had failed."
+    import sftdpo.engine.runs
+    trained, judge = trained_stages(monkeypatch), sftdpo.engine.runs.judge_all
+    def fails(folder, inputs, *rest):
+        if len(inputs.run.stages) == 2: raise MemoryError("while it is judged")
+        return judge(folder, inputs, *rest)
+    study = quick_one(backbone, recipes=("sft", "sft-dpo"))
+    with monkeypatch.context() as broken:
+        broken.setattr(sftdpo.engine.runs, "judge_all", fails)
+        assert set(compare(study, tmp_path / "out", progress=False).recipe) == {"base", "sft"}
+    assert set(compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True)).recipe) == {"base", "sft", "sft-dpo"}
+    assert trained == ["sft", "dpo"] and not list((tmp_path / "out").glob("stages/*/policy"))
+
+
+def test_what_was_trained_before_it_was_followed_still_serves_as_the_reference(backbone, tmp_path, monkeypatch):
+    "At 2313f6f5 the distances from the reference were missing for good."
+    import sftdpo.engine.work
+    judge, trained = sftdpo.engine.work.finish_run, trained_stages(monkeypatch)
+    def stops(folder, inputs, *rest):
+        if inputs.run.stages: raise KeyboardInterrupt
+        return judge(folder, inputs, *rest)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(sftdpo.engine.work, "finish_run", stops)
+        with pytest.raises(KeyboardInterrupt): compare(quick_one(backbone), tmp_path / "out", progress=False)
+    grown = quick_one(backbone, recipes=("sft", "sft-dpo"))
+    found, expected = compare(grown, tmp_path / "out", progress=False), compare(grown, tmp_path / "undisturbed", progress=False)
+    pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)
+    assert (found.metric == "kl_policy_reference").any() and trained == ["sft", "dpo"] * 2
+
+
+def test_each_run_is_compared_with_the_base_model_as_it_is_judged_itself(backbone, tmp_path):
+    "At 2313f6f5 all variants of judging were compared with the first one's base model."
+    results = compare(quick_one(backbone, sweep={"test_size": ["8", "20"]}), tmp_path / "out", progress=False)
+    table = results.pivot(index=["recipe", "run"], columns="metric", values="value").reset_index().set_index(["recipe", "examples"])
+    for number in (8, 20): assert table.accuracy_change["sft", number] == pytest.approx(table.accuracy["sft", number] - table.accuracy["base", number])
+
+
+def test_a_worker_trains_one_stage_at_most_before_the_base_model_is_judged(backbone, tmp_path):
+    from sftdpo.engine.work import finish_node, take_node
+    folder, ahead = StudyFolder(tmp_path / "out"), []
+    base, *stages = stage_tree(quick_one(backbone, seeds=(0, 1, 2)))
+    def finish(node):
+        finish_node(folder, node, progress=False)
+        if folder.early(node): ahead.append(node)
+    assert [take_node(folder, list(stages), finish, ahead) for _ in range(2)] == [True, False]
+    finish_node(folder, base)
+    assert [take_node(folder, list(stages), finish, ahead) for _ in range(4)] == [True] * 3 + [False]
+    assert all(map(folder.judged, stages)) and ahead == stages[:1]
+
+
 def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path):
     import dataclasses
 

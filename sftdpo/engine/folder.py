@@ -316,9 +316,9 @@ class StudyPlaces(Place):
 class NodePlaces(StudyPlaces):
     "Where each node of a study stands: what is there of it, and who works on it."
     def failure_of(self, node) -> str:
-        "Why a node, or one before it, failed; empty if none did."
-        path = next((path for one in [*node.ancestors, node]
-                     if (path := self.failure(one.key)).exists()), None)
+        "Why a node, one before it or a base model that it is compared with failed; empty if none did."
+        keys = [*(one.key for one in [*node.ancestors, node]), *(inputs.base for inputs in node.runs.values())]
+        path = next((path for key in keys if (path := self.failure(key)).exists()), None)
         return (path.read_text(encoding="utf-8", errors="replace") or "no reason was written down"
                 if path else "")
 
@@ -335,16 +335,25 @@ class NodePlaces(StudyPlaces):
         return (bool(self.failure_of(node))
                 or (self.judged(node) and all(self.closed(child) for child in node.children)))
 
+    def to_judge(self, node) -> list:
+        "The inputs of a node's runs that are not judged, and whose base model is, as they are compared with it."
+        return [inputs for name, inputs in node.runs.items() if not self.run(name).finished
+                and (not node.stage or self.run(inputs.base).finished)]
+
+    def early(self, node) -> bool:
+        "Would its stage be trained before a run that ends with it can be judged?"
+        return not self.judged(node) and not self.to_judge(node)
+
     def ready(self, node) -> bool:
-        "Can its stage be trained now, for its runs or for stages below, or its runs be judged?"
+        "Can its stage be trained now, for its runs or for stages below, or one of its runs be judged?"
         if node.parent and not self.weights(node.parent): return False
         if not self.weights(node):
             return not self.judged(node) or any(not self.closed(child) for child in node.children)
-        return not self.judged(node) and self.base_judged(node)
+        return bool(self.to_judge(node))
 
-    def base_judged(self, node) -> bool:
-        "Can a node's runs be compared with the base model: is that one judged, or are they its own?"
-        return not node.ancestors or self.judged(node.ancestors[0])
+    def complete(self, node) -> bool:
+        "Is this node finished, and everything below it too, without a failure?"
+        return self.closed(node) and not self.failure_of(node) and all(map(self.complete, node.children))
 
     def worker_at(self, node) -> str:
         "Who is working on a node; empty if nobody is."

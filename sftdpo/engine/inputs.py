@@ -127,6 +127,7 @@ class RunInputs:
     fingerprint: str       # of the base model
     keys: tuple[str, ...]  # of its stages, in order
     name: str              # shared by equal runs only
+    base: str              # name of the run that judges its base model in the same way
     also: dict[str, TaskData] = field(default_factory=dict)  # further sets that judge it
 
     @property
@@ -308,7 +309,8 @@ class Inputs(Sources):
         fingerprint = self.fingerprints(run.backbone)
         keys = self.stage_keys(run, data, fingerprint)
         name = self.name_of(run, data, fingerprint, keys)
-        return RunInputs(run, data, *reader, fingerprint, keys, name, self.all_further(run))
+        base = self.name_of(run.base, data, fingerprint, ())
+        return RunInputs(run, data, *reader, fingerprint, keys, name, base, self.all_further(run))
 
     def of(self, run: Run) -> RunInputs:
         "The inputs of a run."

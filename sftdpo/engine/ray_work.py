@@ -97,7 +97,7 @@ def work_on_ray(
         while pending:
             for node in list(pending):
                 if folder.closed(node): pending.remove(node)
-                elif node.key not in begun and folder.ready(node):
+                elif node.key not in begun and folder.ready(node) and not folder.early(node):
                     begun.add(node.key)
                     say(f"[{len(begun)}/{len(nodes)}] {node.label}")
                     running[task.remote(*told_of(folder, node), weights, cpus,
@@ -109,8 +109,8 @@ def work_on_ray(
                     if said := ray.get(result): say(said)
                 except ray.exceptions.RayTaskError: raise
                 except ray.exceptions.RayError as error: note_failure(folder, node, error, say)  # a lost worker
-                # a damaged parent is made again first, and runs are judged after the base model
-                if not (folder.weights(node) and folder.judged(node)):
+                # a damaged parent is made again first
+                if not folder.weights(node):
                     begun -= {one.key for one in (node, node.parent) if one}
                 give_up_weights(folder, node, weights)
         if pending:

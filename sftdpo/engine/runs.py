@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'train', 'precision_of', 'processor', 'gpu_name',
-           'cost_group', 'drawing_group', 'with_texts', 'vocabulary_of', 'finish_stage', 'commit', 'software',
-           'environment', 'judge_run', 'changes', 'answers_in_words', 'model_card', 'keep_best', 'training_metrics',
-           'describe', 'task_record', 'save_task', 'known_distributions', 'judge_beside', 'judge_further', 'Judged',
-           'judge_all', 'reached_on_validation', 'copy_training', 'write_judged', 'keep_policy', 'finish_run']
+           'cost_group', 'drawing_group', 'with_texts', 'vocabulary_of', 'keep_distributions', 'finish_stage', 'commit',
+           'software', 'environment', 'judge_run', 'changes', 'answers_in_words', 'model_card', 'keep_best',
+           'training_metrics', 'describe', 'task_record', 'save_task', 'known_distributions', 'judge_beside',
+           'judge_further', 'Judged', 'judge_all', 'reached_on_validation', 'copy_training', 'write_judged',
+           'keep_policy', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -195,6 +196,16 @@ def vocabulary_of(
     return model.config.get_text_config().vocab_size
 
 # %% ../../nbs/engine/04_runs.ipynb #2613025c
+def keep_distributions(
+    folder: StageFolder,  # of a stage
+    inputs: RunInputs,    # of a run that has it
+    model,                # its policy
+):
+    "Write what a stage's policy predicts, for the runs whose next stage starts from it."
+    if inputs.run.judge != "test": return
+    beside = beside_of(inputs, vocabulary_of(model))
+    write_bytes(folder.distributions, packed(distributions(model, beside.rows, beside.places), beside.key))
+
 def finish_stage(
     folder: StageFolder,    # of this stage, named by its key
     inputs: RunInputs,      # of the run it is trained for
@@ -220,10 +231,7 @@ def finish_stage(
         write_text(folder.pairs, with_texts(result.pairs, held_out, tokenizer).to_csv(index=False))
     save_policy(model, tokenizer, folder.policy)
     saved = time.perf_counter()
-    if followed and run.judge == "test":
-        beside = beside_of(inputs, vocabulary_of(model))
-        write_bytes(folder.distributions,
-                    packed(distributions(model, beside.rows, beside.places), beside.key))
+    if followed: keep_distributions(folder, inputs, model)
     folder.close(
         **result.summary() | dict(seconds=result.seconds + pairs_seconds),
         pairs_seconds=pairs_seconds,
@@ -561,12 +569,11 @@ def finish_run(
     model,                  # its final policy
     tokenizer,              # its tokenizer
     weights: str = "none",  # models to keep: none, best, all
-    base: str = "",         # name of the run that judges the base model, if it is finished
 ):
     "Judge a run whose stages are trained, and write its folder."
     run, model, started = inputs.run, model.to(device()), time.perf_counter()
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
-    known = folder.run(base) if base and stages else None
+    known = folder.run(inputs.base) if stages else None
     judged = judge_all(folder, inputs, model, tokenizer, known)
     judged.metrics |= training_metrics(stages)
     best = f"validation_{inputs.data.record.primary.name}" if weights == "best" and stages else ""

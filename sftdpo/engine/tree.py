@@ -74,7 +74,9 @@ def stage_tree(
     def below(node):
         return [node, *(inner for child in sorted(node.children, key=lambda child: child.run.seed)
                         for inner in below(child))]
-    return [node for top in list(nodes.values()) if top.parent is None for node in below(top)]
+    # where runs of one stage are judged in several ways, base models without stages come first: those runs wait for them
+    tops = sorted((node for node in nodes.values() if node.parent is None), key=lambda top: bool(top.children))
+    return [node for top in tops for node in below(top)]
 
 # %% ../../nbs/engine/06_tree.ipynb #29bd21cf
 def stage_lines(

@@ -31,9 +31,9 @@ import torch
 # %% ../../nbs/engine/08_work.ipynb #0b208e67
 from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
-from .inputs import Inputs
+from .inputs import Inputs, device
 from .plain_text import clean_output
-from .runs import finish_run, finish_stage
+from .runs import finish_run, finish_stage, keep_distributions
 from sftdpo.engine.safe_files import (
     FULL_DISK,
     MACHINE,
@@ -59,7 +59,7 @@ def finish_node(
     progress: bool = True,  # draw bars?
     say: Callable = print,   # reports what is damaged
 ) -> bool:                  # was its stage trained now?
-    "Train the stage if its policy is not there, and judge the runs that end with it once the base model is judged."
+    "Train the stage if its policy is not there, and judge the runs that end with it and whose base model is judged."
     folder.sweep(node)
     stage, parent = folder.stage(node.key), node.parent
     train = bool(node.stage) and not check_stage_weights(folder, node, say, wait=False)
@@ -74,27 +74,26 @@ def finish_node(
             # a process with fewer recipes, which needs the parent no more, gave it up
             if parent.stage and not folder.stage(parent.key).policy.exists(): return False
             raise
+        if parent.stage and not folder.stage(parent.key).distributions.exists():
+            # it was trained before anything was to start from it
+            keep_distributions(folder.stage(parent.key), node.inputs, model.to(device()))
         stage.forget()  # what is left of it is not whole
         model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress,
                              followed=bool(node.children))
-    if not folder.base_judged(node): return train  # another process is at it
-    base = (node.ancestors or [node])[0].key
-    for name, inputs in node.runs.items():
-        if not folder.run(name).finished:
-            finish_run(folder, inputs, model, tokenizer, weights, base)
+    for inputs in folder.to_judge(node): finish_run(folder, inputs, model, tokenizer, weights)
     return train
 
 # %% ../../nbs/engine/08_work.ipynb #088db00e
 def give_up_weights(
     folder: StudyFolder,    # of the study
-    node: Node,             # just finished, or failed
+    node: Node,             # just finished
     # "parents": stages that others start from keep their policy, for later trials; "stages": all
     # stages do
     weights: str = "none",
 ):
-    "Delete the policies, here and above, that nothing will start from any more."
+    "Delete the policies, here and above, that nothing will start from any more; where something failed, another try goes on from them."
     for one in [node, *node.ancestors]:
-        if not (one.stage and folder.closed(one)): continue
+        if not (one.stage and folder.complete(one)): continue
         keep = weights == "stages" or weights == "parents" and one.children
         # there are checkpoints if a process was killed just after it closed the stage
         folder.stage(one.key).remove_checkpoints()
@@ -146,6 +145,8 @@ def attempt(
         if timing: timing.note(folder, node, trained)
     except Exception as error:
         if is_full_disk(error): raise
+        # another try would end in the same step
+        if isinstance(error, FloatingPointError): folder.stage(node.key).remove_checkpoints()
         note_failure(folder, node, error, say)
     finally: give_back_memory()
 
@@ -177,11 +178,12 @@ def take_node(
     folder: StudyFolder,    # of the study
     pending: list[Node],    # nodes that are open; those that have been closed meanwhile are removed
     finish: Callable[[Node], None],  # what to do with a node whose lock is held
+    ahead: list[Node],      # stages that this process trained before their runs could be judged
 ) -> bool:                  # was there one?
     "Find a node that is ready and that nobody holds, and finish it."
     for node in list(pending):
         if folder.closed(node): pending.remove(node)
-        elif folder.ready(node):
+        elif folder.ready(node) and not (folder.early(node) and any(map(folder.early, ahead))):
             with folder.held(node.key) as mine:
                 if not mine or folder.closed(node) or not folder.ready(node): continue
                 finish(node)
@@ -213,14 +215,15 @@ def work(
     "Take nodes until none is left; wait while other processes hold the rest."
     timing, pending = Timing().read(folder), [node for node in nodes if not folder.closed(node)]
     gathered, patience = time.monotonic(), 60 if workers > 1 else 0
-    tell = None  # when a wait is told
+    tell, ahead = None, []  # when a wait is told; see `take_node`
     def finish(node):
         say(f"[{begun_among(folder, nodes)}/{len(nodes)}] "
             f"{node.label}{left_in_words(folder, pending, timing, workers)}")
         attempt(folder, node, weights, progress, say, timing)
+        if folder.early(node): ahead.append(node)
         give_up_weights(folder, node, weights)
     while True:
-        took = take_node(folder, pending, finish)
+        took = take_node(folder, pending, finish, ahead)
         if not pending: return
         if took: tell = None
         else:
