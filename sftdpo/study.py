@@ -47,7 +47,7 @@ from sftdpo.engine.safe_files import (
     written_whole,
 )
 from .engine.search import search_rates
-from .engine.store import CELL, gather, write_planned_runs
+from .engine.store import CELL, gather, searched_recipes, write_planned_runs
 from .engine.timing import free_disk, memory_note, peak_disk
 from .engine.trackers import check_trackers, tracked
 from .engine.tree import Node, check_finished, stage_tree
@@ -325,6 +325,8 @@ def run_search(
     "The study with the learning rates that its trials chose."
     inner = folder.trials
     claim_folder(inner, study)
+    # of a study of which only small files were kept
+    if folder.search.exists() and not inner.search.exists(): write_text(inner.search, folder.search.read_text(encoding="utf-8"))
     def finish(runs: list[Run]):
         check_runs(runs, inputs)
         nodes = stage_tree(runs, inputs)
@@ -439,7 +441,7 @@ def compare(
         look_at_data(folder, first, inputs, say)
         notice_changes(folder, surroundings(first, inputs), say, study.sweep)
         with folder.held("study", wait=-1): folder.write_study(grown(folder, study))
-        if study.search.trials: study = run_search(study, folder, inputs, execution, progress, say)
+        if study.search.trials and searched_recipes(study.recipes): study = run_search(study, folder, inputs, execution, progress, say)
         runs = study.runs()
         check_runs(runs, inputs)
         nodes, order = stage_tree(runs, inputs), note_planned_runs(folder, study, inputs, say)

@@ -68,6 +68,20 @@ def test_finished_trials_are_not_counted_as_to_come(searched, tmp_path):
     assert trials_in_words(StudyFolder(begun), both, inputs) == "search learning rates: 5 of about 6 trials done"
 
 
+def test_a_damaged_table_of_trials_is_made_again(searched, tmp_path, capsys):
+    "At 2313f6f5 the command that was said to mend it ended at it, each time."
+    folder, study, _ = searched
+    shutil.copytree(folder, tmp_path / "study")
+    inner = StudyFolder(tmp_path / "study").trials.search
+    inner.write_text(inner.read_text()[:-20])
+    compare(study.replace(recipes=("sft", "dpo")), tmp_path / "study")
+    assert "its last line is cut" in capsys.readouterr().out and inner.read_text() == StudyFolder(folder).search.read_text()
+
+
+def test_a_search_where_nothing_is_trained_is_none(searched, tmp_path):
+    assert set(compare(searched[1].replace(recipes=("base",)), tmp_path / "study", False).recipe) == {"base"}
+
+
 def test_files_of_the_desktop_do_not_matter(searched, tmp_path):
     folder = tmp_path / "study"
     shutil.copytree(searched[0], folder)

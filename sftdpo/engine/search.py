@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pandas as pd
 
 from ..config import Run, Study, check, declared
-from .folder import StudyFolder
+from .folder import Damaged, StudyFolder
 from .inputs import Inputs
-from .safe_files import read_json, write_text
+from .safe_files import read_json, remove, write_text
 from .store import first_stage, read_search, searched_recipes, with_searched_rates
 from ..tasks import RECIPES, TASKS
 
@@ -123,6 +123,18 @@ class CellTrials:
         self.each[trial] = [-math.inf if score is None else score for score in found]
         self.scores[trial] = sum(self.each[trial]) / len(found)
 
+    def tried(self, folder: StudyFolder, inputs: Inputs, trial: tuple) -> bool:
+        "Are all runs of a trial finished? With another rate of the first stage it is another trial."
+        return all(folder.run(inputs.of(run).name).finished for run in self.runs(trial))
+
+    def recall(self, folder: StudyFolder, inputs: Inputs):
+        "Take over further trials that an earlier command made for this cell."
+        table = read_search(folder, dtype=str, keep_default_na=False)
+        mine = table[(table["task"] == self.task) & (table["recipe"] == self.recipe) & (table["tuning"] == self.tuning)]
+        for one in mine.itertuples():
+            trial = float(one.learning_rate), float(one.beta) if one.beta else None
+            if trial not in self.scores and self.tried(folder, inputs, trial): self.read(folder, inputs, trial)
+
     def table(self) -> list[dict]:
         "The trials in their order, the chosen one marked."
         best, edge = best_of(self.scores), bool(at_edge(self.scores))
@@ -147,8 +159,10 @@ def try_cells(
     say(f"search learning rates for {', '.join(cell.name for cell in cells)}: {search.trials} "
         "trials each")
     spend([(cell, trial) for cell in cells for trial in cell.first()])
+    for cell in cells: cell.recall(folder, inputs)
     def once_more(some): spend([(cell, next_trial(cell.scores, search.factor)) for cell in some])
-    while short := [cell for cell in cells if len(cell.scores) < search.trials]: once_more(short)
+    most = max(search.trials, *(len(cell.scores) for cell in cells))
+    while short := [cell for cell in cells if len(cell.scores) < most]: once_more(short)
     for _ in range(search.further):
         if edges := [cell.name for cell in cells if at_edge(cell.scores)]:
             say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more "
@@ -193,7 +207,12 @@ def search_rates(
     say: Callable = print,  # reports what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
     "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
-    before, chosen, lines = with_searched_rates(study.replace(cells={}), folder).cells, {}, []
+    try: before = with_searched_rates(study.replace(cells={}), folder).cells
+    except Damaged as error:
+        say(f"note: {error}")
+        before = {}
+        remove(folder.search)
+    chosen, lines = {}, []
     for group in stage_groups(searched_recipes(study.recipes)):
         cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning)
                             if RECIPES[recipe].after else {})
