@@ -1,4 +1,5 @@
 "What happens to folders apart from kills: other programs' files, other processes, full disks, interrupts, files that changed."
+import dataclasses
 import errno
 import os
 import shlex
@@ -7,6 +8,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from little import compare, little_inputs, plan, small, stage_tree
 from tiny import tiny_model
@@ -17,11 +19,11 @@ from sftdpo.engine import safe_files, work
 from sftdpo.engine.checkpoints import COMPLETE, own_record
 from sftdpo.engine.folder import StudyFolder, write_record
 from sftdpo.engine.names import check_saved_model, model_folder
-from sftdpo.engine.runs import commit, keep_best, model_card
+from sftdpo.engine.runs import commit, keep_best, model_card, rows_to_watch, stage_rows
 from sftdpo.engine.safe_files import remove_leftovers, to_disk, write_json
-from sftdpo.engine.store import gather, with_searched_rates
+from sftdpo.engine.store import CELL, gather, with_searched_rates, write_planned_runs
 from sftdpo.engine.timing import Timing, finished_trials, trial_cost, trials_in_words
-from sftdpo.model import save_policy
+from sftdpo.model import load_backbone, save_policy
 from sftdpo.page.own_file import reading_of_command
 from sftdpo.reading.check import check_file, reading_options, write_check
 from sftdpo.report import describe_stage
@@ -80,6 +82,15 @@ def test_a_damaged_table_of_trials_is_made_again(searched, tmp_path, capsys):
 
 def test_a_search_where_nothing_is_trained_is_none(searched, tmp_path):
     assert set(compare(searched[1].replace(recipes=("base",)), tmp_path / "study", False).recipe) == {"base"}
+
+
+def test_a_validation_row_that_makes_no_pair_is_not_watched(backbone, tokenizer):
+    "At 2313f6f5 every DPO run on a small file of texts failed, as its single validation row has no other text to be swapped with."
+    study = small(backbone, tasks=("sonnet",), recipes=("dpo",), tunings=("full",))
+    one = little_inputs().of(study.runs()[-1])
+    stage, one = one.run.stages[0].replace(rejected="swap"), dataclasses.replace(one, data=dataclasses.replace(one.data, validation=one.data.validation[:1]))
+    model, read = load_backbone(backbone)
+    assert rows_to_watch(one, stage, model, read) == [] and len(stage_rows(one, stage, model, read, one.data.train)) == 20
 
 
 def test_files_of_the_desktop_do_not_matter(searched, tmp_path):
@@ -196,6 +207,18 @@ def test_the_best_model_of_a_cell_where_one_was_not_measured(tmp_path):
         home = folder.run(name)
         home.policy.mkdir(parents=True)
         write_json(home.metrics, dict(accuracy=value))
+    keep_best(folder, Run(), "accuracy")
+    assert [home.name for home in folder.runs.iterdir() if (home / "policy").exists()] == ["paraphrase-sft-full-seed1"]
+
+
+def test_a_model_that_left_the_study_goes_before_one_that_is_in_it(tmp_path):
+    "At 2313f6f5 the study could end with a model that is in none of its tables."
+    folder = StudyFolder(tmp_path)
+    for name, value in (("paraphrase-sft-full-seed0", 0.9), ("paraphrase-sft-full-seed1", 0.5)):
+        home = folder.run(name)
+        home.policy.mkdir(parents=True)
+        write_json(home.metrics, dict(accuracy=value))
+    write_planned_runs(folder, pd.DataFrame([dict(dict.fromkeys(CELL, "0"), run="paraphrase-sft-full-seed1")]))
     keep_best(folder, Run(), "accuracy")
     assert [home.name for home in folder.runs.iterdir() if (home / "policy").exists()] == ["paraphrase-sft-full-seed1"]
 

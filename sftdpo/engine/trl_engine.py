@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset
 from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
@@ -99,12 +100,12 @@ def trl_arguments(
     seed: int,       # of the run
     folder: Path | str,  # TRL's output folder
 ) -> dict:
-    "The stage's settings for either of TRL's trainers: activations are kept, nothing is truncated."
+    "The stage's settings for either of TRL's trainers; nothing is truncated."
     precision = best_precision(model.device) if stage.precision == "auto" else stage.precision
     bf16 = precision == "bf16"
     return training_arguments(
         stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, max_length=None,
-        use_cpu=bf16 and not torch.cuda.is_available(), **{RECOMPUTE: False})
+        use_cpu=bf16 and not torch.cuda.is_available(), **{RECOMPUTE: stage.gradient_checkpointing})
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #3eeeb955
 def trl_trainer(
@@ -171,6 +172,8 @@ def train_stage_with_trl(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
     trainer.train()
+    # in bf16 Accelerate leaves its autocast around the model, in which judging would be less exact than for other engines
+    extract_model_from_parallel(trainer.model, keep_fp32_wrapper=False)
     seconds, at_once = time.perf_counter() - started, trainer.args.per_device_train_batch_size
     result = result_of(trainer, tokens_a_row(rows), seconds, reference_seconds, at_once)
     return replace(result, history=result.history.rename(columns=NAMES), pairs=watch.pairs())
