@@ -250,7 +250,7 @@ class Reading(Settings):
     # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their
     # common beginning is the prompt
     beginning: Literal["keep", "cut"] = "keep"
-    # labels that differ only in case and white space: keep them apart, or merge them
+    # labels that differ only in case, white space or the form of accents: keep them apart, or merge them
     similar_labels: Literal["keep", "merge"] = "keep"
     unusable: Literal["stop", "drop"] = "stop"  # stop at unusable rows, or drop them
     # training rows that are also in the test or validation rows

@@ -5,19 +5,22 @@
 # %% auto #0
 __all__ = ['verbalizers', 'MOST_LABELS', 'FEW_ROWS', 'LEAST_HELD', 'VALIDATING', 'RARE', 'cloze_prompt', 'Intake',
            'majority_share', 'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'read_question_pairs',
-           'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds', 'word_runs',
-           'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'wrong_labels', 'load_judged',
+           'as_compared', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds',
+           'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'wrong_labels', 'load_judged',
            'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read', 'with_short_answers',
            'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep',
            'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows',
            'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
+import datetime
+import decimal
 import difflib
 import hashlib
 import json
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -83,6 +86,7 @@ from sftdpo.reading.shapes import (
     prepared,
     several_answers,
     template_pieces,
+    texts_to_continue,
 )
 from .tasks import TASKS, Task, find_function
 
@@ -498,17 +502,21 @@ def _label_key(value) -> str:
     return re.sub(r"(?<=\d)\.0+$", "", text) if re.fullmatch(r"-?\d+\.0+", text) else text
 
 # %% ../nbs/01_data.ipynb #de43e41a
-def _alike(text) -> str:
-    "A text as texts are compared: without case and the kind and number of blanks."
-    return " ".join(text.casefold().split())
+_invisible = re.compile("[\u200b\u200c\u200d\u2060\ufeff]")  # they have no width
+
+def as_compared(
+    text: str,  # any text
+) -> str:
+    "A text as texts are compared: without case, the kind and number of blanks, letters without width, and the form of accents."
+    return " ".join(unicodedata.normalize("NFC", _invisible.sub("", text)).casefold().split())
 
 # %% ../nbs/01_data.ipynb #a6794916
 def _merged(counts: Counter, named: Sequence[str] = ()) -> dict[str, str]:
     "For each label the one that stands for it: differing in nothing but case and white space, named, or else the commonest."
     first = {}
     for label in sorted(counts, key=lambda label: (label not in named, -counts[label], label)):
-        first.setdefault(_alike(label), label)
-    return {label: label if label in named else first[_alike(label)] for label in counts}
+        first.setdefault(as_compared(label), label)
+    return {label: label if label in named else first[as_compared(label)] for label in counts}
 
 # %% ../nbs/01_data.ipynb #6d8c225e
 def _label_keys(table: Table, column: str) -> Counter:
@@ -579,12 +587,12 @@ def _meant(label: str, counts: dict[str, int]) -> str | None:
     def before(other): return counts[other] > n or counts[other] == n and other < label
     commoner = [other for other in sorted(counts, key=lambda one: -counts[one]) if before(other)]
     for other in commoner:
-        if _alike(other) == _alike(label): return other
+        if as_compared(other) == as_compared(label): return other
     if n >= 3 and n >= .01 * rows or re.search(r"\d", label): return None
     likely = {}
     for other in commoner:
-        if counts[other] >= 10 * n: likely.setdefault(_alike(other), other)
-    near = difflib.get_close_matches(_alike(label), likely, 1, .8)
+        if counts[other] >= 10 * n: likely.setdefault(as_compared(other), other)
+    near = difflib.get_close_matches(as_compared(label), likely, 1, .8)
     return likely[near[0]] if near else None
 
 # %% ../nbs/01_data.ipynb #fc6cda70
@@ -628,7 +636,7 @@ def _label_of(value, numbers: dict[str, int], merged: dict[str, str]) -> str:
         raise ValueError(f"the label is {key!r}, which stands for a missing value "
                          "(name it in --reading.verbalizers if it is a label)")
     known = ", ".join(map(repr, list(numbers)[:20])) + " ..." * (len(numbers) > 20)
-    alike = next((one for one in numbers if _alike(one) == _alike(key)), None)
+    alike = next((one for one in numbers if as_compared(one) == as_compared(key)), None)
     merging = f" (--reading.similar-labels merge reads it as {alike!r})" if alike else ""
     raise ValueError(f"the label is {key[:60]!r}, none of {known}{merging}")
 
@@ -707,7 +715,7 @@ def prompt_key(
     example: Example,  # of any task
 ) -> str:
     "A key that two examples share if they have the same prompt."
-    return _alike(example.prompt)
+    return as_compared(example.prompt)
 
 # %% ../nbs/01_data.ipynb #565c42b7
 def text_key(
@@ -715,7 +723,7 @@ def text_key(
 ) -> str:
     "A key that two examples share if they are the same text."
     prompt = prompt_key(example)
-    return prompt if example.label is not None else f"{prompt}\0{_alike(example.completion)}"
+    return prompt if example.label is not None else f"{prompt}\0{as_compared(example.completion)}"
 
 # %% ../nbs/01_data.ipynb #fa0b4d6c
 LEAST_HELD = 5  # rows of a label that are held out, where it has three times as many
@@ -883,7 +891,7 @@ def shared_questions(
     training: Sequence[Example],  # question pairs that train
 ) -> set[str]:                    # ids of the judged ones
     "Judged pairs that share a question with a training pair; case and white space do not count."
-    def questions(e): return {_alike(question) for question in questions_of(e.prompt) or ()}
+    def questions(e): return {as_compared(question) for question in questions_of(e.prompt) or ()}
     known = {question for e in training for question in questions(e)}
     return {e.id for e in judged if questions(e) & known}
 
@@ -1008,14 +1016,14 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
     alike, notes, pairs = [], [], list(nearly_equal(counts))
     places = _places_of(table, column, {label for label, _ in pairs}, merged)
     for label, other in pairs:
-        if _alike(label) == _alike(other):
+        if as_compared(label) == as_compared(other):
             alike.append(f"{label!r} ({counts[label]:,}) and {other!r} ({counts[other]:,})")
             continue
         where = f" ({', '.join(places[label])})" if 0 < len(places[label]) < 4 else ""
         notes.append(f"the label {label!r} stands in {counted(counts[label], 'row')}{where}: "
                      f"did you mean {other!r}, which stands in {counts[other]:,}?")
     if alike:
-        notes.insert(0, f"labels that differ only in case or blanks, with their rows: {'; '.join(alike)} "
+        notes.insert(0, f"labels that differ only in case, blanks or the form of accents, with their rows: {'; '.join(alike)} "
                         "(--reading.similar-labels merge reads them as one)")
     return notes
 
@@ -1110,15 +1118,15 @@ def _judged_answers(table: Table, column: str, reading: Reading,
     "The answers for a file's labels, and the labels that count as another."
     counts = _label_keys(table, column)
     answers = learned or _answers(counts, reading, table.file, column)
-    same = {_alike(label): label for label in answers}
-    if counts and not any(label in answers or _alike(label) in same for label in counts):
+    same = {as_compared(label): label for label in answers}
+    if counts and not any(label in answers or as_compared(label) in same for label in counts):
         raise DataError(
             f"{table.file}: the column {column!r} holds {', '.join(map(repr, list(counts)[:8]))}, "
             f"and the model learned the labels {', '.join(map(repr, answers))}. "
             "Say which of its answers stands for which label: --reading.verbalizers LABEL ANSWER "
             f"LABEL ANSWER; the answers are {', '.join(map(repr, answers.values()))}.")
     if reading.similar_labels != "merge": return answers, {}
-    return answers, {label: same.get(_alike(label), label) for label in counts}
+    return answers, {label: same.get(as_compared(label), label) for label in counts}
 
 # %% ../nbs/01_data.ipynb #d107f55d
 def load_judged(
@@ -1157,36 +1165,55 @@ def _without_answers(reading: Reading, table: Table) -> Reading:
     return replace(reading, **dict.fromkeys(missing, ""))
 
 # %% ../nbs/01_data.ipynb #c7569236
+def _writable(value):
+    "A cell as every format can hold it: dates as text, whole numbers beyond 64 bits too; None where it is no single value."
+    if isinstance(value, str): return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, int) and not -2**63 <= value < 2**63: return str(value)
+    if isinstance(value, str | int | float): return value
+    return str(value) if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal) else None
+
+def _of_one_kind(cells: list) -> list:
+    "Cells of one column; texts where kinds are mixed, as no file format writes texts and numbers in one column."
+    kinds = {type(value) for value in cells if value is not None}
+    mixed = len(kinds) > 1 and kinds != {int, float}
+    return [str(value) if mixed and value is not None else value for value in cells]
+
 def _given_columns(table: Table, shape: Shape, examples: list[Example],
-                   problems: list[Problem]) -> dict[str, dict]:
-    "The columns of a table that hold texts, numbers or truth values: the value of each usable row, by id."
+                   problems: list[Problem]) -> tuple[dict[str, dict], list[str]]:
+    "The columns of a table, the value of each usable row by id, as far as they can be written; and notes on what is not as it was."
     lost = {(problem.file, problem.line) for problem in problems}
     kept = [i for i, line in enumerate(table.lines) if (table.file_of(i), line) not in lost]
-    names = [name for name in table.columns if name != shape.columns.get("id")]
-    def alike(some):
-        kinds = {type(value) for value in some if value is not None}
-        # no file format writes texts and numbers in one column
-        mixed = len(kinds) > 1 and kinds != {int, float}
-        return [str(value) if mixed and value is not None else value for value in some]
-    values = {name: list(map(table.values(name).__getitem__, kept)) for name in names}
-    return {name: dict(zip([e.id for e in examples], alike(some), strict=True))
-            for name, some in values.items()
-            if all(value is None or isinstance(value, str | int | float) for value in some)}
+    ids, found, notes = [e.id for e in examples], {}, []
+    for name in table.columns:
+        cells = list(map(table.values(name).__getitem__, kept))
+        if name == shape.columns.get("id") and list(map(str, cells)) == ids: continue
+        written = list(map(_writable, cells))
+        if any(one is None and cell is not None for one, cell in zip(written, cells)):
+            notes.append(f"the column {name!r} is not written beside the answers: it holds lists, records or bytes")
+            continue
+        bad = [i for i, one, cell in zip(kept, written, cells) if isinstance(cell, str) and one != cell]
+        if bad: notes.append(f"the column {name!r} has letters that are no UTF-8, first in line {table.lines[bad[0]]}; they are written as \ufffd. "
+                             "If the file has another encoding, name it with --reading.encoding")
+        found[name] = dict(zip(ids, _of_one_kind(written), strict=True))
+    return found, notes
 
 # %% ../nbs/01_data.ipynb #c7569237
 def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> tuple[list, Intake]:
     "The rows of a table as prompts, and what was read."
     reading = replace(reading, scores=(), beginning="keep")
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
-    reading = _without_answers(reading, table)
+    reading, notes = _without_answers(reading, table), []
+    whole = table.columns if reading.split else {}
+    if reading.split: table, reading, notes = texts_to_continue(table, reading)
     table = _class_names(prepared(table, reading), TASKS[task], reading, answers)
     reading = _with_columns(reading, columns, table)
     shape = _shape_of(table, task, reading, skip=_answer_parts)
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
+    given, left_out = _given_columns(replace(table, columns=table.columns | whole), shape, examples, problems)
     intake = Intake([_file_record("test", table, examples, problems)], shape,
-                    tuple(answers), problems, given=_given_columns(table, shape, examples, problems),
-                    notes=[*_lost(table, examples, problems), *_other_prompt(reading, columns, shape)])
+                    tuple(answers), problems, given=given,
+                    notes=[*notes, *_lost(table, examples, problems), *_other_prompt(reading, columns, shape), *left_out])
     return _interpreted(examples, reading), intake
 
 # %% ../nbs/01_data.ipynb #dd2d45ec
@@ -1428,7 +1455,7 @@ def fit_task(
 ) -> TaskData:               # the same object where everything fits
     "The task as this backbone can read it."
     data = with_short_answers(with_special_tokens_read(data, tokenizer, unusable), tokenizer)
-    if data.verbalizers: check_verbalizers(data.verbalizers, tokenizer)
+    if data.verbalizers: check_verbalizers(data.verbalizers, tokenizer, data.labels)
     if data.end_of_text: check_end(tokenizer)
     for examples in data.splits.values(): check_joints(examples, tokenizer)
     splits = {split: fit(examples, tokenizer, data.end_of_text, max_length, too_long, split)

@@ -138,7 +138,7 @@ def too_little(
                           + (f" (is it {meant[label]!r}?)" if label in meant else "")
                           for label, n in few.items())
         alike = ("correct those that are misspelt; " if meant.keys() & few else "") + (
-            "read labels that differ only in case or blanks as one, with --reading.similar-labels "
+            "read labels that differ only in case, blanks or the form of accents as one, with --reading.similar-labels "
             "merge; or " if any("similar-labels merge" in note for note in data.intake.notes) else "")
         return (f"{named}, and a label needs at least {LEAST_OF_LABEL} to be learned and judged: "
                 f"{alike}collect more rows of it"

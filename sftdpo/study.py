@@ -13,6 +13,7 @@ __all__ = ['MAY_GROW', 'NEUTRAL', 'LOOK_AGAIN', 'TOGETHER', 'flat', 'check_growt
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, replace
+from itertools import chain, count
 from pathlib import Path
 from shutil import copytree
 
@@ -616,15 +617,28 @@ def text_answers(
         for example, samples in zip(examples, found) for number, ids in enumerate(samples)])
 
 # %% ../nbs/12_study.ipynb #9cfd5f3e
+def _column_of(cells: list) -> pd.Series:
+    "Cells as a column; whole numbers stay whole beside empty cells."
+    kinds = {type(cell) for cell in cells if cell is not None}
+    return pd.Series(cells, dtype="Int64" if kinds == {int} and None in cells else None)
+
+def _free_name(name: str, taken) -> str:
+    "The name, with ' (given)' or ' (given 2)' behind it where it is taken."
+    names = chain([name, f"{name} (given)"], (f"{name} (given {i})" for i in count(2)))
+    return next(one for one in names if one not in taken)
+
 def _beside_given(answers: pd.DataFrame, given: dict[str, dict]) -> pd.DataFrame:
-    "The answers, with the columns of the file beside them. A column that equals the prompt replaces it; a name that is taken gets ' (given)'."
-    columns = {name: answers["id"].map(values) for name, values in given.items()}
-    read = answers["prompt"].str.removesuffix("\n")  # what a template ends a prompt with
-    if any(column.equals(read) for column in columns.values()):
-        answers = answers.drop(columns="prompt")
-    ours = list(answers)
-    return answers.assign(**{name if name not in ours else f"{name} (given)": column
-                             for name, column in columns.items()})
+    "The answers, with the columns of the file beside them; a column that equals the prompt replaces it."
+    columns = {name: _column_of([values.get(one) for one in answers["id"]]) for name, values in given.items()}
+    def plain(column): return column.map(lambda cell: cell.removesuffix("\n") if isinstance(cell, str) else cell)
+    read = plain(answers["prompt"])  # a template may end it with a line end
+    if any(plain(column).equals(read) for column in columns.values()): answers = answers.drop(columns="prompt")
+    taken, named = {*answers, *given}, {}
+    for name, column in columns.items():
+        place = _free_name(name, taken) if name in answers else name
+        taken.add(place)
+        named[place] = column
+    return answers.assign(**named)
 
 # %% ../nbs/12_study.ipynb #9cfd5f3f
 def answer_rows(

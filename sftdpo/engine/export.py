@@ -9,6 +9,8 @@ __all__ = ['COURSE_TOKENS', 'write_predictions', 'paraphrase_submission', 'submi
 # %% ../../nbs/engine/14_export.ipynb #afd3d392
 import csv
 import io
+import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +39,9 @@ def write_predictions(
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet": write_bytes(path, table.to_parquet(index=False))
     elif path.suffix == ".jsonl":
-        write_text(path, table.to_json(orient="records", lines=True, force_ascii=False))
+        # pandas would cut numbers to a few decimals
+        plain = table.astype(object).where(table.notna() & ~table.isin([math.inf, -math.inf]), None).to_dict("records")
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in plain))
     else:
         write_text(path, table.to_csv(index=False, sep=",\t"[path.suffix == ".tsv"],
                                       quoting=csv.QUOTE_NONNUMERIC))

@@ -26,6 +26,7 @@ from pathlib import Path
 from ..config import Reading
 from sftdpo.data import (
     TaskData,
+    as_compared,
     encoding_of,
     fit_task,
     gathered,
@@ -904,7 +905,7 @@ def too_rare(
     rows = Counter()
     for some in report.balance.values():
         for label, n in some.items():
-            rows[" ".join(label.partition(" → ")[0].casefold().split()) if similar == "merge" else label] += n
+            rows[as_compared(label.partition(" → ")[0]) if similar == "merge" else label] += n
     return [f"{label!r} has {counted(n, 'row')}" for label, n in rows.items() if n < LEAST_OF_LABEL]
 
 # %% ../../nbs/reading/05_check.ipynb #99f5f8e3

@@ -9,6 +9,7 @@ __all__ = ['Row', 'opening', 'prompt_ids', 'joins_exactly', 'changed_texts', 'ch
 
 # %% ../../nbs/reading/04_rows.ipynb #4376ff92
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -449,11 +450,13 @@ def suggest_verbalizers(
 def check_verbalizers(
     verbalizers: Sequence[str],  # the answers, index = label
     tokenizer,                   # of the backbone
+    labels: Sequence[str] = (),  # as the data have them; default: the answers
 ) -> list[list[int]]:            # one token each
     "The token of each answer, or a `DataError` that names words which are one token."
     def remedy():
         better = suggest_verbalizers(verbalizers, tokenizer)
-        quoted = " ".join(f"{a!r} {b!r}" for a, b in better.items())
+        quoted = shlex.join(word for label, answer in zip(labels or verbalizers, verbalizers) if answer in better
+                            for word in (label, better[answer]))
         return ("choose words that are one "
                 f"token{', such as --reading.verbalizers ' + quoted if better else ''}")
     answers = _token_ids(verbalizers, tokenizer, True)

@@ -7,8 +7,10 @@ __all__ = ['FORMATS', 'saved_task', 'typed_reading', 'reading_of', 'known_answer
            'existing_file', 'columns_as_trained', 'rows_to_judge', 'rows_to_answer', 'check_format']
 
 # %% ../../nbs/reading/07_saved.ipynb #626da9e0
+import re
 import shlex
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
@@ -50,16 +52,32 @@ def typed_reading(
     finally: _typed.reset(before)
 
 # %% ../../nbs/reading/07_saved.ipynb #7ea24620
+def _is_typed(name: str, given: Reading) -> bool:
+    "Was an option of a reading given?"
+    return getattr(given, name) != getattr(Reading(), name) or name in _typed.get()
+
+def _needless(reading: Reading, path: Path | None) -> set[str]:
+    "Options of the training file without which a file is read rightly: an encoding where its bytes are UTF-8, names of columns where its first line has them."
+    found = set()
+    if path is None or path.suffix.lower() not in (".csv", ".tsv", ".txt", ".jsonl", ".json"): return found
+    with suppress(OSError, UnicodeDecodeError):
+        raw = path.read_bytes()
+        text = raw.decode("utf-8-sig")
+        if not raw.isascii(): found.add("encoding")
+        first = [name.strip().strip('"') for name in re.split(r"[,;|\t]", text.lstrip().partition("\n")[0])]
+        if set(first) <= set(reading.columns): found.add("columns")
+    return found
+
 def reading_of(
     known: dict,     # from `saved_task`
     given: Reading,  # the options that win
+    path: Path | None = None,  # of the file that is read
 ) -> Reading:
-    "How the rows that judge are read: as in training, except for the options that are given."
+    "How the rows that judge are read: as in training, except for the options that are given and what this file does without."
     learned = {name: value for name, value in known.get("reading", {}).items()
                if name not in ("test", "validation")}
-    options = {name: value for name, value in to_dict(given).items()
-               if value != to_dict(Reading())[name] or name in _typed.get()}
-    return from_dict(Reading, learned | options)
+    learned = {name: value for name, value in learned.items() if name not in _needless(from_dict(Reading, learned), path)}
+    return from_dict(Reading, learned | {name: value for name, value in to_dict(given).items() if _is_typed(name, given)})
 
 # %% ../../nbs/reading/07_saved.ipynb #84b3bde0
 def known_answers(
@@ -132,6 +150,13 @@ def columns_as_trained(
                         f"{shlex.quote(str(learned[part]))}: for other columns give this option anew.") from error
 
 # %% ../../nbs/reading/07_saved.ipynb #8e96b0f7
+def _with_or_without_ids(load: Callable, reading: Reading, given: Reading) -> TaskData:
+    "The data; rows are named by their lines where only the training file had the column of their names."
+    try: return load(reading)
+    except DataError as error:
+        if not reading.id or _is_typed("id", given) or "--reading.id names" not in str(error): raise
+    return load(reading.replace(id=""))
+
 def rows_to_judge(
     known: dict,     # from `saved_task`
     task: str,       # that judges
@@ -142,9 +167,9 @@ def rows_to_judge(
     if known.get("task") != task: known = {}
     path = expanded(data)
     if not path.is_file() or not TASKS[task].columns or given.test: return None
+    def load(reading): return load_judged(task, path, reading, known_answers(known, given), known.get("columns", {}))
     with columns_as_trained(known, given):
-        return as_turns(known, load_judged(task, path, reading_of(known, given),
-                                           known_answers(known, given), known.get("columns", {})))
+        return as_turns(known, _with_or_without_ids(load, reading_of(known, given, path), given))
 
 # %% ../../nbs/reading/07_saved.ipynb #cd8495ef
 def rows_to_answer(
@@ -159,9 +184,10 @@ def rows_to_answer(
     if TASKS[task].answers == "labels" and not TASKS[task].verbalizers and not answers:
         raise DataError("The model's folder does not say which labels it learned: name them, "
                         "--reading.verbalizers LABEL ANSWER LABEL ANSWER.")
+    path = existing_file(file)
+    def load(reading): return load_prompts(task, path, reading, answers, known.get("columns", {}))
     with columns_as_trained(known, given):
-        return as_turns(known, load_prompts(task, existing_file(file), reading_of(known, given),
-                                            answers, known.get("columns", {})))
+        return as_turns(known, _with_or_without_ids(load, reading_of(known, given, Path(path)), given))
 
 # %% ../../nbs/reading/07_saved.ipynb #cb45b4ef
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'template_pieces', 'Shape', 'guess_task', 'find_shape', 'fill', 'read_conversations', 'several_answers',
-           'order_by_scores', 'common_beginning', 'cut_beginnings', 'split_texts', 'with_inner_columns', 'prepared',
-           'label_columns', 'usual_shapes', 'wider_template', 'left_out', 'numbers_among_texts']
+           'order_by_scores', 'common_beginning', 'cut_beginnings', 'split_texts', 'texts_to_continue',
+           'with_inner_columns', 'prepared', 'label_columns', 'usual_shapes', 'wider_template', 'left_out',
+           'numbers_among_texts']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
@@ -352,16 +353,20 @@ def cut_beginnings(
 _marked = re.compile(
     r"(?:<\|im_start\|>assistant\n|(?:### *|\n)(?:Assistant|Response|Answer|AI) ?:)", re.IGNORECASE)
 
+def _texts_and_sign(table: Table, reading: Reading) -> tuple[str, str]:
+    "The column of the texts, and the sign after which their completions begin."
+    name = _prompt_column(table, reading, "--reading.split parts the texts of")
+    if name is None:
+        raise DataError(f"{table.file}: --reading.split needs the column of the texts: "
+                        "--reading.prompt COLUMN.")
+    return name, re.sub(r"\\[nt\\]", lambda found: _written[found[0]], reading.split)
+
 def split_texts(
     table: Table,      # of one text a row
     reading: Reading,  # names the column, and what begins the completion
 ) -> Table:
     "The table with each text parted into prompt and completion, after the last place of a sign."
-    name, sign = (_prompt_column(table, reading, "--reading.split parts the texts of"),
-                  re.sub(r"\\[nt\\]", lambda found: _written[found[0]], reading.split))
-    if name is None:
-        raise DataError(f"{table.file}: --reading.split needs the column of the texts: "
-                        "--reading.prompt COLUMN.")
+    name, sign = _texts_and_sign(table, reading)
     def parted(text):
         if not isinstance(text, str): return text, None
         before, found, after = text.rstrip().rpartition(sign)
@@ -370,6 +375,19 @@ def split_texts(
     rows = list(map(parted, table.values(name)))
     return replace(table, columns=table.columns | {name: [row[0] for row in rows],
                                                    "completion": [row[1] for row in rows]})
+
+def texts_to_continue(
+    table: Table,      # of one text a row
+    reading: Reading,  # with `split`
+) -> tuple[Table, Reading, list[str]]:  # prompts, how to read them, and a note where something was cut off
+    "Texts as prompts: whole, but for what follows a sign that has letters, such as 'Answer:'; a blank or a full stop does not tell where a prompt ends."
+    name, sign = _texts_and_sign(table, reading)
+    texts, mark = table.values(name), re.search(r"\w", sign)
+    def beginning(text): return text[:text.rfind(sign) + len(sign)] if mark and isinstance(text, str) and sign in text else text
+    prompts = list(map(beginning, texts))
+    cut = sum(isinstance(text, str) and bool(text[len(prompt):].strip()) for text, prompt in zip(texts, prompts))
+    notes = [f"of {counted(cut, 'text')} what follows {sign!r} is left out, as it is what the model is to write"] if cut else []
+    return replace(table, columns=table.columns | {name: prompts}), replace(reading, split="", prompt=reading.prompt or name), notes
 
 # %% ../../nbs/reading/02_shapes.ipynb #53c5705b
 def with_inner_columns(
@@ -408,7 +426,7 @@ def _texts(table: Table) -> dict[str, float]:
     found = {}
     for name in table.columns:
         values = [v for v in table.values(name) if isinstance(v, str) and v.strip()]
-        if not name or len(set(values)) <= len(table) / 3 or re.search(r"(?i)(^|_)u?u?ids?$", name):
+        if not name or len(set(values)) <= len(table) / 3 or re.search(r"(^|_)u?u?ids?$", _plain(name)):
             continue
         if sum(any(c.isalpha() for c in v) for v in values) > len(values) / 2:
             found[name] = sum(map(len, values)) / len(values)
