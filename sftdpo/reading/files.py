@@ -17,6 +17,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -193,7 +194,11 @@ def decode(
     encoding: str = "utf-8",  # unless a byte-order mark names another
 ) -> str:                     # a byte that is no UTF-8 has become a lone surrogate, U+DC80 to U+DCFF
     "Bytes as text, without the byte-order mark."
-    if raw.startswith(codecs.BOM_UTF8): raw, encoding = raw.removeprefix(codecs.BOM_UTF8), "utf-8"
+    if raw.startswith(codecs.BOM_UTF8):
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+        with suppress(UnicodeDecodeError):  # where it is not UTF-8, the mark is wrong
+            raw.decode("utf-8")
+            encoding = "utf-8"
     encoding = next((other for mark, other in _marks if raw.startswith(mark)), encoding)
     try: utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     except (LookupError, ValueError):
