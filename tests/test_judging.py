@@ -178,6 +178,82 @@ def test_columns_of_mixed_values_do_not_cost_the_answers(team_model, tmp_path, c
     assert list(answers["note"])[:2] == ["1", "late"] and "prompt" not in answers and answers["mail"][0] == "My refund, please", "the prompt is that column"
 
 
+def test_the_files_columns_come_back_as_they_were(team_model, tmp_path, capsys):
+    "At 2313f6f5 whole numbers beside empty cells became floats, JSON lines cut floats to ten decimals, dates vanished, and of two columns of one name one was lost."
+    import datetime
+    home, _ = team_model
+    given = pd.DataFrame(dict(mail=["My refund, please", "My parcel, please"], key=pd.array([9007199254740993, None], dtype="Int64"), small=[0.000123456789012345, 1e-20],
+                              day=[datetime.date(2026, 1, 2), None], answer=["a", "b"], **{"answer (given)": ["c", "d"]}, tags=[["x"], ["y"]]))
+    given.to_parquet(tmp_path / "given.parquet")
+    for ending in ("parquet", "jsonl", "csv"):
+        code, told = asked(capsys, "predict", home / "out", tmp_path / "given.parquet", "--reading.prompt", "{mail}", "--out", tmp_path / f"answers.{ending}")
+        assert code == 0 and "the column 'tags' is not written beside the answers: it holds lists" in unbroken(told)
+    found = pd.read_parquet(tmp_path / "answers.parquet")
+    assert found["key"][0] == 9007199254740993 and pd.isna(found["key"][1]) and list(found["small"]) == list(given["small"]) and found["day"][0] == "2026-01-02"
+    assert list(found["answer (given 2)"]) == ["a", "b"] and list(found["answer (given)"]) == ["c", "d"]
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in lines] == [9007199254740993, None] and [line["small"] for line in lines] == list(given["small"])
+    assert '9007199254740993,0.000123456789012345' in (tmp_path / "answers.csv").read_text()
+
+
+def test_letters_that_cannot_be_written_do_not_cost_the_answers(team_model, tmp_path, capsys):
+    "At 2313f6f5 predict answered all rows and then ended without a file; a number of 31 digits ended it with a traceback."
+    home, _ = team_model
+    (tmp_path / "new.csv").write_bytes(b"mail,customer\nMy refund,Ren\xe9\nMy parcel,Ann\n")
+    (tmp_path / "new.jsonl").write_text(json.dumps(dict(mail="My refund", number=10**30, name="x")) + "\n" + json.dumps(dict(mail="My parcel", number=1, name="\ud800")) + "\n")
+    for name, ending in (("new.csv", "csv"), ("new.csv", "parquet"), ("new.jsonl", "jsonl"), ("new.jsonl", "parquet")):
+        code, told = asked(capsys, "predict", home / "out", tmp_path / name, "--reading.prompt", "{mail}", "--out", tmp_path / f"answers.{ending}")
+        assert code == 0 and "has letters that are no UTF-8, first in line" in unbroken(told), told
+
+
+@pytest.mark.parametrize("words", [["predict", "MODEL", "new.csv", "--out", "new.csv"], ["evaluate", "MODEL", "--data", "new.csv", "--out", "new.csv"],
+                                   ["submit", "bard", "new.csv", "new.csv"], ["data", "check", "data.json", "--out", "."]])
+def test_the_file_with_the_rows_is_never_overwritten(words, team_model, tmp_path, capsys, monkeypatch):
+    "At 2313f6f5 only predict refused it."
+    home, _ = team_model
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "new.csv", mails(6))
+    (tmp_path / "data.json").write_text(json.dumps([dict(text=f"mail {i}", label="ab"[i % 2]) for i in range(9)]))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    code, told = asked(capsys, *[str(home / "out") if word == "MODEL" else word for word in words])
+    assert code == 2 and "the file with the rows: give another" in unbroken(told) and {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_rows_are_answered(team_model, tmp_path, capsys):
+    home, _ = team_model
+    path = write(tmp_path / "new.csv", mails(3, labelled=False))
+    for out, said in ((tmp_path, "is a folder"), (Path(path) / "a.csv", "cannot be written")):
+        code, told = asked(capsys, "predict", home / "out", path, "--out", out)
+        assert code == 2 and said in unbroken(told) and "answered" not in told, told
+    code, told = asked(capsys, "submit", "bard", path, tmp_path)
+    assert code == 2 and "is a folder: give a file in it" in unbroken(told)
+
+
+def test_what_only_the_training_file_needed_is_not_asked_of_another(tmp_path, capsys):
+    "Its encoding, the names of its columns, its column of ids. At 2313f6f5 a file in UTF-8 was read as cp1252, and a header was answered as a row."
+    rows = [f"naïve mail {i},{'ab'[i % 2]},{i}" for i in range(40)]
+    (tmp_path / "old.csv").write_bytes("\n".join(rows).encode("cp1252"))
+    code, told = asked(capsys, "train", "--task", "labels", "--data", tmp_path / "old.csv", "--reading.encoding", "cp1252", "--reading.columns", "text", "label", "key", "--reading.id", "key",
+                       "--sft.epochs", "1", "--tuning", "full", "--recipe", "sft", "--out", tmp_path / "out")
+    assert code == 0, told
+    (tmp_path / "new.csv").write_text("text\nnaïve café\nplain\n", encoding="utf-8")
+    code, told = asked(capsys, "predict", tmp_path / "out", tmp_path / "new.csv", "--out", tmp_path / "answers.csv")
+    assert code == 0 and "2 rows answered" in told, told
+    assert list(pd.read_csv(tmp_path / "answers.csv")["text"]) == ["naïve café", "plain"]
+
+
+def test_texts_to_continue_are_taken_whole(backbone, tmp_path, capsys):
+    "At 2313f6f5 the last word of each was cut off and called a completion, without a word."
+    (tmp_path / "old.csv").write_text("text\n" + "".join(f"I walk {i} and sing\n" for i in range(40)))
+    code, told = asked(capsys, "train", "--task", "completions", "--data", tmp_path / "old.csv", "--reading.prompt", "text", "--reading.split", " ", "--backbone", backbone, "--sft.epochs", "1",
+                       "--recipe", "sft", "--sampling.samples", "1", "--sampling.max-new-tokens", "4", "--out", tmp_path / "out")
+    assert code == 0, told
+    (tmp_path / "new.csv").write_text("text\nI walk and\nWhy\n")
+    code, told = asked(capsys, "predict", tmp_path / "out", tmp_path / "new.csv", "--sampling.samples", "1", "--sampling.max-new-tokens", "4", "--out", tmp_path / "answers.csv")
+    table = pd.read_csv(tmp_path / "answers.csv")
+    assert code == 0 and "2 rows answered" in told and list(table["text"]) == ["I walk and", "Why"] and "completion" not in table, told
+
+
 def test_a_backbone_is_judged_on_the_task_that_the_columns_fit(tmp_path, capsys):
     "Before, any file was taken for question pairs."
     rows = [f"{text} {i},{label}" for i in range(6) for text, label in (("Please refund my ticket", "Billing"), ("I cannot log in", "Account"))]

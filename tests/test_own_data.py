@@ -835,3 +835,19 @@ def test_texts_are_not_taken_for_labels(tmp_path):
 @pytest.mark.parametrize("value", [[], (), np.array([])])
 def test_an_empty_conversation_is_called_empty(value):
     assert str(not_a_text(value)) == "is an empty list: leave the row out, or give it a text"
+
+
+def test_labels_in_two_forms_of_unicode_are_alike(tmp_path):
+    "macOS writes accents as letters of their own. At 2313f6f5 such labels were taken for different ones, without a note."
+    import unicodedata
+    names = [unicodedata.normalize("NFD" if i % 5 == 0 else "NFC", ("café", "thé")[i % 2]) for i in range(60)]
+    path = write(tmp_path, "drinks.csv", "text,label\n" + "".join(f"cup {i},{name}\n" for i, name in enumerate(names)))
+    assert "the form of accents" in unbroken(check_file("labels", str(path)))
+    assert load_task("labels", str(path), Reading(similar_labels="merge")).labels == ("café", "thé")
+
+
+def test_the_remedy_for_answers_of_several_tokens_names_the_labels(tmp_path, tokenizer):
+    path = write(tmp_path, "moods.csv", "text,label\n" + "".join(f"Day {i}.,{i % 2}\n" for i in range(60)))
+    data = load_task("labels", str(path), Reading(verbalizers={"0": "most displeased", "1": "it's splendid"}))
+    with pytest.raises(DataError) as told: fit_task(data, tokenizer, 512)
+    assert re.search(r"--reading.verbalizers 0 \S+ 1 \S+\.", str(told.value)), told.value
