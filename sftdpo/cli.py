@@ -563,9 +563,10 @@ class Bench:
     def __call__(self):
         check_model_name(self.benchmark.backbone)
         if "paraphrase" in self.benchmark.tasks: check_data_path(self.benchmark.data)
+        out = output_file(self.out)
         from sftdpo.bench import bench, print_speeds
-        print_speeds(bench(self.benchmark, self.out, say=lambda name: print(name, flush=True)))
-        print(f"\nEvery time is in {self.out}.\nnbs/study/speed.ipynb draws such a file; the "
+        print_speeds(bench(self.benchmark, out, say=lambda name: print(name, flush=True)))
+        print(f"\nEvery time is in {out}.\nnbs/study/speed.ipynb draws such a file; the "
               "same command with more --rounds narrows the ranges")
         if "tunings" in self.benchmark.what:
             print(f"in a study's folder, as {SPEED}, it decides on time (C4): sftdpo report reads "

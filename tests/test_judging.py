@@ -242,6 +242,17 @@ def test_what_only_the_training_file_needed_is_not_asked_of_another(tmp_path, ca
     assert list(pd.read_csv(tmp_path / "answers.csv")["text"]) == ["naïve café", "plain"]
 
 
+def test_a_table_that_datasets_saved_is_a_file(team_model, tmp_path, capsys):
+    "All its rows judge, as those of a CSV do; at 2313f6f5 it was split as if it were to train."
+    import datasets
+    home, _ = team_model
+    datasets.Dataset.from_list([dict(mail=f"My {('invoice', 'parcel')[i % 2]} number {i}", team=list(TEAMS)[i % 2]) for i in range(10)]).save_to_disk(tmp_path / "new")
+    code, told = asked(capsys, "evaluate", home / "out", "--data", tmp_path / "new", "--reading.prompt", "{mail}", "--reading.label", "team")
+    assert code == 0 and "judged: 10 examples" in told, told
+    code, told = asked(capsys, "predict", home / "out", tmp_path / "new", "--reading.prompt", "{mail}", "--out", tmp_path / "answers.csv")
+    assert code == 0 and "10 rows answered" in told, told
+
+
 def test_texts_to_continue_are_taken_whole(backbone, tmp_path, capsys):
     "At 2313f6f5 the last word of each was cut off and called a completion, without a word."
     (tmp_path / "old.csv").write_text("text\n" + "".join(f"I walk {i} and sing\n" for i in range(40)))
