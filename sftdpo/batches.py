@@ -17,7 +17,6 @@ import re
 import warnings
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
-from statistics import median
 from time import perf_counter
 
 import numpy as np
@@ -126,6 +125,7 @@ def collate(
     return batch | dict(completions=counts.pop()) | layout_of(rows, width)
 
 # %% ../nbs/04_batches.ipynb #67f649f9
+@lru_cache  # timed once, so that a process has one answer
 def bf16_is_faster() -> bool:
     "Does this processor multiply matrices in bf16 at least a fifth faster than in fp32?"
     left, right = torch.ones(256, 576), torch.ones(576, 1536)
@@ -136,11 +136,10 @@ def bf16_is_faster() -> bool:
             start = perf_counter()
             torch.mm(*pair)
             seconds[kind].append(perf_counter() - start)
-    fp32, bf16 = (median(times[1:]) for times in seconds.values())  # the first makes things ready
+    fp32, bf16 = map(min, seconds.values())  # the others were disturbed
     return 1.2 * bf16 < fp32
 
 # %% ../nbs/04_batches.ipynb #67f649fa
-@lru_cache
 def best_precision(
     device: str = "cpu",  # where the model is
 ) -> str:

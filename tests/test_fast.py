@@ -196,17 +196,17 @@ def test_the_last_block_works_at_scored_places_only(tokenizer):
 @pytest.mark.parametrize("slow", [torch.float32, torch.bfloat16])
 def test_the_precision_is_that_of_the_faster_products(slow, monkeypatch, request):
     "Processors that have bf16 products may compute them slowly: they are timed."
-    request.addfinalizer(sftdpo.batches.best_precision.cache_clear)
-    sftdpo.batches.best_precision.cache_clear()
+    request.addfinalizer(sftdpo.batches.bf16_is_faster.cache_clear)
+    sftdpo.batches.bf16_is_faster.cache_clear()
     multiply = torch.mm
     monkeypatch.setattr(torch, "mm", lambda left, right: time.sleep(.01 * (left.dtype == slow)) or multiply(left[:1], right))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert sftdpo.batches.best_precision() == ("bf16" if slow == torch.float32 else "fp32")
+    for device in ("cpu", torch.device("cpu")): assert sftdpo.batches.best_precision(device) == ("bf16" if slow == torch.float32 else "fp32")
+    monkeypatch.setattr(torch, "mm", multiply)
+    assert sftdpo.batches.best_precision() == ("bf16" if slow == torch.float32 else "fp32"), "one process has one answer"
 
 
-def test_emulated_bf16_is_not_taken(monkeypatch, request):
-    request.addfinalizer(sftdpo.batches.best_precision.cache_clear)
-    sftdpo.batches.best_precision.cache_clear()
+def test_emulated_bf16_is_not_taken(monkeypatch):
     monkeypatch.setattr(sftdpo.batches, "bf16_is_faster", lambda: True)
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"): monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert sftdpo.batches.best_precision() == "fp32"

@@ -241,7 +241,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     found = recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone))
     assert not found.declined, found.declined
     assert found.expected.low > 0.6 and found.way in set(found.table["way"]) and str(found).startswith(f"Train {found.way}.")
-    assert "it was the same way in" in str(found) and "the base model" in str(found)
+    assert "made again 3 times, each time without one of the folds, it was the same way" in str(found) and "the base model" in str(found)
     kept = json.loads((tmp_path / "out" / "recommendation.json").read_text())
     assert (kept["way"], kept["expected"], len(kept["ways"]), kept["declined"]) == (found.way, found.expected.mean, len(found.table), "")
     assert (tmp_path / "out" / "recommendation.txt").read_text() == f"{found}\n" and 0 < kept["minutes"] < 60
