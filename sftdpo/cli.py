@@ -810,7 +810,7 @@ def main(
             for note in without_effect(command, words): print(f"note: {note}")
             with typed_reading(words): command()
     except KeyboardInterrupt:
-        sys.exit("\nstopped" + "; the same command goes on from here" * (words[:1] != [] and words[0] in GO_ON))
+        sys.exit("\nstopped" + "; the same command goes on from here" * any(word in GO_ON for word in words[:1]))
     # the reader, such as head, has closed the pipe
     except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except RuntimeError as error:  # pathlib raises it for ~name if there is no such user

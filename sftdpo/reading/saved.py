@@ -76,7 +76,7 @@ def reading_of(
     "How the rows that judge are read: as in training, except for the options that are given and what this file does without."
     learned = {name: value for name, value in known.get("reading", {}).items()
                if name not in ("test", "validation")}
-    learned = {name: value for name, value in learned.items() if name not in _needless(from_dict(Reading, learned), path)}
+    for name in _needless(from_dict(Reading, learned), path): learned.pop(name, None)
     return from_dict(Reading, learned | {name: value for name, value in to_dict(given).items() if _is_typed(name, given)})
 
 # %% ../../nbs/reading/07_saved.ipynb #84b3bde0
@@ -195,7 +195,7 @@ def rows_to_answer(
     path = existing_file(file)
     def load(reading): return load_prompts(task, path, reading, answers, known.get("columns", {}))
     with columns_as_trained(known, given):
-        return as_turns(known, _with_or_without_ids(load, reading_of(known, given, Path(path)), given))
+        return as_turns(known, _with_or_without_ids(load, reading_of(known, given, path), given))
 
 # %% ../../nbs/reading/07_saved.ipynb #cb45b4ef
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
