@@ -234,7 +234,7 @@ class Reading(Settings):
     validation: str | None = None
     # names of the columns, if a CSV file has no header; default: its first line
     columns: tuple[str, ...] = ()
-    delimiter: str = ""  # what separates columns; default: detected
+    delimiter: str = ""  # what separates columns, such as ; or \t for a tab; default: detected
     encoding: str = "utf-8"  # how text files are encoded
     # cells with a conversation: read it through the backbone's chat template, write it as text with
     # "User:" and "Assistant:", or stop
@@ -262,8 +262,9 @@ class Reading(Settings):
     def validate(self):
         _check_field(self, len(self.scores) in (0, 2), "scores",
                      "name two columns, that of the chosen completion first")
+        if self.delimiter in ("\\t", "tab"): object.__setattr__(self, "delimiter", "\t")
         _check_field(self, len(self.delimiter) <= 1, "delimiter",
-                     "use one character, such as ',' or ';'")
+                     "use one character, such as ',' or ';', or \\t for a tab")
         try: "".encode(self.encoding)
         except LookupError:
             _check_field(self, False, "encoding",

@@ -265,6 +265,7 @@ REMEDIES = [
     ("labels", "encoding.csv", ("text,label\n" + "".join(f"café {i},{'ab'[i % 2]}\n" for i in range(30))).encode("latin-1"), {}),
     ("labels", "bad.csv", "text,label\n" + "".join(f"tea {i},{'ab'[i % 2]}\n" for i in range(30)) + "tea,\n", {}),
     ("labels", "delimiter.csv", "text;label\n" + "".join(f"tea {i};{'ab'[i % 2]}\n" for i in range(30)), dict(delimiter=",")),
+    ("labels", "tabs.csv", "text\tlabel\n" + "".join(f"tea {i}\t{'ab'[i % 2]}\n" for i in range(30)), dict(delimiter=",")),
     ("labels", "other.csv", "prompt,chosen,rejected\n" + "".join(f"p{i},c{i},r{i}\n" for i in range(30)), {}),
     ("completions", "talk.jsonl", SHAPES["prompts"][1], dict(conversations="stop")),
     ("labels", "many.csv", "text,label\n" + "".join(f"tea {i},word {i}\n" for i in range(300)), {}),
@@ -282,6 +283,14 @@ def test_the_first_remedy_of_an_error_works(task, name, data, given, tmp_path):
     study = parse(command).study
     assert words or study.tasks != (task,)
     assert examples(load_task(study.tasks[0], path, reading=study.reading))
+
+
+def test_a_tab_is_written_as_it_is_typed_and_a_wrong_delimiter_is_not_taken_for_texts(tmp_path):
+    # At a6f58f35 --reading.delimiter '\t' was refused, and with ',' a file with ';' was checked as texts without labels.
+    from sftdpo.reading.check import check_file
+    assert {Reading(delimiter=written).delimiter for written in ("\\t", "tab", "\t")} == {"\t"}
+    path = write(tmp_path, "some.csv", "text;label\n" + "".join(f"a cup of tea {i};{'ab'[i % 2]}\n" for i in range(30)))
+    with pytest.raises(DataError, match="read it with --reading.delimiter ';'"): check_file(None, path, Reading(delimiter=","))
 
 
 def test_labels_that_differ_in_case_are_merged(tmp_path):

@@ -540,7 +540,7 @@ def nodes_in_words(
     "How many runs and stages there are, and a line for each node, up to sixty."
     stages = [node for node in plan.nodes if node.stage]
     lines = [f"{counted(sum(len(node.runs) for node in plan.nodes), 'run')}, "
-             f"{counted(len(stages), 'stage')} to train "
+             f"{counted(len(stages), 'stage')} of training "
              f"({sum(node.users for node in stages):,} without sharing), "
              f"{len(plan.nodes) - len(plan.open):,} of {len(plan.nodes):,} done"]
     for node, state, seconds in list(zip(plan.nodes, plan.states, plan.seconds))[:60]:

@@ -95,7 +95,7 @@ class Table:
         if len(names) == 1 and (signs := [sign for sign in ",;\t|" if sign in names[0]]):
             return (f" The name of the only column, {names[0]!r}, "
                     f"holds {signs[0]!r}: read it with --reading.delimiter "
-                    f"{repr(signs[0]) if signs[0] != chr(9) else repr(signs[0]) + ' (a tab)'}.")
+                    f"{repr(signs[0])}.")
         if again := next((name for name in reversed(names) if name and name in self.values(name)),
                          None):
             return (f" The first line looks like a row, as {again!r} occurs again in the column "

@@ -492,7 +492,7 @@ def _nested(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading,
 def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading, Table]]:
     "Readings of one text a row: its end is the completion, after a speaker's mark, a line end, a sentence or a word."
     texts = _texts(table)
-    if reading.split or len(texts) != 1 or _groups(table): return
+    if reading.split or len(texts) != 1 or _groups(table) or "--reading.delimiter" in table.hint(): return
     name, = texts
     values = [value for value in table.values(name) if isinstance(value, str)]
     marks = [found[-1]
