@@ -139,7 +139,7 @@ class Compare:
 # %% ../nbs/25_cli.ipynb #c81d2f01
 @dataclass
 class Recommend:
-    "Try recipes, tunings and learning rates on your own rows for some minutes, recommend one way to train, and train it on all rows."
+    "Try recipes, tunings and learning rates on your own rows for a few minutes, recommend one way to train, and train it on all rows."
     data: tyro.conf.Positional[str]  # a CSV, TSV, JSONL, Parquet or Arrow file, or a folder
     minutes: float = 10.0  # time it may take
     out: Path | None = None  # folder for the trials and the model; default: runs/recommend-FILE
@@ -240,7 +240,7 @@ class Reproduce:
 @dataclass
 class Data:
     "Say what is in a file, what is wrong with it and how to mend it; nothing is trained."
-    do: tyro.conf.Positional[Literal["check"]]  # the one thing there is to do
+    do: tyro.conf.Positional[Literal["check"]]  # the only action
     # a CSV, TSV, JSONL, Parquet or Arrow file, a folder with train and test, embedded, or
     # hub:owner/name
     data: tyro.conf.Positional[str]
@@ -347,7 +347,7 @@ class Evaluate:
     model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made, or a backbone
     # task to judge it on; default: that of its training
     task: "Literal[tuple(TASKS)] | None" = None
-    # embedded, hub, or the path of a folder or file; default: its training data
+    # embedded, hub, or the path of a folder or file; default: the data that it was trained on, of which the test rows judge
     data: str | None = None
     reading: Reading = Reading()  # how the file is read; default: as in training
     test_size: int | None = None  # examples judged; default: all
@@ -507,7 +507,7 @@ class Generate:
     # the text to continue, with \n for a line end; default: the first lines of a test sonnet
     prompt: str | None = None
     seed: int = 0  # seed of the texts that are drawn
-    max_lines: int | None = None  # most lines to write; default: as many as the model writes
+    max_lines: int | None = None  # write at most so many lines; default: as many as the model writes
     sampling: Sampling = Sampling(samples=1)  # how it is continued
 
     def __call__(self):

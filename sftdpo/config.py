@@ -227,7 +227,8 @@ class Reading(Settings):
     chosen: str = ""  # column of the chosen completion; default: by its name
     rejected: str = ""  # column of the rejected completion; default: by its name
     id: str = ""  # column that names each row; default: recognised, or the line number
-    # the answer for each label: 0 negative 1 positive; default: the label's own text
+    # the word that stands for each label: 0 negative 1 positive; default: the label's own text if it is
+    # one token, else A, B, C
     verbalizers: dict[str, str] = field(default_factory=dict, hash=False)
     test: str | None = None  # file that judges; default: a part of the data
     # file that picks learning rates; default: a part of the training data

@@ -41,7 +41,7 @@ from .engine.tree import stage_tree
 from .page import live, views
 from .page.ask import Ask, kept_models
 from .page.forms import FULL, NAME, PRESETS, WRONG, Form, beside, field_of, field_paths, in_page_words
-from .page.own_file import Doors, OwnFile
+from .page.own_file import OwnFile, PageActions
 from .plots import learning_curves
 from .reading.examples import DataError
 from .report import data, failures_of, figure
@@ -446,7 +446,7 @@ class PageForm:
                                             style={"button_width": "auto"})
         self.about, self.data_note = widgets.HTML(), widgets.HTML()
         self.own = OwnFile(
-            Doors(self.use_file, self.recommend,
+            PageActions(self.use_file, self.recommend,
                   self.later, lambda: (self.home or Path("runs/new").absolute()).parent / "uploads",
                   lambda: self.form.settings.backbone if self.form.settings else "bard",
                   self.inputs.readers))

@@ -601,7 +601,7 @@ def how_sure(
     return (f"How steady the choice is: made again {len(picked)} times, each time without one of the folds, it "
             f"was the same way {counted(picked.count(way), 'time')}. (Of the ways within half a standard error "
             "of the best, the first one tried is chosen.)"
-            + (f" Not clearly worse than it, all the same (a plus is better): {names(close, 3)}." if len(close) else "")
+            + (f" Not clearly worse than it (a plus is better): {names(close, 3)}." if len(close) else "")
             + (f" Clearly worse: {names(worse, 2)}." if len(worse) else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32082

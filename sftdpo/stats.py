@@ -893,8 +893,8 @@ def needed_to_reach(
     if (times := _times_the_search(estimate, distance, power)) > 1:
         more = f"about {math.ceil(times)} times as many seeds"
         remedy = f"first search with {more}" if times < 20 else f"the search would need {more}, which is out of reach"
-        return Needed(None, None, f"More seeds or examples alone do not show {goal}, because the "
-                                  f"choice of rates leaves too large an error: {remedy}.")
+        return Needed(None, None, f"More seeds or examples alone cannot show {goal}, because the best "
+                                  f"learning rates are too uncertain: {remedy}.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
     numbers = {name: _with_range([_least_number(one, name, distance, power) for one in ways])

@@ -46,7 +46,7 @@ from sftdpo.page.live import (
     stop_study,
     working,
 )
-from sftdpo.page.own_file import Doors, OwnFile, keep_upload
+from sftdpo.page.own_file import OwnFile, PageActions, keep_upload
 from sftdpo.page.views import (
     Predictions,
     answers_of,
@@ -508,10 +508,10 @@ def test_what_changes_before_the_browser_has_the_page_is_sent_again(tmp_path, mo
 ROWS = [f"{word} {i},{label}" for i in range(30) for word, label in (("late parcel", "shipping"), ("wrong bill", "money"))]
 
 
-def own_file(folder, **doors):
+def own_file(folder, **actions):
     "The part of the page for files, which looks at once."
-    doors = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers=lambda backbone: ()) | doors
-    return OwnFile(Doors(**doors))
+    actions = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers=lambda backbone: ()) | actions
+    return OwnFile(PageActions(**actions))
 
 
 def look_now(read, show, fail):

@@ -23,11 +23,11 @@ import sftdpo.study  # noqa: F401
 
 CHAPTERS = {  # the reading order: each notebook belongs to the first chapter with a pattern that its path matches
     "Start here": ["index", "study/own_data", "study/playground"],
-    "Answers": [f"study/{name}" for name in ("which_recipe", "how_many_examples", "full_or_lora", "calibration", "forgetting", "speed", "questions", "*")],
+    "Answers": [f"study/{name}" for name in ("which_recipe", "how_many_examples", "full_or_lora", "calibration", "forgetting", "speed", "recommendations", "questions", "*")],
     "The lesson": ["0*"],
     "Studies": ["1*"],
     "Verdicts": ["verdicts/*"],
-    "Results and doors": ["2*"],
+    "Results and ways in": ["2*"],
     "Carrying on": ["more/*"],
     "Machinery: reading": ["reading/*"],
     "Machinery: measures": ["measures/*"],

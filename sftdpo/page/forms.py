@@ -223,7 +223,7 @@ PRESETS = {  # name: what it is for, the study
         Study("quick look", train_size=3000, test_size=300, recipes=("sft",), tunings=("full",), weights="best",
               **stages(epochs=1, evaluations=6))),
     "six cells": (
-        "Three recipes, each with full fine-tuning and LoRA, on 3,000 question pairs: some minutes. "
+        "Three recipes, each with full fine-tuning and LoRA, on 3,000 question pairs: a few minutes. "
         "One seed decides nothing.",
         Study("six cells", train_size=3000, test_size=500, **stages(epochs=1, evaluations=2))),
     "fair comparison": (

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SUFFIXES', 'CHANGES', 'TASK_LINES', 'plain_name', 'keep_upload', 'preview_html', 'reading_of_command', 'plain_column',
            'change_in_words', 'changes_in_words', 'Look', 'named_columns', 'look_at', 'columns_to_name', 'part_lines',
-           'part_problems', 'other_lines', 'PartField', 'task_options', 'Doors', 'OwnFileLayout', 'chosen_columns',
-           'remedy_in_words', 'findings_html', 'FileLook', 'OwnFile']
+           'part_problems', 'other_lines', 'PartField', 'task_options', 'PageActions', 'OwnFileLayout',
+           'chosen_columns', 'remedy_in_words', 'findings_html', 'FileLook', 'OwnFile']
 
 # %% ../../nbs/page/04_own_file.ipynb #9ecad5f8
 import re
@@ -266,7 +266,7 @@ def task_options() -> list[tuple[str, str]]:
 
 # %% ../../nbs/page/04_own_file.ipynb #32761f97
 @dataclass
-class Doors:
+class PageActions:
     "What the page does for the part that looks at files."
     use: Callable                 # called with path, task, reading
     recommend: Callable           # called with path, task, reading, minutes
@@ -347,10 +347,10 @@ class FileLook(OwnFileLayout):
     "The controls with what a look at a file found."
     def __init__(
         self,
-        doors: Doors,  # to the page
+        actions: PageActions,  # to the page
     ):
-        self.doors, self.name, self.reading, self.seen, self.fields, self.quiet = (
-            doors, "", Reading(), None, {}, False)
+        self.actions, self.name, self.reading, self.seen, self.fields, self.quiet = (
+            actions, "", Reading(), None, {}, False)
         self.widget = self.make()
         self.show(None)
 
@@ -363,17 +363,17 @@ class FileLook(OwnFileLayout):
         self.look()
 
     # tokenizer and length
-    def reader(self) -> tuple: return self.doors.readers(self.doors.backbone())
+    def reader(self) -> tuple: return self.actions.readers(self.actions.backbone())
 
     def looking(self) -> partial:
         name, task, reading, backbone = (self.name, self.task.value or None, self.reading,
-                                         self.doors.backbone())
+                                         self.actions.backbone())
         return partial(lambda: look_at(name, task, reading, self.reader(), backbone))
 
     def look(self):
         "Begin a look at the file as it is to be read now."
         self.findings.value = beside("reading …")
-        self.doors.later(self.looking(), self.show, self.refuse)
+        self.actions.later(self.looking(), self.show, self.refuse)
 
     def set_task(self, task: str):
         "Show a task without looking again."
@@ -405,21 +405,21 @@ class OwnFile(FileLook):
     "The part of the page for a file of one's own."
     def __init__(
         self,
-        doors: Doors,  # to the page
+        actions: PageActions,  # to the page
     ):
-        super().__init__(doors)
+        super().__init__(actions)
         self.upload.observe(lambda change: change.new and self.arrive(change.new[0]), "value")
         self.path.observe(lambda change: change.new.strip() not in ("", self.name)
                           and self.pick(change.new.strip()), "value")
         self.task.observe(lambda change: self.renew(), "value")
         self.mend_button.on_click(lambda _: self.mend())
-        self.use_button.on_click(lambda _: doors.use(self.name, self.seen.task, self.seen.reading))
-        self.recommend_button.on_click(lambda _: doors.recommend(
+        self.use_button.on_click(lambda _: actions.use(self.name, self.seen.task, self.seen.reading))
+        self.recommend_button.on_click(lambda _: actions.recommend(
             self.name, self.seen.task, self.seen.reading, self.minutes.value))
 
     def arrive(self, sent: dict):
         "Keep a file that the browser sent, and look at it."
-        try: self.pick(str(keep_upload(sent["name"], bytes(sent["content"]), self.doors.folder())))
+        try: self.pick(str(keep_upload(sent["name"], bytes(sent["content"]), self.actions.folder())))
         except (ValueError, OSError) as error: self.refuse(error)
 
     def pick(self, name: str):

@@ -120,7 +120,7 @@ def judge_small(
     least = min(gains, key=ends[said])  # the gain that decided
     effects, decides = _least_first(asked, gains, least), ""
     why = (f"{effects[0][0]}: {describe_estimate(gains[least], asked.unit)}; "
-           f"large would be {plainly(large, asked.unit)}.")
+           f"a gain of {plainly(large, asked.unit)} would be large.")
     if said == "undecided":
         lacks = [deciding(gains[least], asked.unit, large, large, strict[least])]
         if any(gain.high < large for gain in strict.values()): lacks = []
@@ -128,7 +128,7 @@ def judge_small(
         if (loss := gains[worst]).low <= -large:
             shown = "" if worst == least else f": {describe_estimate(loss, asked.unit)}"
             why += (f" Against {worst} a loss that large is shown{shown}." if loss.high <= -large else
-                    f" Nor may a loss be that large, which is not excluded against {worst}{shown}.")
+                    f" A loss that large must be ruled out too, and against {worst} it is not{shown}.")
             lacks.append(deciding(loss, asked.unit, -large, -large) if loss.mean > -large else
                          "The mean is a loss that large: no number of seeds or examples is likely to exclude it.")
         if above and not controlled: lacks = [f"Run sft-sft {asked.where}, which has as many steps."]

@@ -251,7 +251,7 @@ def condition_not_met(
 ) -> Verdict:
     "The verdict, not asked because a condition is not met; its effects stay."
     why = (f"Condition not met: {reason}{'' if reason.endswith('?') else '.'} "
-           f"The effect all the same: {one.why}")
+           f"The measured effect: {one.why}")
     return dataclasses.replace(one, verdict="not asked", why=why, decides=decides)
 
 # %% ../../nbs/verdicts/03_gates.ipynb #e4215836

@@ -113,7 +113,7 @@ def some_cell_matches(
     return dataclasses.replace(
         best, verdict=said, part="some cell", where="", exploratory=False, decides=decides, notes=notes,
         question="Is there a tuning and a beta with which DPO alone matches SFT?",
-        why=f"{why}. Best: {best.where}: {best.why}")
+        why=f"{why}. The best, {best.where}: {best.why}")
 
 # %% ../../nbs/verdicts/06_matching.ipynb #3f4bc362
 def same_study(

@@ -247,9 +247,11 @@ def deciding_of_parts(
     parts: list[Verdict],  # of a claim that is made of several
     name: str,             # the field that tells them apart, such as "task"
 ) -> str:
-    "What would decide a verdict over several parts."
-    said = [f"{getattr(one, name)}: {one.decides}" for one in parts if one.decides]
-    return " ".join(said) or FEW_MORE
+    "What would decide a verdict over several parts; where they are many, their own verdicts say how."
+    open_parts = [one for one in parts if one.decides]
+    if len(open_parts) > 1:
+        return f"All that would decide {', '.join(getattr(one, name) for one in open_parts)}: see each."
+    return next((f"{getattr(one, name)}: {one.decides}" for one in open_parts), FEW_MORE)
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #8546864e
 def exploratory(
