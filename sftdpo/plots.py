@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GREY', 'DPO_COLUMNS', 'MOST_ROWS', 'ROUND_TIMES',
            'ROUND_NUMBERS', 'FEWEST_IN_BIN', 'short', 'Picture', 'style', 'panels', 'nothing', 'looks_of',
-           'lines_of_figure', 'legend', 'axis_title', 'number', 'listed', 'with_stages', 'smoothed', 'over_seeds',
-           'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in', 'dpo_course',
-           'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison', 'differences', 'round_ticks', 'recipe_handles',
-           'scale_costs', 'draw_costs', 'against', 'against_time', 'against_parameters', 'pairs_of_metrics',
-           'draw_runs', 'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes', 'scale_sizes',
-           'displaced_pairs', 'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves',
-           'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration', 'side_by_side']
+           'lines_of_figure', 'named_with_panel', 'legend', 'axis_title', 'number', 'listed', 'with_stages', 'smoothed',
+           'over_seeds', 'draw_course', 'name_axes', 'from_to', 'left_grey', 'learning_curves', 'watched_in',
+           'dpo_course', 'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison', 'differences', 'round_ticks',
+           'recipe_handles', 'scale_costs', 'draw_costs', 'against', 'against_time', 'against_parameters',
+           'pairs_of_metrics', 'draw_runs', 'metric_against', 'against_forgetting', 'against_examples', 'draw_sizes',
+           'scale_sizes', 'displaced_pairs', 'displacement', 'trials_of', 'draw_trials', 'chosen_in_words', 'rate_axis',
+           'rate_curves', 'score_at', 'one_rate_for_all', 'reliability', 'calibration_gap', 'calibration',
+           'side_by_side']
 
 # %% ../nbs/21_plots.ipynb #acbe5a54
 import base64
@@ -166,6 +167,17 @@ def lines_of_figure(
     "The names of the lines of a figure, and how the first ones look."
     names = [name for name in table["line"].cat.categories if (table["line"] == name).any()]
     return names, looks_of(names[:MOST_LINES])
+
+
+def named_with_panel(
+    looks: dict[str, dict],  # from `lines_of_figure`
+    table: pd.DataFrame,     # with the columns line and path
+) -> dict[str, dict]:        # for `legend`
+    "The looks of lines under names that say their panel, where a bare tuning is drawn in some panels only."
+    paths = table.groupby("line", observed=True)["path"].unique()
+    every = table["path"].nunique()
+    return {f"{', '.join(paths[name])}: {name}" if name in ("full", "lora") and len(paths[name]) < every else name: look
+            for name, look in looks.items()}
 
 
 GREY = dict(color="#9aa3ab", linestyle="-", marker="", linewidth=0.7)
@@ -357,7 +369,7 @@ def learning_curves(
         name_axes(axes, min(2, len(paths)), "optimizer step", "loss")
         marks = ([Line2D([], [], color=INK, linestyle="none", marker="o", markersize=4.5,
                          label="marks: held-out rows")] if "held_out_loss" in history else [])
-        legend(picture, {name: look | {"marker": ""} for name, look in looks.items()}, marks)
+        legend(picture, {name: look | {"marker": ""} for name, look in named_with_panel(looks, history).items()}, marks)
     picture.alternative = (f"Learning curves, one panel per stage. {listed(words)}."
                            + left_grey(names))
     return picture
@@ -420,8 +432,8 @@ def dpo_course(
             axis.set_xlabel("optimizer step")
             axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         kinds = [Line2D([], [], color=INK, linestyle=styles[what]["linestyle"],
-                        label=f"below: {what}") for what in ("chosen", "rejected")]
-        legend(picture, looks, kinds, line=False)
+                        label=f"lower row: {what}") for what in ("chosen", "rejected")]
+        legend(picture, named_with_panel(looks, history), kinds, line=False)
     picture.alternative = f"Over each DPO stage, on {rows}. {listed(words)}." + left_grey(names)
     return picture
 
@@ -491,10 +503,12 @@ def cell_comparison(
             draw_mean(axis, row, cell, factor,
                       looks["before training" if cell.recipe == "base" else cell.tuning],
                       format_metric(cell.mean, metric))
-        lines = [axis.axvline(factor * value,
+        alike: dict[str, list[str]] = {}  # the same number as text: one line
+        for name, value in beside.items(): alike.setdefault(format_metric(value, metric), []).append(name)
+        lines = [axis.axvline(factor * beside[names[0]],
                               color=INK, linewidth=1.1, linestyle=LINES[2 + place % 4],
-                              label=f"{short(name, 34)} {format_metric(value, metric)}")
-                 for place, (name, value) in enumerate(beside.items())]
+                              label=f"{short(', '.join(names), 44)} {said}")
+                 for place, (said, names) in enumerate(alike.items())]
         name_rows(axis, shown["cell"])
         axis.set_xlabel(axis_title(metric))
         legend(picture, looks, line=False)
@@ -997,8 +1011,8 @@ def calibration(
             axis.xaxis.set_major_formatter(percent)
             axis.yaxis.set_major_formatter(percent)
             axis.tick_params(labelbottom=True)
-        name_axes(axes, across, "probability of answer, %", "right answers, %")
-        legend(picture, looks)
+        name_axes(axes, across, "probability of the answer, %", "right answers, %")
+        legend(picture, looks, (Line2D([], [], linestyle="none", label="larger marks: more answers"),))
     picture.alternative = ("Reliability: share of right answers against "
                            "the probability of the answer given. Mean distance from the diagonal, "
                            f"the calibration error of a cell's runs together: {listed(words, 16)}.{left_grey(names)}")
