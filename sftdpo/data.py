@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['verbalizers', 'MOST_LABELS', 'FEW_ROWS', 'LEAST_HELD', 'VALIDATING', 'RARE', 'cloze_prompt', 'Intake',
            'majority_share', 'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'read_question_pairs',
-           'as_compared', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds',
-           'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'wrong_labels', 'load_judged',
-           'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read', 'with_short_answers',
-           'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep',
-           'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows',
-           'without_rejected']
+           'as_compared', 'in_label_order', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal',
+           'fold_split', 'in_folds', 'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels',
+           'wrong_labels', 'load_judged', 'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read',
+           'with_short_answers', 'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row',
+           'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize',
+           'verbalizer_rows', 'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import datetime
@@ -542,16 +542,23 @@ def _chosen_answers(counts: Counter, reading: Reading, file: str, column: str) -
     return answers
 
 # %% ../nbs/01_data.ipynb #68072df5
+def in_label_order(
+    labels,  # as text
+) -> list[str]:
+    "In numerical order where all are whole numbers, else in alphabetical order."
+    numbers = all(re.fullmatch(r"-?\d{1,9}", label) for label in labels)
+    return sorted(labels, key=(lambda label: (int(label), label)) if numbers else str)
+
+
 def _own_answers(counts: Counter, file: str, column: str) -> dict[str, str]:
     "Each label as its own answer, in numerical or alphabetical order."
     keys = [key for key in counts if key.lower() not in _missing_values]
-    numbers = all(re.fullmatch(r"-?\d{1,9}", key) for key in keys)
     if len(keys) > MOST_LABELS:
         raise DataError(f"{file}: the column {column!r} holds {len(keys):,} different labels, and "
                         f"at most {MOST_LABELS} are compared: is it a free text "
                         f"(--tasks completions --reading.completion {column!r}), "
                         "or are only some of them meant (--reading.verbalizers)?")
-    return {key: key for key in sorted(keys, key=(lambda key: (int(key), key)) if numbers else str)}
+    return {key: key for key in in_label_order(keys)}
 
 # %% ../nbs/01_data.ipynb #e7b0ef3b
 FEW_ROWS = 20  # in fewer, labels may stand in one row each

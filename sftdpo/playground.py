@@ -8,7 +8,8 @@ __all__ = ['COLOURS', 'BAR', 'LARGEST_SETTINGS', 'PAGE_STYLE', 'RECOMMENDATION',
            'error_sentence', 'message', 'estimate_html', 'button', 'part', 'SettingsFile', 'Course', 'read_on_page',
            'nothing_yet', 'Results', 'Recommending', 'is_recommendation', 'found_at_work', 'measure_apart', 'source_of',
            'preset_row', 'PageForm', 'PageRun', 'on_data_of', 'PageChanges', 'PageLooks', 'reading_values',
-           'PageTraining', 'PageOpening', 'PageEstimates', 'PageCourse', 'outputs_in', 'PageFollowing', 'Playground']
+           'PageTraining', 'PageOpening', 'marks_of_files', 'PageEstimates', 'PageCourse', 'outputs_in',
+           'PageFollowing', 'Playground']
 
 # %% ../nbs/24_playground.ipynb #4766e526
 import asyncio
@@ -30,11 +31,11 @@ from markupsafe import Markup
 
 # %% ../nbs/24_playground.ipynb #d111c081
 from .claims import judge_claims
-from .config import Execution, Reading, SettingsError, Study, from_yaml, to_dict, to_yaml
+from .config import Execution, Reading, SettingsError, Study, from_yaml, named_paths, to_dict, to_yaml
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.plain_text import visible
-from .engine.safe_files import refuse_links, write_text
+from .engine.safe_files import refuse_links, sign_of, write_text
 from .engine.store import with_searched_rates
 from .engine.timing import Plan, existing_parent, known_times, seconds_left, time_in_words, trials_in_words
 from .engine.tree import stage_tree
@@ -354,6 +355,20 @@ class Results:
 # %% ../nbs/24_playground.ipynb #92c073cd
 class Recommending(live.AtWork):
     "The process that recommends how to train on a file."
+    def __init__(
+        self,
+        folder: Path,  # of the trials
+        begun: subprocess.Popen | None = None,  # default: another page began it
+    ):
+        super().__init__(folder, begun)
+        self.since = time.time()
+        if not begun:  # the note beside the lock was written when it began
+            with contextlib.suppress(OSError): self.since = sign_of(live.page_lock(folder)).stat().st_mtime
+
+    @property
+    def recommendation(self) -> str:
+        "What it has recommended so far; what stood there before it began is another's."
+        return live.recommendation_in(self.folder, self.since)
 
 # %% ../nbs/24_playground.ipynb #310d6be1
 RECOMMENDATION = "recommendation"  # what `recommend` calls its study
@@ -448,7 +463,7 @@ class PageForm:
         self.own = OwnFile(
             PageActions(self.use_file, self.recommend,
                   self.later, lambda: (self.home or Path("runs/new").absolute()).parent / "uploads",
-                  lambda: self.form.settings.backbone if self.form.settings else "bard",
+                  lambda: (self.form.only("backbone") or Study()).backbone,
                   self.inputs.readers))
         self.source.observe(lambda change: self.choose_source(change.new), "value")
         return [self.source, self.about, self.data_note, self.own.widget]
@@ -512,8 +527,9 @@ class PageChanges:
 
     def preset(self, name: str):
         "Fill in a preset; a file that is in use stays, with all its rows."
-        study, now = PRESETS[name][1], self.form.settings
-        if now and source_of(now) == MINE: study = on_data_of(now, study)
+        study, now = PRESETS[name][1], self.form.only("data", "tasks", "reading.")
+        if now is None: return self.say("First mend what is wrong about the data and how they are read.", wrong=True)
+        if source_of(now) == MINE: study = on_data_of(now, study)
         self.take(study, f"Filled in: {name}.")
 
     def changed(self):
@@ -606,6 +622,7 @@ class PageTraining:
                                   live.begin_study(self.form.settings, self.home,
                                                    self.execution.replace(retry_failed=True)))
         except (ValueError, OSError) as error: return self.refuse(error)
+        self.read_again()
         self.say("Begun. It takes some seconds until the libraries are loaded.")
         self.watch(process)
 
@@ -672,21 +689,37 @@ class PageOpening:
         if self.process is not None:
             return self.say("A process is at work: stop it first.", wrong=True)
         folder = (self.home or Path("runs/new").absolute()).parent / f"recommend-{Path(path).stem}"
-        backbone = self.form.settings.backbone if self.form.settings else "bard"
+        chosen = self.form.only("backbone")
+        if chosen is None: return self.say("First mend what is wrong about the backbone.", wrong=True)
         try:
             live.refuse_busy(folder)
             if not is_recommendation(folder): check_study_folder(folder, Study(RECOMMENDATION))
             process = Recommending(folder, live.begin_command(
-                folder, live.recommend_words(task, path, reading, backbone, minutes, folder)[1:]))
+                folder, live.recommend_words(task, path, reading, chosen.backbone, minutes, folder)[1:]))
         except (ValueError, OSError) as error: return self.say(error_sentence(error), wrong=True)
         self.say(f"Trying ways to train on {path}, for {minutes:g} minutes at most.")
         self.watch(process)
 
 # %% ../nbs/24_playground.ipynb #305e9d2e
+def marks_of_files(
+    study: Study,  # whose data may be files
+) -> dict[str, tuple]:  # path: when it was changed, its size
+    "By what it is seen that a file of a study was changed."
+    named = [study.data, study.reading.test, study.reading.validation, *named_paths(study.also_judge).values()]
+    paths = [path for name in named if name for path in (Path(name), *sorted(Path(name).glob("*"))) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
+
+
 class PageEstimates:
     "What the settings would take, or why they cannot be used."
+    def read_again(self):
+        "Forget the data that was read, if one of its files has changed since."
+        marks = marks_of_files(self.form.settings)
+        if marks != self.marks: self.inputs, self.planned, self.marks = Inputs(), None, marks
+
     # of the settings as they are now
     def looking(self) -> partial:
+        self.read_again()
         return partial(live.estimate, self.form.settings, self.home, self.execution.workers,
                        self.inputs)
 
@@ -725,8 +758,8 @@ class PageCourse:
         "How far the work is: that of the process, as long as there is one, whatever the fields say."
         folder = self.followed
         if isinstance(self.process, Recommending) or is_recommendation(folder):
-            return dict(folder=folder, said=live.format_last(folder, 40),
-                        recommendation=live.recommendation_in(folder))
+            found = self.process.recommendation if isinstance(self.process, Recommending) else live.recommendation_in(folder)
+            return dict(folder=folder, said=live.format_last(folder, 40), recommendation=found)
         asked = self.form.settings
         if self.process or asked is None: asked = load_settings(begun_settings(folder))
         study = with_searched_rates(settled(folder, asked), folder)
@@ -767,7 +800,10 @@ class PageCourse:
     def show_results(self):
         "Read what is finished so far, in the folder that the field names."
         if self.process is None: self.shown = self.home
-        self.later(partial(self.read, self.shown or self.home), self.show)
+        folder = self.shown or self.home
+        if is_recommendation(folder):  # its trials are no study to be judged
+            return self.results.recommend(live.recommendation_in(folder), folder)
+        self.later(partial(self.read, folder), self.show)
 
 # %% ../nbs/24_playground.ipynb #239f806d
 def outputs_in(
@@ -784,8 +820,7 @@ class PageFollowing:
         "Say how the process ended."
         if self.process is None: return
         process, self.process = self.process, None
-        done = (bool(live.recommendation_in(process.folder)) if isinstance(process, Recommending)
-                else self.done)
+        done = bool(process.recommendation) if isinstance(process, Recommending) else self.done
         said, wrong = live.how_it_ended(process.poll(), done, failures_of(process.folder),
                                         live.format_last(process.folder, 3))
         if self.done and not wrong: self.finished = process.folder, self.begun_with
@@ -852,7 +887,7 @@ class Playground(PageForm, PageRun, PageChanges, PageLooks, PageTraining, PageOp
         self.home, self.shown, self.unknown, self.measuring, self.done = (None, None, (), False,
                                                                           False)
         self.begun_with, self.finished, self.quiet, self.asked_for_file = None, None, False, False
-        self.inputs = Inputs()  # data and backbones, read once for this page
+        self.inputs, self.marks = Inputs(), {}  # data and backbones, read once; what marked their files then
         columns = widgets.Box([widgets.VBox(self.make_form(str(folder))),
                                widgets.VBox(self.make_run())])
         columns.add_class("sftdpo-columns")

@@ -745,7 +745,7 @@ def against_examples(
     if sizes["train_size"].nunique() < 2:
         return nothing("The study has one size of training set: there is no curve over sizes.")
     metric, recipes, words = metric_named(metric), list(dict.fromkeys(sizes["recipe"])), []
-    looks = looks_of(dict.fromkeys(sizes["tuning"]))
+    looks, lines = looks_of(dict.fromkeys(sizes["tuning"])), [LINES[2 + place % 4] for place in range(len(beside or {}))]
     with style():
         picture, axes = panels(len(recipes), across=3, sharey=True)
         for recipe, axis in zip(recipes, axes):
@@ -755,15 +755,16 @@ def against_examples(
                 ends = [f"{format_metric(line.mean, metric)} with {line.train_size:,}"
                         for line in part.itertuples()]
                 words.append(f"{recipe} {tuning}: {', '.join(ends)}")
-            for value in (beside or {}).values():
-                axis.axhline(metric.factor * value, color=INK, linewidth=0.9, linestyle=LINES[2])
+            for value, line in zip((beside or {}).values(), lines):
+                axis.axhline(metric.factor * value, color=INK, linewidth=0.9, linestyle=line)
         for axis in axes: scale_sizes(axis, sorted(set(sizes["train_size"])))
         name_axes(axes, 3, "training examples", axis_title(metric))
-        marks = [Line2D([], [], color=INK, linewidth=0.9, linestyle=LINES[2], label=name)
-                 for name in beside or {}]
+        known = [f"{name} {format_metric(value, metric)}" for name, value in (beside or {}).items()]
+        marks = [Line2D([], [], color=INK, linewidth=0.9, linestyle=line, label=label)
+                 for label, line in zip(known, lines)]
         legend(picture, looks, marks)
     picture.alternative = (f"{axis_title(metric)} against the number of training examples. "
-                           f"{listed(words)}.")
+                           f"{listed(words)}.{f' Without training: {listed(known)}.' if known else ''}")
     return picture
 
 # %% ../nbs/21_plots.ipynb #3f999c2d

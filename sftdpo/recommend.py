@@ -9,7 +9,7 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
            'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure', 'above_expectation', 'sentences_on',
            'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation',
-           'declined', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
+           'declined', 'study_of_trials', 'check_folder_of', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -54,7 +54,7 @@ from sftdpo.reading.check import (
 from .reading.examples import counted
 from .reading.shapes import label_columns
 from .stats import Estimate, difference, interval, observations
-from .study import carry_out, claim_folder
+from .study import carry_out, check_study_folder, claim_folder
 from .tables import CEILING, baselines_of
 from .tasks import Metric, format_interval, format_metric
 
@@ -797,6 +797,28 @@ def declined(
     return Recommendation(declined=why)
 
 # %% ../nbs/15_recommend.ipynb #8684bbe8
+def study_of_trials(
+    start: Run,  # whose task, data, reading and backbone are given
+    folds: int,  # parts that judge in turn
+) -> Study:
+    "The study that holds the trials of a recommendation."
+    return Study("recommendation", tasks=(start.task,), backbone=start.backbone, data=start.data,
+                 reading=start.reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
+                 sft=Stage("sft", evaluations=0), dpo=Stage("dpo", evaluations=0),
+                 sampling=Sampling(samples=1))
+
+
+def check_folder_of(
+    home: StudyFolder,  # that was begun
+    study: Study,       # from `study_of_trials`
+):
+    "Raise if the folder is another study's, or another file's that is still where it was."
+    check_study_folder(home.path, study)
+    before = Path(home.study().data)
+    if before.exists() and before.resolve() != Path(study.data).resolve():
+        raise FileExistsError(f"{home} was begun with {before}, and {study.data} is another file; give another folder, --out FOLDER.")
+
+
 def begin_trials(
     loaded: TaskData,    # the rows
     start: Run,          # whose data, reading and backbone are given
@@ -807,10 +829,7 @@ def begin_trials(
 ) -> tuple[Trials, Run]:  # and the run from which ways to train are made
     "What tries ways to train on a file's rows; a folder that was begun goes on with its own settings."
     def load(task, data, reading, folds, fold): return dealt(loaded, folds, fold)
-    study = Study("recommendation", tasks=(loaded.task,), backbone=start.backbone, data=start.data,
-                  reading=start.reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
-                  sft=Stage("sft", evaluations=0), dpo=Stage("dpo", evaluations=0),
-                  sampling=Sampling(samples=1))
+    study = study_of_trials(start, folds)
     claim_folder(home.path, study)
     study = settled(home, study)
     trials = Trials(home, Inputs(load), loaded.record.primary, folds, deadline, say)
@@ -864,6 +883,8 @@ def recommend(
     deadline = began + 58 * minutes  # the rest is for the start of the process and for saving
     loaded, reading = rows_of_file(data, task, backbone, reading, say)
     rows, home = pool_of(loaded), StudyFolder(folder)
+    start = Run(task=loaded.task, backbone=backbone, data=str(data), reading=reading)
+    if home.begun: check_folder_of(home, study_of_trials(start, folds))  # before anything there goes
     if why := too_little(loaded): return declined(why, home)
     half = len(set(map(prompt_key, rows))) // 2
     check(folds <= half, "folds", folds, f"use a whole number from 2 to {half}, half of the different prompts")
@@ -871,7 +892,6 @@ def recommend(
         train = ["sftdpo", "train", "--task", loaded.task, "--data", str(data), *reading_options(reading)]
         return declined(f"{why} To train a model all the same: `{shlex.join(train)}`.", home)
     begun = time.monotonic() - began
-    start = Run(task=loaded.task, backbone=backbone, data=str(data), reading=reading)
     trials, start = begin_trials(loaded, start, home, folds, deadline, say)
     try_ways(trials, start, len(dealt(loaded, folds, 1).train))
     if not trials.tables: return declined(too_few_minutes(trials, start, len(rows), begun, minutes), home)

@@ -65,8 +65,7 @@ def cut(
     text = str(text)
     if len(text) <= longest: return plots.visible(text)
     return (f"{plots.visible(text[:longest])} "
-            f"… [cut here; {len(text):,} characters in all, whole in the "
-            "tables beside this report]")
+            f"… [cut here; {len(text):,} characters in all]")
 
 # %% ../nbs/22_report.ipynb #875b8ccc
 def data(

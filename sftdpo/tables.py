@@ -6,10 +6,11 @@
 __all__ = ['CELL_COLUMNS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO', 'place_of', 'apart_by_name', 'with_cells', 'values_of',
            'line_of', 'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
-           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
-           'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'rarely_judged',
-           'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets', 'print_further',
-           'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences', 'next_steps']
+           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'values_of_baselines',
+           'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
+           'labels_of_runs', 'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped',
+           'words_of_brackets', 'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences',
+           'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -25,7 +26,7 @@ import pandas as pd
 # %% ../nbs/20_tables.ipynb #e6c11e15
 from .claims import CAVEATS, evidence_of, notes_on_differences
 from .config import Sampling, SettingsError, decoding, from_dict
-from .data import RARE
+from .data import RARE, in_label_order
 from .engine.folder import StudyFolder
 from .engine.plain_text import what_next, wrapped
 from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
@@ -402,17 +403,26 @@ def fitted_table(
     return "\n\n".join("\n".join(joined_columns(filled(block))) for block in blocks)
 
 # %% ../nbs/20_tables.ipynb #73f9b0cb
+def values_of_baselines(
+    results: pd.DataFrame,  # of one task
+) -> pd.DataFrame:          # a line each: name, value; data, the data set, where there are several
+    "What is reached without any model, averaged over folds, however many runs each has."
+    found = results[results["metric"].str.startswith("baseline_")]
+    apart = ["metric"] + ["data"] * ("data" in found and found["data"].nunique() > 1)
+    in_folds = found.groupby([*apart, *found.columns.intersection(["fold"])])["value"].mean()
+    means = in_folds.groupby(apart).mean().reset_index()
+    return means.assign(name=means.pop("metric").str.removeprefix("baseline_"))
+
+
 def baselines_of(
     results: pd.DataFrame,  # of one task
     comparable: bool = True,  # only those on the primary metric's scale?
-) -> dict[str, float]:      # title: value
-    "What is reached without any model, averaged over folds, however many runs each has."
-    task, found = task_of(results), results[results["metric"].str.startswith("baseline_")]
-    in_folds = found.groupby(["metric", *found.columns.intersection(["fold"])])["value"].mean()
-    means = in_folds.groupby("metric").mean()
+) -> dict[str, float]:      # title, with the data set where there are several: value
+    "The baselines by title."
+    task, values = task_of(results), values_of_baselines(results)
     some = task.comparable_baselines() if comparable else task.beside
-    return {one.title: means[f"baseline_{one.name}"]
-            for one in some if f"baseline_{one.name}" in means}
+    return {f"{one.title}, {line.data}" if "data" in values else one.title: line.value
+            for one in some for line in values[values["name"] == one.name].itertuples()}
 
 # %% ../nbs/20_tables.ipynb #e3a7ab93
 def format_baselines(
@@ -420,15 +430,17 @@ def format_baselines(
 ) -> str:                   # empty where there are none
     "Each baseline with its value, in one line."
     task, found = task_of(results), baselines_of(results, comparable=False)
-    texts = [f"{one.title} {format_metric(found[one.title], task.metric(one.of))}"
-             for one in task.beside if one.title in found]
+    scale = {one.title: task.metric(one.of) for one in task.beside}
+    texts = [f"{title} {format_metric(value, metric)}" for title, value in found.items()
+             for of, metric in scale.items() if title == of or title.startswith(f"{of}, ")]
     return ", ".join(dict.fromkeys(texts))  # two names of earlier versions share a title
 
 # %% ../nbs/20_tables.ipynb #9b8939fa
 def best_baseline(
     results: pd.DataFrame,  # of one task
 ) -> tuple[str, float] | None:  # its title and its value; None where there is no baseline
-    "The baseline that reaches most on the primary metric."
+    "The baseline that reaches most on the primary metric; none of several data sets, of which each has its own."
+    if "data" in results and results["data"].nunique() > 1: return None
     sign = -1 if task_of(results).primary.better == "lower" else 1
     return max(baselines_of(results).items(), key=lambda found: sign * found[1], default=None)
 
@@ -488,17 +500,29 @@ def with_baseline(
     return pd.concat([row, table]).reindex(columns=table.columns).fillna("").rename_axis("cell")
 
 # %% ../nbs/20_tables.ipynb #91a31ff7
+def labels_of_runs(
+    examples: pd.DataFrame,  # from `read_examples`, of one task
+) -> dict[str, list[str]]:   # run: the labels that its numbers stand for
+    "The labels between which each run chose; a study over several data sets has other ones in each."
+    columns = [name for name in examples if name.startswith("probability_")]
+    known = examples.groupby("run", sort=False)[columns].count() > 0
+    found = {run: [name.removeprefix("probability_") for name in columns if some[name]] for run, some in known.iterrows()}
+    return found if len(set(map(tuple, found.values()))) < 2 else {run: in_label_order(names) for run, names in found.items()}
+
+
 def rarely_judged(
     examples: pd.DataFrame,  # from `read_examples`, of one task
 ) -> dict[str, int]:         # label: judged rows, of a fold where there are folds
     "The labels of which fewer than `RARE` rows are judged."
-    names = [name.removeprefix("probability_")
-             for name in examples if name.startswith("probability_")]
-    if not names or "label" not in examples: return {}
-    rows = examples.dropna(subset="label").drop_duplicates(["fold", "id"])
-    counts = pd.crosstab(rows["fold"],
-                         rows["label"]).reindex(columns=range(len(names)), fill_value=0).min()
-    return {name: int(counts[i]) for i, name in enumerate(names) if counts[i] < RARE}
+    found: dict[str, int] = {}
+    if "label" not in examples: return found
+    labels = examples["run"].map(labels_of_runs(examples)).map(tuple)
+    for names, part in examples.groupby(labels, sort=False):
+        rows = part.dropna(subset="label").drop_duplicates(["fold", "id"])
+        counts = pd.crosstab(rows["fold"], rows["label"]).reindex(columns=range(len(names)), fill_value=0).min()
+        for i, name in enumerate(names):
+            if counts[i] < RARE: found[name] = min(int(counts[i]), found.get(name, RARE))
+    return found
 
 # %% ../nbs/20_tables.ipynb #fd2f3b2e
 def decoding_of(

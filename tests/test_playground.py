@@ -32,7 +32,7 @@ from sftdpo.engine.runs import cost_group
 from sftdpo.engine.safe_files import held
 from sftdpo.engine.timing import Plan, Timing, known_times
 from sftdpo.engine.tree import stage_lines, stage_tree
-from sftdpo.page.ask import answer_html, kept_models, one_row
+from sftdpo.page.ask import Ask, answer_html, kept_models, one_row
 from sftdpo.page.forms import PRESETS, Form, field_paths, in_page_words
 from sftdpo.page.live import (
     COMMAND,
@@ -51,6 +51,7 @@ from sftdpo.page.views import (
     Predictions,
     answers_of,
     cells_html,
+    disagreements,
     html_table,
     python_call,
     read_parts,
@@ -495,6 +496,31 @@ def test_predictions_open_on_something():
         assert view.show.value == show and "<td" in view.table.value and "0 of" not in view.table.value
 
 
+def test_each_run_has_the_labels_of_its_own_data(monkeypatch):
+    # At 2313f6f5 labels were numbered over all data sets of a sweep: a row of eggs, ham and spam was called bug.
+    one = pd.DataFrame(dict(run="base-a", label=[0., 1.], prediction=[0., 0.], probability_bug=[.9, .8], probability_praise=[.1, .2]))
+    two = pd.DataFrame(dict(run="base-b", label=[0., 2.], prediction=[2., 1.], probability_eggs=[.1, .2], probability_ham=[.2, .7], probability_spam=[.7, .1]))
+    table = pd.concat([one, two]).assign(task="labels", recipe="base", tuning="-", seed=0, fold=0, correct=1., id=["1", "2", "1", "2"], prompt=["p", "q", "r", "s"])
+    monkeypatch.setattr("sftdpo.page.views.read_texts", lambda folder: table)
+    found = answers_of("", "labels")
+    assert list(found.true) == ["bug", "praise", "eggs", "spam"] and list(found.answer) == ["bug (0.90)", "bug (0.80)", "spam (0.70)", "ham (0.70)"]
+    names = list(dict.fromkeys(found.name))
+    assert len(names) == 2 and disagreements(found, *names, "all").empty  # the same ids, other rows
+
+
+def test_the_page_says_what_a_table_needs(repository):
+    part = read_parts(repository / RESULTS)[0] | dict(opening="No cell beats it: --sft.epochs may help.", said=["runs that give every row the same answer: 1"])
+    shown = cells_html([part])
+    assert "No cell beats it" in shown and "runs that give every row the same answer" in shown and "--sft.epochs" not in shown
+
+
+@pytest.mark.parametrize("words", [("no", "text", "null"), ("on", "label"), ("😀", "ja")])
+def test_words_that_mean_something_to_yaml_stay_words(words):
+    form = Form()
+    form.set(Study(reading=Reading(columns=words, verbalizers={"0": "no", "1": "😀"})))
+    assert (form.settings.reading.columns, form.settings.reading.verbalizers) == (words, {"0": "no", "1": "😀"}) and not form.problems
+
+
 def test_what_changes_before_the_browser_has_the_page_is_sent_again(tmp_path, monkeypatch):
     page, sent = Playground(tmp_path / "study", small()), []
     monkeypatch.setattr("ipywidgets.Widget.send_state", lambda one, key=None: sent.append(one))
@@ -617,6 +643,52 @@ def test_a_recommendation_is_the_command_s(tmp_path, monkeypatch):
     assert "Finished." in page.told.value and page.process is None
 
 
+def test_what_was_recommended_before_is_not_what_this_process_recommends(tmp_path, monkeypatch):
+    # At 2313f6f5 the page showed it from the first second, and said "Finished." of a process that was stopped.
+    monkeypatch.setattr("sftdpo.playground.live.begin_command", lambda folder, words: Process())
+    page, folder = Playground(tmp_path / "study", small()), tmp_path / "recommend-tickets"
+    folder.mkdir()
+    (folder / "locks").mkdir()
+    page.recommend("tickets.csv", "labels", Reading(), 5)
+    (folder / "recommendation.txt").write_text("Train sft lora.\n")
+    os.utime(folder / "recommendation.txt", (1, 1))
+    log_file(folder).write_text("stopped; the same command goes on from here\n")
+    page.tick(page.read_course())
+    assert page.results.recommendation.value == ""
+    page.process.begun.code = 1
+    page.ended()
+    assert "Stopped." in page.told.value
+
+
+def test_a_field_that_is_wrong_loses_neither_the_file_nor_the_backbone(tmp_path, monkeypatch):
+    # At 2313f6f5 a preset then trained on the embedded data, and a recommendation started from bard.
+    begun = []
+    monkeypatch.setattr("sftdpo.playground.live.begin_command", lambda folder, words: begun.append(words) or Process())
+    (tmp_path / "tickets.csv").write_text("\n".join(["text,team", *ROWS]))
+    page = Playground(tmp_path / "study", small())
+    page.use_file(str(tmp_path / "tickets.csv"), "labels", Reading(label="team"))
+    page.form.entries["backbone"].control.value, page.form.entries["sft.epochs"].control.value = "some/model", "two"
+    assert page.form.settings is None
+    page.recommend(str(tmp_path / "tickets.csv"), "labels", Reading(label="team"), 5)
+    assert begun[0][begun[0].index("--backbone") + 1] == "some/model"
+    page.process = None
+    page.preset("six cells")
+    assert (page.form.settings.data, page.form.settings.tasks, page.form.settings.reading.label) == (str(tmp_path / "tickets.csv"), ("labels",), "team")
+
+
+def test_a_file_that_was_corrected_is_read_again(tmp_path):
+    file = tmp_path / "tickets.csv"
+    file.write_text("\n".join(["text,label", *ROWS]))
+    page = Playground(tmp_path / "study", small())
+    page.use_file(str(file), "labels", Reading())
+    before, rows = page.inputs, len(page.inputs.loaded("labels", str(file), Reading(), 0, 0).train)
+    page.read_again()
+    assert page.inputs is before
+    file.write_text("\n".join(["text,label", *ROWS[:40]]))
+    page.read_again()
+    assert len(page.inputs.loaded("labels", str(file), Reading(), 0, 0).train) < rows
+
+
 def test_a_recommendation_does_not_take_a_folder_of_somebody_else(tmp_path):
     (tmp_path / "recommend-a").mkdir()
     (tmp_path / "recommend-a/diary").write_text("mine")
@@ -644,6 +716,20 @@ def test_without_a_kept_model_the_page_says_how_to_keep_one(tmp_path):
     ask = page.results.ask
     assert ask.some.layout.display == "none" and "<b>weights</b> to <b>best</b>" in ask.none.value and kept_models(tmp_path) == {}
     assert page.form.entries["weights"].control.options[1] == ("best", "best")
+
+
+def test_an_answer_goes_with_its_model(monkeypatch):
+    asked = []
+    monkeypatch.setattr("sftdpo.page.ask.saved_task", lambda path: dict(reading=dict(prompt="{text}\\n"), columns=dict(prompt="{text}\\n")))
+    monkeypatch.setattr("sftdpo.page.ask.prompt_parts", lambda known: ["text"])
+    ask = Ask(lambda read, show, fail: asked.append(show))
+    ask.show({"sft full": Path("one"), "sft lora": Path("two")})
+    ask.typed["text"].value = "late parcel"
+    ask.put()
+    ask.model.value = "sft lora"
+    assert ask.answer.value == "" and ask.typed["text"].value == "late parcel"
+    asked[0](pd.DataFrame([dict(answer="no")]))  # the answer of the model before
+    assert ask.answer.value == "" and not ask.button.disabled
 
 
 def test_a_prompt_is_text_on_its_way_and_back(tmp_path):

@@ -14,7 +14,7 @@ import yaml
 from tickets import write_tickets
 
 from sftdpo.cli import main, parse
-from sftdpo.config import Run, SettingsError
+from sftdpo.config import Reading, Run, SettingsError
 from sftdpo.data import TaskData, load_task
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
@@ -30,6 +30,7 @@ from sftdpo.recommend import (
     how_sure,
     reason_to_decline,
     recommend,
+    study_of_trials,
     too_easy,
     too_little,
     way_of,
@@ -38,6 +39,7 @@ from sftdpo.recommend import (
     with_rate,
 )
 from sftdpo.stats import interval
+from sftdpo.study import claim_folder
 from sftdpo.tasks import MACRO_F1, TASKS, Recommended
 
 
@@ -308,6 +310,19 @@ def test_what_was_recommended_before_goes_where_nothing_is_now(tmp_path, backbon
     (tmp_path / "moods.csv").write_text("text,label\n" + moods[:200])
     assert recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None).declined
     assert not (tmp_path / "out" / "model").exists() and not list((tmp_path / "out").glob("recommendation.*"))
+
+
+def test_a_folder_of_another_file_is_refused_and_keeps_what_it_has(tmp_path):
+    # At 2313f6f5 a file of six rows took the model and the recommendation of another file of its name.
+    for name, rows in (("one", 60), ("two", 6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "moods.csv").write_text("text,label\n" + "".join(f"mood {i},{'ab'[i % 2]}\n" for i in range(rows)))
+    home = StudyFolder(tmp_path / "out")
+    claim_folder(home.path, study_of_trials(Run(task="labels", backbone="bard", data=str(tmp_path / "one/moods.csv"), reading=Reading(unusable="drop")), 3))
+    home.model.mkdir()
+    home.recommendation.write_text("Train sft full.")
+    with pytest.raises((FileExistsError, SettingsError), match="was begun with .*one/moods.csv"): recommend(tmp_path / "two/moods.csv", home.path, say=lambda words: None)
+    assert home.model.exists() and home.recommendation.read_text() == "Train sft full."
 
 
 def test_a_hopeless_way_is_given_up_after_one_fold(tmp_path, backbone, quick, monkeypatch):

@@ -164,10 +164,10 @@ class Ask:
 
     def offer(self):
         "One field for each part of the chosen model's prompt."
-        known = saved_task(str(self.models[self.model.value]))
-        if list(self.typed) == prompt_parts(known): return
+        known, self.answer.value = saved_task(str(self.models[self.model.value])), ""
+        if list(self.typed) == prompt_parts(known): return  # what was typed stays
         self.typed = prompt_fields(known)
-        self.texts.children, self.answer.value = tuple(self.typed.values()), ""
+        self.texts.children = tuple(self.typed.values())
 
     def put(self):
         "Put the prompt to the model."
@@ -175,11 +175,13 @@ class Ask:
         if not any(text.strip() for text in typed.values()):
             return self.fail(ValueError("Type a prompt first."))
         self.answer.value, self.button.disabled = beside("answering …"), True
-        self.later(partial(ask_model, self.models[self.model.value], typed), self.tell, self.fail)
+        model = self.models[self.model.value]
+        self.later(partial(ask_model, model, typed), partial(self.tell, model), self.fail)
 
-    def tell(self, answer: pd.DataFrame):
-        "Show the answer."
-        self.answer.value, self.button.disabled = answer_html(answer), False
+    def tell(self, model: Path, answer: pd.DataFrame):
+        "Show the answer, unless another model was chosen meanwhile."
+        self.button.disabled = False
+        if self.models.get(self.model.value) == model: self.answer.value = answer_html(answer)
 
     def fail(self, error: Exception):
         "Say why there is none."

@@ -258,10 +258,12 @@ def recommend_words(
 
 # %% ../../nbs/page/02_live.ipynb #9c552de5
 def recommendation_in(
-    folder: Path,  # of the trials
-) -> str:          # empty while there is none
+    folder: Path,       # of the trials
+    since: float = 0.0,  # seconds since 1970: what is older does not count
+) -> str:               # empty while there is none
     "What was recommended, or why nothing was."
     path = StudyFolder(folder).recommendation
     declined = re.search(r"^No recommendation\..*", format_last(folder, 400), re.MULTILINE)
     if declined: return declined[0]
-    return path.read_text(encoding="utf-8") if path.is_file() and not path.is_symlink() else ""
+    if not path.is_file() or path.is_symlink() or path.stat().st_mtime < since: return ""
+    return path.read_text(encoding="utf-8")

@@ -284,6 +284,7 @@ class OwnFileLayout:
                                          layout=widgets.Layout(width="auto"))
         self.path = widgets.Text(description="or its path", placeholder="tickets.csv",
                                  continuous_update=False, style=NAME, layout=FULL)
+        self.again = widgets.Button(description="Look again", tooltip="read the file anew, after you have corrected it")
         self.task = widgets.Dropdown(options=task_options(), description="it holds", style=NAME,
                                      layout=FULL)
         self.preview, self.parts, self.findings = widgets.HTML(), widgets.VBox(), widgets.HTML()
@@ -295,7 +296,7 @@ class OwnFileLayout:
         self.recommend_button = widgets.Button(
             description="Recommend a way to train",
             tooltip="try recipes and rates on this file, and train the best on all rows")
-        for one in (self.mend_button, self.use_button, self.recommend_button):
+        for one in (self.again, self.mend_button, self.use_button, self.recommend_button):
             one.layout = widgets.Layout(width="auto")
         self.then = widgets.VBox(
             [widgets.HBox([self.use_button, self.recommend_button, self.minutes]),
@@ -304,7 +305,7 @@ class OwnFileLayout:
                  "minutes, what to train, what to expect, and a model trained on all rows."))])
         self.then.children[0].add_class("sftdpo-row")
         self.rows = widgets.VBox([self.preview, self.task, self.parts])
-        self.found = widgets.VBox([self.rows, self.findings, self.mend_button, self.then])
+        self.found = widgets.VBox([self.rows, self.findings, widgets.HBox([self.again, self.mend_button]), self.then])
         hint = widgets.HTML(beside("CSV, TSV, JSON lines, Parquet or Arrow. Over 10 MB: give its "
                                    "path on this machine."))
         return widgets.VBox([self.upload, self.path, hint, self.found])
@@ -352,6 +353,7 @@ class FileLook(OwnFileLayout):
         self.actions, self.name, self.reading, self.seen, self.fields, self.quiet = (
             actions, "", Reading(), None, {}, False)
         self.widget = self.make()
+        self.again.layout.display = "none"  # until there is a file
         self.show(None)
 
     def renew(self):
@@ -372,6 +374,7 @@ class FileLook(OwnFileLayout):
 
     def look(self):
         "Begin a look at the file as it is to be read now."
+        self.again.layout.display = None
         self.findings.value = beside("reading …")
         self.actions.later(self.looking(), self.show, self.refuse)
 
@@ -412,6 +415,7 @@ class OwnFile(FileLook):
         self.path.observe(lambda change: change.new.strip() not in ("", self.name)
                           and self.pick(change.new.strip()), "value")
         self.task.observe(lambda change: self.renew(), "value")
+        self.again.on_click(lambda _: self.renew())
         self.mend_button.on_click(lambda _: self.mend())
         self.use_button.on_click(lambda _: actions.use(self.name, self.seen.task, self.seen.reading))
         self.recommend_button.on_click(lambda _: actions.recommend(

@@ -24,7 +24,9 @@ from ..engine.folder import StudyFolder
 from ..engine.plain_text import visible
 from ..engine.safe_files import refuse_links
 from ..engine.store import read_examples, read_texts, variants_of
+from .forms import in_page_words
 from ..report import caveats_of, data, failures_of, format_margin, planned, read_study, task_part, up_to_date
+from ..tables import labels_of_runs
 from ..tasks import format_metric
 from ..verdicts.verdict import Verdict, describe_estimate
 
@@ -89,8 +91,10 @@ def cells_html(
     for part in parts:
         beside = ", ".join(f"{name} {format_metric(value, part['metric'])}"
                            for name, value in part["beside"].items())
-        pieces.append(Markup("<h4>{}</h4><p>{}</p>{}").format(
-            data(part["task"]), data(part["about"]), html_table(part["lines"])))
+        opening, *said = [data(in_page_words(line)) for line in (part.get("opening", ""), *part.get("said", ()))]
+        pieces.append(Markup("<h4>{}</h4><p>{}</p><p>{}</p>{}").format(
+            data(part["task"]), data(part["about"]), opening, html_table(part["lines"])))
+        pieces += [Markup("<p>{}</p>").format(line) for line in said]
         if beside: pieces.append(Markup("<p>without training: {}</p>").format(data(beside)))
     if not parts: pieces.append(Markup("<p><i>No run is finished yet.</i></p>"))
     if notes:
@@ -199,8 +203,7 @@ def answers_of(
     table = table[table["task"] == task] if len(table) else table
     if table.empty:
         return pd.DataFrame(columns=["id", "prompt", "true", "run", "name", "answer", "value"])
-    names = [name.removeprefix("probability_") for name in table if name.startswith("probability_")
-             and table[name].notna().any()]
+    labels = labels_of_runs(table)
     several = table[["fold"]].drop_duplicates().shape[0] > 1
     found = pd.DataFrame({"id": table["id"].astype(str), "prompt": table.get("prompt", ""),
                           "run": table["run"]})
@@ -212,11 +215,11 @@ def answers_of(
     if "generated" in table:
         found = found.assign(true=table["true"], answer=table["generated"],
                              value=table["chrf"].astype(float))
-    elif names and "prediction" in table:
-        word = dict(enumerate(names))
-        sure = table[[f"probability_{name}" for name in names]].max(axis=1)
-        found = found.assign(true=table["label"].map(word), answer=table["prediction"].map(word) + [
-            f" ({value:.2f})" for value in sure], value=table["correct"].astype(float))
+    elif any(labels.values()) and "prediction" in table:
+        def words(numbers): return [labels[run][int(one)] if one == one else "" for run, one in zip(table["run"], numbers)]
+        sure = table.filter(like="probability_").max(axis=1)
+        found = found.assign(true=words(table["label"]), value=table["correct"].astype(float), answer=[
+            f"{word} ({value:.2f})" for word, value in zip(words(table["prediction"]), sure)])
     else:
         found = found.assign(true=table.get("chosen", ""), answer=table["correct"].map(
             {1.0: "the chosen one", 0.0: "the rejected one"}).fillna("both alike"),
@@ -244,8 +247,9 @@ def disagreements(
     downwards: bool = True,  # largest first?
 ) -> pd.DataFrame:          # id, prompt, true, first, second, value_first, value_second, difference
     "The examples of two runs side by side, those that are asked for."
-    one, other = (answers[answers["name"] == name].set_index("id") for name in (first, second))
-    table = one[["prompt", "true", "answer", "value"]].join(
+    # the prompt too: files of a study over several data sets share line numbers
+    one, other = (answers[answers["name"] == name].set_index(["id", "prompt"]) for name in (first, second))
+    table = one[["true", "answer", "value"]].join(
         other[["answer", "value"]].add_suffix("_second"),
         how="inner").rename(columns={"answer": "first", "answer_second": "second",
                                      "value": "value_first", "value_second": "value_second"})
