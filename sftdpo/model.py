@@ -45,6 +45,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
@@ -628,12 +630,21 @@ def set_dropout(
     model,               # any policy; changed in place
     probability: float,  # of the model's own dropout; LoRA's is a setting of its own
 ):
-    "Set a model's own dropout, in its layers and in its attention."
+    "Set a model's own dropout, in its layers and in its attention; no layer is dropped whole."
+    def rates(thing): return [key for key, value in vars(thing).items() if "dropout" in key and isinstance(value, (int, float))
+                              and not isinstance(value, bool)]
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and ".lora_dropout" not in name: module.p = probability
-        for key, value in vars(module).items():
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if "dropout" in key and number: setattr(module, key, probability)
+        for key in rates(module): setattr(module, key, probability)
+        if hasattr(module, "layerdrop"): module.layerdrop = 0.0
+    # Falcon's layers look into the configuration; the model's own, which is saved, stays as it is
+    wholes = [module for module in model.modules() if isinstance(module, PreTrainedModel)]
+    layers = [layer for whole in wholes for layer in whole.modules()
+              if not isinstance(layer, PreTrainedModel) and isinstance(vars(layer).get("config"), PreTrainedConfig)]
+    for layer in layers:
+        if all(getattr(layer.config, key) == probability for key in rates(layer.config)): continue
+        layer.config = copy.copy(layer.config)
+        for key in rates(layer.config): setattr(layer.config, key, probability)
     return model
 
 # %% ../nbs/02_model.ipynb #10ca5e27

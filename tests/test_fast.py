@@ -5,10 +5,18 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from test_trainer import DPO, SFT, answers, pair_rows, trained, tuned
 from tiny import tiny_model
-from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    NanoChatConfig,
+    NanoChatForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import sftdpo.batches
 import sftdpo.trainer
@@ -125,6 +133,22 @@ def test_what_is_not_plain_keeps_its_own_computation(tokenizer):
     assert lora_groups(tuned("llama", tokenizer, "lora").to(torch.bfloat16)) == []
     model.merge_adapter()
     assert lora_groups(model) == []
+
+
+def test_a_bias_that_peft_trains_is_trained(tokenizer):
+    # At 2313f6f5 the fast layers detached it: it was counted as trained and stayed as it was.
+    model = get_peft_model(tiny_model("gpt2", tokenizer), LoraConfig(r=4, target_modules=["c_attn", "c_proj"], bias="lora_only", fan_in_fan_out=True))
+    biases = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad and name.endswith("base_layer.bias")}
+    train_stage(model, answers(pair_rows()), SFT, progress=False)
+    assert biases and all((weight != biases[name]).any() for name, weight in model.named_parameters() if name in biases)
+
+
+@pytest.mark.parametrize("cap", [None, 15.0])
+def test_a_cap_on_logits_is_never_overlooked(cap, tokenizer):
+    # At 2313f6f5 the fast route was taken where logits were too small at the start for the cap to show.
+    config = NanoChatConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, max_position_embeddings=256,
+                            vocab_size=len(tokenizer), final_logit_softcapping=cap)
+    assert Scorer(NanoChatForCausalLM._from_config(config, attn_implementation="sdpa"), "fp32").fast == (cap is None)
 
 
 def test_layers_are_given_back_after_an_error(tokenizer):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from peft import AutoPeftModelForCausalLM, PeftModel
 from tiny import tiny_model, tiny_of, tiny_tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, OPTConfig, PersimmonConfig
 
 from sftdpo import model as m
 from sftdpo.config import LoRA
@@ -248,6 +248,20 @@ def test_without_dropout_training_computes_what_evaluation_computes(folder, tuni
     assert torch.equal(logits(policy, train=True), logits(policy))
     m.set_dropout(policy, .3)
     assert not torch.equal(logits(policy, train=True), logits(policy))
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize("config", [FalconConfig(hidden_dropout=0.1, attention_dropout=0.1, alibi=False), OPTConfig(ffn_dim=48, word_embed_proj_dim=32, layerdrop=0.9), PersimmonConfig()],
+                         ids=["falcon", "opt", "persimmon"])
+def test_dropout_is_set_wherever_a_layer_looks_for_it(config, probability):
+    # At 2313f6f5 Falcon's, which its layers read from the configuration, and OPT's dropped layers stayed as they were.
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=97, max_position_embeddings=64)
+    if "intermediate_size" in config.to_dict(): small["intermediate_size"] = 48
+    model = AutoModelForCausalLM.from_config(type(config)(**config.to_diff_dict() | small), attn_implementation="sdpa")
+    before, text = model.config.to_dict(), torch.arange(3, 23)[None]
+    m.set_dropout(model, probability).train()
+    with torch.no_grad(): first, second = (model(input_ids=text, use_cache=False).logits for _ in range(2))
+    assert torch.equal(first, second) == (probability == 0) and model.config.to_dict() == before
 
 
 def test_a_dropout_setting_leaves_loras_own_alone(folder):

@@ -481,3 +481,11 @@ def test_stages_are_trained_without_subnormal_numbers(monkeypatch):
     monkeypatch.setattr("sftdpo.trainer.prepare_dropout", lambda *rest: (_ for _ in ()).throw(InterruptedError(products())))
     with pytest.raises(InterruptedError, match="False, False"): train_stage(None, [Row("a", [1], [[2]])], Stage("sft"), progress=False)
     assert products() == (True, True)
+
+
+def test_trl_averages_no_sft_term_over_parts_of_a_batch(tokenizer):
+    # At 2313f6f5 such a stage had another loss under the same key.
+    from sftdpo.engine.trl_engine import train_stage_with_trl
+    stage = DPO.replace(engine="trl", sft_weight=0.5, batch_size=4, micro_batch_size=2)
+    with pytest.raises(ValueError, match="dpo.micro_batch_size = 2 cannot be used with dpo.engine = 'trl' and dpo.sft_weight"):
+        train_stage_with_trl(tuned("gpt2", tokenizer, "full"), tokenizer, pair_rows(), stage, progress=False)

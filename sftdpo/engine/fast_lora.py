@@ -120,7 +120,8 @@ def replaceable(
     "Is this layer's computation the plain one, which `LoraProducts` repeats?"
     if type(layer) is not LoraLinear or not is_plain(layer): return False
     base, (down, up, _) = layer.get_base_layer(), adapter_of(layer)
-    if type(base) not in (nn.Linear, Conv1D) or base.weight.requires_grad: return False
+    trained = [name for name, weight in base.named_parameters() if weight.requires_grad]  # PEFT can train the bias
+    if type(base) not in (nn.Linear, Conv1D) or trained: return False
     return all(weight.dtype == torch.float32 for weight in (base.weight, down, up))
 
 # %% ../../nbs/engine/13_fast_lora.ipynb #8a0fa1e7

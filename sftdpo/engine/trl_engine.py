@@ -123,6 +123,9 @@ def trl_trainer(
     if stage.kind == "sft":
         config = SFTConfig(**arguments | dict(completion_only_loss=True) | others)
         return SFTTrainer(model, args=config, train_dataset=trl_rows(rows), processing_class=copy)
+    if stage.sft_weight and (micro := stage.micro_batch_size or stage.batch_size) < stage.batch_size:
+        raise ValueError(f"dpo.micro_batch_size = {micro} cannot be used with dpo.engine = 'trl' and dpo.sft_weight: TRL "
+                         "averages the SFT term over each micro-batch by itself. Leave it out, or use the engine 'sftdpo'.")
     # the stage's dropout stays
     own = dict(beta=stage.beta, precompute_ref_log_probs=True, disable_dropout=False)
     loss = trl_loss(stage.label_smoothing, stage.loss, stage.sft_weight)

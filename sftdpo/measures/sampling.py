@@ -216,8 +216,10 @@ def prompts_a_batch(
     cache_bytes: int,    # for keys and values
 ) -> int:                # at least one
     "How many prompts are sampled together."
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    config = config.get_text_config()
+    told, heads = config.to_dict(), config.num_attention_heads  # where a size differs by layer, only the dict has it
+    size = told.get("head_dim") or config.hidden_size // heads
+    heads = told.get("num_key_value_heads") or heads
     return max(1, cache_bytes // (8 * config.num_hidden_layers * heads * size * tokens * samples))
 
 # %% ../../nbs/measures/02_sampling.ipynb #13230616
