@@ -47,6 +47,7 @@ from .data import DataError, check_named_files, check_sizes, load_task
 from .engine.folder import DataFolder, StudyFolder
 from sftdpo.engine.names import (
     BACKBONES,
+    built_in,
     check_model_name,
     check_saved_model,
     missing_folder,
@@ -66,7 +67,7 @@ def check_data_path(
     data: str,  # embedded, hub, hub:owner/name, or a path
 ):
     "Raise if `data` is a path and nothing is there."
-    if data in ("embedded", "hub") or data.startswith("hub:"): return
+    if built_in(data): return
     path = expanded(data)
     if path.exists(): return
     if path.suffix: existing_file(data)

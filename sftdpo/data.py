@@ -31,7 +31,7 @@ from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #963f4061
 from .config import Reading, Run, Study, check, named_paths
-from .engine.names import near_path
+from .engine.names import built_in, near_path
 from sftdpo.reading.chat import (
     Conversation,
     Interpreted,
@@ -1291,10 +1291,7 @@ def _own_task(task, data, reading) -> TaskData:
 # %% ../nbs/01_data.ipynb #185f7477
 def _existing(data):
     "What to load; a name that is none of the known ones is a path, and must exist."
-    if isinstance(data, str):
-        if data == "embedded" or data == "hub" or data.startswith("hub:"): return data
-        data = Path(data)
-    if not isinstance(data, Path): return data
+    if built_in(data) or not isinstance(data, (str, Path)): return data
     data = expanded(data)
     try: there = data.exists()
     except (OSError, ValueError): there = False

@@ -52,7 +52,7 @@ from transformers.utils import logging
 
 # %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
-from .engine.names import BACKBONES, check_spelling, home_of, offline_message
+from .engine.names import BACKBONES, HUB_NAME, check_spelling, home_of, offline_message
 from .engine.safe_files import written_whole
 
 # %% ../nbs/02_model.ipynb #3d7e0a02
@@ -186,8 +186,6 @@ def check_model_folder(
     return folder.resolve()
 
 # %% ../nbs/02_model.ipynb #b1b11bbb
-_hub_name = r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?"  # `name` or `owner/name`, perhaps `@revision`
-
 def _short_name_folder(name: str) -> Path:
     "The folder of a backbone with a short name, or an error that says how to get it."
     if not (home_of(name)/"config.json").exists():
@@ -204,7 +202,7 @@ def locate(
     if name in BACKBONES: return str(check_model_folder(_short_name_folder(name))), None
     check_spelling(name)
     path = Path(name).expanduser()
-    if path.is_dir() or not re.fullmatch(_hub_name, name):
+    if path.is_dir() or not re.fullmatch(HUB_NAME, name):
         return str(check_model_folder(path)), None
     hub_name, _, revision = name.partition("@")
     return hub_name, revision or None

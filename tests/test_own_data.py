@@ -398,6 +398,14 @@ def test_suggestions_are_single_distinct_tokens(tokenizer):
     assert len(better) == 3 and all(len(i) == 1 for i in ids) and len({i[0] for i in ids}) == 3
 
 
+@pytest.mark.parametrize("name", ["hubs.csv", "embedded.csv"])
+def test_a_file_named_like_built_in_data_is_a_file(tmp_path, monkeypatch, name):
+    write(tmp_path, name, moods(60))
+    monkeypatch.chdir(tmp_path)
+    report = check_file(None, name)
+    assert report.sizes and report.recommend.startswith(f"sftdpo recommend {name} --task labels")
+
+
 def test_the_command_is_understood_by_the_command_line(tmp_path):
     from sftdpo.config import from_dict, to_dict
     reading = Reading(prompt="{text}\n", verbalizers={"0": "no", "1": "yes"}, unusable="drop", end_of_text=False, delimiter=";")

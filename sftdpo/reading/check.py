@@ -40,6 +40,7 @@ from sftdpo.data import (
     with_special_tokens_read,
 )
 from ..engine.folder import DataFolder
+from ..engine.names import built_in
 from ..engine.plain_text import wrapped, wrapped_command
 from ..engine.safe_files import write_json, write_text
 from .chat import Conversation, Interpreted, special_tokens, with_special_tokens
@@ -188,9 +189,8 @@ def recommend_command(
     backbone: str = "bard",        # as given
 ) -> str:                          # empty where there is no file of one's own
     "The command that recommends how to train on this file."
-    if (not (isinstance(data, (str, Path)) and TASKS[task].columns) or TASKS[task].published
-        or str(data).startswith(("embedded", "hub"))):
-        return ""
+    record = TASKS[task]
+    if built_in(data) or not isinstance(data, (str, Path)) or not record.columns or record.published: return ""
     given = [] if backbone == "bard" else ["--backbone", backbone]
     return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given,
                        *reading_options(replace(reading, unusable="stop"))])  # it drops unusable rows
@@ -659,10 +659,7 @@ def tables_behind(
     reading: Reading,  # how it is read
 ) -> dict:             # role -> table; empty for built-in data
     "The tables that data consists of."
-    named = str(data) if isinstance(data, (str, Path)) else ""
-    if ((task in TASKS and not TASKS[task].columns) or named in ("embedded", "hub")
-        or named.startswith("hub:")):
-        return {}
+    if built_in(data) or task in TASKS and not TASKS[task].columns: return {}
     return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding,
                      columns=reading.columns)
 
