@@ -6,7 +6,7 @@
 __all__ = ['verbalizers', 'MOST_LABELS', 'FEW_ROWS', 'LEAST_HELD', 'VALIDATING', 'RARE', 'cloze_prompt', 'Intake',
            'majority_share', 'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'read_question_pairs',
            'as_compared', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds',
-           'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'wrong_labels', 'load_judged',
+           'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'favourites', 'load_judged',
            'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read', 'with_short_answers',
            'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep',
            'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows',
@@ -176,6 +176,11 @@ class TaskData:
         return dict(train=self.train, validation=self.validation, test=self.test)
 
     @property
+    def examples(self) -> list[Example]:
+        "All of them, split by split."
+        return [*self.train, *self.validation, *self.test]
+
+    @property
     def labels(self) -> tuple[str, ...]:
         "The possible answers as the data names them; a model may write a letter for each."
         return self.intake.labels or self.verbalizers
@@ -183,8 +188,7 @@ class TaskData:
     @property
     def majority_share(self) -> float | None:
         "The share of the commonest label; of one file that is split, any row may train."
-        rows = [*self.train, *self.validation, *self.test] if self.foldable else self.train
-        return majority_share(rows)
+        return majority_share(self.examples if self.foldable else self.train)
 
     @property
     def record(self) -> Task:
@@ -789,13 +793,12 @@ def without_leaks(
     splits: dict[str, list[Example]],                  # train, validation, test
 ) -> tuple[dict[str, list[Example]], dict[str, int]]:  # the splits, and what each of them lost
     "The splits without the examples that a later split has too."
-    train, validation, test = splits["train"], splits["validation"], splits["test"]
-    judging = {text_key(e) for e in test}
-    choosing = [e for e in validation if text_key(e) not in judging]
-    held = judging | {text_key(e) for e in choosing}
-    training = [e for e in train if text_key(e) not in held]
-    lost = dict(train=len(train) - len(training), validation=len(validation) - len(choosing))
-    return dict(train=training, validation=choosing, test=test), lost
+    seen, kept = set(), {}
+    for split in ("test", "validation", "train"):  # what judges stays whole
+        kept[split] = [e for e in splits[split] if text_key(e) not in seen]
+        seen.update(map(text_key, kept[split]))
+    lost = {split: len(splits[split]) - len(kept[split]) for split in ("train", "validation")}
+    return {split: kept[split] for split in splits}, lost
 
 # %% ../nbs/01_data.ipynb #0d6536e2
 def _split(found: dict[str, list[Example]], published=False) -> dict[str, list[Example]]:
@@ -851,8 +854,7 @@ def in_folds(
     if not data.foldable:
         raise DataError(f"--folds {folds} cannot be used: the data {data.name!r} has rows of its own "
                         "that judge: leave --folds out, or give all rows in one file.")
-    rows = [e for part in data.splits.values() for e in part]
-    return replace(data, **fold_split(rows, folds, fold))
+    return replace(data, **fold_split(data.examples, folds, fold))
 
 # %% ../nbs/01_data.ipynb #dc5ee817
 def word_runs(
@@ -907,32 +909,15 @@ def rare_labels(
     return {answer: rows for answer, rows in counts.items() if rows < RARE}
 
 # %% ../nbs/01_data.ipynb #93256fbc
-def _favourites(examples: Sequence[Example], verbalizers: Sequence[str],
-                probabilities) -> list[str]:
-    "Of each example the wrong answer with the highest probability."
-    if probabilities is None or len(probabilities) != len(examples):
-        given = 0 if probabilities is None else len(probabilities)
-        raise DataError("way='favourite' needs the base model's probabilities of "
-                        f"{counted(len(examples), 'example')}, and there are {given:,}: give one "
-                        "row for each.")
-    found = []
-    for e, row in zip(examples, probabilities):
-        wrong = [i for i in range(len(verbalizers)) if i != e.label]
-        found.append(verbalizers[max(wrong, key=lambda i: row[i])])
-    return found
-
-# %% ../nbs/01_data.ipynb #fdb070bb
-def wrong_labels(
+def favourites(
     examples: Sequence[Example],  # with labels
     verbalizers: Sequence[str],   # the answers, index = label
-    way: str = "chance",  # "chance", or "favourite": the wrong label that the base model finds likeliest
-    seed: int = 0,        # for chance
-    probabilities=None,   # for the favourite: of the base model; a row per example, a column per answer
-) -> list[str]:           # the rejected answer of each
-    "Which wrong label of each example is rejected."
-    if way == "favourite": return _favourites(examples, verbalizers, probabilities)
-    if way == "chance": return [e.rejected for e in make_pairs(examples, "flip", seed, verbalizers)]
-    raise DataError(f"There is no way {way!r} to reject a label: use 'chance' or 'favourite'.")
+    probabilities,                # of the base model: a row per example, a column per answer
+) -> list[str]:                   # an answer for each
+    "The wrong answer of each example that the base model finds likeliest."
+    answers = range(len(verbalizers))
+    return [verbalizers[max((i for i in answers if i != e.label), key=lambda i: row[i])]
+            for e, row in zip(examples, probabilities, strict=True)]
 
 # %% ../nbs/01_data.ipynb #d2354077
 def _differ(first: Table, second: Table) -> str:
@@ -1362,7 +1347,7 @@ def _check_refused(data: TaskData, splits: dict, refused: list[Problem], unusabl
     "Raise where conversations are refused and the settings say to stop, or a split has none left."
     emptied = any(data.splits[split] and not splits[split] for split in splits)
     if not refused or unusable != "stop" and not emptied: return
-    count = sum(isinstance(e.prompt, Conversation) for some in data.splits.values() for e in some)
+    count = sum(isinstance(e.prompt, Conversation) for e in data.examples)
     first = ("; ".join(f"{p.place}: {p.reason}" for p in refused[:3])
              + " and others" * (len(refused) > 3))
     raise UnusableRows(
@@ -1404,8 +1389,7 @@ def with_special_tokens_read(
     unusable: str = "stop",  # conversations that the template refuses: "stop" or "drop"
 ) -> TaskData:               # the same object where there are none
     "The task with conversations and special tokens as the backbone's tokenizer has them."
-    rows = [e for some in data.splits.values() for e in some if e.label is None]
-    if any(isinstance(e.prompt, Interpreted) for e in rows):
+    if any(isinstance(e.prompt, Interpreted) and e.label is None for e in data.examples):
         specials = special_tokens(tokenizer)
         def ended(e):
             if e.label is not None: return e

@@ -33,7 +33,7 @@ from torch import Tensor
 import sftdpo
 from ..batches import best_precision
 from ..config import Run, Stage, decoding, identity, relevant, to_dict, to_yaml
-from ..data import DataError, Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
+from ..data import DataError, Example, Row, favourites, make_pairs, subset, tokenize, without_rejected
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
 from .inputs import RunInputs, device, training_examples
@@ -66,8 +66,7 @@ def with_favourites(
     base = (model if len(inputs.run.stages) == 1
             else load_backbone(inputs.run.backbone)[0].to(model.device))
     table = predict(base, tokenizer, inputs.data, examples, precision_of(inputs.run))
-    wrong = wrong_labels(examples, inputs.data.verbalizers, "favourite",
-                         probabilities=table.filter(like="probability_").to_numpy())
+    wrong = favourites(examples, inputs.data.verbalizers, table.filter(like="probability_").to_numpy())
     return [replace(example, rejected=answer) for example, answer in zip(examples, wrong)]
 
 # %% ../../nbs/engine/04_runs.ipynb #67c36124
@@ -417,7 +416,7 @@ def task_record(
     "What a saved model needs to be judged as it was trained."
     run, data = inputs.run, inputs.data
     labels, shape = data.labels, data.intake.shape
-    columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
+    columns = shape.parts if shape else {}
     # how prompts of several turns were written
     chat = ("template" if any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
             else "written" if run.reading.conversations == "write"

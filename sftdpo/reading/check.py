@@ -500,7 +500,7 @@ def split_notes(
     "What is said of the rows that train and judge: how few, prompts that do both, labels."
     asked = {prompt_key(e) for e in data.train if e.label is None}
     again = sum(prompt_key(e) in asked for e in data.test) if asked else 0
-    rows = sum(map(len, data.splits.values()))
+    rows = len(data.examples)
     few = [f"{counted(rows, 'row')}: at least {LEAST_ROWS} are needed before one way to train can "
            "be told from another; collect more"] if rows < LEAST_ROWS else []
     return few + ([f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
@@ -533,13 +533,13 @@ def glued(
     "The prompts that their completions follow without white space."
     if TASKS[data.task].answers == "labels" or not TASKS[data.task].columns: return 0
     return sum(not (isinstance(e.prompt, Interpreted | Conversation) or e.prompt[-1:].isspace() or e.completion[:1].isspace())
-               for some in data.splits.values() for e in some)
+               for e in data.examples)
 
 def between_glued(
     data: TaskData,  # as loaded
 ) -> str:            # a template for prompts; empty where it is not needed
     "What puts a line end between prompts and completions, where most follow each other without white space."
-    if not glued(data) > sum(map(len, data.splits.values())) / 2: return ""
+    if not glued(data) > len(data.examples) / 2: return ""
     template = data.intake.shape.template if data.intake.shape else "{prompt}"
     return template.replace("\n", "\\n") + "\\n"
 
@@ -548,7 +548,7 @@ def glued_notes(
 ) -> list[str]:
     "A note on completions that follow their prompts without white space."
     if not (between := between_glued(data)): return []
-    return [f"{glued(data):,} of {counted(sum(map(len, data.splits.values())), 'prompt')} end, and their completions "
+    return [f"{glued(data):,} of {counted(len(data.examples), 'prompt')} end, and their completions "
             f"begin, without white space: --reading.prompt {shlex.quote(between)} puts a line end between "
             "them"]
 
@@ -572,7 +572,7 @@ def text_lengths(
     tokenizer,       # of the backbone
 ) -> dict[str, dict[str, int]]:  # prompt, completion or chosen, rejected: quantiles in tokens
     "How long the parts of the examples are; the answers of a label task are counted elsewhere."
-    everything = [e for examples in data.splits.values() for e in examples]
+    everything = data.examples
     texts = dict(prompt=[e.prompt for e in everything],
                  completion=[e.completion for e in everything],
                  rejected=[e.rejected for e in everything if e.rejected is not None])
@@ -600,7 +600,7 @@ def add_tokens(
     tokenizer,           # of the backbone
 ):
     "Add to a report what concerns tokens: lengths, special tokens, joints, answers of several tokens."
-    everything = [e for examples in data.splits.values() for e in examples]
+    everything = data.examples
     report.lengths = text_lengths(data, tokenizer)
     report.notes += long_notes(report)
     if len(everything) > SAMPLED:
@@ -630,7 +630,7 @@ def check_data(
     "What is in a loaded task."
     intake, about, words, shape = (data.intake, data.describe(), label_words(data),
                                    data.intake.shape)
-    everything = [e for examples in data.splits.values() for e in examples]
+    everything = data.examples
     report = DataReport(
         data.task, data.name, data.source, intake.files, problems=intake.problems,
         sizes=about["sizes"], training=training_line(data.task, len(data.train)),
@@ -639,8 +639,7 @@ def check_data(
         split_notes=[*split_notes(data), *folds_note(data)],
         balance={split: {words[answer]: n for answer, n in some.items()}
                  for split, some in about["balance"].items()},
-        columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {})
-        | shape.columns, unused=list(shape.unused) if shape else [],
+        columns=shape.parts if shape else {}, unused=list(shape.unused) if shape else [],
         duplicates={split: duplicates(examples) for split, examples in data.splits.items()},
         repeated=duplicates(everything)["exact"],
         shared=shared(data.splits),
@@ -713,7 +712,7 @@ def works(
         found = load_task(task, dict(train=table),
                           reading=replace(reading, unusable="drop", test=None, validation=None))
     except DataError: return False
-    return 2 * sum(map(len, found.splits.values())) >= len(table)
+    return 2 * len(found.examples) >= len(table)
 
 # %% ../../nbs/reading/05_check.ipynb #8c899578
 def recoded(

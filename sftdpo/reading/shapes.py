@@ -99,6 +99,11 @@ class Shape:
                        + (f"{{{column}}}" if column is not None else "")
                        for text, column in self.pieces)
 
+    @property
+    def parts(self) -> dict[str, str]:
+        "Part -> column, the prompt as a template."
+        return ({"prompt": self.template} if self.pieces else {}) | self.columns
+
 # %% ../../nbs/reading/02_shapes.ipynb #95fe4c5e
 def _in_template(columns, reading) -> set[str]:
     "The columns that the prompt's template takes in."
