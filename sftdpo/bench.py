@@ -42,18 +42,10 @@ from .engine.runs import environment, stage_rows
 from .engine.safe_files import read_json, write_json
 from .evaluate import generate_ids
 from .loss import dpo_loss, sequence_log_probabilities, sft_loss
-from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone
+from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone, set_dropout
 from .reading.rows import Row, verbalizer_rows
 from .tasks import TASKS
-from sftdpo.trainer import (
-    TrainingOrder,
-    fast_training,
-    peak_memory_gb,
-    prepare_dropout,
-    reset_peak_memory,
-    step_items,
-    train_stage,
-)
+from .trainer import TrainingOrder, fast_training, peak_memory_gb, reset_peak_memory, step_items, train_stage
 
 # %% ../nbs/23_bench.ipynb #d64f7412
 def clocks() -> np.ndarray:  # seconds on the wall, and of this process's processor time
@@ -119,7 +111,7 @@ def start(
     "The model ready to train, and its tokenizer; peak memory is counted from here."
     model, tokenizer = load_backbone(job.backbone)
     model = apply_tuning(model, job.tuning, job.lora, job.seed).to(device())
-    prepare_dropout(model, job.stage)
+    set_dropout(model, job.stage.dropout)
     reset_peak_memory()
     return model, tokenizer
 

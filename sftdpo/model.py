@@ -9,9 +9,9 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'without_subnormals', 
            'sliding_window', 'context_length', 'read_config', 'empty_model', 'check_vocabulary', 'sha256',
            'known_digests', 'altered_files', 'Inspected', 'backbone_folder', 'inspect_backbone', 'backbone_config',
            'backbone_shapes', 'load_backbone', 'parameter_counts', 'linear_layers', 'lora_targets', 'add_adapter',
-           'continue_adapter', 'apply_tuning', 'set_dropout', 'disable_dropout', 'backbone_of', 'generation_of',
-           'check_adapter', 'save_policy', 'check_saved', 'load_policy', 'merge_lora', 'check_sha256', 'download_wheel',
-           'probe', 'convert_gguf', 'fetch_smollm2', 'fetch']
+           'continue_adapter', 'apply_tuning', 'set_dropout', 'backbone_of', 'generation_of', 'check_adapter',
+           'save_policy', 'check_saved', 'load_policy', 'merge_lora', 'check_sha256', 'download_wheel', 'probe',
+           'convert_gguf', 'fetch_smollm2', 'fetch']
 
 # %% ../nbs/02_model.ipynb #43da9741
 import copy
@@ -633,15 +633,6 @@ def set_dropout(
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if "dropout" in key and number: setattr(module, key, probability)
     return model
-
-# %% ../nbs/02_model.ipynb #10ca5e27
-def disable_dropout(
-    model,  # any policy; changed in place
-):
-    "Turn off every dropout, LoRA's included: training then computes what evaluation computes."
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and ".lora_dropout" in name: module.p = 0.0
-    return set_dropout(model, 0.0)
 
 # %% ../nbs/02_model.ipynb #ed35caa2
 def backbone_of(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'resource', 'WARM_UP', 'LARGE', 'step_items', 'completion_tokens', 'stage_losses', 'TrainingOrder',
-           'whole_steps', 'micro_batches', 'first_micro_batch', 'prepare_dropout', 'uses_dropout', 'check_start',
-           'loss_not_finite', 'training_arguments', 'our_arguments', 'rounding_of', 'without_dropout', 'RowTrainer',
-           'StageSteps', 'sums_and_counts', 'trained_weights', 'StageTrainer', 'similarity', 'pair_changes', 'HeldOut',
+           'whole_steps', 'micro_batches', 'first_micro_batch', 'uses_dropout', 'check_start', 'loss_not_finite',
+           'training_arguments', 'our_arguments', 'rounding_of', 'without_dropout', 'RowTrainer', 'StageSteps',
+           'sums_and_counts', 'trained_weights', 'StageTrainer', 'similarity', 'pair_changes', 'HeldOut',
            'evenly_spaced', 'write_lines', 'progress_bar', 'Progress', 'Watch', 'StageResult', 'reset_peak_memory',
            'peak_memory_gb', 'steps_per_second', 'history_table', 'mean_width', 'result_of', 'return_large_blocks',
            'trains_tied_embedding', 'sparse_embedding', 'fast_training', 'open_stage', 'reference_of', 'too_large',
@@ -157,14 +157,6 @@ def first_micro_batch(
     asked = stage.micro_batch_size or stage.batch_size
     fitted = record.get("micro_batch_size", stage.batch_size)
     return min(asked, fitted, math.ceil(stage.batch_size / processes))
-
-# %% ../nbs/05_trainer.ipynb #13ec1c18
-def prepare_dropout(
-    model,         # changed in place
-    stage: Stage,  # its dropout
-):
-    "Give the model the stage's dropout in place of its own; an adapter's dropout is a setting of LoRA."
-    set_dropout(model, stage.dropout)
 
 # %% ../nbs/05_trainer.ipynb #db894773
 def uses_dropout(
@@ -792,7 +784,7 @@ def train_stage(
     started, held_out = time.perf_counter(), list(held_out)
     folder = Path(folder) if folder else None
     if not folder: stage = stage.replace(checkpoint_steps=0, checkpoint_minutes=0)
-    prepare_dropout(model, stage)
+    set_dropout(model, stage.dropout)
     reset_peak_memory()
     arguments = our_arguments(stage, rows, seed, StageFolder(folder).checkpoints if folder else ".")
     scorer = Scorer(model.to(arguments.device), stage.precision)
