@@ -14,7 +14,6 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_J
            'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
-import dataclasses
 import math
 import shlex
 from collections import Counter
@@ -41,6 +40,7 @@ from sftdpo.data import (
 )
 from ..engine.folder import DataFolder
 from ..engine.names import built_in
+from ..engine.options import changed_options
 from ..engine.plain_text import wrapped, wrapped_command
 from ..engine.safe_files import write_json, write_text
 from .chat import Conversation, Interpreted, special_tokens, with_special_tokens
@@ -152,20 +152,7 @@ def reading_options(
     reading: Reading,  # as the data was read
 ) -> list[str]:
     "The options that say so on the command line; those at their defaults are left out."
-    words = []
-    for f in dataclasses.fields(reading):
-        value, default = (getattr(reading, f.name),
-                          f.default_factory() if f.default is dataclasses.MISSING else f.default)
-        if value == default: continue
-        if isinstance(value, bool):
-            words.append(f"--reading.{'' if value else 'no-'}{f.name.replace('_', '-')}")
-        elif isinstance(value, tuple): words += [f"--reading.{f.name.replace('_', '-')}", *value]
-        elif isinstance(value, dict):
-            words += [f"--reading.{f.name.replace('_', '-')}",
-                      *(str(w) for pair in value.items() for w in pair)]
-        elif str(value).startswith("-"): words.append(f"--reading.{f.name.replace('_', '-')}={value}")
-        else: words += [f"--reading.{f.name.replace('_', '-')}", str(value)]
-    return words
+    return changed_options(reading, "reading.")
 
 # %% ../../nbs/reading/05_check.ipynb #f5d7ff15
 def command_of(
