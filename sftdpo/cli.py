@@ -517,10 +517,9 @@ class Generate:
         from sftdpo.data import load_task
         from sftdpo.evaluate import sample
         from sftdpo.reading.saved import prompt_as_trained, saved_task
+        from sftdpo.reading.shapes import unescaped
         from sftdpo.study import load_any
-        typed = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}  # as in --reading.prompt
-        prompt = (re.sub(r"\\[nt\\]", lambda found: typed[found[0]], self.prompt) if self.prompt
-                  else load_task("sonnet").test[0].prompt)
+        prompt = unescaped(self.prompt) if self.prompt else load_task("sonnet").test[0].prompt
         model, tokenizer = load_any(self.model)
         if (known := saved_task(self.model)).get("answers"):
             print("note: this model chooses among labels, and its texts mean nothing: `sftdpo "
@@ -644,10 +643,9 @@ def defaults_of(
     pieces = [piece for word in words
               for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
     file = next((word for before, word in zip(pieces, pieces[1:]) if before == "--settings"), None)
-    if name in ("compare", "plan"):
-        return COMMANDS[name][0](read_study_settings(file) if file else Study())
-    return {"train": lambda: Train(Run()),
-            "bench": lambda: Bench(Benchmark())}.get(name, lambda: None)()
+    if name in ("compare", "plan"): return COMMANDS[name][0](read_study_settings(file) if file else Study())
+    if name == "train": return Train(Run())
+    return Bench(Benchmark()) if name == "bench" else None
 
 # %% ../nbs/25_cli.ipynb #15aa9035
 def help_of(

@@ -66,6 +66,7 @@ from .engine.trackers import tracking_arguments
 from .loss import dpo_loss, reward_accuracy, sft_loss, with_sft
 from .model import set_dropout, without_subnormals
 from .reading.rows import Row
+from .tasks import steps_of
 
 # %% ../nbs/05_trainer.ipynb #ed0e3df4
 def step_items(
@@ -120,7 +121,7 @@ class TrainingOrder:
 
     def set_epoch(self, epoch: int): self.epoch = epoch
 
-    def __len__(self): return math.ceil(len(self.lengths) / self.batch_size)
+    def __len__(self): return steps_of(len(self.lengths), self.batch_size)
 
     def __iter__(self):
         yield from epoch_batches(self.lengths, self.batch_size, self.seed, self.epoch)
@@ -209,7 +210,7 @@ def training_arguments(
 ) -> dict:
     "A stage's settings as `TrainingArguments`; the TRL engine uses the same."
     micro_batch = min(stage.micro_batch_size or stage.batch_size, stage.batch_size)
-    steps = math.ceil(len(rows) / stage.batch_size) * stage.epochs
+    steps = steps_of(len(rows), stage.batch_size, stage.epochs)
     # the library's "constant" takes no warm-up
     schedule = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
     return dict(
