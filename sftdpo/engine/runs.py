@@ -33,7 +33,7 @@ from torch import Tensor
 import sftdpo
 from ..batches import best_precision
 from ..config import Run, Stage, decoding, identity, relevant, to_dict, to_yaml
-from ..data import DataError, Example, Row, favourites, make_pairs, subset, tokenize, without_rejected
+from ..data import DataError, Example, Row, favourites, make_pairs, tokenize, without_rejected
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
 from .inputs import RunInputs, device, training_examples
@@ -45,6 +45,7 @@ from ..evaluate import baselines, evaluate, predict, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
 from ..reading.chat import Interpreted, written_out
+from ..reading.examples import some_of
 from ..tasks import TASKS, Task, find_function
 from ..trainer import StageResult, train_stage
 
@@ -107,7 +108,7 @@ def rows_to_watch(
 ) -> list[Row]:
     "Validation rows to evaluate while a stage trains; none where they make no pairs, such as a single text without another to swap it with."
     examples = inputs.data.validation
-    try: return stage_rows(inputs, stage, model, tokenizer, subset(examples, min(HELD_OUT, len(examples)), 0)) if examples else []
+    try: return stage_rows(inputs, stage, model, tokenizer, some_of(examples, HELD_OUT, 0)) if examples else []
     except DataError: return []
 
 # %% ../../nbs/engine/04_runs.ipynb #63426874
@@ -483,7 +484,7 @@ def judge_further(
     run, found, trained = inputs.run, {}, inputs.training if inputs.run.stages else []
     prompts = {example.prompt for example in trained}
     for name, data in inputs.also.items():
-        some = subset(data.test, min(run.test_size or len(data.test), len(data.test)), 0)
+        some = some_of(data.test, run.test_size or len(data.test), 0)
         judged = evaluate(model, tokenizer, replace(data, train=trained), some, run.sampling,
                           run.seed, precision_of(run))
         metrics = dict(judged.metrics, examples=len(some),
