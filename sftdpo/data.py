@@ -60,6 +60,7 @@ from sftdpo.reading.files import (
     as_text,
     decode,
     expanded,
+    first_line,
     keep,
     plain_markdown,
     read_bytes,
@@ -437,6 +438,12 @@ def _first_of(some: list[Problem], file: str) -> str:
     next_ones = ", ".join(map(place, some[1:4])) + (", ..." if len(some) > 4 else "")
     return f"{said}, and {len(some) - 1:,} more like it ({next_ones})"
 
+# %% ../nbs/01_data.ipynb #bf29c92b
+def _kinds(table: Table, problems: list[Problem]) -> str:
+    "What is wrong with rows of a table, kind by kind; at most five kinds."
+    kinds = [_first_of(some, table.file) for some in gathered(problems)]
+    return f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"
+
 # %% ../nbs/01_data.ipynb #3ab903eb
 def _remedy(problems, some_left) -> str:
     "What to do about rows that cannot be used."
@@ -459,10 +466,8 @@ def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], 
     said, all_problems = [], [p for _, _, problems in found.values() for p in problems]
     for table, examples, problems in found.values():
         if problems and (unusable == "stop" or not examples):
-            kinds = [_first_of(some, table.file) for some in gathered(problems)]
             said.append(f"{table.file}: {len(problems):,} of {len(problems) + len(examples):,} "
-                        "rows cannot be used: "
-                        f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}.")
+                        f"rows cannot be used: {_kinds(table, problems)}.")
     if said:
         remedy = _remedy(all_problems, any(examples for _, examples, _ in found.values()))
         raise UnusableRows(f"{' '.join(said)} {remedy}", all_problems)
@@ -471,10 +476,8 @@ def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], 
 def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> list[str]:
     "A note on the rows that cannot be used, where they are left out."
     if not problems: return []
-    kinds = [_first_of(some, table.file) for some in gathered(problems)]
     return [f"{len(problems):,} of {counted(len(problems) + len(examples), 'row')} cannot be used "
-            f"and {'is' if len(problems) == 1 else 'are'} left out: "
-            f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"]
+            f"and {'is' if len(problems) == 1 else 'are'} left out: {_kinds(table, problems)}"]
 
 # %% ../nbs/01_data.ipynb #f57d3429
 def read_question_pairs(
@@ -763,11 +766,6 @@ def _hold_out_texts(examples, seed, size=None) -> tuple[list[Example], list[Exam
         if 2 * len(held) >= size: return _parted(examples, held)
     return _hold_out(examples, seed)  # one text is most of the file
 
-# %% ../nbs/01_data.ipynb #61b179c3
-def _failed(error: Exception) -> str:
-    "The first line of an error, or its type where it says nothing."
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
 # %% ../nbs/01_data.ipynb #a312107f
 _hub_dataset = ("nyu-mll/glue", "qqp")
 _generated_sizes = dict(train=16_000, validation=1000, test=1000)
@@ -778,7 +776,7 @@ def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
     try: loaded = datasets.load_dataset(*_hub_dataset)
     except Exception as e:  # what goes wrong on the way to the Hub has many types
         raise DataError(f"The dataset {' '.join(_hub_dataset)} cannot be had from the Hub "
-                        f"({_failed(e)}): without a network, use data='embedded' or the path of a "
+                        f"({first_line(e)}): without a network, use data='embedded' or the path of a "
                         "folder with train.tsv and dev.tsv.") from e
     splits, empty = {}, 0
     for split in ("train", "validation"):
@@ -1232,7 +1230,7 @@ def _hub_tables(data: str):
                         "write hub:owner/name, or hub:owner/name:configuration.")
     try: return datasets.load_dataset(name, config or None)
     except Exception as e:  # what goes wrong on the way to the Hub has many types
-        raise DataError(f"The dataset {name!r} cannot be had from the Hub ({_failed(e)}): "
+        raise DataError(f"The dataset {name!r} cannot be had from the Hub ({first_line(e)}): "
                         "check its name, or download it and give its path.") from e
 
 # %% ../nbs/01_data.ipynb #f57cf429
