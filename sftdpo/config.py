@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'Tracker', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'SettingsError',
-           'WorkFailed', 'check', 'check_choice', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling', 'decoding',
-           'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
+           'WorkFailed', 'check', 'check_choice', 'bare', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling',
+           'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
            'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'stages_of', 'LearningRates',
            'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
            'cell_settings', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml',
@@ -67,6 +67,15 @@ def check_choice(
     hint = f"did you mean {near[0]!r}? " if near else ""
     check(False, where, value, f"{hint}choose one of {', '.join(map(repr, choices))}")
 
+# %% ../nbs/11_config.ipynb #01b706f0
+def bare(
+    kind,  # a declared type
+):
+    "The type without its None."
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return next(one for one in typing.get_args(kind) if one is not type(None))
+    return kind
+
 # %% ../nbs/11_config.ipynb #dc71af5b
 def _number(value, kind: type, where: str):
     "A whole number or any finite number."
@@ -125,10 +134,9 @@ def convert(
     where: str,  # the field, for the message
 ):
     "The value as the declared type, or a `SettingsError`."
+    if value is None and type(None) in typing.get_args(kind): return None
+    kind = bare(kind)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in arguments: return None
-        return convert(value, next(one for one in arguments if one is not type(None)), where)
     if origin is Literal:
         check_choice(where, value, arguments)
         return value

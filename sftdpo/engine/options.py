@@ -14,7 +14,6 @@ import inspect
 import re
 import shlex
 import textwrap
-import types
 import typing
 from dataclasses import MISSING, dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 # %% ../../nbs/engine/16_options.ipynb #c7d109de
-from ..config import UNUSED, SettingsError, Stage, declared
+from ..config import UNUSED, SettingsError, Stage, bare, declared
 from .names import nearest, nearest_name
 from ..tasks import TASKS
 
@@ -72,9 +71,7 @@ class Option:
     @property
     def values(self) -> object:
         "The type of its values: without None, and of a list's items."
-        kind = self.kind
-        if typing.get_origin(kind) in (typing.Union, types.UnionType):
-            kind = next(one for one in typing.get_args(kind) if one is not type(None))
+        kind = bare(self.kind)
         return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
     @property
