@@ -717,11 +717,11 @@ def check_saved(
                              f"take its line out of {folder}/sftdpo.json")
 
 # %% ../nbs/02_model.ipynb #8bf707f5
-def _load_adapted(folder: Path, dtype: str) -> tuple:
+def _load_adapted(folder: Path) -> tuple:
     "A backbone with the adapter of a folder, and the tokenizer that was saved with it."
     check_adapter(folder)
     check_saved(folder, _own_record(folder).get("files", {}))
-    model, tokenizer = load_backbone(beneath(folder), dtype)
+    model, tokenizer = load_backbone(beneath(folder))
     with quiet(), torch.random.fork_rng():
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     if (folder/"tokenizer_config.json").exists(): tokenizer = load_tokenizer(folder)
@@ -729,15 +729,14 @@ def _load_adapted(folder: Path, dtype: str) -> tuple:
 
 # %% ../nbs/02_model.ipynb #a51d8862
 def load_policy(
-    folder: str | Path,      # from `save_policy`, or any saved model or adapter
-    dtype: str = "float32",  # of the weights
-) -> tuple:                  # model, tokenizer
+    folder: str | Path,  # from `save_policy`, or any saved model or adapter
+) -> tuple:              # model, tokenizer
     "Load a saved full policy, or a backbone with its adapter ready to go on training."
     folder = Path(folder).expanduser()
     recorded = _own_record(folder)
-    if (folder/"adapter_config.json").exists(): return _load_adapted(folder, dtype)
+    if (folder/"adapter_config.json").exists(): return _load_adapted(folder)
     check_saved(folder, recorded.get("files", {}))
-    model, tokenizer = load_backbone(str(folder.absolute()), dtype)
+    model, tokenizer = load_backbone(str(folder.absolute()))
     if "backbone" in recorded: model.config.sftdpo_backbone = recorded["backbone"]
     return model, tokenizer
 
