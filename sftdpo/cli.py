@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'GO_ON', 'check_data_path', 'check_columns', 'ReadBefore',
-           'Compare', 'Recommend', 'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'written_table',
-           'Evaluate', 'output_file', 'prediction_file', 'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch',
-           'Push', 'Bench', 'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors',
-           'with_setting_names', 'without_typed_tables', 'parse', 'as_typed', 'without_effect', 'of_system', 'main']
+           'Compare', 'Recommend', 'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train',
+           'write_and_tell', 'Evaluate', 'output_file', 'prediction_file', 'format_answers', 'Predict', 'Submit',
+           'Generate', 'Fetch', 'Push', 'Bench', 'read_study_settings', 'overview', 'defaults_of', 'help_of',
+           'one_line_errors', 'with_setting_names', 'without_typed_tables', 'parse', 'as_typed', 'without_effect',
+           'of_system', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -326,18 +327,17 @@ class Train:
             ("settings, curves and predictions in one HTML file", f"sftdpo report {place}")))
 
 # %% ../nbs/25_cli.ipynb #d1a7c0e1
-def written_table(
+def write_and_tell(
     table,      # predictions, or texts
     out: Path,  # the file
-) -> list[str]:  # what is told of it
-    "Write a table, and say where it is and what its columns of probabilities are."
+):
+    "Write a table, and print where it is and what its columns of probabilities are."
     from sftdpo.engine.export import write_predictions
     replaced = ", in place of the file that was there" * out.exists()
-    told = [f"written: {write_predictions(table, out)}{replaced}"]
+    print(f"written: {write_predictions(table, out)}{replaced}")
     if "mass" in table:
-        told.append("columns: probability_... is that of each answer among all answers, and mass is the "
-                    "probability that the model gives any of them")
-    return told
+        print("columns: probability_... is that of each answer among all answers, and mass is the "
+              "probability that the model gives any of them")
 
 # %% ../nbs/25_cli.ipynb #36c94c58
 @dataclass
@@ -384,7 +384,7 @@ class Evaluate:
                                                sampling=self.sampling), say=print)
         print(*metric_lines(found.metrics, TASKS[task], found.examples), sep="\n")
         if told := decoding(task, self.sampling): print(f"texts: {told}")
-        if out: print(*written_table(found.examples, out), sep="\n")
+        if out: write_and_tell(found.examples, out)
         if TASKS[task].columns and known:
             print(what_next(("answers for rows that have none yet",
                              f"sftdpo predict {shlex.quote(self.model)} FILE")))
@@ -470,7 +470,7 @@ class Predict:
             print(f"note: {counted(lost, 'row')} {'is' if lost == 1 else 'are'} too long and left "
                   "out")
         print(format_answers(table))
-        print(*written_table(table, out), sep="\n")
+        write_and_tell(table, out)
 
 # %% ../nbs/25_cli.ipynb #feac9675
 @dataclass

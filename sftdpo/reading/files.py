@@ -756,8 +756,8 @@ def read_table(
     else:
         text = decode(raw, str(path), encoding)
         del raw
-        table = read_delimited(text, str(path), delimiter, columns) if format == "CSV" else dict(
-            zip(("JSON lines", "JSON"), (read_json_lines, read_json_rows)))[format](text, str(path))
+        if format == "CSV": table = read_delimited(text, str(path), delimiter, columns)
+        else: table = (read_json_rows if format == "JSON" else read_json_lines)(text, str(path))
     if not len(table) + len(table.problems):
         raise DataError(f"{path} holds a header and no rows: is it the right file?")
     return table
