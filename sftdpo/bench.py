@@ -7,13 +7,13 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
            'with_reference', 'trainers_in_turn', 'train_with_sftdpo', 'changed', 'reference_with_trl', 'trl_options',
            'reference_beforehand', 'train_with_trl', 'padded_log_probabilities', 'plain_losses', 'chunks', 'plain_step',
            'train_plainly', 'score_with_sftdpo', 'answers_plainly', 'score_plainly', 'sample_with_sftdpo',
-           'padded_left', 'drawn_tokens', 'generate_options', 'drawn_by_generate', 'sample_with_generate', 'seen_pairs',
+           'drawn_tokens', 'generate_options', 'drawn_by_generate', 'sample_with_generate', 'seen_pairs',
            'adapter_size', 'forward_operations', 'least_work', 'seconds_of', 'pace', 'product_paces', 'bandwidth',
            'measure_machine', 'silence', 'serve', 'ask', 'stop_engines', 'begin_engine', 'take_turns', 'configurations',
-           'whole_batches', 'typical_rows', 'tunings_timed', 'asked_of_engines', 'some_of', 'rows_to_train',
-           'rows_to_score', 'prompts_to_continue', 'jobs_of', 'shared_settings', 'text_tokens', 'work_of_turns',
-           'measure_configuration', 'bench', 'bound_seconds', 'rounds_of', 'ratio_of_totals', 'speeds', 'print_speeds',
-           'stages_to_train', 'hours_of_study']
+           'whole_batches', 'typical_rows', 'tunings_timed', 'asked_of_engines', 'rows_to_train', 'rows_to_score',
+           'prompts_to_continue', 'jobs_of', 'shared_settings', 'text_tokens', 'work_of_turns', 'measure_configuration',
+           'bench', 'bound_seconds', 'rounds_of', 'ratio_of_totals', 'speeds', 'print_speeds', 'stages_to_train',
+           'hours_of_study']
 
 # %% ../nbs/23_bench.ipynb #6c793027
 import contextlib
@@ -36,24 +36,17 @@ from transformers import PrinterCallback, TrainerCallback
 # %% ../nbs/23_bench.ipynb #0591cec5
 from .batches import autocast, collate, score, to_device, width_of
 from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, Study, resolve, to_dict
-from .data import subset
 from .engine.inputs import Inputs, RunInputs, device
 from .engine.runs import environment, stage_rows
 from .engine.safe_files import read_json, write_json
 from .evaluate import generate_ids
 from .loss import dpo_loss, sequence_log_probabilities, sft_loss
-from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone
+from .measures.sampling import padded_left
+from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone, set_dropout
+from .reading.examples import some_of
 from .reading.rows import Row, verbalizer_rows
 from .tasks import TASKS
-from sftdpo.trainer import (
-    TrainingOrder,
-    fast_training,
-    peak_memory_gb,
-    prepare_dropout,
-    reset_peak_memory,
-    step_items,
-    train_stage,
-)
+from .trainer import TrainingOrder, fast_training, peak_memory_gb, reset_peak_memory, step_items, train_stage
 
 # %% ../nbs/23_bench.ipynb #d64f7412
 def clocks() -> np.ndarray:  # seconds on the wall, and of this process's processor time
@@ -119,7 +112,7 @@ def start(
     "The model ready to train, and its tokenizer; peak memory is counted from here."
     model, tokenizer = load_backbone(job.backbone)
     model = apply_tuning(model, job.tuning, job.lora, job.seed).to(device())
-    prepare_dropout(model, job.stage)
+    set_dropout(model, job.stage.dropout)
     reset_peak_memory()
     return model, tokenizer
 
@@ -397,17 +390,6 @@ def sample_with_sftdpo(
         tokens = sum(len(ids) for samples in found for ids in samples)
         going, seed = turns(tokens=tokens), seed + 1
     return dict(settings=to_dict(job.sampling))
-
-# %% ../nbs/23_bench.ipynb #7c4c6a01
-def padded_left(
-    prompts: list[list[int]],  # token ids
-    pad: int,                  # any token
-) -> tuple[torch.Tensor, torch.Tensor]:  # ids and attention mask, [prompts, longest]
-    "Prompts in one batch, padded on the left, where `generate` needs the padding."
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[pad] * (longest - len(prompt)) + prompt for prompt in prompts])
-    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
 
 # %% ../nbs/23_bench.ipynb #3eaf0239
 def drawn_tokens(
@@ -730,15 +712,6 @@ def asked_of_engines(
                   rejected=next(way for way in TASKS[task].rejected
                                 if way != "sample") if kind == "dpo" else None)
     return run, resolve(stage, run)
-
-# %% ../nbs/23_bench.ipynb #50c150c3
-def some_of(
-    examples: list,  # of a task
-    most: int,       # how many at most
-    seed: int,       # of the draw
-) -> list:
-    "Some examples, or all where there are fewer."
-    return subset(examples, min(most, len(examples)), seed)
 
 # %% ../nbs/23_bench.ipynb #d15b79ca
 def rows_to_train(

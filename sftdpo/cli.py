@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'GO_ON', 'check_data_path', 'check_columns', 'ReadBefore',
-           'Compare', 'Recommend', 'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train', 'written_table',
-           'Evaluate', 'output_file', 'prediction_file', 'format_answers', 'Predict', 'Submit', 'Generate', 'Fetch',
-           'Push', 'Bench', 'read_study_settings', 'overview', 'defaults_of', 'help_of', 'one_line_errors',
-           'with_setting_names', 'without_typed_tables', 'parse', 'as_typed', 'without_effect', 'of_system', 'main']
+           'Compare', 'Recommend', 'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train',
+           'write_and_tell', 'Evaluate', 'output_file', 'prediction_file', 'format_answers', 'Predict', 'Submit',
+           'Generate', 'Fetch', 'Push', 'Bench', 'read_study_settings', 'overview', 'defaults_of', 'help_of',
+           'one_line_errors', 'with_setting_names', 'without_typed_tables', 'parse', 'as_typed', 'without_effect',
+           'of_system', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -47,6 +48,7 @@ from .data import DataError, check_named_files, check_sizes, load_task
 from .engine.folder import DataFolder, StudyFolder
 from sftdpo.engine.names import (
     BACKBONES,
+    built_in,
     check_model_name,
     check_saved_model,
     missing_folder,
@@ -66,7 +68,7 @@ def check_data_path(
     data: str,  # embedded, hub, hub:owner/name, or a path
 ):
     "Raise if `data` is a path and nothing is there."
-    if data in ("embedded", "hub") or data.startswith("hub:"): return
+    if built_in(data): return
     path = expanded(data)
     if path.exists(): return
     if path.suffix: existing_file(data)
@@ -325,18 +327,17 @@ class Train:
             ("settings, curves and predictions in one HTML file", f"sftdpo report {place}")))
 
 # %% ../nbs/25_cli.ipynb #d1a7c0e1
-def written_table(
+def write_and_tell(
     table,      # predictions, or texts
     out: Path,  # the file
-) -> list[str]:  # what is told of it
-    "Write a table, and say where it is and what its columns of probabilities are."
+):
+    "Write a table, and print where it is and what its columns of probabilities are."
     from sftdpo.engine.export import write_predictions
     replaced = ", in place of the file that was there" * out.exists()
-    told = [f"written: {write_predictions(table, out)}{replaced}"]
+    print(f"written: {write_predictions(table, out)}{replaced}")
     if "mass" in table:
-        told.append("columns: probability_... is that of each answer among all answers, and mass is the "
-                    "probability that the model gives any of them")
-    return told
+        print("columns: probability_... is that of each answer among all answers, and mass is the "
+              "probability that the model gives any of them")
 
 # %% ../nbs/25_cli.ipynb #36c94c58
 @dataclass
@@ -383,7 +384,7 @@ class Evaluate:
                                                sampling=self.sampling), say=print)
         print(*metric_lines(found.metrics, TASKS[task], found.examples), sep="\n")
         if told := decoding(task, self.sampling): print(f"texts: {told}")
-        if out: print(*written_table(found.examples, out), sep="\n")
+        if out: write_and_tell(found.examples, out)
         if TASKS[task].columns and known:
             print(what_next(("answers for rows that have none yet",
                              f"sftdpo predict {shlex.quote(self.model)} FILE")))
@@ -469,7 +470,7 @@ class Predict:
             print(f"note: {counted(lost, 'row')} {'is' if lost == 1 else 'are'} too long and left "
                   "out")
         print(format_answers(table))
-        print(*written_table(table, out), sep="\n")
+        write_and_tell(table, out)
 
 # %% ../nbs/25_cli.ipynb #feac9675
 @dataclass
@@ -516,10 +517,9 @@ class Generate:
         from sftdpo.data import load_task
         from sftdpo.evaluate import sample
         from sftdpo.reading.saved import prompt_as_trained, saved_task
+        from sftdpo.reading.shapes import unescaped
         from sftdpo.study import load_any
-        typed = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}  # as in --reading.prompt
-        prompt = (re.sub(r"\\[nt\\]", lambda found: typed[found[0]], self.prompt) if self.prompt
-                  else load_task("sonnet").test[0].prompt)
+        prompt = unescaped(self.prompt) if self.prompt else load_task("sonnet").test[0].prompt
         model, tokenizer = load_any(self.model)
         if (known := saved_task(self.model)).get("answers"):
             print("note: this model chooses among labels, and its texts mean nothing: `sftdpo "
@@ -643,10 +643,9 @@ def defaults_of(
     pieces = [piece for word in words
               for piece in (word.split("=", 1) if word.startswith("--settings=") else [word])]
     file = next((word for before, word in zip(pieces, pieces[1:]) if before == "--settings"), None)
-    if name in ("compare", "plan"):
-        return COMMANDS[name][0](read_study_settings(file) if file else Study())
-    return {"train": lambda: Train(Run()),
-            "bench": lambda: Bench(Benchmark())}.get(name, lambda: None)()
+    if name in ("compare", "plan"): return COMMANDS[name][0](read_study_settings(file) if file else Study())
+    if name == "train": return Train(Run())
+    return Bench(Benchmark()) if name == "bench" else None
 
 # %% ../nbs/25_cli.ipynb #15aa9035
 def help_of(

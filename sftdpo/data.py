@@ -7,7 +7,7 @@ __all__ = ['verbalizers', 'MOST_LABELS', 'FEW_ROWS', 'LEAST_HELD', 'VALIDATING',
            'majority_share', 'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'read_question_pairs',
            'as_compared', 'in_label_order', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal',
            'fold_split', 'in_folds', 'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels',
-           'wrong_labels', 'load_judged', 'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read',
+           'favourites', 'load_judged', 'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read',
            'with_short_answers', 'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row',
            'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize',
            'verbalizer_rows', 'without_rejected']
@@ -31,7 +31,7 @@ from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #963f4061
 from .config import Reading, Run, Study, check, named_paths
-from .engine.names import near_path
+from .engine.names import built_in, near_path
 from sftdpo.reading.chat import (
     Conversation,
     Interpreted,
@@ -60,6 +60,7 @@ from sftdpo.reading.files import (
     as_text,
     decode,
     expanded,
+    first_line,
     keep,
     plain_markdown,
     read_bytes,
@@ -176,6 +177,11 @@ class TaskData:
         return dict(train=self.train, validation=self.validation, test=self.test)
 
     @property
+    def examples(self) -> list[Example]:
+        "All of them, split by split."
+        return [*self.train, *self.validation, *self.test]
+
+    @property
     def labels(self) -> tuple[str, ...]:
         "The possible answers as the data names them; a model may write a letter for each."
         return self.intake.labels or self.verbalizers
@@ -183,8 +189,7 @@ class TaskData:
     @property
     def majority_share(self) -> float | None:
         "The share of the commonest label; of one file that is split, any row may train."
-        rows = [*self.train, *self.validation, *self.test] if self.foldable else self.train
-        return majority_share(rows)
+        return majority_share(self.examples if self.foldable else self.train)
 
     @property
     def record(self) -> Task:
@@ -433,6 +438,12 @@ def _first_of(some: list[Problem], file: str) -> str:
     next_ones = ", ".join(map(place, some[1:4])) + (", ..." if len(some) > 4 else "")
     return f"{said}, and {len(some) - 1:,} more like it ({next_ones})"
 
+# %% ../nbs/01_data.ipynb #bf29c92b
+def _kinds(table: Table, problems: list[Problem]) -> str:
+    "What is wrong with rows of a table, kind by kind; at most five kinds."
+    kinds = [_first_of(some, table.file) for some in gathered(problems)]
+    return f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"
+
 # %% ../nbs/01_data.ipynb #3ab903eb
 def _remedy(problems, some_left) -> str:
     "What to do about rows that cannot be used."
@@ -455,10 +466,8 @@ def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], 
     said, all_problems = [], [p for _, _, problems in found.values() for p in problems]
     for table, examples, problems in found.values():
         if problems and (unusable == "stop" or not examples):
-            kinds = [_first_of(some, table.file) for some in gathered(problems)]
             said.append(f"{table.file}: {len(problems):,} of {len(problems) + len(examples):,} "
-                        "rows cannot be used: "
-                        f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}.")
+                        f"rows cannot be used: {_kinds(table, problems)}.")
     if said:
         remedy = _remedy(all_problems, any(examples for _, examples, _ in found.values()))
         raise UnusableRows(f"{' '.join(said)} {remedy}", all_problems)
@@ -467,10 +476,8 @@ def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], 
 def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> list[str]:
     "A note on the rows that cannot be used, where they are left out."
     if not problems: return []
-    kinds = [_first_of(some, table.file) for some in gathered(problems)]
     return [f"{len(problems):,} of {counted(len(problems) + len(examples), 'row')} cannot be used "
-            f"and {'is' if len(problems) == 1 else 'are'} left out: "
-            f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"]
+            f"and {'is' if len(problems) == 1 else 'are'} left out: {_kinds(table, problems)}"]
 
 # %% ../nbs/01_data.ipynb #f57d3429
 def read_question_pairs(
@@ -766,11 +773,6 @@ def _hold_out_texts(examples, seed, size=None) -> tuple[list[Example], list[Exam
         if 2 * len(held) >= size: return _parted(examples, held)
     return _hold_out(examples, seed)  # one text is most of the file
 
-# %% ../nbs/01_data.ipynb #61b179c3
-def _failed(error: Exception) -> str:
-    "The first line of an error, or its type where it says nothing."
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
 # %% ../nbs/01_data.ipynb #a312107f
 _hub_dataset = ("nyu-mll/glue", "qqp")
 _generated_sizes = dict(train=16_000, validation=1000, test=1000)
@@ -781,7 +783,7 @@ def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
     try: loaded = datasets.load_dataset(*_hub_dataset)
     except Exception as e:  # what goes wrong on the way to the Hub has many types
         raise DataError(f"The dataset {' '.join(_hub_dataset)} cannot be had from the Hub "
-                        f"({_failed(e)}): without a network, use data='embedded' or the path of a "
+                        f"({first_line(e)}): without a network, use data='embedded' or the path of a "
                         "folder with train.tsv and dev.tsv.") from e
     splits, empty = {}, 0
     for split in ("train", "validation"):
@@ -796,13 +798,12 @@ def without_leaks(
     splits: dict[str, list[Example]],                  # train, validation, test
 ) -> tuple[dict[str, list[Example]], dict[str, int]]:  # the splits, and what each of them lost
     "The splits without the examples that a later split has too."
-    train, validation, test = splits["train"], splits["validation"], splits["test"]
-    judging = {text_key(e) for e in test}
-    choosing = [e for e in validation if text_key(e) not in judging]
-    held = judging | {text_key(e) for e in choosing}
-    training = [e for e in train if text_key(e) not in held]
-    lost = dict(train=len(train) - len(training), validation=len(validation) - len(choosing))
-    return dict(train=training, validation=choosing, test=test), lost
+    seen, kept = set(), {}
+    for split in ("test", "validation", "train"):  # what judges stays whole
+        kept[split] = [e for e in splits[split] if text_key(e) not in seen]
+        seen.update(map(text_key, kept[split]))
+    lost = {split: len(splits[split]) - len(kept[split]) for split in ("train", "validation")}
+    return {split: kept[split] for split in splits}, lost
 
 # %% ../nbs/01_data.ipynb #0d6536e2
 def _split(found: dict[str, list[Example]], published=False) -> dict[str, list[Example]]:
@@ -858,8 +859,7 @@ def in_folds(
     if not data.foldable:
         raise DataError(f"--folds {folds} cannot be used: the data {data.name!r} has rows of its own "
                         "that judge: leave --folds out, or give all rows in one file.")
-    rows = [e for part in data.splits.values() for e in part]
-    return replace(data, **fold_split(rows, folds, fold))
+    return replace(data, **fold_split(data.examples, folds, fold))
 
 # %% ../nbs/01_data.ipynb #dc5ee817
 def word_runs(
@@ -914,32 +914,15 @@ def rare_labels(
     return {answer: rows for answer, rows in counts.items() if rows < RARE}
 
 # %% ../nbs/01_data.ipynb #93256fbc
-def _favourites(examples: Sequence[Example], verbalizers: Sequence[str],
-                probabilities) -> list[str]:
-    "Of each example the wrong answer with the highest probability."
-    if probabilities is None or len(probabilities) != len(examples):
-        given = 0 if probabilities is None else len(probabilities)
-        raise DataError("way='favourite' needs the base model's probabilities of "
-                        f"{counted(len(examples), 'example')}, and there are {given:,}: give one "
-                        "row for each.")
-    found = []
-    for e, row in zip(examples, probabilities):
-        wrong = [i for i in range(len(verbalizers)) if i != e.label]
-        found.append(verbalizers[max(wrong, key=lambda i: row[i])])
-    return found
-
-# %% ../nbs/01_data.ipynb #fdb070bb
-def wrong_labels(
+def favourites(
     examples: Sequence[Example],  # with labels
     verbalizers: Sequence[str],   # the answers, index = label
-    way: str = "chance",  # "chance", or "favourite": the wrong label that the base model finds likeliest
-    seed: int = 0,        # for chance
-    probabilities=None,   # for the favourite: of the base model; a row per example, a column per answer
-) -> list[str]:           # the rejected answer of each
-    "Which wrong label of each example is rejected."
-    if way == "favourite": return _favourites(examples, verbalizers, probabilities)
-    if way == "chance": return [e.rejected for e in make_pairs(examples, "flip", seed, verbalizers)]
-    raise DataError(f"There is no way {way!r} to reject a label: use 'chance' or 'favourite'.")
+    probabilities,                # of the base model: a row per example, a column per answer
+) -> list[str]:                   # an answer for each
+    "The wrong answer of each example that the base model finds likeliest."
+    answers = range(len(verbalizers))
+    return [verbalizers[max((i for i in answers if i != e.label), key=lambda i: row[i])]
+            for e, row in zip(examples, probabilities, strict=True)]
 
 # %% ../nbs/01_data.ipynb #d2354077
 def _differ(first: Table, second: Table) -> str:
@@ -1254,7 +1237,7 @@ def _hub_tables(data: str):
                         "write hub:owner/name, or hub:owner/name:configuration.")
     try: return datasets.load_dataset(name, config or None)
     except Exception as e:  # what goes wrong on the way to the Hub has many types
-        raise DataError(f"The dataset {name!r} cannot be had from the Hub ({_failed(e)}): "
+        raise DataError(f"The dataset {name!r} cannot be had from the Hub ({first_line(e)}): "
                         "check its name, or download it and give its path.") from e
 
 # %% ../nbs/01_data.ipynb #f57cf429
@@ -1298,10 +1281,7 @@ def _own_task(task, data, reading) -> TaskData:
 # %% ../nbs/01_data.ipynb #185f7477
 def _existing(data):
     "What to load; a name that is none of the known ones is a path, and must exist."
-    if isinstance(data, str):
-        if data == "embedded" or data == "hub" or data.startswith("hub:"): return data
-        data = Path(data)
-    if not isinstance(data, Path): return data
+    if built_in(data) or not isinstance(data, (str, Path)): return data
     data = expanded(data)
     try: there = data.exists()
     except (OSError, ValueError): there = False
@@ -1372,7 +1352,7 @@ def _check_refused(data: TaskData, splits: dict, refused: list[Problem], unusabl
     "Raise where conversations are refused and the settings say to stop, or a split has none left."
     emptied = any(data.splits[split] and not splits[split] for split in splits)
     if not refused or unusable != "stop" and not emptied: return
-    count = sum(isinstance(e.prompt, Conversation) for some in data.splits.values() for e in some)
+    count = sum(isinstance(e.prompt, Conversation) for e in data.examples)
     first = ("; ".join(f"{p.place}: {p.reason}" for p in refused[:3])
              + " and others" * (len(refused) > 3))
     raise UnusableRows(
@@ -1414,8 +1394,7 @@ def with_special_tokens_read(
     unusable: str = "stop",  # conversations that the template refuses: "stop" or "drop"
 ) -> TaskData:               # the same object where there are none
     "The task with conversations and special tokens as the backbone's tokenizer has them."
-    rows = [e for some in data.splits.values() for e in some if e.label is None]
-    if any(isinstance(e.prompt, Interpreted) for e in rows):
+    if any(isinstance(e.prompt, Interpreted) and e.label is None for e in data.examples):
         specials = special_tokens(tokenizer)
         def ended(e):
             if e.label is not None: return e

@@ -22,7 +22,7 @@ import pandas as pd
 # %% ../nbs/06_evaluate.ipynb #5e94fc93
 from .batches import score
 from .config import Sampling, decoding
-from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows
+from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows, without_rejected
 from sftdpo.measures.answers import (
     at_temperature,
     calibration_error,
@@ -247,8 +247,7 @@ def nats_per_token(
     precision: str = "auto",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> list[float]:             # one per example
     "Negative log-likelihood per token of each true completion, end of text included."
-    plain = [replace(example, rejected=None) for example in examples]
-    rows = tokenize(plain, tokenizer, data.end_of_text, context_length(model.config))
+    rows = tokenize(without_rejected(examples), tokenizer, data.end_of_text, context_length(model.config))
     logps = finite_scores(model, rows, precision)[:, 0]
     return [-logp / len(row.completions[0]) for logp, row in zip(logps, rows)]
 

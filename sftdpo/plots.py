@@ -216,9 +216,8 @@ def number(
     if not np.isfinite(value): return "unknown"
     if value == 0: return "0"
     size = abs(value)
-    for least, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= least:
-            return f"{value / {'G': 1e9, 'M': 1e6, 'k': 1e3}[letter]:.3g}{letter}".replace("-", "−")
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= least: return f"{value / unit:.3g}{letter}".replace("-", "−")
     return (f"{value:,.0f}" if size >= 100 else f"{value:.3g}").replace("-", "−")
 
 # %% ../nbs/21_plots.ipynb #e7e2dc5e
@@ -338,10 +337,9 @@ def left_grey(
 # %% ../nbs/21_plots.ipynb #a649755b
 def learning_curves(
     history: pd.DataFrame,  # from `read_history`, of one task
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "Training loss and held-out loss of each stage, a panel per path, with bands over seeds."
-    if len(history) and "path" not in history: history = with_stages(history, variants)
+    if len(history) and "path" not in history: history = with_stages(history)
     if "loss" not in history or history["loss"].notna().sum() == 0:
         return nothing("No stage has been trained yet: there are no learning curves.")
     paths, (names, looks), words = (list(dict.fromkeys(history["path"])), lines_of_figure(history),
@@ -393,10 +391,9 @@ def watched_in(
 # %% ../nbs/21_plots.ipynb #a8516e97
 def dpo_course(
     history: pd.DataFrame,  # from `read_history`, of one task
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "Reward margin, and change of the chosen and the rejected log-probability, over each DPO stage."
-    if len(history) and "path" not in history: history = with_stages(history, variants)
+    if len(history) and "path" not in history: history = with_stages(history)
     history = history[history["kind"] == "dpo"] if len(history) else history
     columns, rows = watched_in(history)
     if not columns:
@@ -952,18 +949,16 @@ def one_rate_for_all(
 # %% ../nbs/21_plots.ipynb #e0752b99
 def reliability(
     examples: pd.DataFrame,  # from `read_examples`: correct, probability_<answer> ...
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
-    bins: int = 10,          # of equal width
 ) -> pd.DataFrame:           # one line per cell and bin: confidence, accuracy, answers
     "Mean probability of the given answer, and share of right answers, per cell and bin; all seeds together."
     columns, group = ([name for name in examples if name.startswith("probability_")],
                       ["cell", "recipe", "tuning", "line", "bin"])
     if not columns or "correct" not in examples:
         return pd.DataFrame(columns=[*group, "confidence", "accuracy", "answers"])
-    table = with_cells(examples, variants)
+    table = with_cells(examples)
     table = table.assign(confidence=table[columns].max(axis=1)).dropna(
         subset=["confidence", "correct"])
-    table["bin"] = np.clip(np.ceil(table["confidence"] * bins) - 1, 0, bins - 1).astype(int)
+    table["bin"] = np.clip(np.ceil(table["confidence"] * 10) - 1, 0, 9).astype(int)
     return table.groupby(group, observed=True).agg(confidence=("confidence", "mean"),
                                                    accuracy=("correct", "mean"),
                                                    answers=("correct", "size")).reset_index()

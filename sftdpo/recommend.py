@@ -57,6 +57,7 @@ from .stats import Estimate, difference, interval, observations
 from .study import carry_out, check_study_folder, claim_folder
 from .tables import CEILING, baselines_of
 from .tasks import Metric, format_interval, format_metric
+from .verdicts.gates import reached
 
 # %% ../nbs/15_recommend.ipynb #12dd6b92
 def by_row(
@@ -538,8 +539,7 @@ def reason_to_decline(
     metric: Metric,               # the primary one
 ) -> str:                         # empty: there is no reason
     "Why nothing is recommended after training."
-    reached = (f"{format_metric(expected.mean, metric)} {'' if metric.share else metric.title + ' '}"
-               f"[{format_interval(expected.low, expected.high, metric)}]")
+    training = reached(expected, metric)
     trivial = {title: value for title, value in baselines.items()
                if title.partition(",")[0] in TRIVIAL}
     title = max(trivial, key=trivial.get)
@@ -547,17 +547,17 @@ def reason_to_decline(
         return (f"{capitalized(title)} reaches {format_metric(trivial[title], metric)} without training: on these "
                 "rows there is nothing to gain.")
     if not expected.low > trivial[title]:
-        return (f"Training reaches {reached}, and {title} {format_metric(trivial[title], metric)}: "
+        return (f"Training reaches {training}, and {title} {format_metric(trivial[title], metric)}: "
                 "nothing shows that the model learned anything. Give more minutes or more rows, and "
                 "check whether the answers follow from the prompts.")
     title = max(baselines, key=baselines.get)
     if metric.share and baselines[title] > CEILING:
         return (f"{capitalized(title)} reaches {format_metric(baselines[title], metric)} without a language model, and "
-                f"training {reached}: these rows are too easy to need one.")
+                f"training {training}: these rows are too easy to need one.")
     if (expected.high < baselines[title]
         and (expected.mean + FAR < baselines[title] or not metric.share)):
         return (f"{capitalized(title)} reaches {format_metric(baselines[title], metric)}, and training "
-                f"{reached}: use {title} on these rows, or give more minutes or more rows.")
+                f"{training}: use {title} on these rows, or give more minutes or more rows.")
     return ""
 
 # %% ../nbs/15_recommend.ipynb #d3294462

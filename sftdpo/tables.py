@@ -65,7 +65,7 @@ def with_cells(
 ) -> pd.DataFrame:        # with columns `cell` and `line`, the cell without its recipe
     "The table with a name for each cell, in the order of recipes and tunings."
     if "cell" in table and "line" in table: return table
-    variants = apart_by_name(table) if not variants else variants
+    variants = variants or apart_by_name(table)
     key = ["recipe", "tuning"] + (["run"] if variants and "run" in table else [])
     names = table[key].drop_duplicates().reset_index(drop=True)
     more = (names["run"].map(lambda run: variants.get(run, "")) if len(key) > 2
@@ -139,12 +139,11 @@ def with_sources(
 def cell_changes(
     examples: pd.DataFrame,  # from `read_examples`, of one task
     column: str,             # what each example reached
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:           # one line per trained cell, with `CELL_COLUMNS`
     "Each cell's paired difference from the base model."
     nothing = pd.DataFrame(columns=CELL_COLUMNS)
     if column not in examples or "recipe" not in examples: return nothing
-    examples = with_cells(examples, variants)
+    examples = with_cells(examples)
     base, trained = examples[examples["recipe"] == "base"], examples[examples["recipe"] != "base"]
     lines = []
     for _, part in trained.groupby("cell", observed=True):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['ROUNDING', 'resource', 'WARM_UP', 'LARGE', 'step_items', 'completion_tokens', 'stage_losses', 'TrainingOrder',
-           'whole_steps', 'micro_batches', 'first_micro_batch', 'prepare_dropout', 'uses_dropout', 'check_start',
-           'loss_not_finite', 'training_arguments', 'our_arguments', 'rounding_of', 'without_dropout', 'RowTrainer',
-           'StageSteps', 'sums_and_counts', 'trained_weights', 'StageTrainer', 'similarity', 'pair_changes', 'HeldOut',
+           'whole_steps', 'micro_batches', 'first_micro_batch', 'uses_dropout', 'check_start', 'loss_not_finite',
+           'training_arguments', 'our_arguments', 'rounding_of', 'without_dropout', 'RowTrainer', 'StageSteps',
+           'sums_and_counts', 'trained_weights', 'StageTrainer', 'similarity', 'pair_changes', 'HeldOut',
            'evenly_spaced', 'write_lines', 'progress_bar', 'Progress', 'Watch', 'StageResult', 'reset_peak_memory',
            'peak_memory_gb', 'steps_per_second', 'history_table', 'mean_width', 'result_of', 'return_large_blocks',
            'trains_tied_embedding', 'sparse_embedding', 'fast_training', 'open_stage', 'reference_of', 'too_large',
@@ -66,6 +66,7 @@ from .engine.trackers import tracking_arguments
 from .loss import dpo_loss, reward_accuracy, sft_loss, with_sft
 from .model import set_dropout, without_subnormals
 from .reading.rows import Row
+from .tasks import steps_of
 
 # %% ../nbs/05_trainer.ipynb #ed0e3df4
 def step_items(
@@ -120,7 +121,7 @@ class TrainingOrder:
 
     def set_epoch(self, epoch: int): self.epoch = epoch
 
-    def __len__(self): return math.ceil(len(self.lengths) / self.batch_size)
+    def __len__(self): return steps_of(len(self.lengths), self.batch_size)
 
     def __iter__(self):
         yield from epoch_batches(self.lengths, self.batch_size, self.seed, self.epoch)
@@ -157,14 +158,6 @@ def first_micro_batch(
     asked = stage.micro_batch_size or stage.batch_size
     fitted = record.get("micro_batch_size", stage.batch_size)
     return min(asked, fitted, math.ceil(stage.batch_size / processes))
-
-# %% ../nbs/05_trainer.ipynb #13ec1c18
-def prepare_dropout(
-    model,         # changed in place
-    stage: Stage,  # its dropout
-):
-    "Give the model the stage's dropout in place of its own; an adapter's dropout is a setting of LoRA."
-    set_dropout(model, stage.dropout)
 
 # %% ../nbs/05_trainer.ipynb #db894773
 def uses_dropout(
@@ -217,7 +210,7 @@ def training_arguments(
 ) -> dict:
     "A stage's settings as `TrainingArguments`; the TRL engine uses the same."
     micro_batch = min(stage.micro_batch_size or stage.batch_size, stage.batch_size)
-    steps = math.ceil(len(rows) / stage.batch_size) * stage.epochs
+    steps = steps_of(len(rows), stage.batch_size, stage.epochs)
     # the library's "constant" takes no warm-up
     schedule = "constant_with_warmup" if stage.schedule == "constant" else stage.schedule
     return dict(
@@ -792,7 +785,7 @@ def train_stage(
     started, held_out = time.perf_counter(), list(held_out)
     folder = Path(folder) if folder else None
     if not folder: stage = stage.replace(checkpoint_steps=0, checkpoint_minutes=0)
-    prepare_dropout(model, stage)
+    set_dropout(model, stage.dropout)
     reset_peak_memory()
     arguments = our_arguments(stage, rows, seed, StageFolder(folder).checkpoints if folder else ".")
     scorer = Scorer(model.to(arguments.device), stage.precision)

@@ -23,7 +23,6 @@ from sftdpo.bench import (
     configurations,
     least_work,
     measure_configuration,
-    padded_left,
     padded_log_probabilities,
     rounds_of,
     seen_pairs,
@@ -33,6 +32,7 @@ from sftdpo.bench import (
 )
 from sftdpo.claims import judge_claims
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, resolve
+from sftdpo.measures.sampling import padded_left
 from sftdpo.reading.rows import Row
 
 ENGINES = ("sftdpo", "trl", "trl-no-checkpointing", "trl-best", "plain")

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import sftdpo
-from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, of_system, parse, written_table
+from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, of_system, parse, write_and_tell
 from sftdpo.config import Execution, Study
 from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
@@ -287,7 +287,8 @@ def test_an_error_of_the_system_names_the_option(tmp_path, place, flag):
     assert of_system(OSError("a sentence of ours"), words) == "a sentence of ours"
 
 
-def test_a_file_that_is_replaced_is_told(tmp_path):
+def test_a_file_that_is_replaced_is_told(tmp_path, capsys):
     table = pd.DataFrame(dict(id=["1"], answer=["yes"]))
-    first, second = (written_table(table, tmp_path / "answers.csv")[0] for _ in range(2))
+    for _ in range(2): write_and_tell(table, tmp_path / "answers.csv")
+    first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("answers.csv") and second.endswith("answers.csv, in place of the file that was there")

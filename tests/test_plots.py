@@ -166,7 +166,7 @@ def test_forty_cells_with_long_names():
     sound(picture)
     assert len(picture.axes[0].get_yticks()) == 40 and picture.get_figwidth() == 6.4
     history = pd.concat(history_of([("sft", "full")], 1).assign(run=f"r{k}", loss=lambda table, k=k: table.loss + k) for k in range(20))
-    words = sound(learning_curves(history, {f"r{k}": f"rate {k}" for k in range(20)}))
+    words = sound(learning_curves(with_stages(history, {f"r{k}": f"rate {k}" for k in range(20)})))
     assert f"Of 20 lines the last {20 - MOST_LINES} are grey" in words
 
 

@@ -361,7 +361,7 @@ def test_a_right_start_is_right_for_every_loss(loss, precision, tokenizer):
 
 def test_a_wrong_start_is_wrong_for_every_beta(tokenizer, monkeypatch):
     "Dropout that was left on moves log-probabilities, whatever a small beta makes of that."
-    monkeypatch.setattr("sftdpo.trainer.prepare_dropout", lambda model, stage: None)
+    monkeypatch.setattr("sftdpo.trainer.set_dropout", lambda model, probability: None)
     for beta in (1e-4, 0.1):
         with pytest.raises(ValueError, match="or dropout is on. Delete the stage's folder"): train_stage(tuned("gpt2", tokenizer, "full", dropout=0.1), pair_rows(), DPO.replace(beta=beta), progress=False)
     policy = torch.tensor([[-3.0, -40.0]])
@@ -478,7 +478,7 @@ def test_stages_are_trained_without_subnormal_numbers(monkeypatch):
                 assert products() == (False, False), "one context inside another"
             assert products() == (True, True), "what others compute is as it was"
     finally: torch.set_num_threads(before)
-    monkeypatch.setattr("sftdpo.trainer.prepare_dropout", lambda *rest: (_ for _ in ()).throw(InterruptedError(products())))
+    monkeypatch.setattr("sftdpo.trainer.set_dropout", lambda *rest: (_ for _ in ()).throw(InterruptedError(products())))
     with pytest.raises(InterruptedError, match="False, False"): train_stage(None, [Row("a", [1], [[2]])], Stage("sft"), progress=False)
     assert products() == (True, True)
 

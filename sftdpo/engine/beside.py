@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import pandas as pd
 from torch import Tensor
 
-from ..data import Example, Row, subset, tokenize, verbalizer_rows, without_rejected
+from ..data import Example, Row, tokenize, verbalizer_rows, without_rejected
 from .inputs import RunInputs
 from ..evaluate import at_temperature, calibration_error, fit_temperature, predict, with_interval
 from ..measures.distance import distances, positions_key, spread
 from ..measures.forgetting import WINDOW, held_out_text, text_nll, text_windows
+from ..reading.examples import some_of
 from ..tasks import TASKS
 
 # %% ../../nbs/engine/04_beside.ipynb #ef60aa6f
@@ -89,14 +90,14 @@ def beside_of(
     share = judging // SHARE
     text = text_windows(held_out_text(run.held_out_text, run.backbone), inputs.tokenizer,
                         min(MOST_TOKENS, share), min(WINDOW, inputs.length))
-    order = subset(inputs.judged, min(MOST_PROMPTS, len(inputs.judged)), 0)
+    order = some_of(inputs.judged, MOST_PROMPTS, 0)
     rows = [Row(row.id, row.prompt, row.completions[:1])
             for row in within(rows_of_examples(inputs, order), share)]
     most = max(1, MOST_DISTRIBUTION_BYTES // (4 * vocabulary * len(rows)))
     places = [spread(len(row.completions[0]), most) for row in rows]
     validation, fitted = [], []
     if data.verbalizers and data.validation:
-        order = subset(data.validation, min(MOST_PROMPTS, len(data.validation)), 0)
+        order = some_of(data.validation, MOST_PROMPTS, 0)
         fitted = within(rows_of_examples(inputs, order), share)
         validation = order[:len(fitted)]
     read = [*text, *rows, *fitted]

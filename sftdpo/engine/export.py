@@ -73,14 +73,13 @@ def submit_paraphrases(
     pairs: str | Path,             # file of question pairs; labels are not looked at
     path: str | Path,              # of the submission file
     reading: Reading = Reading(),  # how the file is read
-    precision: str = "auto",       # "auto", "bf16" or "fp32"
 ) -> Path:
     "Predict the pairs of a file and write the course's submission file."
     examples = read_question_pairs(pairs, labelled=False, unusable=reading.unusable,
                                    reading=reading)
     task = TaskData("paraphrase", Path(pairs).stem, [], [], examples, verbalizers, False,
                     f"Question pairs of {Path(pairs).name}.")
-    return paraphrase_submission(predict(model, tokenizer, task, examples, precision), path)
+    return paraphrase_submission(predict(model, tokenizer, task, examples), path)
 
 # %% ../../nbs/engine/14_export.ipynb #ef811497
 def sonnet_submission(

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OWN_FILE', 'GROUPS', 'OF_A_FILE', 'SELDOM', 'ELSEWHERE', 'field_comments', 'helps', 'Option', 'options_of',
-           'recommended_values', 'recommended_text', 'default_text', 'shows_choices', 'option_text', 'value_text',
-           'argument_name', 'option_lines', 'options_by_group', 'help_text', 'check_value', 'values_after',
-           'check_arguments', 'options_meant', 'check_words']
+           'changed_options', 'recommended_values', 'recommended_text', 'default_text', 'shows_choices', 'option_text',
+           'value_text', 'argument_name', 'option_lines', 'options_by_group', 'help_text', 'check_value',
+           'values_after', 'check_arguments', 'options_meant', 'check_words']
 
 # %% ../../nbs/engine/16_options.ipynb #6f87a6e9
 import dataclasses
@@ -14,7 +14,6 @@ import inspect
 import re
 import shlex
 import textwrap
-import types
 import typing
 from dataclasses import MISSING, dataclass
 from functools import lru_cache
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 # %% ../../nbs/engine/16_options.ipynb #c7d109de
-from ..config import UNUSED, SettingsError, Stage, declared
+from ..config import UNUSED, SettingsError, Stage, bare, declared
 from .names import nearest, nearest_name
 from ..tasks import TASKS
 
@@ -72,9 +71,7 @@ class Option:
     @property
     def values(self) -> object:
         "The type of its values: without None, and of a list's items."
-        kind = self.kind
-        if typing.get_origin(kind) in (typing.Union, types.UnionType):
-            kind = next(one for one in typing.get_args(kind) if one is not type(None))
+        kind = bare(self.kind)
         return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else kind
 
     @property
@@ -120,6 +117,24 @@ def options_of(
         return dataclasses.replace(option, applies=option.applies and option.name not in unused,
                                    help=words)
     return list(map(used, found))
+
+# %% ../../nbs/engine/16_options.ipynb #f27977f8
+def changed_options(
+    settings,          # that have a default in every field
+    before: str = "",  # prefix of its options' names: reading.
+) -> list[str]:
+    "What differs from the defaults, as words of the command line."
+    words, usual = [], type(settings)()
+    for name, value in vars(settings).items():
+        if value == getattr(usual, name): continue
+        option = name.replace("_", "-")
+        flag = f"--{before}{'no-' if value is False else ''}{option}"
+        if isinstance(value, bool): words.append(flag)
+        elif isinstance(value, tuple): words += [flag, *map(str, value)]
+        elif isinstance(value, dict): words += [flag, *(str(word) for pair in value.items() for word in pair)]
+        elif str(value).startswith("-"): words.append(f"{flag}={value}")
+        else: words += [flag, str(value)]
+    return words
 
 # %% ../../nbs/engine/16_options.ipynb #9b3ba789
 def recommended_values(

@@ -33,7 +33,7 @@ from torch import Tensor
 import sftdpo
 from ..batches import best_precision
 from ..config import Run, Stage, decoding, identity, relevant, to_dict, to_yaml
-from ..data import DataError, Example, Row, make_pairs, subset, tokenize, without_rejected, wrong_labels
+from ..data import DataError, Example, Row, favourites, make_pairs, tokenize, without_rejected
 from .beside import beside_of, distance_metrics, measured_beside
 from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
 from .inputs import RunInputs, device, training_examples
@@ -45,6 +45,7 @@ from ..evaluate import baselines, evaluate, predict, sample, with_interval
 from ..measures.distance import distributions, packed, unpacked
 from ..model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
 from ..reading.chat import Interpreted, written_out
+from ..reading.examples import some_of
 from ..tasks import TASKS, Task, find_function
 from ..trainer import StageResult, train_stage
 
@@ -66,8 +67,7 @@ def with_favourites(
     base = (model if len(inputs.run.stages) == 1
             else load_backbone(inputs.run.backbone)[0].to(model.device))
     table = predict(base, tokenizer, inputs.data, examples, precision_of(inputs.run))
-    wrong = wrong_labels(examples, inputs.data.verbalizers, "favourite",
-                         probabilities=table.filter(like="probability_").to_numpy())
+    wrong = favourites(examples, inputs.data.verbalizers, table.filter(like="probability_").to_numpy())
     return [replace(example, rejected=answer) for example, answer in zip(examples, wrong)]
 
 # %% ../../nbs/engine/04_runs.ipynb #67c36124
@@ -108,7 +108,7 @@ def rows_to_watch(
 ) -> list[Row]:
     "Validation rows to evaluate while a stage trains; none where they make no pairs, such as a single text without another to swap it with."
     examples = inputs.data.validation
-    try: return stage_rows(inputs, stage, model, tokenizer, subset(examples, min(HELD_OUT, len(examples)), 0)) if examples else []
+    try: return stage_rows(inputs, stage, model, tokenizer, some_of(examples, HELD_OUT, 0)) if examples else []
     except DataError: return []
 
 # %% ../../nbs/engine/04_runs.ipynb #63426874
@@ -417,7 +417,7 @@ def task_record(
     "What a saved model needs to be judged as it was trained."
     run, data = inputs.run, inputs.data
     labels, shape = data.labels, data.intake.shape
-    columns = ({"prompt": shape.template} if shape.pieces else {}) | shape.columns if shape else {}
+    columns = shape.parts if shape else {}
     # how prompts of several turns were written
     chat = ("template" if any(isinstance(e.prompt, Interpreted) and e.prompt.whole for e in data.train)
             else "written" if run.reading.conversations == "write"
@@ -484,7 +484,7 @@ def judge_further(
     run, found, trained = inputs.run, {}, inputs.training if inputs.run.stages else []
     prompts = {example.prompt for example in trained}
     for name, data in inputs.also.items():
-        some = subset(data.test, min(run.test_size or len(data.test), len(data.test)), 0)
+        some = some_of(data.test, run.test_size or len(data.test), 0)
         judged = evaluate(model, tokenizer, replace(data, train=trained), some, run.sampling,
                           run.seed, precision_of(run))
         metrics = dict(judged.metrics, examples=len(some),

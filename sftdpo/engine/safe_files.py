@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FULL_DISK_WORDS', 'FULL_DISK', 'MACHINE', 'WORD', 'WRITER', 'PART', 'DAY', 'NOT_WHOLE', 'NO_LOCKS', 'means_full_disk',
            'full_disk_named', 'links_in', 'refuse_links', 'inside', 'machine_words', 'part_prefix', 'to_disk',
-           'all_to_disk', 'keep_rights', 'write_bytes', 'write_text', 'read_json', 'write_json', 'remove',
-           'written_whole', 'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of',
+           'all_to_disk', 'keep_rights', 'write_bytes', 'write_text', 'read_json', 'plain_values', 'write_json',
+           'remove', 'written_whole', 'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of',
            'signature', 'signed', 'take_lock', 'say_waiting', 'held', 'holder']
 
 # %% ../../nbs/engine/02_safe_files.ipynb #94ded726
@@ -174,16 +174,19 @@ def read_json(
     return json.loads(path.read_text(encoding="utf-8"))
 
 # %% ../../nbs/engine/02_safe_files.ipynb #b9599d6a
+def plain_values(
+    values,  # dicts, lists, numbers, text
+):
+    "The values as JSON gives them back; nan and infinity, which it lacks, become null."
+    return json.loads(json.dumps(values), parse_constant=lambda _: None)
+
+# %% ../../nbs/engine/02_safe_files.ipynb #b9599d6c
 def write_json(
     path: str | Path,  # where to
-    values,            # plain values; nan and infinity, which JSON lacks, become null
+    values,            # plain values
 ):
     "Write JSON, whole or not at all."
-    def plain(value):
-        if isinstance(value, dict): return {name: plain(inner) for name, inner in value.items()}
-        if isinstance(value, (list, tuple)): return [plain(inner) for inner in value]
-        return None if isinstance(value, float) and value - value != 0 else value
-    write_text(path, json.dumps(plain(values), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(plain_values(values), indent=1, ensure_ascii=False) + "\n")
 
 # %% ../../nbs/engine/02_safe_files.ipynb #33f1d9be
 def remove(

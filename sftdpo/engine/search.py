@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from ..config import Run, Study, check, declared
+from ..config import Run, Study, check
 from .folder import Damaged, StudyFolder
 from .inputs import Inputs
 from .safe_files import read_json, remove, write_text
@@ -92,8 +92,7 @@ class CellTrials:
         self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = (
             study, task, recipe, tuning, before, {}, {})
         self.metric = TASKS[task].primary.name  # until its data are read
-        shared = {name: getattr(study, name) for name in declared(Run) if hasattr(study, name)}
-        self.run = Run(**shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0],
+        self.run = Run(**study.shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0],
                        judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
         if study.search.train_size: self.run = self.run.replace(train_size=study.search.train_size)
 

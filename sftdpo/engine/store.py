@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from ..config import Study, named_paths
-from .folder import AGAIN, Damaged, StudyFolder, with_digest, without_digest
+from .folder import AGAIN, YAML_LOADER, Damaged, StudyFolder, with_digest, without_digest
 from .safe_files import inside, read_json, refuse_links, remove_leftovers, write_text
 from ..measures.answers import macro_f1_parts
 from ..tasks import RECIPES, Task, task_named
@@ -275,9 +275,8 @@ def read_settings(
     run: str,            # name of a finished run
 ) -> dict:
     "The settings of a run, as plain values."
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast
     home = StudyFolder(folder).run(run)
-    return yaml.load(home.checked(home.settings).read_text(encoding="utf-8"), loader)
+    return yaml.load(home.checked(home.settings).read_text(encoding="utf-8"), YAML_LOADER)
 
 # %% ../../nbs/engine/05_store.ipynb #b6df898c
 def read_environment(

@@ -387,8 +387,7 @@ def existing_parent(
 ) -> Path:
     "The nearest folder above that exists."
     folder = Path(folder).absolute()
-    while not folder.exists(): folder = folder.parent
-    return folder
+    return next(one for one in (folder, *folder.parents) if one.exists())
 
 # %% ../../nbs/engine/07_timing.ipynb #1929789b
 def free_disk(
@@ -504,20 +503,24 @@ def size_in_words(
     return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:,.0f} MB"
 
 def memory_in_words(
-    plan,  # a `Plan`
+    nodes: list[Node],   # of the study
+    workers: int,        # processes at once
+    weights: int,        # bytes of the largest run's weights, gradients and moments
+    activations: int,    # bytes of the largest step's
+    free: int | None,    # bytes that are free; None: unknown
 ) -> str:
     "What training takes in memory, and what to lower if that does not fit."
-    needed = plan.workers * (plan.memory + plan.activations + LIBRARIES)
-    free = "" if plan.free_memory is None else f"; free: {size_in_words(plan.free_memory)}"
+    needed = workers * (weights + activations + LIBRARIES)
+    beside = "" if free is None else f"; free: {size_in_words(free)}"
     said = (f"memory: about {size_in_words(needed)}: weights, gradients and AdamW's moments "
-            f"{size_in_words(plan.workers * plan.memory)}, a step's activations "
-            f"{size_in_words(plan.workers * plan.activations)}, the rest Python's libraries{free}")
-    if plan.free_memory is None or needed <= plan.free_memory: return said
-    lower = ["fewer --workers"] * (plan.workers > 1)
+            f"{size_in_words(workers * weights)}, a step's activations "
+            f"{size_in_words(workers * activations)}, the rest Python's libraries{beside}")
+    if free is None or needed <= free: return said
+    lower = ["fewer --workers"] * (workers > 1)
     lower += ["a smaller --sft.micro-batch-size "
               "and --dpo.micro-batch-size, or --sft.gradient-checkpointing and "
-              "--dpo.gradient-checkpointing, or no very long rows"] * (plan.activations > plan.memory / 4)
-    lower += (["--tunings lora"] * (any(node.run.tuning == "full" for node in plan.nodes
+              "--dpo.gradient-checkpointing, or no very long rows"] * (activations > weights / 4)
+    lower += (["--tunings lora"] * (any(node.run.tuning == "full" for node in nodes
                                         if node.stage)) + ["a smaller --backbone"])
     return f"{said} - NOT ENOUGH: use {', '.join(lower)}"
 
@@ -587,7 +590,7 @@ def plan_in_lines(
                  + (f"; this machine is busy ({plan.busy}), on a quiet one it is less"
                     if plan.busy else ""))
     if (plan.left or 0) > LONG: lines.append(shorter_in_words(plan))
-    lines.append(memory_in_words(plan))
+    lines.append(memory_in_words(plan.nodes, plan.workers, plan.memory, plan.activations, plan.free_memory))
     lines.append(f"disk at the peak: {plan.disk / 1e6:,.0f} MB for weights, checkpoints and "
                  f"distributions; free there: {plan.free / 1e6:,.0f} MB"
                  + (" - NOT ENOUGH" if plan.disk > plan.free else ""))
@@ -650,9 +653,8 @@ def memory_note(
     "What training takes in memory, if that is more than is free."
     steps = [activation_bytes(node.inputs, node.stage) for node in largest_steps(nodes)]
     if not steps: return ""
-    needs = Plan(nodes, [], [], [], 0, 0, max(memory_bytes(node.run, inputs) for node in nodes),
-                 workers=workers, activations=max(steps), free_memory=free_memory())
-    said = memory_in_words(needs)
+    weights = max(memory_bytes(node.run, inputs) for node in nodes)
+    said = memory_in_words(nodes, workers, weights, max(steps), free_memory())
     return said if "NOT ENOUGH" in said else ""
 
 # %% ../../nbs/engine/07_timing.ipynb #5d38c287

@@ -23,8 +23,9 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 # %% ../../nbs/engine/12_trl_engine.ipynb #b2937b13
 from ..batches import Scorer, best_precision, score
 from ..config import Stage
+from ..model import set_dropout
 from ..reading.rows import Row
-from ..trainer import StageResult, Watch, prepare_dropout, reset_peak_memory, result_of, training_arguments
+from ..trainer import StageResult, Watch, reset_peak_memory, result_of, training_arguments
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #35f18ac9
 def answer_columns(
@@ -160,7 +161,7 @@ def train_stage_with_trl(
     "Like `train_stage`, with TRL's trainers and their order of the rows, and without checkpoints."
     started, held_out = time.perf_counter(), list(held_out)
     stage = stage.replace(checkpoint_steps=0, checkpoint_minutes=0)
-    prepare_dropout(model, stage)
+    set_dropout(model, stage.dropout)
     reset_peak_memory()
     reference, held_out_reference = None, None
     if stage.kind == "dpo":  # the reference is computed as the policy is

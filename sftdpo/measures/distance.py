@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ..batches import autocast, eval_mode
+from ..batches import eval_mode
 from ..config import identity
 from ..reading.rows import Row
 
@@ -45,11 +45,10 @@ def distributions(
     model,                    # a policy
     rows: list[Row],          # prompts, each with one completion
     places: list[list[int]],  # of each row: which tokens of the completion are predicted
-    precision: str = "fp32",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> Tensor:                  # [places of all rows, vocabulary] nats, float32
     "Log-probabilities over the whole vocabulary at some positions of each row."
     found = []
-    with eval_mode(model), torch.no_grad(), autocast(precision, model.device):
+    with eval_mode(model), torch.no_grad():
         for row, some in zip(rows, places):
             kept = torch.tensor([len(row.prompt) - 1 + place for place in some],
                                 device=model.device)

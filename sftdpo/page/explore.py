@@ -22,6 +22,7 @@ from markupsafe import Markup
 from ..claims import evidence_of
 from ..config import Study, from_yaml
 from ..engine.folder import StudyFolder
+from ..engine.names import built_in
 from sftdpo.engine.store import (
     read_examples,
     read_history,
@@ -151,7 +152,7 @@ def run_button(
         (word for name, values in value.items() for word in (name, ",".join("null" if one is None else str(one) for one in values)))))]
     words = shlex.join(["sftdpo", "compare", "--settings", str(settings), *options, "--out", str(folder)])
     said.value = Markup("<pre style='user-select:all;white-space:pre-wrap'>{}</pre>").format(words)
-    if study.data not in ("embedded", "hub") and not study.data.startswith("hub:") and not expanded(study.data).exists():
+    if not built_in(study.data) and not expanded(study.data).exists():
         press.disabled = True
         said.value += Markup("<p>Its data, {}, are not here.</p>").format(study.data)
     def train(_):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['quoted', 'RENAMED', 'PRESETS', 'WRONG', 'SOFT', 'NAME', 'FULL', 'CARDS', 'OPEN', 'FOLDS', 'LAST', 'OPTION',
-           'field_paths', 'bare', 'choices_of', 'parse_list', 'parse_mapping', 'parse_text', 'show_value', 'field_of',
+           'field_paths', 'choices_of', 'parse_list', 'parse_mapping', 'parse_text', 'show_value', 'field_of',
            'example_of', 'nested', 'flattened', 'resolve_form', 'stages', 'beside', 'card_line', 'card', 'hint_of',
            'boxes_control', 'placeholder_of', 'control_of', 'Entry', 'section_of', 'Form', 'where_of', 'in_page_words']
 
@@ -13,7 +13,6 @@ import dataclasses
 import json
 import re
 import shlex
-import types
 import typing
 from functools import partial
 from typing import Literal
@@ -32,6 +31,7 @@ from sftdpo.config import (
     SettingsError,
     Stage,
     Study,
+    bare,
     convert,
     declared,
     from_dict,
@@ -55,15 +55,6 @@ def field_paths(
                        else field.default)
             found[before + field.name] = inner, default, text
     return found
-
-# %% ../../nbs/page/01_forms.ipynb #01b706f0
-def bare(
-    kind,  # a declared type
-):
-    "The type without its None."
-    if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        return next(one for one in typing.get_args(kind) if one is not type(None))
-    return kind
 
 # %% ../../nbs/page/01_forms.ipynb #75325a9d
 def choices_of(

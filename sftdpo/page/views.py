@@ -21,6 +21,7 @@ from markupsafe import Markup
 # %% ../../nbs/page/03_views.ipynb #7c29ab1a
 from ..config import Study, to_dict
 from ..engine.folder import StudyFolder
+from ..engine.names import built_in
 from ..engine.plain_text import visible
 from ..engine.safe_files import refuse_links
 from ..engine.store import read_examples, read_texts, variants_of
@@ -360,7 +361,7 @@ def relative_files(
 ) -> list[str]:
     "The files and folders that a study names by relative paths."
     named = [name for name in (study.data, study.reading.test, study.reading.validation)
-             if name and name not in ("embedded", "hub") and not name.startswith("hub:")]
+             if name and not built_in(name)]
     return [name for name in named + [study.backbone] * os.path.isdir(study.backbone)
             if not name.startswith(("/", "~"))]
 

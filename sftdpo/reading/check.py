@@ -14,7 +14,6 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_J
            'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
-import dataclasses
 import math
 import shlex
 from collections import Counter
@@ -40,6 +39,8 @@ from sftdpo.data import (
     with_special_tokens_read,
 )
 from ..engine.folder import DataFolder
+from ..engine.names import built_in
+from ..engine.options import changed_options
 from ..engine.plain_text import wrapped, wrapped_command
 from ..engine.safe_files import write_json, write_text
 from .chat import Conversation, Interpreted, special_tokens, with_special_tokens
@@ -151,20 +152,7 @@ def reading_options(
     reading: Reading,  # as the data was read
 ) -> list[str]:
     "The options that say so on the command line; those at their defaults are left out."
-    words = []
-    for f in dataclasses.fields(reading):
-        value, default = (getattr(reading, f.name),
-                          f.default_factory() if f.default is dataclasses.MISSING else f.default)
-        if value == default: continue
-        if isinstance(value, bool):
-            words.append(f"--reading.{'' if value else 'no-'}{f.name.replace('_', '-')}")
-        elif isinstance(value, tuple): words += [f"--reading.{f.name.replace('_', '-')}", *value]
-        elif isinstance(value, dict):
-            words += [f"--reading.{f.name.replace('_', '-')}",
-                      *(str(w) for pair in value.items() for w in pair)]
-        elif str(value).startswith("-"): words.append(f"--reading.{f.name.replace('_', '-')}={value}")
-        else: words += [f"--reading.{f.name.replace('_', '-')}", str(value)]
-    return words
+    return changed_options(reading, "reading.")
 
 # %% ../../nbs/reading/05_check.ipynb #f5d7ff15
 def command_of(
@@ -188,9 +176,8 @@ def recommend_command(
     backbone: str = "bard",        # as given
 ) -> str:                          # empty where there is no file of one's own
     "The command that recommends how to train on this file."
-    if (not (isinstance(data, (str, Path)) and TASKS[task].columns) or TASKS[task].published
-        or str(data).startswith(("embedded", "hub"))):
-        return ""
+    record = TASKS[task]
+    if built_in(data) or not isinstance(data, (str, Path)) or not record.columns or record.published: return ""
     given = [] if backbone == "bard" else ["--backbone", backbone]
     return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given,
                        *reading_options(replace(reading, unusable="stop"))])  # it drops unusable rows
@@ -500,7 +487,7 @@ def split_notes(
     "What is said of the rows that train and judge: how few, prompts that do both, labels."
     asked = {prompt_key(e) for e in data.train if e.label is None}
     again = sum(prompt_key(e) in asked for e in data.test) if asked else 0
-    rows = sum(map(len, data.splits.values()))
+    rows = len(data.examples)
     few = [f"{counted(rows, 'row')}: at least {LEAST_ROWS} are needed before one way to train can "
            "be told from another; collect more"] if rows < LEAST_ROWS else []
     return few + ([f"the prompts of {again:,} of {counted(len(data.test), 'test example')} stand in "
@@ -533,13 +520,13 @@ def glued(
     "The prompts that their completions follow without white space."
     if TASKS[data.task].answers == "labels" or not TASKS[data.task].columns: return 0
     return sum(not (isinstance(e.prompt, Interpreted | Conversation) or e.prompt[-1:].isspace() or e.completion[:1].isspace())
-               for some in data.splits.values() for e in some)
+               for e in data.examples)
 
 def between_glued(
     data: TaskData,  # as loaded
 ) -> str:            # a template for prompts; empty where it is not needed
     "What puts a line end between prompts and completions, where most follow each other without white space."
-    if not glued(data) > sum(map(len, data.splits.values())) / 2: return ""
+    if not glued(data) > len(data.examples) / 2: return ""
     template = data.intake.shape.template if data.intake.shape else "{prompt}"
     return template.replace("\n", "\\n") + "\\n"
 
@@ -548,7 +535,7 @@ def glued_notes(
 ) -> list[str]:
     "A note on completions that follow their prompts without white space."
     if not (between := between_glued(data)): return []
-    return [f"{glued(data):,} of {counted(sum(map(len, data.splits.values())), 'prompt')} end, and their completions "
+    return [f"{glued(data):,} of {counted(len(data.examples), 'prompt')} end, and their completions "
             f"begin, without white space: --reading.prompt {shlex.quote(between)} puts a line end between "
             "them"]
 
@@ -572,7 +559,7 @@ def text_lengths(
     tokenizer,       # of the backbone
 ) -> dict[str, dict[str, int]]:  # prompt, completion or chosen, rejected: quantiles in tokens
     "How long the parts of the examples are; the answers of a label task are counted elsewhere."
-    everything = [e for examples in data.splits.values() for e in examples]
+    everything = data.examples
     texts = dict(prompt=[e.prompt for e in everything],
                  completion=[e.completion for e in everything],
                  rejected=[e.rejected for e in everything if e.rejected is not None])
@@ -600,7 +587,7 @@ def add_tokens(
     tokenizer,           # of the backbone
 ):
     "Add to a report what concerns tokens: lengths, special tokens, joints, answers of several tokens."
-    everything = [e for examples in data.splits.values() for e in examples]
+    everything = data.examples
     report.lengths = text_lengths(data, tokenizer)
     report.notes += long_notes(report)
     if len(everything) > SAMPLED:
@@ -630,7 +617,7 @@ def check_data(
     "What is in a loaded task."
     intake, about, words, shape = (data.intake, data.describe(), label_words(data),
                                    data.intake.shape)
-    everything = [e for examples in data.splits.values() for e in examples]
+    everything = data.examples
     report = DataReport(
         data.task, data.name, data.source, intake.files, problems=intake.problems,
         sizes=about["sizes"], training=training_line(data.task, len(data.train)),
@@ -639,8 +626,7 @@ def check_data(
         split_notes=[*split_notes(data), *folds_note(data)],
         balance={split: {words[answer]: n for answer, n in some.items()}
                  for split, some in about["balance"].items()},
-        columns={} if not shape else ({"prompt": shape.template} if shape.pieces else {})
-        | shape.columns, unused=list(shape.unused) if shape else [],
+        columns=shape.parts if shape else {}, unused=list(shape.unused) if shape else [],
         duplicates={split: duplicates(examples) for split, examples in data.splits.items()},
         repeated=duplicates(everything)["exact"],
         shared=shared(data.splits),
@@ -659,10 +645,7 @@ def tables_behind(
     reading: Reading,  # how it is read
 ) -> dict:             # role -> table; empty for built-in data
     "The tables that data consists of."
-    named = str(data) if isinstance(data, (str, Path)) else ""
-    if ((task in TASKS and not TASKS[task].columns) or named in ("embedded", "hub")
-        or named.startswith("hub:")):
-        return {}
+    if built_in(data) or task in TASKS and not TASKS[task].columns: return {}
     return tables_of(data, delimiter=reading.delimiter, encoding=reading.encoding,
                      columns=reading.columns)
 
@@ -716,7 +699,7 @@ def works(
         found = load_task(task, dict(train=table),
                           reading=replace(reading, unusable="drop", test=None, validation=None))
     except DataError: return False
-    return 2 * sum(map(len, found.splits.values())) >= len(table)
+    return 2 * len(found.examples) >= len(table)
 
 # %% ../../nbs/reading/05_check.ipynb #8c899578
 def recoded(
