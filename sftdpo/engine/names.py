@@ -73,7 +73,7 @@ def is_path(
 
 # %% ../../nbs/engine/15_names.ipynb #6a7a4844
 def built_in(
-    data,   # as given: a name, a path, or an object
+    data,  # as given: a name, a path, or an object
 ) -> bool:
     "Is it data of the package or of the Hub: a name, and no path?"
     return isinstance(data, str) and (data in ("embedded", "hub") or data.startswith("hub:"))
