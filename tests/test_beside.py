@@ -164,7 +164,7 @@ def test_dpo_with_sft_from_the_command_line(place, capsys):
     out = place / "term"
     asked = words(place, "--recipes", "dpo", "dpo+sft", "--tunings", "full", "--dpo-sft-weight", 5, "--train-size", 128)
     main(["plan", *asked, "--no-measure", "--out", str(out)])
-    assert "3 runs, 2 stages to train" in capsys.readouterr().out
+    assert "3 runs, 2 stages of training" in capsys.readouterr().out
     main(["compare", *asked, "--out", str(out)])
     said = capsys.readouterr().out
     assert "labels: dpo+sft full, seed 0" in said and "\ndpo+sft full" in said
