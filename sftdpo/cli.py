@@ -17,6 +17,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ from sftdpo.engine.names import (
 )
 from .engine.options import check_words, help_text, options_of
 from .engine.plain_text import clean_output, say, visible, what_next
+from .engine.safe_files import FULL_DISK
 from .reading.examples import counted
 from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file, typed_reading
@@ -202,6 +204,8 @@ class Report:
 
     def __call__(self):
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
+        if self.out and self.out.suffix.lower() not in (".html", ".htm"):
+            raise SettingsError(f"--out {self.out} ends in {self.out.suffix!r}, and the report is HTML: give a name that ends in .html.")
         folder = StudyFolder(self.folder)
         folder.values()  # an error if it holds no study
         from sftdpo.report import planned, read_study, write_report
@@ -261,6 +265,9 @@ class Data:
                 try: output_file(file, self.data, self.reading.test, self.reading.validation)
                 except FileExistsError:
                     raise FileExistsError(f"--out {self.out} would replace {file}, the file with the rows: give another folder.") from None
+                except OSError as error:
+                    why = re.search(r"\((.*?)\)", str(error))
+                    raise OSError(f"--out {self.out} cannot be written{f' ({why[1]})' if why else ''}: give another folder.") from None
         # no backbone is needed to say so
         readable = columns_fit(self.task, self.data, self.reading) or (
             not self.task and look_of(self.data, self.reading))
@@ -363,7 +370,10 @@ class Evaluate:
         if self.out: check_format(self.out)
         check_saved_model(self.model)
         known = saved_task(self.model)
-        data = self.data or known.get("data", "embedded")
+        same = self.task in (None, known.get("task", self.task))
+        if not (self.data or same) and TASKS[self.task].columns:
+            raise DataError(f"{self.model} was trained for the task {known['task']}: name the rows of the task {self.task} that judge it, --data FILE.")
+        data = self.data or (known.get("data", "embedded") if same else "embedded")
         out = self.out and prediction_file(self.out, data, self.reading.test, self.reading.validation)
         try: check_data_path(data)
         except (DataError, FileNotFoundError) as error:
@@ -402,7 +412,9 @@ def output_file(
     files = [file for place in places for file in (place.iterdir() if place.is_dir() else [place])]
     if any(out.exists() and file.exists() and out.samefile(file) for file in files):
         raise FileExistsError(f"{option} {out} is the file with the rows: give another name.")
-    try: out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise OSError(f"{option} {out} cannot be written ({error.strerror}): give a file in another folder.") from None
     return out
@@ -578,6 +590,9 @@ def read_study_settings(
 ) -> Study:
     "The study of a settings file, or an error that names the file."
     file = Path(os.path.expanduser(path))
+    if file.is_dir():
+        inside = file / "study.yaml"
+        raise SettingsError(f"--settings {path} is a folder: {f'did you mean {inside}?' if inside.exists() else 'give a YAML file.'}")
     if not file.is_file():
         raise SettingsError(f"--settings {path}: there is no such file{near_path(path)}")
     if file.stat().st_size > 1_000_000:
@@ -765,7 +780,7 @@ def without_effect(
     command,           # from `parse`
     words: list[str],  # the command line
 ) -> list[str]:
-    "A sentence for each typed option without effect, because no recipe has such a stage or no cell uses LoRA."
+    "A sentence for each typed option without effect, because no recipe has such a stage, no cell uses LoRA, or another option decides."
     holder = getattr(command, "study", None) or getattr(command, "run", None)
     if not holder: return []
     recipes, tunings = (getattr(holder, f"{name}s", None) or (getattr(holder, name),)
@@ -776,8 +791,10 @@ def without_effect(
     typed = dict.fromkeys(word.partition("=")[0] for word in words)
     what = dict(sft=f"{' '.join(recipes)} has no SFT stage",
                 dpo=f"{' '.join(recipes)} has no DPO stage", lora="no cell is tuned by LoRA")
-    return [f"{flag} has no effect: {what[found[1]]}" for flag in typed
-            if (found := re.match(r"--(sft|dpo|lora)\.", flag)) and found[1] not in used]
+    unused = [f"{flag} has no effect: {what[found[1]]}" for flag in typed
+              if (found := re.match(r"--(sft|dpo|lora)\.", flag)) and found[1] not in used]
+    return unused + [f"--{kind}.steps has no effect: --{kind}.epochs says how long a stage is" for kind in ("sft", "dpo")
+                     if {f"--{kind}.steps", f"--{kind}.epochs"} <= set(typed)]
 
 # %% ../nbs/25_cli.ipynb #42d9bcd7
 def of_system(
@@ -794,7 +811,8 @@ def of_system(
             or [one for one in typed if place in one[2].parents])
     if not near: return said
     flag, value, _ = max(near, key=lambda one: len(one[2].parts))
-    return f"{flag} {value}: {said}{'; give another folder' if flag == '--out' else ''}"
+    elsewhere = flag == "--out" and error.strerror != FULL_DISK
+    return f"{flag} {value}: {said}{'; give another folder' if elsewhere else ''}"
 
 GO_ON = ("compare", "train", "recommend", "quickstart", "reproduce", "bench")  # commands that keep what is done
 

@@ -798,7 +798,11 @@ class Study(StudySettings):
                                            *map(tuple, self.sweep.values())):
             swept = dict(zip(self.sweep, values))
             changes = dict(fold=fold, seed=seed_in_fold(seed, fold)) | swept
-            found.append((cell.replace(**changes), swept))
+            try: found.append((cell.replace(**changes), swept))
+            except SettingsError as error:
+                if not swept: raise
+                values = ", ".join(f"{name} {value}" for name, value in swept.items())
+                raise SettingsError(f"sweep {values}: {str(error).removeprefix('run.')}") from None
         return found
 
     def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:

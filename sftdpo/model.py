@@ -165,10 +165,11 @@ def check_finite_weights(
 def beneath(
     folder: Path,  # of an adapter
 ) -> str:          # what `load_backbone` takes
-    "The backbone that an adapter was trained on."
-    recorded = _own_record(folder).get("backbone")
-    settings = folder/"adapter_config.json"
-    return recorded or read_model_settings(settings).get("base_model_name_or_path") or "NAME"
+    "The backbone that an adapter was trained on: the recorded one, unless its settings name another since."
+    record, settings = _own_record(folder), folder/"adapter_config.json"
+    named, files = read_model_settings(settings).get("base_model_name_or_path"), record.get("files")
+    changed = files is not None and files.get(settings.name) != sha256(settings)
+    return (named if changed else record.get("backbone")) or named or "NAME"
 
 # %% ../nbs/02_model.ipynb #f9fc5981
 def check_model_folder(
@@ -183,7 +184,8 @@ def check_model_folder(
                          f"--backbone {beneath(folder)}; `sftdpo evaluate` and `sftdpo generate` "
                          "take the adapter's folder itself")
     if not (folder/"config.json").exists():
-        raise FileNotFoundError(f"{folder} holds no config.json: it is not a saved model")
+        meant = f": did you mean {folder/'model'}?" if (folder/"model"/"config.json").exists() else ": it is not a saved model"
+        raise FileNotFoundError(f"{folder} holds no config.json{meant}")
     weight_files(folder)
     return folder.resolve()
 
@@ -732,9 +734,20 @@ def _load_adapted(folder: Path) -> tuple:
     "A backbone with the adapter of a folder, and the tokenizer that was saved with it."
     check_adapter(folder)
     check_saved(folder, _own_record(folder).get("files", {}))
-    model, tokenizer = load_backbone(beneath(folder))
+    name = beneath(folder)
+    try: model, tokenizer = load_backbone(name)
+    except FileNotFoundError:
+        if name in BACKBONES or Path(name).expanduser().exists(): raise
+        changed = f", and take that file's line out of {folder}/sftdpo.json" if _own_record(folder) else ""
+        raise FileNotFoundError(f"{folder} is an adapter for {name}, which is not there: put it back, or write its new place as "
+                                f"base_model_name_or_path in {folder}/adapter_config.json{changed}.") from None
     with quiet(), torch.random.fork_rng():
-        model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        try: model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+        except RuntimeError as error:
+            if "size mismatch" not in str(error): raise
+            weight = re.search(r"size mismatch for (\S+?):", str(error))
+            raise ValueError(f"{folder} does not fit {name}: {weight[1] if weight else 'a weight'} has another size. Was the vocabulary "
+                             "extended, or is it an adapter for another model? Merge it where it was trained, and give the merged model.") from None
     if (folder/"tokenizer_config.json").exists(): tokenizer = load_tokenizer(folder)
     return model.eval(), tokenizer
 

@@ -1,4 +1,5 @@
 "The command line: options are the settings' fields, a help fills one screen, and mistakes are told in a line."
+import errno
 import json
 import re
 import shlex
@@ -8,9 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from little import unbroken
 
 import sftdpo
-from sftdpo.cli import COMMANDS, QUICKSTART, Compare, Generate, Train, main, of_system, parse, write_and_tell
+from sftdpo.cli import (
+    COMMANDS,
+    QUICKSTART,
+    Compare,
+    Generate,
+    Train,
+    main,
+    of_system,
+    output_file,
+    parse,
+    without_effect,
+    write_and_tell,
+)
 from sftdpo.config import Execution, Study
 from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
@@ -292,3 +306,36 @@ def test_a_file_that_is_replaced_is_told(tmp_path, capsys):
     for _ in range(2): write_and_tell(table, tmp_path / "answers.csv")
     first, second = capsys.readouterr().out.splitlines()
     assert first.endswith("answers.csv") and second.endswith("answers.csv, in place of the file that was there")
+
+
+@pytest.mark.parametrize("words, said", [
+    (["plan", "--settings", "{study}"], r"--settings \S+ is a folder: did you mean \S+study.yaml\?"),
+    (["report", "{study}", "--out", "{here}/x.pdf"], "the report is HTML: give a name that ends in .html"),
+    (["compare", "--sweep", "sft.learning-rate", "fast", "--out", "{here}/x"], "sweep sft.learning_rate fast: sft.learning_rate = 'fast' cannot be used"),
+    (["compare", "--sweep", "sft.learnin-rate", "1e-4", "--out", "{here}/x"], "sweep sft.learnin_rate 1e-4: there is no setting 'learnin_rate'"),
+    (["recommend", "{file}", "{file}"], r"has no place here: sftdpo recommend DATA"),
+    (["data", "check", "{file}", "--out", "/proc/nowhere"], r"--out /proc/nowhere cannot be written \(.*\): give another folder"),
+    (["predict", "{models}", "{file}"], r"name one, such as \S+models/one")])
+def test_errors_name_the_place_and_a_remedy_that_fits(words, said, repository, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"tea {i},{'ab'[i % 2]}\n" for i in range(60)))
+    (tmp_path / "models/one/model").mkdir(parents=True)
+    places = dict(study=repository / "nbs/study/results/smollm2-sizes", here=tmp_path, file=tmp_path / "a.csv", models=tmp_path / "models")
+    with pytest.raises(SystemExit): main([word.format(**places) for word in words])
+    told = capsys.readouterr()
+    assert re.search(said, unbroken(told.err + told.out))
+
+
+def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
+    # At a6f58f35 a folder that was there but could not be written in was found after all rows were answered.
+    with pytest.raises(OSError, match=r"--out /proc/answers.csv cannot be written \(.*\): give a file in another folder"): output_file(Path("/proc/answers.csv"))
+    assert output_file(tmp_path / "answers.csv") == tmp_path / "answers.csv" and not list(tmp_path.iterdir())
+
+
+def test_steps_beside_epochs_are_noted():
+    words = ["train", "--sft.epochs", "1", "--sft.steps", "50"]
+    assert without_effect(parse(words), words) == ["--sft.steps has no effect: --sft.epochs says how long a stage is"]
+
+
+def test_a_full_disk_keeps_its_own_remedy():
+    from sftdpo.engine.safe_files import FULL_DISK
+    assert of_system(OSError(errno.ENOSPC, FULL_DISK, "full/a/policy"), ["train", "--out", "full/a"]).endswith("it goes on where it stopped")

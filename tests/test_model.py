@@ -12,6 +12,7 @@ import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
 from peft import AutoPeftModelForCausalLM, PeftModel
+from safetensors.torch import load_file, save_file
 from tiny import tiny_model, tiny_of, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, FalconConfig, OPTConfig, PersimmonConfig
 
@@ -462,3 +463,28 @@ def test_fetch_smollm2(tmp_path, monkeypatch, request):
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     assert "Paris" in tokenizer.decode(model.generate(**prompt, max_new_tokens=3, do_sample=False)[0])
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_adapter_whose_backbone_moved_says_what_to_do_and_it_works(folder, tmp_path):
+    # At a6f58f35 the message named two paths that nobody had typed, and no printed remedy worked.
+    policy = adapted(folder, LoRA(rank=4))
+    m.save_policy(policy, m.load_backbone(str(folder))[1], tmp_path / "adapter")
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    settings, record = tmp_path / "adapter/adapter_config.json", tmp_path / "adapter/sftdpo.json"
+    told, written = json.loads(record.read_text()), json.loads(settings.read_text())
+    written["base_model_name_or_path"] = told["backbone"] = str(tmp_path / "gone")
+    settings.write_text(json.dumps(written))
+    told["files"].pop(settings.name)
+    record.write_text(json.dumps(told))
+    with pytest.raises(FileNotFoundError, match="adapter is an adapter for .*gone, which is not there: put it back, or write its new place as base_model_name_or_path"): m.load_policy(tmp_path / "adapter")
+    settings.write_text(json.dumps(written | dict(base_model_name_or_path=str(moved))))
+    with torch.no_grad(): assert torch.equal(m.load_policy(tmp_path / "adapter")[0](input_ids=ids).logits, policy.eval()(input_ids=ids).logits)
+
+
+def test_an_adapter_for_another_model_is_refused_in_a_line(folder, tokenizer, tmp_path):
+    m.save_policy(adapted(folder, LoRA(rank=4)), tokenizer, tmp_path / "adapter")
+    settings, weights = tmp_path / "adapter/adapter_config.json", tmp_path / "adapter/adapter_model.safetensors"
+    save_file({name: torch.cat([value, value]) for name, value in load_file(weights).items()}, weights)
+    (tmp_path / "adapter/sftdpo.json").unlink()
+    assert settings.exists()
+    with pytest.raises(ValueError, match="does not fit .*: .* has another size"): m.load_policy(tmp_path / "adapter")

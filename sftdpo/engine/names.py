@@ -184,7 +184,8 @@ def check_saved_model(
     if home.begun:
         raise FileNotFoundError(f"{name} is a study, and it keeps no weights: `sftdpo compare --weights best`, "
                                 "with the same options and another --out, keeps each cell's best.")
+    if below := sorted(Path(name).expanduser().glob("*/model")):
+        raise FileNotFoundError(f"{name} holds no saved model, but folders below it do: name one, such as {below[0].parent}.")
     raise FileNotFoundError(f"{name} holds no saved model, neither config.json nor "
-                            f"adapter_config.json: `sftdpo train --out {name}` puts one there, and "
-                            "`sftdpo compare --weights best` keeps those of a study, in a folder "
-                            "of its own.")
+                            "adapter_config.json: `sftdpo train --out FOLDER` makes one in a new folder, and "
+                            "`sftdpo compare --weights best` keeps those of a study.")

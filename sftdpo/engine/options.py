@@ -360,7 +360,7 @@ def check_arguments(
         raise SettingsError(f"{' and '.join(needed[len(words):])} "
                             f"{'is' if len(needed) - len(words) == 1 else 'are'} missing: {usage}")
     if len(words) > len(wanted):
-        word, data = words[len(wanted)], any(option.name == "data" for option in options)
+        word, data = words[len(wanted)], any(option.name == "data" and not option.positional for option in options)
         meant = f": did you mean --data {word}?" if data and Path(word).exists() else (
             f": {usage} [OPTIONS]; an option's value follows its name, in quotes if it has blanks.")
         raise SettingsError(f"{word!r} has no place here{meant}")

@@ -821,10 +821,11 @@ def find_files(
                         "permissions.") from None
     found = _roles_of(paths)
     if "train" not in found:
+        names = sorted(path.name for some in paths.values() for path in some) or sorted(p.name for p in folder.iterdir())
         raise DataError(
             f"The folder {folder} holds no training file: name "
             "one train.csv, .tsv, .jsonl, .json, .parquet or .arrow, or give the path of the file itself. "
-            f"Found: {', '.join(sorted(p.name for p in folder.iterdir())[:8]) or 'nothing'}.")
+            f"Found: {', '.join(names[:8]) or 'nothing'}.")
     found = {role: [path for name in names for path in paths[name]]
              for role, names in found.items()}
     for role, some in found.items():
