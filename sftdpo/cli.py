@@ -487,7 +487,7 @@ class Predict:
 # %% ../nbs/25_cli.ipynb #feac9675
 @dataclass
 class Submit:
-    "Write the course's submission file: the answers to a file of question pairs, or the rest of a file of sonnets."
+    "Write a submission file for Stanford's CS 224N: the answers to a file of question pairs, or the rest of a file of sonnets."
     unused: ClassVar = UNANSWERED
     model: tyro.conf.Positional[str]  # a folder that `train` or `recommend` made, or a backbone
     # a file of question pairs, labelled or not, or of numbered prompts of three lines
@@ -591,7 +591,7 @@ def read_study_settings(
     "The study of a settings file, or an error that names the file."
     file = Path(os.path.expanduser(path))
     if file.is_dir():
-        inside = file / "study.yaml"
+        inside = StudyFolder(file).settings
         raise SettingsError(f"--settings {path} is a folder: {f'did you mean {inside}?' if inside.exists() else 'give a YAML file.'}")
     if not file.is_file():
         raise SettingsError(f"--settings {path}: there is no such file{near_path(path)}")
