@@ -687,17 +687,14 @@ def pairs_of_metrics(
 # %% ../nbs/21_plots.ipynb #ec6d31e8
 def draw_runs(
     axis,                   # to draw on
-    points: pd.DataFrame,   # from `pairs_of_metrics`
+    points: pd.DataFrame,   # from `pairs_of_metrics`, of one recipe
     factors: tuple,         # of x and y
-) -> list[Line2D]:          # handles for a legend
-    "One mark a run: its form is the recipe, its colour and filling the tuning."
-    tunings = looks_of(dict.fromkeys(points["tuning"]))
-    markers = dict(zip(dict.fromkeys(points.sort_values("cell")["recipe"]), MARKERS * 9))
-    for (recipe, tuning), part in points.groupby(["recipe", "tuning"]):
-        look = tunings[tuning] | dict(marker=markers[recipe], linestyle="none")
-        axis.plot(factors[0] * part["x"], factors[1] * part["y"], markersize=6, markeredgewidth=1.2,
-                  alpha=0.8, **look)
-    return recipe_handles(markers, tunings)
+    looks: dict[str, dict],  # of the tunings
+):
+    "One mark a run; its look is the tuning."
+    for tuning, part in points.groupby("tuning"):
+        axis.plot(factors[0] * part["x"], factors[1] * part["y"], markersize=5, markeredgewidth=1.1, alpha=0.8,
+                  **looks[tuning] | dict(linestyle="none"))
 
 # %% ../nbs/21_plots.ipynb #7a2a20ae
 def metric_against(
@@ -706,17 +703,21 @@ def metric_against(
     y: Metric | str,        # on the vertical axis
     variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
-    "Two metrics against one another, a point per run."
+    "Two metrics against one another, a panel per recipe and a point per run."
     x, y = metric_named(x), metric_named(y)
     points = pairs_of_metrics(results, x.name, y.name, variants)
     if points.empty: return nothing(f"No run has both {x.title} and {y.title}.")
+    recipes, looks = list(dict.fromkeys(points.sort_values("cell")["recipe"])), looks_of(dict.fromkeys(points["tuning"]))
+    across = min(3, len(recipes))
     with style():
-        picture = Picture(3.2)
-        axis = picture.subplots()
-        handles = draw_runs(axis, points, (x.factor, y.factor))
-        axis.axvline(0, color=INK, linewidth=0.8, linestyle=LINES[2])
-        axis.set(xlabel=axis_title(x), ylabel=axis_title(y))
-        legend(picture, {}, handles)
+        picture, axes = panels(len(recipes), height=2.1, across=across, sharex=True, sharey=True)
+        for recipe, axis in zip(recipes, axes):
+            axis.set_title(short(recipe))
+            axis.axvline(0, color=INK, linewidth=0.8, linestyle=LINES[2])
+            draw_runs(axis, points[points["recipe"] == recipe], (x.factor, y.factor), looks)
+            axis.tick_params(labelbottom=True)
+        name_axes(axes, across, axis_title(x), axis_title(y))
+        legend(picture, looks, line=False)
     means = points.groupby("cell", observed=True)[["x", "y"]].mean()
     rows = [f"{short(cell, 60)} {format_metric(one.y, y)} at {format_metric(one.x, x)}"
             for cell, one in means.iterrows()]
