@@ -262,12 +262,7 @@ class Data:
         if self.out:
             home = DataFolder(self.out)
             for file in (home.report, home.summary, home.unusable):
-                try: output_file(file, self.data, self.reading.test, self.reading.validation)
-                except FileExistsError:
-                    raise FileExistsError(f"--out {self.out} would replace {file}, the file with the rows: give another folder.") from None
-                except OSError as error:
-                    why = re.search(r"\((.*?)\)", str(error))
-                    raise OSError(f"--out {self.out} cannot be written{f' ({why[1]})' if why else ''}: give another folder.") from None
+                output_file(file, self.data, self.reading.test, self.reading.validation, folder=self.out)
         # no backbone is needed to say so
         readable = columns_fit(self.task, self.data, self.reading) or (
             not self.task and look_of(self.data, self.reading))
@@ -404,6 +399,7 @@ def output_file(
     out: Path,           # as typed
     *read: str | Path | None,  # files or folders that are read
     option: str = "--out",  # how the user names it
+    folder: Path | None = None,  # as typed, where not the file but its folder was named
 ) -> Path:
     "The file to write, once it is sure that this is possible and that it is none of those that are read."
     out = expanded(out)
@@ -411,12 +407,14 @@ def output_file(
     places = [expanded(one) for one in read if one]
     files = [file for place in places for file in (place.iterdir() if place.is_dir() else [place])]
     if any(out.exists() and file.exists() and out.samefile(file) for file in files):
-        raise FileExistsError(f"{option} {out} is the file with the rows: give another name.")
+        raise FileExistsError(f"{option} {folder} would replace {out}, the file with the rows: give another folder." if folder
+                              else f"{option} {out} is the file with the rows: give another name.")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
-        raise OSError(f"{option} {out} cannot be written ({error.strerror}): give a file in another folder.") from None
+        raise OSError(f"{option} {folder or out} cannot be written ({error.strerror}): give "
+                      f"{'another folder' if folder else 'a file in another folder'}.") from None
     return out
 
 def prediction_file(

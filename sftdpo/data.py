@@ -177,9 +177,7 @@ class TaskData:
         return dict(train=self.train, validation=self.validation, test=self.test)
 
     @property
-    def examples(self) -> list[Example]:
-        "All of them, split by split."
-        return [*self.train, *self.validation, *self.test]
+    def examples(self) -> list[Example]: return [*self.train, *self.validation, *self.test]
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -204,8 +202,7 @@ class TaskData:
     def describe(self) -> dict:  # plain values, ready for JSON
         "Sizes, class balance and source."
         sizes = {split: len(examples) for split, examples in self.splits.items()}
-        balance = {split: _balance(examples, self.verbalizers)
-                   for split, examples in self.splits.items()}
+        balance = {split: _balance(examples, self.verbalizers) for split, examples in self.splits.items()}
         return dict(task=self.task,
                     data=self.name, source=self.source, fingerprint=self.fingerprint,
                     sizes=sizes, balance=balance if self.verbalizers else {})

@@ -54,7 +54,7 @@ from transformers.utils import logging
 
 # %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
-from .engine.names import BACKBONES, HUB_NAME, check_spelling, home_of, offline_message
+from .engine.names import BACKBONES, HUB_NAME, check_spelling, home_of, is_path, offline_message
 from .engine.safe_files import written_whole
 
 # %% ../nbs/02_model.ipynb #3d7e0a02
@@ -737,7 +737,7 @@ def _load_adapted(folder: Path) -> tuple:
     name = beneath(folder)
     try: model, tokenizer = load_backbone(name)
     except FileNotFoundError:
-        if name in BACKBONES or Path(name).expanduser().exists(): raise
+        if name in BACKBONES or not is_path(name) or Path(name).expanduser().exists(): raise
         changed = f", and take that file's line out of {folder}/sftdpo.json" if _own_record(folder) else ""
         raise FileNotFoundError(f"{folder} is an adapter for {name}, which is not there: put it back, or write its new place as "
                                 f"base_model_name_or_path in {folder}/adapter_config.json{changed}.") from None

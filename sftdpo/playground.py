@@ -46,6 +46,7 @@ from .page.forms import FULL, NAME, PRESETS, WRONG, Form, beside, field_of, fiel
 from .page.own_file import OwnFile, PageActions
 from .plots import learning_curves
 from .reading.examples import DataError
+from .reading.files import expanded
 from .report import data, failures_of, figure
 from .study import check_study_folder
 
@@ -707,7 +708,8 @@ def marks_of_files(
 ) -> dict[str, tuple]:  # path: when it was changed, its size
     "By what it is seen that a file of a study was changed."
     named = [study.data, study.reading.test, study.reading.validation, *named_paths(study.also_judge).values()]
-    paths = [path for name in named if name for path in (Path(name), *sorted(Path(name).glob("*"))) if path.is_file()]
+    places = [expanded(name) for name in named if name and not built_in(name)]
+    paths = [path for place in places for path in (place, *sorted(place.glob("*"))) if path.is_file()]
     return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in paths}
 
 

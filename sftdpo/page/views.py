@@ -92,10 +92,10 @@ def cells_html(
     for part in parts:
         beside = ", ".join(f"{name} {format_metric(value, part['metric'])}"
                            for name, value in part["beside"].items())
-        opening, *said = [data(in_page_words(line)) for line in (part.get("opening", ""), *part.get("said", ()))]
-        pieces.append(Markup("<h4>{}</h4><p>{}</p><p>{}</p>{}").format(
-            data(part["task"]), data(part["about"]), opening, html_table(part["lines"])))
-        pieces += [Markup("<p>{}</p>").format(line) for line in said]
+        def lines(*said): return Markup("").join(Markup("<p>{}</p>").format(data(in_page_words(line))) for line in said if line)
+        pieces.append(Markup("<h4>{}</h4><p>{}</p>{}{}{}").format(
+            data(part["task"]), data(part["about"]), lines(part.get("opening")), html_table(part["lines"]),
+            lines(*part.get("said", ()))))
         if beside: pieces.append(Markup("<p>without training: {}</p>").format(data(beside)))
     if not parts: pieces.append(Markup("<p><i>No run is finished yet.</i></p>"))
     if notes:
