@@ -737,33 +737,30 @@ def against_forgetting(
 def against_examples(
     sizes: pd.DataFrame,    # from `size_intervals`
     metric: Metric | str,   # what was measured
-    beside: dict[str, float] | None = None,  # what is reached without training: name, value
+    beside: pd.Series | None = None,  # what is reached without training: by size, named
 ) -> Picture:
     "The score against the number of training examples, with intervals."
     if sizes["train_size"].nunique() < 2:
         return nothing("The study has one size of training set: there is no curve over sizes.")
     metric, recipes, words = metric_named(metric), list(dict.fromkeys(sizes["recipe"])), []
-    looks, lines = looks_of(dict.fromkeys(sizes["tuning"])), [LINES[2 + place % 4] for place in range(len(beside or {}))]
+    looks, line = looks_of(dict.fromkeys(sizes["tuning"])), dict(color=INK, linewidth=0.9, linestyle=LINES[2])
+    def in_words(values):
+        return ", ".join(f"{format_metric(value, metric)} with {size:,}" for size, value in values.items())
     with style():
         picture, axes = panels(len(recipes), across=3, sharey=True)
         for recipe, axis in zip(recipes, axes):
             axis.set_title(recipe)
             for tuning, part in sizes[sizes["recipe"] == recipe].groupby("tuning"):
                 draw_sizes(axis, part, metric, looks[tuning])
-                ends = [f"{format_metric(line.mean, metric)} with {line.train_size:,}"
-                        for line in part.itertuples()]
-                words.append(f"{recipe} {tuning}: {', '.join(ends)}")
-            for value, line in zip((beside or {}).values(), lines):
-                axis.axhline(metric.factor * value, color=INK, linewidth=0.9, linestyle=line)
-        for axis in axes: scale_sizes(axis, sorted(set(sizes["train_size"])))
+                words.append(f"{recipe} {tuning}: {in_words(part.set_index('train_size')['mean'])}")
+            if beside is not None: axis.plot(beside.index, metric.factor * beside, **line)
+            scale_sizes(axis, sorted(set(sizes["train_size"])))
         name_axes(axes, 3, "training examples", axis_title(metric))
-        known = [f"{name} {format_metric(value, metric)}" for name, value in (beside or {}).items()]
-        marks = [Line2D([], [], color=INK, linewidth=0.9, linestyle=line, label=label)
-                 for label, line in zip(known, lines)]
-        legend(picture, looks, marks)
-    picture.alternative = (f"{axis_title(metric)} against the number of training examples. "
-                           f"{listed(words)}.{f' Without training: {listed(known)}.' if known else ''}")
+        legend(picture, looks, () if beside is None else (Line2D([], [], label=beside.name, **line),))
+    if beside is not None: words.append(f"without training, {beside.name}: {in_words(beside)}")
+    picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words)}."
     return picture
+
 
 # %% ../nbs/21_plots.ipynb #3f999c2d
 def draw_sizes(
