@@ -730,11 +730,11 @@ def check_saved(
                              f"take its line out of {folder}/sftdpo.json")
 
 # %% ../nbs/02_model.ipynb #8bf707f5
-def _load_adapted(folder: Path) -> tuple:
+def _load_adapted(folder: Path, backbone: str | None) -> tuple:
     "A backbone with the adapter of a folder, and the tokenizer that was saved with it."
     check_adapter(folder)
     check_saved(folder, _own_record(folder).get("files", {}))
-    name = beneath(folder)
+    name = backbone or beneath(folder)
     try: model, tokenizer = load_backbone(name)
     except FileNotFoundError:
         if name in BACKBONES or not is_path(name) or Path(name).expanduser().exists(): raise
@@ -754,11 +754,12 @@ def _load_adapted(folder: Path) -> tuple:
 # %% ../nbs/02_model.ipynb #a51d8862
 def load_policy(
     folder: str | Path,  # from `save_policy`, or any saved model or adapter
+    backbone: str | None = None,  # what is beneath an adapter; None: the backbone that its files name
 ) -> tuple:              # model, tokenizer
     "Load a saved full policy, or a backbone with its adapter ready to go on training."
     folder = Path(folder).expanduser()
     recorded = _own_record(folder)
-    if (folder/"adapter_config.json").exists(): return _load_adapted(folder)
+    if (folder/"adapter_config.json").exists(): return _load_adapted(folder, backbone)
     check_saved(folder, recorded.get("files", {}))
     model, tokenizer = load_backbone(str(folder.absolute()))
     if "backbone" in recorded: model.config.sftdpo_backbone = recorded["backbone"]

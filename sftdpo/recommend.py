@@ -832,6 +832,7 @@ def begin_trials(
     study = study_of_trials(start, folds)
     claim_folder(home.path, study)
     study = settled(home, study)
+    remove(home.planned)  # of the file as it was before; a way that is tried again is back at once
     trials = Trials(home, Inputs(load), loaded.record.primary, folds, deadline, say)
     trials.workers = runs_at_once(trials.inputs, start.backbone, 2 * folds)
     return trials, start.replace(sft=study.sft, dpo=study.dpo, sampling=study.sampling)

@@ -18,6 +18,7 @@ from sftdpo.config import Reading, Run, SettingsError
 from sftdpo.data import TaskData, load_task
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.store import read_results
 from sftdpo.reading.examples import Example
 from sftdpo.recommend import (
     INSTEAD,
@@ -307,6 +308,10 @@ def test_what_was_recommended_before_goes_where_nothing_is_now(tmp_path, backbon
     moods = "".join(f"{'glad' if i % 2 else 'sad'} {i % 5},{'ab'[i % 2] if i % 15 else 'ba'[i % 2]}\n" for i in range(60))
     (tmp_path / "moods.csv").write_text("text,label\n" + moods)
     assert recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None).model
+    first = set(read_results(tmp_path / "out")["run"])
+    (tmp_path / "moods.csv").write_text("text,label\nglad 1,b\n" + moods)
+    assert recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None).model
+    assert not first & set(read_results(tmp_path / "out")["run"]), "at 8dc483e7 baselines were means over the file before and after it was edited"
     (tmp_path / "moods.csv").write_text("text,label\n" + moods[:200])
     assert recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=60, backbone=str(backbone), say=lambda words: None).declined
     assert not (tmp_path / "out" / "model").exists() and not list((tmp_path / "out").glob("recommendation.*"))

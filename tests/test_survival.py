@@ -4,10 +4,12 @@ import hashlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
+from pathlib import Path
 
 import keep_results
 import pandas as pd
@@ -299,6 +301,30 @@ def test_what_was_trained_before_it_was_followed_still_serves_as_the_reference(b
     found, expected = compare(grown, tmp_path / "out", progress=False), compare(grown, tmp_path / "undisturbed", progress=False)
     pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)
     assert (found.metric == "kl_policy_reference").any() and trained == ["sft", "dpo"] * 2
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_second_stage_starts_from_the_backbone_where_it_is_now(another, backbone, tokenizer, tmp_path, monkeypatch):
+    "At 8dc483e7 an adapter was put on whatever lay where the backbone was when it was trained; with nothing there, the stage failed."
+    import sftdpo.engine.work
+    finish, study = sftdpo.engine.work.finish_stage, quick_one(backbone, recipes=("sft-dpo",), tunings=("lora",))
+    def stops(home, inputs, stage, *rest, **more):
+        if stage.kind == "dpo": raise KeyboardInterrupt
+        return finish(home, inputs, stage, *rest, **more)
+    with monkeypatch.context() as stopped:
+        stopped.setattr(sftdpo.engine.work, "finish_stage", stops)
+        with pytest.raises(KeyboardInterrupt): compare(study, tmp_path / "out", progress=False)
+    moved = shutil.copytree(backbone, tmp_path / "moved")
+    expected = compare(study, tmp_path / "undisturbed", progress=False)
+    remove(Path(backbone))
+    if another:
+        other = tiny_model("gpt2", tokenizer)
+        other.lm_head.weight.data += torch.randn_like(other.lm_head.weight)
+        save_policy(other, tokenizer, backbone)
+    trained = trained_stages(monkeypatch)
+    found = compare(study.replace(backbone=str(moved)), tmp_path / "out", progress=False)
+    assert trained == ["dpo"]
+    pd.testing.assert_frame_equal(*(steady(table.drop(columns="backbone")) for table in (found, expected)), check_exact=True)
 
 
 def test_each_run_is_compared_with_the_base_model_as_it_is_judged_itself(backbone, tmp_path):

@@ -66,10 +66,10 @@ def finish_node(
     # it is tried again once its parent is trained
     if train and parent.stage and not check_stage_weights(folder, parent, say): return False
     if not node.stage: model, tokenizer = load_backbone(node.run.backbone)
-    elif not train: model, tokenizer = load_policy(stage.policy)
+    elif not train: model, tokenizer = load_policy(stage.policy, node.run.backbone)
     else:
-        try: model, tokenizer = (load_policy(folder.stage(parent.key).policy) if parent.stage
-                                 else load_backbone(node.run.backbone))
+        try: model, tokenizer = (load_policy(folder.stage(parent.key).policy, node.run.backbone)
+                                 if parent.stage else load_backbone(node.run.backbone))
         except OSError:
             # a process with fewer recipes, which needs the parent no more, gave it up
             if parent.stage and not folder.stage(parent.key).policy.exists(): return False
