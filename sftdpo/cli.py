@@ -138,7 +138,7 @@ class Compare:
         print_tables(results, self.out)
         print_differences(results, self.out)
         if len(results): print(next_steps(results, self.out))
-        if any(StudyFolder(self.out).failures.glob("*.txt")): sys.exit(1)
+        if results.attrs["failed"]: sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #c81d2f01
 @dataclass
@@ -208,9 +208,10 @@ class Report:
             raise SettingsError(f"--out {self.out} ends in {self.out.suffix!r}, and the report is HTML: give a name that ends in .html.")
         folder = StudyFolder(self.folder)
         folder.values()  # an error if it holds no study
+        from sftdpo.engine.store import read_results
         from sftdpo.report import planned, read_study, write_report
         print(write_report(self.folder, self.out and output_file(self.out)))
-        study, finished = read_study(self.folder), len(folder.finished_runs())
+        study, finished = read_study(self.folder), read_results(self.folder)["run"].nunique()
         asked = planned(study) if study and not folder.recommendation.exists() else 0
         if finished < asked:
             print(f"note: {finished:,} of {asked:,} runs are finished; the command that began the study goes on with "
@@ -298,7 +299,7 @@ class Quickstart:
             print("These questions are made up: what counts here is that every cell learns them.\n"
                   "On your own rows cells differ: `sftdpo recommend FILE`.")
             print(next_steps(results, self.out))
-        if StudyFolder(self.out).failed(): sys.exit(1)
+        if results.attrs["failed"]: sys.exit(1)
 
 # %% ../nbs/25_cli.ipynb #5a00b737
 @dataclass

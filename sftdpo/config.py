@@ -8,8 +8,8 @@ __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'Tracker', 'SPEED', 'IN_
            'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
            'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'stages_of', 'LearningRates',
            'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
-           'cell_settings', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml',
-           'from_yaml', 'relevant', 'identity']
+           'cell_settings', 'as_number', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml',
+           'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -27,7 +27,7 @@ from typing import Literal
 import yaml
 
 # %% ../nbs/11_config.ipynb #0716bd71
-from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, stage_changes
+from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, searched_recipes, stage_changes
 
 # %% ../nbs/11_config.ipynb #218fbede
 TuningName = Literal["full", "lora"]
@@ -663,7 +663,7 @@ def check_cells(
         check(isinstance(values, (list, tuple)) and len(values) > 0,
               f"study.sweep[{name!r}]", values,
               "give a list of values")
-    recipes = dict.fromkeys(name for one in study.recipes for name in (one, *RECIPES[one].stages))
+    recipes = dict.fromkeys([*study.recipes, *searched_recipes(study.recipes)])
     for name in study.cells:
         check(bool(name.split()), "study.cells", name, "write the words of a cell and a setting, such as 'sft-dpo lora dpo.beta'")
         for word in name.split()[:-1]:
@@ -683,13 +683,16 @@ def check_search(
     study,  # a `Study`
 ):
     "Rates are searched for one setting, or at one stated size of several."
-    trials, swept = study.search.trials, set(study.sweep)
+    trials, swept, betas = study.search.trials, set(study.sweep), study.search.betas
     check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
           "rates are picked for one setting, and would be unfair to the other values of a sweep: "
           "sweep without trials, or compare each value in a study of its own")
     check(not (trials and swept and not study.search.train_size), "study.search.train_size", None,
           "the study has several sizes: say at which of them the rates are searched; "
           "the others take them over")
+    tried = trials and any("dpo.beta" in RECIPES[recipe].searched for recipe in study.recipes)
+    check(not tried or study.dpo.beta in betas, "dpo.beta", study.dpo.beta,
+          f"the search tries {', '.join(f'{one:g}' for one in betas)}; name in search.betas what it is to try")
 
 # %% ../nbs/11_config.ipynb #abc0fd5a
 def check_seeds(
@@ -759,6 +762,18 @@ def cell_settings(
         if set(words) <= set(cell): found[setting] = value
     return found
 
+# %% ../nbs/11_config.ipynb #d8f1ca48
+def as_number(
+    name: str,  # of a run's setting, dotted
+    value,      # one that it is to have
+):              # a whole number without a point; what is no number stays as it was written
+    "The value of a swept setting in one form, whether it was written as 1e-4, as text or as 0.0001."
+    kind = Run
+    for word in name.split("."): kind = declared(bare(kind))[word]
+    found = convert(value, kind, name)
+    if isinstance(found, float) and found.is_integer(): return int(found)
+    return found if isinstance(found, (int, float)) else value
+
 # %% ../nbs/11_config.ipynb #14cdd262
 @dataclass(frozen=True)
 class Study(StudySettings):
@@ -766,6 +781,7 @@ class Study(StudySettings):
     def validate(self):
         for one in (check_names, check_cells, check_search, check_seeds): one(self)
         self.runs(self.seeds[:1])  # raises what a run would
+        object.__setattr__(self, "sweep", {name: [as_number(name, one) for one in values] for name, values in self.sweep.items()})
 
     @property
     def every_fold(self) -> tuple[int, ...]:

@@ -682,17 +682,18 @@ def train_on_all(
     "Train the recommended way once more on all rows, and save the model ready for use."
     folder, one = trials.folder, everything.of(run.replace(folds=0, fold=0, seed=0))
     model, tokenizer = load_backbone(run.backbone)
-    for stage, key in zip(one.run.stages, one.keys):
-        home = folder.stage(key)
-        if home.record.exists(): remove(home.path)
-        model = finish_stage(home, one, stage, model, tokenizer, progress=False)
-    with written_whole(folder.model) as part:
-        save_policy(model, tokenizer, part)
-        save_task(part, task_record(one))
-        judged = (f"what it reaches was measured in {trials.folds} folds, "
-                  "each by a model that had not seen its rows")
-        write_text(part / "README.md", model_card(one, metrics, judged))
-    for key in one.keys: remove(folder.stage(key).policy)
+    with folder.held("model", wait=-1):  # another process may be at the same
+        for stage, key in zip(one.run.stages, one.keys):
+            home = folder.stage(key)
+            if home.record.exists(): remove(home.path)
+            model = finish_stage(home, one, stage, model, tokenizer, progress=False)
+        with written_whole(folder.model) as part:
+            save_policy(model, tokenizer, part)
+            save_task(part, task_record(one))
+            judged = (f"what it reaches was measured in {trials.folds} folds, "
+                      "each by a model that had not seen its rows")
+            write_text(part / "README.md", model_card(one, metrics, judged))
+        for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 
 # %% ../nbs/15_recommend.ipynb #96d7a314

@@ -15,6 +15,7 @@ from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
 from .engine.store import read_examples, read_results, read_settings, task_of
 from .engine.tree import stage_tree
+from .reading.examples import counted
 from .stats import difference
 from .study import carry_out, failed_runs
 from .tables import values_of
@@ -64,6 +65,9 @@ def reproduce(
     inputs, place, say = (inputs or Inputs(), StudyFolder(out),
                           print if progress else lambda *words: None)
     runs = {name: stored_run(folder, name, data) for name in names or few_runs(folder)}
+    if known := [run for run in runs.values() if place.run(inputs.of(run).name).finished]:
+        say(f"note: {place} has {len(known)} of these {counted(len(runs), 'run')} from an earlier command, perhaps of another version; "
+            "another --out trains them again")
     nodes = stage_tree(
         list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
     carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say)

@@ -7,8 +7,8 @@ __all__ = ['Function', 'PAIR_BUILDERS', 'UNBALANCED', 'ACCURACY', 'MACRO_F1', 'C
            'PAIR_RATES', 'TEXT_RATES', 'PARAPHRASE', 'SONNET', 'LABELS', 'COMPLETIONS', 'PREFERENCES', 'TASKS',
            'GENERAL_METRICS', 'RECIPES', 'find_function', 'Metric', 'format_metric', 'format_interval', 'Baseline',
            'steps_of', 'Recommended', 'pair_builders', 'Task', 'known_pair_builders', 'task_named', 'metric_named',
-           'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes', 'check_task', 'check_recipe', 'register',
-           'import_modules']
+           'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes', 'searched_recipes', 'check_task',
+           'check_recipe', 'register', 'import_modules']
 
 # %% ../nbs/10_tasks.ipynb #97f14c24
 import importlib
@@ -417,6 +417,16 @@ def controls_of_recipe(
 def trained_recipes() -> tuple[str, ...]:
     "The recipes that train something."
     return tuple(recipe.name for recipe in RECIPES.values() if recipe.stages)
+
+# %% ../nbs/10_tasks.ipynb #a0456882
+def searched_recipes(
+    recipes,  # names, of those that are compared
+) -> tuple[str, ...]:
+    "The recipes whose rates a search chooses: all that train, and those that are the first stage of another."
+    found = [recipe for recipe in recipes if RECIPES[recipe].stages]
+    for recipe in found:
+        if (first := RECIPES[recipe].after) and first not in found: found.append(first)
+    return tuple(found)
 
 # %% ../nbs/10_tasks.ipynb #39fef219
 def _require(record, ok, what: str, remedy: str):

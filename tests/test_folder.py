@@ -117,7 +117,7 @@ def test_reading_a_damaged_record_names_file_and_remedy(study, finished):
     folder, _ = finished
     run = folder.run(next(name for name in folder.finished_runs() if "sft-dpo" in name))
     damage(run.history, "cut")
-    with pytest.raises(Damaged, match=r"history.csv is damaged .*the same `sftdpo compare` command makes it again"): read_history(folder)
+    with pytest.raises(Damaged, match=r"history.csv is damaged .*the command that made it makes it again"): read_history(folder)
     damage(run.metrics, "empty")
     folder.results.unlink()
     with pytest.raises(Damaged, match=r"metrics.json is damaged"): write_report(folder)
@@ -206,4 +206,4 @@ def test_a_failed_run_tells_why(study, tmp_path):
     broken = study.replace(cells={"sft full sft.learning_rate": 1e30, "sft full sft.max_gradient_norm": 1e30}, recipes=("sft",))
     compare(broken, tmp_path / "out", progress=False)
     folder, nodes = StudyFolder(tmp_path / "out"), stage_tree(broken)
-    assert "FloatingPointError" in folder.state(nodes[1]).why and folder.state(nodes[1]).closed and read_record(folder.begun_with)
+    assert "FloatingPointError" in folder.state(nodes[1]).why and folder.closed(nodes[1]) and read_record(folder.begun_with)

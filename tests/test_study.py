@@ -347,12 +347,16 @@ def test_a_command_that_was_corrected_finds_its_folder_free(tmp_path, backbone, 
     (tmp_path / "rows.csv").write_text("text,label\n" + rows + ",x\n")
     words = ["compare", "--tasks", "labels", "--data", str(tmp_path / "rows.csv"), "--backbone", str(backbone), "--recipes", "sft", "--tunings", "full", "--sft.epochs", "1", "--out", str(tmp_path / "out")]
     with pytest.raises(SystemExit): main(words)
-    assert "--reading.unusable drop" in capsys.readouterr().err
+    assert "--reading.unusable drop" in (told := capsys.readouterr().err)
+    named = tmp_path / "out" / "data" / "labels" / "unusable.csv"
+    assert named.name in told and len(pd.read_csv(named)) == 1, "at 8dc483e7 the list was deleted as soon as it was named"
     words += ["--reading.unusable", "drop"]
     with pytest.raises(SystemExit): main([*words, "--train-size", "5000"])
     assert "ask for at most" in capsys.readouterr().err
     main([*words, "--train-size", "30"])
     with pytest.raises(SystemExit): main([*words, "--train-size", "20"])
     assert "was begun with 30" in capsys.readouterr().err, "what was trained is never mixed with other settings"
+    with pytest.raises(SystemExit): main(words)
+    assert "train-size was 30 and is not given" in capsys.readouterr().err, "at 8dc483e7 it was called --train-size None"
     with pytest.raises(SystemExit): main([*words, "--train-size", "20", "--reading.label", "label"])
     assert "train-size was 30 and is 20; reading.label was not given and is label" in capsys.readouterr().err, "all that differs is told"

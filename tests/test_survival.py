@@ -353,8 +353,48 @@ def test_other_data_under_an_old_folder_is_refused(backbone, tmp_path):
     from little import short
     study = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("full",))
     compare(study, tmp_path / "out", progress=False)
+    report = next((tmp_path / "out" / "data").glob("*/data.json"))
+    before = report.read_text()
     other = Inputs(lambda *rest: dataclasses.replace(short(*rest), train=short(*rest).train[1:]))
     with pytest.raises(ValueError, match="The data of the task sonnet is 'embedded' .*was begun with 'embedded'"): compare(study, tmp_path / "out", progress=False, inputs=other)
+    assert report.read_text() == before, "at 8dc483e7 the report on the data was that of the refused ones"
+
+
+@pytest.mark.parametrize("option", ["also_judge", "held_out_text"])
+def test_other_files_that_judge_are_refused(option, backbone, tmp_path):
+    "At 8dc483e7 all stages of the study were trained again."
+    judging = tmp_path / "judging.csv"
+    def write(words): judging.write_text("question1,question2,label\n" + "".join(f"What {i} {words}?,How {i}?,{i % 2}\n" for i in range(30)))
+    write("now")
+    study = quick_one(backbone, recipes=("base",), **{option: (f"more={judging}",) if option == "also_judge" else str(judging)})
+    compare(study, tmp_path / "out", progress=False)
+    write("later")
+    with pytest.raises(ValueError, match=f"The {option} is .*judging.csv.* was begun with .*judging.csv.*Bring the old files back"): compare(study, tmp_path / "out", progress=False)
+
+
+def test_more_trials_go_on_in_the_same_folder(backbone, tmp_path, monkeypatch):
+    "At 8dc483e7 the remedy that a search itself names was refused."
+    trained = trained_stages(monkeypatch)
+    study = quick_one(backbone, search=Search(trials=3, seeds=(7,), further=0))
+    compare(study, tmp_path / "out", progress=False)
+    assert len(trained) == 4
+    compare(study.replace(**{"search.trials": 4}), tmp_path / "out", progress=False)
+    assert 5 <= len(trained) <= 6, "the further trial, and the run if another rate is better"
+    assert len(pd.read_csv(tmp_path / "out" / "search.csv")) == 4
+    with pytest.raises(FileExistsError, match="search.trials was 4 and is 0"): compare(study.replace(**{"search.trials": 0, "search.further": 1}), tmp_path / "out", progress=False)
+
+
+def test_what_another_process_is_at_keeps_its_checkpoints(backbone, tmp_path):
+    "At 8dc483e7 a command with fewer recipes deleted those of a stage that was trained again for others."
+    study, folder = quick_one(backbone), StudyFolder(tmp_path / "out")
+    compare(study, folder.path, progress=False)
+    node = stage_tree(study)[1]
+    mark = folder.stage(node.key).checkpoints / "checkpoint-7" / "weights"
+    mark.parent.mkdir(parents=True), mark.write_text("of another process")
+    with folder.held(node.key): compare(study, folder.path, progress=False)
+    assert mark.exists()
+    compare(study, folder.path, progress=False)
+    assert not mark.exists()
 
 
 def test_other_versions_under_an_old_folder_are_named(backbone, tmp_path, capsys):

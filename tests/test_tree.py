@@ -9,13 +9,16 @@ from tiny import tiny_model
 
 import sftdpo.engine.work
 from sftdpo.config import Run, Search, SettingsError, Stage, Study
+from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
-from sftdpo.engine.search import best_of, first_trials, next_trial
-from sftdpo.engine.store import read_examples, variants_of
+from sftdpo.engine.search import CellTrials, best_of, first_trials, next_trial, search_rates
+from sftdpo.engine.store import read_examples, swept_values, variants_of
 from sftdpo.model import save_policy
 from sftdpo.page.live import estimate
+from sftdpo.study import grown, note_planned_runs
 from sftdpo.tables import cells_table
+from sftdpo.tasks import RECIPES, Recipe
 
 
 def names(states): return [state.name for state in states]
@@ -93,7 +96,9 @@ def test_the_plan_tells_what_is_done(backbone, tmp_path):
     compare(study.replace(recipes=("sft",)), tmp_path / "out", progress=False)
     after = plan(study, tmp_path / "out", measure=False)
     assert [state.name for node, state in zip(after.nodes, after.states) if node.stage and node.stage.kind == "sft"] == ["done"]
-    assert "2 of 4 done" in str(after) or "1 of 4 done" in str(after)
+    first = next(i for i, node in enumerate(after.nodes) if node.stage and node.stage.kind == "sft")
+    assert str(after.states[first]) == "done, and trained again for what starts from it" and after.seconds[first] > 0, "at 8dc483e7 it was not in the plan"
+    assert "1 of 4 done" in str(after) and "3 stages to train" in after.brief() and "2 runs" in after.brief()
     compare(study, tmp_path / "out", progress=False)
     assert set(names(plan(study, tmp_path / "out", measure=False).states)) == {"done"} and plan(study, tmp_path / "out", measure=False).left == 0
     once, apart = after.shared if None not in after.shared else plan(study, tmp_path / "out", measure=False).shared
@@ -152,6 +157,63 @@ def test_rates_are_chosen_on_rows_and_seeds_that_do_not_judge(backbone, tmp_path
         assert (settings["sft"]["learning_rate"], settings["dpo"]["learning_rate"]) == (rate["sft"], rate["sft-dpo"])
     pd.testing.assert_frame_equal(compare(study, tmp_path / "out", progress=False), results)
     with pytest.raises(SettingsError, match="seeds that choose do not report"): study.replace(seeds=(7,))
+
+
+def search_of(study, folder, monkeypatch, edges=()):
+    "What a search chooses that scores a rate by its distance from 1e-4, or for some recipes by the rate itself; and the runs of its trials."
+    runs = []
+    def read(cell, folder, inputs, trial):
+        score = trial[0] if cell.recipe in edges else -abs(math.log(trial[0] / 1e-4))
+        cell.each[trial], cell.scores[trial] = [score], score
+    monkeypatch.setattr(CellTrials, "read", read)
+    folder.mkdir(exist_ok=True)
+    chosen = search_rates(study, StudyFolder(folder), little_inputs(), runs.extend, lambda words: None)
+    return chosen, runs
+
+
+def searching(backbone, recipes, **changes):
+    "A study of question pairs, fully fine-tuned, that searches its rates."
+    return small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=recipes, search=Search(trials=3, seeds=(7,), **changes.pop("search", {})), **changes)
+
+
+def first_rates(runs, recipe): return {run.sft.learning_rate for run in runs if run.recipe == recipe}
+
+
+def test_second_stages_are_tried_on_the_first_stage_that_the_study_will_have(backbone, tmp_path, monkeypatch):
+    "At 8dc483e7 DPO's rate was chosen for another SFT model where the study set the first stage's rate itself, and for one of a registered recipe."
+    study = searching(backbone, ("sft", "sft-dpo"), cells={"sft-dpo full sft.learning_rate": 2e-5})
+    chosen, tried = search_of(study, tmp_path / "own", monkeypatch)
+    assert first_rates(tried, "sft-dpo") == first_rates(chosen.runs(), "sft-dpo") == {2e-5} != first_rates(chosen.runs(), "sft")
+    with pytest.raises(SettingsError, match="2e-05 cannot be used: the search chooses it for paraphrase sft full"):
+        search_of(study.replace(cells={"full sft.learning_rate": 2e-5}), tmp_path / "both", monkeypatch)
+    monkeypatch.setitem(RECIPES, "warm", Recipe("warm", ("sft",), "a first stage"))
+    monkeypatch.setitem(RECIPES, "warm-dpo", Recipe("warm-dpo", ("sft", "dpo"), "what starts from it", after="warm"))
+    chosen, tried = search_of(searching(backbone, ("warm-dpo",)), tmp_path / "warm", monkeypatch)
+    assert first_rates(tried, "warm-dpo") == first_rates(chosen.runs(), "warm-dpo") != {1e-3}
+    assert first_rates(chosen.replace(cells=chosen.cells | {"warm full sft.learning_rate": 3e-5}).runs(), "warm-dpo") != {3e-5}, "it names a recipe that is searched, but not compared"
+
+
+def test_second_stages_get_as_many_trials_as_first_ones(backbone, tmp_path, monkeypatch):
+    search_of(searching(backbone, ("sft", "sft-dpo"), search=dict(further=2)), tmp_path / "out", monkeypatch, edges=("sft",))
+    assert pd.read_csv(tmp_path / "out" / "search.csv").groupby("recipe").size().to_dict() == {"sft": 5, "sft-dpo": 5}
+
+
+def test_the_beta_that_is_asked_for_is_one_that_is_tried(backbone):
+    "At 8dc483e7 --dpo.beta 0.3 with a search trained at beta 0.1."
+    with pytest.raises(SettingsError, match="dpo.beta = 0.3 cannot be used: the search tries 0.1; name in search.betas"): searching(backbone, ("dpo",), dpo=Stage("dpo", beta=0.3))
+    searching(backbone, ("dpo",), dpo=Stage("dpo", beta=0.3), search=dict(betas=(0.3,)))
+    searching(backbone, ("sft",), dpo=Stage("dpo", beta=0.3))
+
+
+def test_a_swept_value_is_the_same_however_it_is_written(backbone, tmp_path):
+    "At 8dc483e7 cells fell together where a sweep went on in another notation."
+    study = small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("sft",))
+    written = [study.replace(sweep={"sft.learning_rate": values}) for values in (["1e-4", "1e-3"], [0.0001, 0.001])]
+    for one in written:
+        StudyFolder(tmp_path).write_study(grown(tmp_path, one) if StudyFolder(tmp_path).begun else one)
+        note_planned_runs(StudyFolder(tmp_path), one, little_inputs())
+    assert StudyFolder(tmp_path).study().sweep == {"sft.learning_rate": [0.0001, 0.001]}
+    assert set(swept_values(tmp_path)["sft.learning_rate"].dropna()) == {"0.0001", "0.001"}
 
 
 @pytest.mark.parametrize("best", [1e-4, 2.3e-4, 3e-5, None])

@@ -31,7 +31,7 @@ from sftdpo.engine.safe_files import (
 )
 
 # %% ../../nbs/engine/03_folder.ipynb #3b9d5369
-AGAIN = "the same `sftdpo compare` command makes it again"
+AGAIN = "the command that made it makes it again"
 
 class Damaged(ValueError):
     "A file of a study is empty, cut or altered."
@@ -242,12 +242,12 @@ class State:
     who: str = ""         # running: who is working on it
     step: int = 0         # stopped: of the last checkpoint
     why: str = ""         # failed: what was written down
-    closed: bool = False  # finished or failed, with all below
-    ready: bool = False   # it needs work, and what it starts from is there
+    again: bool = False   # done: its stage is trained again, for stages that start from it
 
     def __str__(self):
         if self.name == "running": return f"running: {self.who}"
         if self.name == "stopped": return f"stopped at step {self.step}"
+        if self.again: return "done, and trained again for what starts from it"
         return "trained, not yet judged" if self.name == "trained" else self.name
 
 # %% ../../nbs/engine/03_folder.ipynb #1d57affc
@@ -372,16 +372,14 @@ class NodePlaces(StudyPlaces):
 
     def state(self, node) -> State:
         "Where a node stands."
-        stage, closed = self.stage(node.key), self.closed(node)
-        more, recorded = (dict(closed=closed, ready=not closed and self.ready(node)),
-                          node.stage and stage.record.exists())
-        if why := self.failure_of(node): return State("failed", why=why, **more)
-        if self.judged(node) and (not node.stage or recorded or closed):
-            return State("done", **more)
-        if who := self.worker_at(node): return State("running", who=who, **more)
-        if recorded: return State("trained", **more)
-        return (State("stopped", step=stage.last_step, **more) if node.stage and stage.last_step
-                else State("waiting", **more))
+        stage = self.stage(node.key)
+        recorded = node.stage and stage.record.exists()
+        if why := self.failure_of(node): return State("failed", why=why)
+        if self.judged(node) and (not node.stage or recorded or self.closed(node)):
+            return State("done", again=not self.weights(node) and not all(map(self.closed, node.children)))
+        if who := self.worker_at(node): return State("running", who=who)
+        if recorded: return State("trained")
+        return State("stopped", step=stage.last_step) if node.stage and stage.last_step else State("waiting")
 
 # %% ../../nbs/engine/03_folder.ipynb #2bd09828
 class StudyFolder(NodePlaces):

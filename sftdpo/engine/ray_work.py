@@ -112,7 +112,7 @@ def work_on_ray(
                 # a damaged parent is made again first
                 if not folder.weights(node):
                     begun -= {one.key for one in (node, node.parent) if one}
-                give_up_weights(folder, node, weights)
+                give_up_weights(folder, [node, *node.ancestors], weights)
         if pending:
             raise WorkFailed(f"{len(pending)} nodes could not be begun, the first is "
                              f"{pending[0].label!r}; the same command tries them again.")

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from ..config import Run, Study, check
+from ..config import LearningRates, Run, Study, cell_settings, check
 from .folder import Damaged, StudyFolder
 from .inputs import Inputs
 from .safe_files import read_json, remove, write_text
-from .store import first_stage, read_search, searched_recipes, with_searched_rates
-from ..tasks import RECIPES, TASKS
+from .store import first_stage, read_search, with_searched_rates
+from ..tasks import RECIPES, TASKS, searched_recipes
 
 # %% ../../nbs/engine/10_search.ipynb #6fe3836d
 def rounded(
@@ -89,11 +89,15 @@ def trial_line(
 class CellTrials:
     "The trials of one cell on one task."
     def __init__(self, study: Study, task: str, recipe: str, tuning: str, before: dict):
-        self.study, self.task, self.recipe, self.tuning, self.before, self.scores, self.each = (
-            study, task, recipe, tuning, before, {}, {})
+        self.study, self.task, self.recipe, self.tuning, self.scores, self.each = study, task, recipe, tuning, {}, {}
+        own = cell_settings(LearningRates(), study.cells, task, recipe, tuning)
+        for setting in RECIPES[recipe].searched:
+            check(setting not in own, f"study.cells, {setting}", own.get(setting),
+                  f"the search chooses it for {self.name}: leave it out, or search nothing (search.trials 0)")
+        self.before = before | {setting: value for setting, value in own.items() if setting in before}
         self.metric = TASKS[task].primary.name  # until its data are read
         self.run = Run(**study.shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0],
-                       judge="validation").replace(**study.overrides(task, recipe, tuning) | before)
+                       judge="validation").replace(**study.overrides(task, recipe, tuning) | self.before)
         if study.search.train_size: self.run = self.run.replace(train_size=study.search.train_size)
 
     @property
@@ -149,7 +153,8 @@ def try_cells(
     inputs: Inputs,           # of the study
     carry_out: Callable[[list[Run]], None],  # finishes runs in that folder
     say: Callable = print,     # reports what begins
-):
+    least: int = 0,           # trials of each: as many as cells that were searched before
+) -> int:                     # trials of each
     "Spend the trials of several cells."
     search = cells[0].study.search
     def spend(asked: list[tuple[CellTrials, tuple]]):
@@ -160,13 +165,14 @@ def try_cells(
     spend([(cell, trial) for cell in cells for trial in cell.first()])
     for cell in cells: cell.recall(folder, inputs)
     def once_more(some): spend([(cell, next_trial(cell.scores, search.factor)) for cell in some])
-    most = max(search.trials, *(len(cell.scores) for cell in cells))
+    most = max(search.trials, least, *(len(cell.scores) for cell in cells))
     while short := [cell for cell in cells if len(cell.scores) < most]: once_more(short)
     for _ in range(search.further):
         if edges := [cell.name for cell in cells if at_edge(cell.scores)]:
             say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more "
                 "trial for all")
             once_more(cells)
+    return max(len(cell.scores) for cell in cells)
 
 # %% ../../nbs/engine/10_search.ipynb #5a6e07c1
 def stage_groups(
@@ -211,12 +217,12 @@ def search_rates(
         say(f"note: {error}")
         before = {}
         remove(folder.search)
-    chosen, lines = {}, []
+    chosen, lines, made = {}, [], 0
     for group in stage_groups(searched_recipes(study.recipes)):
         cells = [CellTrials(study, task, recipe, tuning, first_stage(chosen, task, recipe, tuning)
                             if RECIPES[recipe].after else {})
                  for task in study.tasks for recipe in group for tuning in study.tunings]
-        try_cells(cells, folder, inputs, carry_out, say)
+        made = try_cells(cells, folder, inputs, carry_out, say, made)
         for cell in cells:
             picked = best_of(cell.scores)
             check(cell.scores[picked] > -math.inf, "study.search", cell.name,

@@ -6,8 +6,8 @@
 __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'SEARCHED', 'read_whole_table', 'planned_runs', 'write_planned_runs', 'rows_of',
            'rows_judged_on', 'further_sets', 'swept_values', 'sizes_over_folds', 'gather', 'read_results', 'described',
            'read_texts', 'with_macro_f1', 'read_examples', 'task_of', 'read_history', 'read_settings',
-           'read_environment', 'variants_of', 'several_values', 'read_search', 'searched_recipes', 'searched_cells',
-           'first_stage', 'with_searched_rates', 'read_pairs']
+           'read_environment', 'variants_of', 'several_values', 'read_search', 'searched_cells', 'first_stage',
+           'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -21,7 +21,7 @@ from ..config import Study, named_paths
 from .folder import AGAIN, YAML_LOADER, Damaged, StudyFolder, with_digest, without_digest
 from .safe_files import inside, read_json, refuse_links, remove_leftovers, write_text
 from ..measures.answers import macro_f1_parts
-from ..tasks import RECIPES, Task, task_named
+from ..tasks import RECIPES, Task, searched_recipes, task_named
 
 # %% ../../nbs/engine/05_store.ipynb #e5221fd2
 CELL = ["task", "recipe", "tuning", "seed", "fold"]
@@ -318,15 +318,6 @@ def read_search(
     return read_whole_table(path, SEARCHED, **how) if path.exists() else pd.DataFrame(columns=SEARCHED)
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d0
-def searched_recipes(
-    recipes,  # names, of those that are compared
-) -> tuple[str, ...]:
-    "The recipes whose rates a search chooses: all that train, and those that are the first stage of another."
-    found = [recipe for recipe in recipes if RECIPES[recipe].stages]
-    for recipe in found:
-        if (first := RECIPES[recipe].after) and first not in found: found.append(first)
-    return tuple(found)
-
 def searched_cells(
     folder: str | Path,  # of a study
 ) -> set[tuple[str, str, str]]:  # task, recipe, tuning
@@ -355,10 +346,8 @@ def with_searched_rates(
     # as they were written, to the last digit
     chosen, trials = {}, read_search(folder, dtype=dict.fromkeys(("learning_rate", "beta"), str))
     if trials.empty: return study
-    # a first stage may be that of a recipe which is not compared
-    recipes = {name for recipe in study.recipes for name in (recipe, *RECIPES[recipe].stages)}
     trials = trials[trials.chosen & trials.task.isin(study.tasks) & trials.tuning.isin(
-        study.tunings) & trials.recipe.isin(recipes)]
+        study.tunings) & trials.recipe.isin(searched_recipes(study.recipes))]
     for one in trials.itertuples():  # recipes of one stage come first
         settings = dict(zip(RECIPES[one.recipe].searched,
                             map(float, (one.learning_rate, one.beta))))

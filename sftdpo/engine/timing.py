@@ -35,14 +35,14 @@ from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, device, settled
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
-from .store import searched_cells, searched_recipes, with_searched_rates
+from .store import searched_cells, with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
 from ..model import apply_tuning, backbone_config, load_backbone
 from ..reading.examples import counted
 from ..reading.rows import token_counts
-from ..tasks import steps_of
+from ..tasks import searched_recipes, steps_of
 
 # %% ../../nbs/engine/07_timing.ipynb #6e6c46f2
 # what a damaged or a closed folder may raise
@@ -151,6 +151,7 @@ class Timing(Rates):
 
     def left(self, folder: StudyFolder, node: Node, state: State) -> float | None:
         "What a node still takes; a stage that is under way is measured by its own steps."
+        if state.again: return self.whole(node, judging=False)
         if state.name in ("done", "failed"): return 0.0
         judging = self.seconds(*list(work_of_node(node).items())[-1])
         if not node.stage or state.name == "trained" or folder.weights(node) or judging is None:
@@ -560,8 +561,8 @@ def plan_in_a_line(
     if plan.nothing:
         return ("Nothing is left to do here. More seeds, recipes, tunings or tasks would add "
                 "to it.")
-    runs, stages = (sum(len(node.runs) for node in plan.open),
-                    sum(bool(node.stage) for node in plan.open))
+    runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if state.name != "done")
+    stages = sum(bool(node.stage) for node in plan.open)
     first = f", {counted(plan.trials, 'trial')} before that" if plan.trials else ""
     time = (f"time left: {time_in_words(plan.left)}" if plan.left is not None
             else "time: unknown until a few steps are measured, or one such stage is finished")
@@ -617,8 +618,8 @@ class Plan:
 
     @property
     def open(self) -> list[Node]:
-        "The nodes that are not done."
-        return [node for node, state in zip(self.nodes, self.states) if state.name != "done"]
+        "The nodes that are not done, or whose stage is trained again."
+        return [node for node, state in zip(self.nodes, self.states) if state.name != "done" or state.again]
 
     @property
     def nothing(self) -> bool: return not (self.open or self.trials)
