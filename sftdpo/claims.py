@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CAVEATS', 'WITH_CHOICE', 'NOT_PICKED', 'SHUFFLED', 'OF_EFFECT', 'VERDICT_COLUMNS', 'CHOICE_UNKNOWN', 'LEFT_OUT',
            'searched_at_other_size', 'caveats', 'parts_of', 'answer', 'with_detectable', 'with_wrong', 'judge_results',
-           'verdict_table', 'judge_claims', 'evidence_of', 'notes_on_differences', 'verdicts_of', 'verdicts_in_words',
-           'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
+           'verdict_table', 'judge_claims', 'evidence_of', 'difference_of_cells', 'notes_on_differences', 'verdicts_of',
+           'verdicts_in_words', 'seconds_in_all', 'seeds_of_a_fold', 'costs_in_words']
 
 # %% ../nbs/14_claims.ipynb #a2408565
 import dataclasses
@@ -307,6 +307,24 @@ def evidence_of(
     (sound, wrong), task = sound_tables(mark_collapsed(examples), results), results["task"].iloc[0]
     return Evidence(read_conditions(folder, results)[0], sound, task, read_margins(folder),
                     tuple(wrong.get(task, ())))
+
+# %% ../nbs/14_claims.ipynb #7575774h
+def difference_of_cells(
+    folder: str | Path,  # of a study
+    first: str,          # a cell, such as "dpo full"
+    second: str,         # another
+    task: str = "",      # needed where the study has several
+) -> Estimate:           # of the primary metric, first minus second
+    "The difference of two cells with the verdicts' interval, which has the error of choosing learning rates in it."
+    results = read_results(folder)
+    results = results[results["task"] == task] if task else results
+    tasks, cells = list(results["task"].unique()), {(*first.split(), "-")[:2]: 1, (*second.split(), "-")[:2]: -1}
+    if len(tasks) != 1: raise ValueError(f"{folder} has the tasks {', '.join(tasks) or 'none'}: name one, task=...")
+    if results.drop_duplicates("run").duplicated(["recipe", "tuning", "seed", "fold"]).any():
+        raise ValueError(f"{folder} has several runs of a cell and seed, as of a sweep: give those of one value to `evidence_of`.")
+    evidence = evidence_of(folder, results, read_examples(folder, list(results["run"].unique())))
+    if lacking := evidence.lacking(list(cells)): raise ValueError(f"{folder} has no runs of {', '.join(lacking)}.")
+    return evidence.effect(cells)
 
 # %% ../nbs/14_claims.ipynb #75757750
 CHOICE_UNKNOWN = ("Where a rate was chosen with one seed, the error of that choice is unknown, "

@@ -348,7 +348,7 @@ class StageSettings(Settings):
     # arithmetic; auto: bf16 if the hardware is fast at it
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     engine: Literal["sftdpo", "trl"] = "sftdpo"  # which trainer runs the stage
-    # DPO: the loss of a margin: sigmoid (as in DPO), hinge (SLiC-HF), ipo, or a registered loss
+    # DPO: its loss: sigmoid (DPO's own), hinge (SLiC-HF), ipo, or a registered one
     loss: str = "sigmoid"
     # DPO: weight of an SFT loss on the chosen completion, added to DPO's; 0: DPO alone
     sft_weight: float = 0.0
@@ -375,7 +375,8 @@ class Stage(StageSettings):
     @property
     def title(self) -> str:
         "Its name in lines about its progress."
-        return "dpo+sft" if self.kind == "dpo" and self.sft_weight else self.kind
+        if self.kind != "dpo": return self.kind
+        return f"dpo{'+sft' if self.sft_weight else ''}{'' if self.loss == 'sigmoid' else f' ({self.loss})'}"
 
     def validate(self):
         check_numbers(self)
@@ -477,7 +478,7 @@ class RunSettings(Settings):
     judge: Literal["test", "validation"] = "test"
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
-    # learning rate of the second stage of sft-sft; default: that of the first
+    # learning rate of a second SFT stage, as in sft-sft; default: that of the first
     second_sft_rate: float | None = None
     dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
     # recipes of two stages: share of the training examples for the first stage, the others are for
@@ -728,7 +729,7 @@ class StudySettings(Settings):
     learning_rates: LearningRates = LearningRates()  # per kind of stage and tuning
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
-    # learning rate of the second stage of sft-sft; default: that of the first
+    # learning rate of a second SFT stage, as in sft-sft; default: that of the first
     second_sft_rate: float | None = None
     dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
     # recipes of two stages: share of the training examples for the first stage, the others are for
@@ -995,7 +996,7 @@ def from_yaml(
 
 # %% ../nbs/11_config.ipynb #34c084cb
 def _drop_unused(values: dict, adapter: dict | None):
-    "Take out of DPO's settings what came later, or did not apply, where it is not used."
+    "Leave out fields that came after the first studies, where they have no effect, so that the identities of stored stages stay the same."
     for name in ("dropout", "sft_weight"):
         if not values[name]: values.pop(name)
     if values["wrong_label"] == "chance": values.pop("wrong_label")
@@ -1014,7 +1015,7 @@ def relevant(
     adapter = to_dict(lora) if tuning == "lora" else None
     if stage.kind == "dpo": _drop_unused(values, adapter)
     elif not (stage.dropout or own_dropout):
-        values["dropout"] = None  # as when None meant the backbone's own
+        values["dropout"] = None  # what stored stages have: earlier, None stood for the backbone's own dropout
     return dict(values, tuning=tuning, lora=adapter)
 
 # %% ../nbs/11_config.ipynb #5166654b

@@ -664,8 +664,8 @@ def widened(
     half = student(estimate.level, total) * both
     p_value = max(float(2 * distributions.t.sf(abs(mean) / both, total)), estimate.p_value)
     return dataclasses.replace(
-        estimate, low=min(estimate.low, mean - half), high=max(estimate.high, mean + half),
-        standard_error=both, degrees_of_freedom=total, p_value=p_value, choice=(error, freedom))
+        estimate, low=min(estimate.low, float(mean - half)), high=max(estimate.high, float(mean + half)),
+        standard_error=both, degrees_of_freedom=float(total), p_value=p_value, choice=(float(error), float(freedom)))
 
 # %% ../nbs/13_stats.ipynb #cc570594
 def _check_margin(margin: float):

@@ -65,7 +65,7 @@ from .tasks import RECIPES, TASKS, searched_recipes, trained_recipes
 from .trainer import progress_bar
 
 # %% ../nbs/12_study.ipynb #db857542
-# data and backbone are compared with their files
+# what a study in a folder may have more of; data and backbone may be other paths to the same content
 MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")
 MORE_TRIALS = ("search.trials", "search.further")  # may be other numbers where there was a search before
 NEUTRAL = ["reading.conversations",  # how conversations are read shows in the data's fingerprint
@@ -174,7 +174,7 @@ def grown(
     folder: str | Path,  # of a study
     study: Study,        # of the same settings
 ) -> Study:              # with the runs of both
-    "The folder's study together with this one; values of a sweep add up where both sweep the same settings."
+    "The folder's study together with this one; where both sweep the same settings, with the values of both."
     there, names = StudyFolder(folder).study(), ("tasks", "recipes", "tunings", "seeds")
     both = {name: _both_of(getattr(there, name), getattr(study, name)) for name in names}
     if set(there.sweep) == set(study.sweep):
@@ -230,7 +230,7 @@ def notice_changes(
     folder: str | Path,  # of the study
     now: dict,           # from `surroundings`
     say: Callable = print,  # called with changed versions
-    swept=(),            # settings with several values in the study
+    swept=(),            # settings with several values in the study: their files may be others each time
 ):
     "Report changed versions; raise if data or backbone have changed. A new path to them is no change."
     folder = StudyFolder(folder)
@@ -300,7 +300,7 @@ def carry_out(
     folder: StudyFolder,    # of the study
     nodes: list[Node],      # in the order of work
     inputs: Inputs,         # what they read
-    weights: str,           # models to keep
+    weights: str,           # models to keep: as in a study, or parents or stages, as for `give_up_weights`
     execution: Execution,   # how stages are run
     progress: bool,         # draw bars?
     say: Callable = print,   # called with what begins and what fails

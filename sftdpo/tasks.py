@@ -35,8 +35,8 @@ class Metric:
     "A number that a task reports, and how people read it."
     name: str               # in `metrics.json` and `results.csv`
     title: str              # in tables, on axes and in sentences
-    column: str = ""        # values per example, whose mean it is; default: none
-    share: bool = False     # from 0 to 1, shown in percent
+    column: str = ""        # of the examples, whose mean it is; without one it has no interval
+    share: bool = False     # a value that can only be from 0 to 1, shown in percent
     digits: int = 1         # after the point
     better: str = "higher"  # which values are better: "higher" or "lower"
     change: bool = False    # does a table show its change against the backbone?
@@ -355,12 +355,13 @@ class Recipe:
     stages: tuple[str, ...]  # their losses in order: "sft" or "dpo"
     description: str         # a phrase
     control_of: str = ""     # the recipe that it is a control of; default: none
-    # per stage: losses whose epochs it has; default: its own
+    # per stage: the settings (sft, dpo, or both added up) that say its epochs; default: those of its kind
     depth: tuple[tuple[str, ...], ...] = ()
     last_rate: str = ""      # the setting with the last stage's rate; default: that of its loss
     after: str = ""          # the recipe of the stages before the last; a search reuses its rates
     sft_term: bool = False   # do its DPO stages add a weighted SFT loss on the chosen completion?
-    exploratory: bool = False  # is what claims say of it exploratory?
+    loss: str = ""           # of its DPO stages, such as ipo; default: what dpo.loss says
+    exploratory: bool = True  # leave it out of what decides claim C3, which was set before any result? it is judged on its own
 
     @property
     def depths(self) -> tuple[tuple[str, ...], ...]:
@@ -376,17 +377,16 @@ class Recipe:
 
 # %% ../nbs/10_tasks.ipynb #1be63594
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (
-    Recipe("base", (), "nothing trained: the model before training"),
-    Recipe("sft", ("sft",), "supervised fine-tuning"),
-    Recipe("dpo", ("dpo",), "direct preference optimization alone"),
-    Recipe("dpo+sft", ("dpo",), "DPO with a weighted SFT loss on the chosen completion",
-           sft_term=True, exploratory=True),
-    Recipe("sft-dpo", ("sft", "dpo"), "one after the other", after="sft"),
+    Recipe("base", (), "nothing trained: the model before training", exploratory=False),
+    Recipe("sft", ("sft",), "supervised fine-tuning", exploratory=False),
+    Recipe("dpo", ("dpo",), "direct preference optimization alone", exploratory=False),
+    Recipe("dpo+sft", ("dpo",), "DPO with a weighted SFT loss on the chosen completion", sft_term=True),
+    Recipe("sft-dpo", ("sft", "dpo"), "one after the other", after="sft", exploratory=False),
     Recipe("sft-sft", ("sft", "sft"), "SFT for as many further steps, the control",
-           control_of="sft-dpo",
-           depth=(("sft",), ("dpo",)), last_rate="second_sft_rate", after="sft"),
+           control_of="sft-dpo", depth=(("sft",), ("dpo",)), last_rate="second_sft_rate", after="sft",
+           exploratory=False),
     Recipe("sft-long", ("sft",), "SFT in one schedule of the same length",
-           control_of="sft-dpo", depth=(("sft", "dpo"),)))}
+           control_of="sft-dpo", depth=(("sft", "dpo"),), exploratory=False))}
 
 # %% ../nbs/10_tasks.ipynb #47dd97e4
 def stage_changes(
@@ -402,6 +402,7 @@ def stage_changes(
             changes = {name: setting(f"{depth[0]}.{name}") for name in sizes}
             changes["epochs"] = sum(setting(f"{one}.epochs") or 0 for one in depth)
         if kind == "dpo" and recipe.sft_term: changes["sft_weight"] = setting("dpo_sft_weight")
+        if kind == "dpo" and recipe.loss: changes["loss"] = recipe.loss
         found.append(changes)
     if recipe.last_rate and (rate := setting(recipe.last_rate)): found[-1]["learning_rate"] = rate
     return found
@@ -533,7 +534,7 @@ def register(
 def import_modules(
     names: str | None = None,  # separated by commas; default: the environment variable SFTDPO_MODULES
 ):
-    "Import the modules that register tasks and recipes of your own."
+    "Import the modules that register tasks, recipes and losses of your own."
     if names is None: names = os.environ.get("SFTDPO_MODULES", "")
     for name in filter(None, map(str.strip, names.split(","))):
         try: importlib.import_module(name)

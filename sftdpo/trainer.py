@@ -233,7 +233,7 @@ def our_arguments(
     seed: int,          # of the run
     folder: Path,       # for checkpoints
 ) -> TrainingArguments:
-    "`TrainingArguments` for our engine; processes that `accelerate launch` started meet here."
+    "`TrainingArguments` for our engine; making them connects the processes that `accelerate launch` has started."
     # several processes without GPUs would otherwise not find each other
     on_processors = "LOCAL_RANK" in os.environ and not torch.cuda.is_available()
     steps = dict(per_device_train_batch_size=stage.batch_size, gradient_accumulation_steps=1)
@@ -314,7 +314,7 @@ class StageSteps(RowTrainer):
         rows, watched, total = [self.train_dataset[i] for i in step], [], 0.0
         # gradients are averaged over processes
         share = processes / step_items(rows, self.stage.kind)
-        mean_tokens = step_items(rows, "sft") / len(rows)
+        mean_tokens = step_items(rows, "sft") / len(rows)  # of an example, also in DPO with an SFT term
         pieces = micro_batches(step, self.micro_batch, process, processes)
         # a process without a row of its own takes part, and adds nothing
         pieces, weight = (pieces, 1) if pieces else ([step[:1]], 0)
@@ -789,6 +789,7 @@ def train_stage(
     reset_peak_memory()
     arguments = our_arguments(stage, rows, seed, StageFolder(folder).checkpoints if folder else ".")
     scorer = Scorer(model.to(arguments.device), stage.precision)
+    # the weights before training tell reference scores and stages apart; SFT that has a key needs them for neither
     policy = policy_key(scorer) if folder and not (key and stage.kind == "sft") else ""
     key = key or stage_key(relevant(stage, "", None), policy, rows=rows_digest(rows), seed=seed)
     checkpoint, record = open_stage(folder, key) if folder else (None, {})
@@ -805,7 +806,7 @@ def train_stage(
         micro_batch = first_micro_batch(stage, record, arguments.world_size)
         trainer = StageTrainer(
             scorer, rows, stage, reference, micro_batch, key, args=arguments, callbacks=[watch])
-        trainer.watch, watch.trainer = watch, trainer
+        trainer.watch, watch.trainer = watch, trainer  # each asks the other: when to look, and how to score
         trainer.remove_callback(PrinterCallback)
         run_training(trainer, checkpoint)
         pairs = watch.pairs()

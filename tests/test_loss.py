@@ -67,18 +67,18 @@ def test_sft_term_by_hand():
 
 
 @pytest.fixture
-def margin_of_simpo():
-    def simpo(pairs, beta):
+def loss_of_ones_own():
+    def of_ones_own(pairs, beta):
         "Length-normalised log-probabilities, no reference, and a margin of 0.5 to reach."
         return -torch.nn.functional.logsigmoid(beta * (pairs.chosen / pairs.chosen_tokens - pairs.rejected / pairs.rejected_tokens) - 0.5)
-    yield register_loss(simpo)
-    LOSSES.pop("simpo")
+    yield register_loss(of_ones_own)
+    LOSSES.pop("of_ones_own")
 
 
-def test_a_loss_of_ones_own(margin_of_simpo):
+def test_a_loss_of_ones_own(loss_of_ones_own):
     "Registered, its name is a setting, and it gets the tokens of each completion; taken away, the setting is refused."
-    Stage("dpo", loss="simpo")
-    losses, *_ = dpo_loss(tensor(-2), tensor(-9), tensor(-5), tensor(-5), beta=0.5, loss="simpo", tokens=(tensor(2), tensor(3)))
+    Stage("dpo", loss="of_ones_own")
+    losses, *_ = dpo_loss(tensor(-2), tensor(-9), tensor(-5), tensor(-5), beta=0.5, loss="of_ones_own", tokens=(tensor(2), tensor(3)))
     assert losses.item() == pytest.approx(log(1 + math.exp(-(0.5 * (-1 + 3) - 0.5))))
     with pytest.raises(ValueError, match="sftdpo.loss already has a loss 'ipo': give yours another name"):
         @register_loss
@@ -90,5 +90,5 @@ def test_a_loss_of_ones_own(margin_of_simpo):
 
 
 def test_a_loss_that_nobody_registered():
-    with pytest.raises(SettingsError, match="dpo.loss = 'simpo'"): Stage("dpo", loss="simpo")
-    with pytest.raises(ValueError, match="no loss 'simpo': use one of 'sigmoid', 'hinge', 'ipo'"): dpo_loss(*[tensor(0)] * 4, loss="simpo")
+    with pytest.raises(SettingsError, match="dpo.loss = 'of_ones_own'"): Stage("dpo", loss="of_ones_own")
+    with pytest.raises(ValueError, match="no loss 'of_ones_own': use one of 'sigmoid', 'hinge', 'ipo'"): dpo_loss(*[tensor(0)] * 4, loss="of_ones_own")

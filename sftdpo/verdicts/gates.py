@@ -170,7 +170,7 @@ def _doubtful_rates(runs: dict) -> list[str]:
 def _unequal_trials(runs: dict) -> list[str]:
     "Cells of equally many stages whose rates were found in unequal numbers of trials."
     found = []
-    for depth in (1, 2):
+    for depth in sorted({len(RECIPES[run["recipe"]].stages) for run in runs.values()}):
         trials = {cell: int(run["trials"]) for cell, run in runs.items()
                   if run.get("trials", 0) > 0 and len(RECIPES[run["recipe"]].stages) == depth}
         words = ", ".join(f"{number} for {cell}" for cell, number in trials.items())
