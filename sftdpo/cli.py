@@ -211,7 +211,8 @@ class Report:
         from sftdpo.engine.store import read_results
         from sftdpo.report import planned, read_study, write_report
         print(write_report(self.folder, self.out and output_file(self.out)))
-        study, finished = read_study(self.folder), read_results(self.folder)["run"].nunique()
+        study = read_study(self.folder)
+        finished = read_results(self.folder)["run"].nunique() if folder.finished_runs() else 0
         asked = planned(study) if study and not folder.recommendation.exists() else 0
         if finished < asked:
             print(f"note: {finished:,} of {asked:,} runs are finished; the command that began the study goes on with "

@@ -11,7 +11,7 @@ __all__ = ['MAY_GROW', 'MORE_TRIALS', 'NEUTRAL', 'LOOK_AGAIN', 'TOGETHER', 'flat
 
 # %% ../nbs/12_study.ipynb #6dccd5e0
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from itertools import chain, count
 from pathlib import Path
@@ -160,8 +160,10 @@ def claimed(
                            for path in (inner.runs, inner.stages)):
             for inner in (folder.trials, folder):
                 for path in (inner.settings, inner.begun_with, inner.planned): path.unlink(missing_ok=True)
-            # the list of rows that cannot be used stays, as the error names it
-            for home in folder.data.glob("*/"): DataFolder(home).report.unlink(missing_ok=True)
+            # lists of rows that cannot be used stay, as the error names them
+            for home in map(DataFolder, folder.data.glob("*/")):
+                remove(home.report if home.unusable.exists() else home.path)
+            with suppress(OSError): folder.data.rmdir()
         raise
 
 # %% ../nbs/12_study.ipynb #af313bbd

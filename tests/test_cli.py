@@ -242,9 +242,9 @@ def test_a_quickstart_that_fails_says_so_and_tries_again(tmp_path, monkeypatch):
     given = []
     def compare(study, folder, execution=Execution()):
         given.append(execution)
-        (folder / "failures").mkdir(parents=True)
-        (folder / "failures/abc.txt").write_text("why")
-        return pd.DataFrame()
+        results = pd.DataFrame()
+        results.attrs["failed"] = ["a run"]
+        return results
     monkeypatch.setattr("sftdpo.study.compare", compare)
     monkeypatch.setattr("sftdpo.tables.print_tables", lambda results, folder: None)
     with pytest.raises(SystemExit) as end: main(["quickstart", "--out", str(tmp_path)])

@@ -55,7 +55,7 @@ def test_results_of_earlier_versions_are_not_said_to_be_drawn_so(study):
 
 def test_a_swept_way_of_drawing_is_told(backbone, tmp_path):
     compare(small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("full",), sweep={"sampling.temperature": [0.5, 1.0]}), tmp_path / "study", progress=False)
-    assert decoding_of(tmp_path / "study", read_results(tmp_path / "study")).endswith("Swept: sampling.temperature 0.5, 1.0.")
+    assert decoding_of(tmp_path / "study", read_results(tmp_path / "study")).endswith("Swept: sampling.temperature 0.5, 1.")
 
 
 def test_every_text_task_has_a_sentence():

@@ -67,7 +67,7 @@ def test_finished_trials_are_not_counted_as_to_come(searched, tmp_path):
     assert trial_cost(both, Timing(), inputs)[0] == 6
     assert trial_cost(both, Timing(), inputs, finished=finished_trials(StudyFolder(begun)))[0] == 1
     for path in (begun / "search" / "runs").glob("*/settings.yaml"): path.unlink()  # as trials are kept
-    assert trials_in_words(StudyFolder(begun), both, inputs) == "search learning rates: 5 of about 6 trials done"
+    assert trials_in_words(StudyFolder(begun), both, inputs) == "search learning rates: 5 of about 6 runs done"
 
 
 def test_a_damaged_table_of_trials_is_made_again(searched, tmp_path, capsys):
@@ -257,11 +257,11 @@ def test_a_parent_that_another_command_gave_up_is_trained_again(backbone, tmp_pa
     "A command with fewer recipes may delete the weights from which another is about to start."
     study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft-dpo",))
     load, once = work.load_policy, []
-    def gone_once(path):
+    def gone_once(path, backbone):
         if not once and Path(path).exists():
             once.append(path)
             shutil.rmtree(path)
-        return load(path)
+        return load(path, backbone)
     monkeypatch.setattr(work, "load_policy", gone_once)
     results = compare(study, tmp_path / "study", False)
     assert once and set(results.recipe) == {"base", "sft-dpo"}

@@ -151,7 +151,7 @@ def test_killed_at_many_moments(base, undisturbed, tmp_path, by_chance=14):
 def test_killed_when_all_is_done_but_the_models(base, tmp_path, monkeypatch):
     "The next call deletes what no stage will start from, though it has nothing to train."
     study = small(base, tasks=("sonnet",), recipes=("sft-dpo",), tunings=("full",))
-    monkeypatch.setattr("sftdpo.engine.work.give_up_weights", lambda *rest: None)
+    monkeypatch.setattr("sftdpo.engine.work.give_up_policy", lambda *rest: None)
     compare(study, tmp_path / "out", progress=False)
     assert len(list((tmp_path / "out" / "stages").glob("*/policy"))) == 2
     monkeypatch.undo()

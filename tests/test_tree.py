@@ -9,7 +9,7 @@ from tiny import tiny_model
 
 import sftdpo.engine.work
 from sftdpo.config import Run, Search, SettingsError, Stage, Study
-from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.folder import StudyFolder, without_digest
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
 from sftdpo.engine.search import CellTrials, best_of, first_trials, next_trial, search_rates
@@ -198,6 +198,14 @@ def test_second_stages_get_as_many_trials_as_first_ones(backbone, tmp_path, monk
     assert pd.read_csv(tmp_path / "out" / "search.csv").groupby("recipe").size().to_dict() == {"sft": 5, "sft-dpo": 5}
 
 
+def test_a_recipe_with_a_loss_of_its_own_stands_beside_dpo(backbone, monkeypatch):
+    monkeypatch.setitem(RECIPES, "ipo", Recipe("ipo", ("dpo",), "IPO alone", loss="ipo"))
+    study = small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("dpo", "ipo"), search=Search(trials=3))
+    _, dpo, ipo = study.runs()
+    assert [(run.stages[0].loss, run.stages[0].title) for run in (dpo, ipo)] == [("sigmoid", "dpo"), ("ipo", "dpo (ipo)")]
+    assert len({node.key for node in stage_tree(study)}) == 3 and RECIPES["ipo"].exploratory and not RECIPES["dpo"].exploratory
+
+
 def test_the_beta_that_is_asked_for_is_one_that_is_tried(backbone):
     "At 8dc483e7 --dpo.beta 0.3 with a search trained at beta 0.1."
     with pytest.raises(SettingsError, match="dpo.beta = 0.3 cannot be used: the search tries 0.1; name in search.betas"): searching(backbone, ("dpo",), dpo=Stage("dpo", beta=0.3))
@@ -213,6 +221,9 @@ def test_a_swept_value_is_the_same_however_it_is_written(backbone, tmp_path):
         StudyFolder(tmp_path).write_study(grown(tmp_path, one) if StudyFolder(tmp_path).begun else one)
         note_planned_runs(StudyFolder(tmp_path), one, little_inputs())
     assert StudyFolder(tmp_path).study().sweep == {"sft.learning_rate": [0.0001, 0.001]}
+    assert set(swept_values(tmp_path)["sft.learning_rate"].dropna()) == {"0.0001", "0.001"}
+    path = StudyFolder(tmp_path).planned  # as an earlier version wrote it
+    path.write_text(without_digest(path, path.read_text(), "").replace("0.0001", "1e-4").replace("0.001", "0.0010"))
     assert set(swept_values(tmp_path)["sft.learning_rate"].dropna()) == {"0.0001", "0.001"}
 
 

@@ -411,7 +411,7 @@ def judging_of_trial(
 def finished_trials(
     folder: StudyFolder,  # of a study
 ) -> Counter:             # (task, recipe, tuning): runs
-    "How many trials of each cell are done."
+    "How many runs of trials of each cell are done."
     found = (folder.trials.run(name).about() for name in folder.trials.finished_runs())
     return Counter((one["task"], one["recipe"], one["tuning"]) for one in found if one["recipe"] != "base")
 
@@ -421,8 +421,8 @@ def trial_cost(
     inputs: Inputs,  # of the study
     known: set = frozenset(),  # task, recipe, tuning of cells whose rates were chosen before
     finished: Counter | None = None,  # from `finished_trials`; None: none is
-) -> tuple[int, float | None]:  # trials, seconds
-    "How many trials are still to choose the learning rates, and how long they take, if that is known."
+) -> tuple[int, float | None]:  # runs, seconds
+    "How many runs are still to try learning rates, one for each trial and search seed, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
     whole = study.replace(recipes=searched_recipes(study.recipes))
@@ -448,7 +448,7 @@ def trials_in_words(
     "How far the search for learning rates is."
     if not trial_cost(study, Timing(), inputs, searched_cells(folder))[0]: return ""
     count, _ = trial_cost(study, Timing(), inputs)
-    return f"search learning rates: {finished_trials(folder).total():,} of about {count:,} trials done"
+    return f"search learning rates: {finished_trials(folder).total():,} of about {count:,} runs done"
 
 # %% ../../nbs/engine/07_timing.ipynb #b20cb4a0
 def time_in_words(
@@ -563,7 +563,7 @@ def plan_in_a_line(
                 "to it.")
     runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if state.name != "done")
     stages = sum(bool(node.stage) for node in plan.open)
-    first = f", {counted(plan.trials, 'trial')} before that" if plan.trials else ""
+    first = f", {counted(plan.trials, 'run')} that try learning rates before that" if plan.trials else ""
     time = (f"time left: {time_in_words(plan.left)}" if plan.left is not None
             else "time: unknown until a few steps are measured, or one such stage is finished")
     return (f"{counted(runs, 'run')}, "
@@ -579,7 +579,7 @@ def plan_in_lines(
     "The whole plan: its nodes, and what is left of them in time, memory and disk."
     lines = nodes_in_words(plan)
     if plan.trials:
-        lines.append(f"before that: {plan.trials:,} trials that choose learning rates, "
+        lines.append(f"before that: {plan.trials:,} runs that try learning rates, "
                      f"{time_in_words(plan.trial_seconds)}; more while a best rate lies at the "
                      "edge of what was tried")
     once, apart = plan.shared
@@ -610,7 +610,7 @@ class Plan:
     memory: int                   # bytes of the largest run's weights, gradients and moments
     unknown: tuple[str, ...] = ()  # kinds of work without a time
     workers: int = 1              # processes at once
-    trials: int = 0               # trials that choose learning rates first
+    trials: int = 0               # runs that try learning rates first
     trial_seconds: float | None = 0.0  # what they take
     activations: int = 0          # bytes, about, of the largest step
     free_memory: int | None = None  # bytes; None: unknown
