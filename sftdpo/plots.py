@@ -757,8 +757,8 @@ def against_examples(
             scale_sizes(axis, sorted(set(sizes["train_size"])))
         name_axes(axes, 3, "training examples", axis_title(metric))
         legend(picture, looks, () if beside is None else (Line2D([], [], label=beside.name, **line),))
-    if beside is not None: words.append(f"without training, {beside.name}: {in_words(beside)}")
-    picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words)}."
+    known = "" if beside is None else f" Without training, {beside.name}: {in_words(beside)}."
+    picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words, 16)}.{known}"
     return picture
 
 
