@@ -38,15 +38,7 @@ from .engine.folder import DataFolder, StudyFolder, first_damaged, read_record, 
 from .engine.inputs import Inputs, device, judged_examples, settled
 from .engine.names import model_folder
 from .engine.runs import processor, software
-from sftdpo.engine.safe_files import (
-    full_disk_named,
-    read_json,
-    refuse_links,
-    remove,
-    remove_leftovers,
-    write_text,
-    written_whole,
-)
+from .engine.safe_files import full_disk_named, read_json, refuse_links, remove, remove_leftovers, written_whole
 from .engine.search import search_rates
 from .engine.store import CELL, gather, write_planned_runs
 from .engine.timing import free_disk, memory_note, peak_disk
@@ -333,17 +325,14 @@ def run_search(
     "The study with the learning rates that its trials chose."
     inner = folder.trials
     claim_folder(inner, study)
-    # of a study of which only small files were kept
-    if folder.search.exists() and not inner.search.exists(): write_text(inner.search, folder.search.read_text(encoding="utf-8"))
     def finish(runs: list[Run]):
         check_runs(runs, inputs)
         nodes = stage_tree(runs, inputs)
         names = [name for node in nodes for name in node.runs]
         carry_out(inner, nodes, inputs, "parents", execution, progress, say, names)
-    chosen = search_rates(study, inner, inputs, finish, say)
+    chosen = search_rates(study, folder, inputs, finish, say)
     # where trials started
     for home in inner.stages.glob("*/"): remove(inner.stage(home.name).policy)
-    write_text(folder.search, inner.search.read_text(encoding="utf-8"))
     return chosen
 
 # %% ../nbs/12_study.ipynb #ecda1f8c

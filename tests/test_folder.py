@@ -161,7 +161,7 @@ def test_a_search_that_keeps_small_files_only_goes_on_without_its_settings(backb
     trials = StudyFolder(tmp_path / "whole").trials
     for path in (trials.locks, trials.stages): shutil.rmtree(path, ignore_errors=True)
     first = {name: trials.run(name).metrics.read_bytes() for name in trials.finished_runs()}
-    for path in (trials.settings, trials.search, StudyFolder(tmp_path / "whole").search): path.unlink()
+    for path in (trials.settings, StudyFolder(tmp_path / "whole").search): path.unlink()
     compare(study, tmp_path / "whole", progress=False)
     assert len(first) == 4 and {name: trials.run(name).metrics.read_bytes() for name in first} == first
 

@@ -61,7 +61,7 @@ def test_finished_trials_are_not_counted_as_to_come(searched, tmp_path):
     assert finished_trials(StudyFolder(folder)) == {("paraphrase", "sft", "full"): 3, ("paraphrase", "dpo", "full"): 3}
     begun = tmp_path / "begun"
     shutil.copytree(folder, begun)
-    for path in (StudyFolder(begun).search, StudyFolder(begun).trials.search): path.unlink(missing_ok=True)
+    StudyFolder(begun).search.unlink()
     shutil.rmtree(next((begun / "search" / "runs").glob("*-dpo-*")))
     both, inputs = study.replace(recipes=("sft", "dpo")), little_inputs()
     assert trial_cost(both, Timing(), inputs)[0] == 6
@@ -74,10 +74,10 @@ def test_a_damaged_table_of_trials_is_made_again(searched, tmp_path, capsys):
     "At 2313f6f5 the command that was said to mend it ended at it, each time."
     folder, study, _ = searched
     shutil.copytree(folder, tmp_path / "study")
-    inner = StudyFolder(tmp_path / "study").trials.search
-    inner.write_text(inner.read_text()[:-20])
+    table = StudyFolder(tmp_path / "study").search
+    table.write_text(table.read_text()[:-20])
     compare(study.replace(recipes=("sft", "dpo")), tmp_path / "study")
-    assert "its last line is cut" in capsys.readouterr().out and inner.read_text() == StudyFolder(folder).search.read_text()
+    assert "its last line is cut" in capsys.readouterr().out and table.read_text() == StudyFolder(folder).search.read_text()
 
 
 def test_a_search_where_nothing_is_trained_is_none(searched, tmp_path):

@@ -128,11 +128,11 @@ def test_a_search_of_a_recipe_of_ones_own_takes_over_the_first_rate(own, tmp_pat
     def pretend(runs):
         for run in runs:
             asked.append(run)
-            home = StudyFolder(tmp_path / "trials").run(run_name(run)).path
+            home = StudyFolder(tmp_path / "study").trials.run(run_name(run)).path
             home.mkdir(parents=True, exist_ok=True)
             (home / "sftdpo.json").write_text("{}")
             (home / "metrics.json").write_text(f'{{"right": {1 - abs(np.log10(run.stages[-1].learning_rate) + 3)}}}')
-    chosen = search_rates(study, StudyFolder(tmp_path / "trials"), inputs, pretend, say=lambda words: None)
+    chosen = search_rates(study, StudyFolder(tmp_path / "study"), inputs, pretend, say=lambda words: None)
     assert {(run.recipe, len(run.stages)) for run in asked} == {("dpo", 1), ("dpo-sft", 2)}
     assert {"larger dpo-sft full dpo.learning_rate", "larger dpo-sft full sft.learning_rate", "larger dpo-sft full dpo.beta"} <= set(chosen.cells)
 

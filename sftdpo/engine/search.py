@@ -119,7 +119,7 @@ class CellTrials:
 
     def read(self, folder: StudyFolder, inputs: Inputs, trial: tuple):
         "Take over the scores of a trial's runs; a run that failed counts as the worst."
-        homes = [folder.run(inputs.of(run).name) for run in self.runs(trial)]
+        homes = [folder.trials.run(inputs.of(run).name) for run in self.runs(trial)]
         self.metric = inputs.of(self.run).data.record.primary.name
         found = [read_json(home.metrics).get(self.metric) if home.finished else None
                  for home in homes]
@@ -128,7 +128,7 @@ class CellTrials:
 
     def tried(self, folder: StudyFolder, inputs: Inputs, trial: tuple) -> bool:
         "Are all runs of a trial finished? With another rate of the first stage it is another trial."
-        return all(folder.run(inputs.of(run).name).finished for run in self.runs(trial))
+        return all(folder.trials.run(inputs.of(run).name).finished for run in self.runs(trial))
 
     def recall(self, folder: StudyFolder, inputs: Inputs):
         "Take over further trials that an earlier command made for this cell."
@@ -149,9 +149,9 @@ class CellTrials:
 # %% ../../nbs/engine/10_search.ipynb #40258841
 def try_cells(
     cells: list[CellTrials],  # that do not depend on one another
-    folder: StudyFolder,      # for the runs of the trials
+    folder: StudyFolder,      # of the study; the runs of the trials are in a folder inside it
     inputs: Inputs,           # of the study
-    carry_out: Callable[[list[Run]], None],  # finishes runs in that folder
+    carry_out: Callable[[list[Run]], None],  # finishes runs in that inner folder
     say: Callable = print,     # reports what begins
     least: int = 0,           # trials of each: as many as cells that were searched before
 ) -> int:                     # trials of each
@@ -185,7 +185,7 @@ def stage_groups(
 
 # %% ../../nbs/engine/10_search.ipynb #c9f5ef1f
 def other_trials(
-    folder: StudyFolder,  # of the trials
+    folder: StudyFolder,  # of the study
     lines: list[dict],    # of the cells that are searched now
 ) -> pd.DataFrame:
     "The table of cells that an earlier command searched, such as other recipes."
@@ -206,9 +206,9 @@ def tell_changed(
 
 def search_rates(
     study: Study,  # whose `search` says how many trials
-    folder: StudyFolder,  # for the table and the runs of the trials
+    folder: StudyFolder,  # of the study, for the table; the runs of the trials are in a folder inside it
     inputs: Inputs,       # of the study
-    carry_out: Callable[[list[Run]], None],  # finishes runs in the folder
+    carry_out: Callable[[list[Run]], None],  # finishes runs in that inner folder
     say: Callable = print,  # reports what begins, and what was chosen
 ) -> Study:        # with the chosen values among its `cells`
     "Pick each cell's learning rate, for DPO with beta; the study's settings of single cells stay."
@@ -226,7 +226,7 @@ def search_rates(
         for cell in cells:
             picked = best_of(cell.scores)
             check(cell.scores[picked] > -math.inf, "study.search", cell.name,
-                  f"every trial of this cell failed; look into {folder.failures}")
+                  f"every trial of this cell failed; look into {folder.trials.failures}")
             chosen |= {f"{cell.name} {setting}": value
                        for setting, value in cell.settings(picked).items()}
             lines += cell.table()
