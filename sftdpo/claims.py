@@ -318,13 +318,15 @@ def difference_of_cells(
     "The difference of two cells with the verdicts' interval, which has the error of choosing learning rates in it."
     results = read_results(folder)
     results = results[results["task"] == task] if task else results
-    tasks, cells = list(results["task"].unique()), {(*first.split(), "-")[:2]: 1, (*second.split(), "-")[:2]: -1}
-    if len(tasks) != 1: raise ValueError(f"{folder} has the tasks {', '.join(tasks) or 'none'}: name one, task=...")
+    tasks, cells = list(results["task"].unique()), [tuple(name.split()) if name != "base" else ("base", "-") for name in (first, second)]
+    if cells[0] == cells[1] or set(map(len, cells)) != {2}:
+        raise ValueError(f"{first!r} and {second!r} are not two cells: give a recipe and a tuning each, such as 'dpo full', or 'base'.")
+    if len(tasks) != 1: raise ValueError(f"{folder} has {'no runs' if not tasks else 'the tasks ' + ', '.join(tasks)}: name one task that it has, task=...")
     if results.drop_duplicates("run").duplicated(["recipe", "tuning", "seed", "fold"]).any():
         raise ValueError(f"{folder} has several runs of a cell and seed, as of a sweep: give those of one value to `evidence_of`.")
     evidence = evidence_of(folder, results, read_examples(folder, list(results["run"].unique())))
-    if lacking := evidence.lacking(list(cells)): raise ValueError(f"{folder} has no runs of {', '.join(lacking)}.")
-    return evidence.effect(cells)
+    if lacking := evidence.lacking(cells): raise ValueError(f"{folder} has no runs of {', '.join(lacking)}.")
+    return evidence.effect({cells[0]: 1, cells[1]: -1})
 
 # %% ../nbs/14_claims.ipynb #75757750
 CHOICE_UNKNOWN = ("Where a rate was chosen with one seed, the error of that choice is unknown, "

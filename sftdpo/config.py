@@ -8,8 +8,8 @@ __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'Tracker', 'SPEED', 'IN_
            'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
            'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'stages_of', 'LearningRates',
            'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
-           'cell_settings', 'as_number', 'Study', 'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml',
-           'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'cell_settings', 'as_number', 'Study', 'check_chosen', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
+           'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -664,7 +664,7 @@ def check_cells(
         check(isinstance(values, (list, tuple)) and len(values) > 0,
               f"study.sweep[{name!r}]", values,
               "give a list of values")
-    recipes = dict.fromkeys([*study.recipes, *searched_recipes(study.recipes)])
+    recipes = dict.fromkeys([*(name for one in study.recipes for name in (one, *RECIPES[one].stages)), *searched_recipes(study.recipes)])
     for name in study.cells:
         check(bool(name.split()), "study.cells", name, "write the words of a cell and a setting, such as 'sft-dpo lora dpo.beta'")
         for word in name.split()[:-1]:
@@ -684,16 +684,13 @@ def check_search(
     study,  # a `Study`
 ):
     "Rates are searched for one setting, or at one stated size of several."
-    trials, swept, betas = study.search.trials, set(study.sweep), study.search.betas
+    trials, swept = study.search.trials, set(study.sweep)
     check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
           "rates are picked for one setting, and would be unfair to the other values of a sweep: "
           "sweep without trials, or compare each value in a study of its own")
     check(not (trials and swept and not study.search.train_size), "study.search.train_size", None,
           "the study has several sizes: say at which of them the rates are searched; "
           "the others take them over")
-    tried = trials and any("dpo.beta" in RECIPES[recipe].searched for recipe in study.recipes)
-    check(not tried or study.dpo.beta in betas, "dpo.beta", study.dpo.beta,
-          f"the search tries {', '.join(f'{one:g}' for one in betas)}; name in search.betas what it is to try")
 
 # %% ../nbs/11_config.ipynb #abc0fd5a
 def check_seeds(
@@ -770,7 +767,10 @@ def as_number(
 ):              # a whole number without a point; what is no number stays as it was written
     "The value of a swept setting in one form, whether it was written as 1e-4, as text or as 0.0001."
     kind = Run
-    for word in name.split("."): kind = declared(bare(kind))[word]
+    for word in name.split("."):
+        known = declared(bare(kind)) if dataclasses.is_dataclass(bare(kind)) else {}
+        check_choice(f"study.sweep, {name}", word, known)
+        kind = known[word]
     found = convert(value, kind, name)
     if isinstance(found, float) and found.is_integer(): return int(found)
     return found if isinstance(found, (int, float)) else value
@@ -781,7 +781,7 @@ class Study(StudySettings):
     "A set of runs and what they show."
     def validate(self):
         for one in (check_names, check_cells, check_search, check_seeds): one(self)
-        self.runs(self.seeds[:1])  # raises what a run would
+        for run in self.runs(self.seeds[:1]): stages_of(run)  # raises what a run or a stage would
         object.__setattr__(self, "sweep", {name: [as_number(name, one) for one in values] for name, values in self.sweep.items()})
 
     @property
@@ -826,6 +826,21 @@ class Study(StudySettings):
         "Every run of the study, the base model first in each task."
         runs = [run for run, _ in self.swept_runs(seeds)]
         return list(dict.fromkeys([run.base for run in runs] + runs))
+
+# %% ../nbs/11_config.ipynb #14cdd263
+def check_chosen(
+    study: Study,  # that is to be begun
+):
+    "Raise where a study sets for a cell what its search would choose, or a beta that the search does not try."
+    search, recipes = study.search, searched_recipes(study.recipes) if study.search.trials else ()
+    asked, tried = study.dpo.beta, any("dpo.beta" in RECIPES[recipe].searched for recipe in recipes)
+    check(not tried or asked in (Stage("dpo").beta, *search.betas), "dpo.beta", asked,
+          f"the search tries {', '.join(f'{one:g}' for one in search.betas)}; name in search.betas what it is to try")
+    for task, recipe, tuning in product(study.tasks, recipes, study.tunings):
+        own = cell_settings(LearningRates(), study.cells, task, recipe, tuning)
+        for setting in RECIPES[recipe].searched:
+            check(setting not in own, f"study.cells, {setting}", own.get(setting),
+                  f"the search chooses it for {task} {recipe} {tuning}: leave it out, or search nothing (search.trials 0)")
 
 # %% ../nbs/11_config.ipynb #d28d65a5
 Tracker = Literal["trackio", "tensorboard", "wandb", "mlflow"]  # as options and packages are called

@@ -330,7 +330,7 @@ class Ways:
 
     def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
         self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
-        self.workers = 1
+        self.workers, self.listed = 1, False
         self.runs, self.tables, self.times = {}, {}, known_times(folder)
         self.given_up, self.left_out = {}, []  # way: what it reached on the first fold
 
@@ -467,6 +467,10 @@ class Trials(Ways):
     def judged(self, new: dict[str, Run], folds: int) -> dict[str, pd.DataFrame]:
         "What ways reach in the first few folds, by row; those that fail are left out."
         in_folds = {way: self.in_folds(run)[:folds] for way, run in new.items()}
+        if new and not self.listed:
+            # runs of the file as it was before leave the table; a way that is tried again is back at once
+            remove(self.folder.planned)
+            self.listed = True
         if new: finish_ways(self.folder, self.inputs, in_folds, self.workers, self.say)
         self.times.read(self.folder)
         tables = {}
@@ -833,7 +837,6 @@ def begin_trials(
     study = study_of_trials(start, folds)
     claim_folder(home.path, study)
     study = settled(home, study)
-    remove(home.planned)  # of the file as it was before; a way that is tried again is back at once
     trials = Trials(home, Inputs(load), loaded.record.primary, folds, deadline, say)
     trials.workers = runs_at_once(trials.inputs, start.backbone, 2 * folds)
     return trials, start.replace(sft=study.sft, dpo=study.dpo, sampling=study.sampling)

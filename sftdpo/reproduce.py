@@ -66,8 +66,8 @@ def reproduce(
                           print if progress else lambda *words: None)
     runs = {name: stored_run(folder, name, data) for name in names or few_runs(folder)}
     if known := [run for run in runs.values() if place.run(inputs.of(run).name).finished]:
-        say(f"note: {place} has {len(known)} of these {counted(len(runs), 'run')} from an earlier command, perhaps of another version; "
-            "another --out trains them again")
+        say(f"note: {counted(len(known), 'run')} of {len(runs)} in {place}, trained by an earlier command and perhaps another version, "
+            "will not be trained again; another --out trains all")
     nodes = stage_tree(
         list(dict.fromkeys([run.base for run in runs.values()] + list(runs.values()))), inputs)
     carry_out(place, nodes, inputs, "none", Execution(retry_failed=True), progress, say)

@@ -30,6 +30,7 @@ from sftdpo.config import (
     Study,
     WorkFailed,
     check,
+    check_chosen,
     identity,
     to_dict,
 )
@@ -95,7 +96,7 @@ def check_growth(
              and not (name in MORE_TRIALS and there.search.trials and study.search.trials)
              and before.get(name) != now.get(name)]
     if not other: return
-    def given(value): return "not given" if value in ("", None, (), {}) else value
+    def given(value): return "not given" if value in ("", None, (), [], {}) else value
     if len(other) == 1 and given(now.get(other[0])) != "not given":
         name = other[0]
         check(False, name, now[name], f"{folder} was begun with {'its default' if before.get(name) is None else repr(before.get(name))}, and results of "
@@ -191,7 +192,9 @@ def surroundings(
         marks = inputs.judging_marks(run)
         if "held_out_text" in marks: found.setdefault("held_out_text", {})[run.held_out_text] = marks["held_out_text"]
         for word in run.also_judge:
-            found.setdefault("also_judge", {})[word] = marks["also"][word.partition("=")[0]]
+            # what fits depends on the backbone, and what the labels are on the data
+            kind = f"also_judge file, beside {run.data} and {run.backbone},"
+            found.setdefault(kind, {})[word] = marks["also"][word.partition("=")[0]]
     return dict(software=software(), hardware=dict(processor=processor(), device=device()),
                 inputs=found)
 
@@ -434,6 +437,7 @@ def compare(
     say = print if progress else lambda *words: None
     watched = tracked(execution.report_to, study.name, folder.path)
     check_named_files(study)
+    if not folder.begun: check_chosen(study)
     held_out_text(study.held_out_text, study.backbone)  # raises if there is nothing in it
     with (stops_like_an_interrupt(), full_disk_named(folder.path), watched,
           claimed(folder, study)):

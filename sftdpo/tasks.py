@@ -510,6 +510,8 @@ def check_recipe(
     _require(recipe,
              recipe.last_rate in ("", "second_sft_rate"), f"last_rate is {recipe.last_rate!r}",
              "use 'second_sft_rate' or leave it out")
+    _require(recipe, not recipe.loss or "dpo" in recipe.stages, f"its loss is {recipe.loss!r}, and it has no DPO stage",
+             "leave it out")
     _check_order(recipe)
 
 # %% ../nbs/10_tasks.ipynb #a9e211c6

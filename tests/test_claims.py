@@ -774,3 +774,8 @@ def test_a_strong_cell_beats_every_baseline_that_tables_compare_with():
         return Evidence(pd.concat([results, *rows]), examples, "sonnet", Margins())
     assert strong(known(chrf_best_training=90.), [("sft", "full")])[-1].passed
     assert not strong(known(chrf_nearest=70.), [("sft", "full")])[-1].passed
+
+
+def test_a_part_named_beforehand_is_found_however_its_number_is_written():
+    assert Margins(primary="dpo.beta = 1.0").primary == Margins(primary="dpo.beta = 1").primary == "dpo.beta = 1"
+    assert Margins(primary="sft.learning_rate = 1e-4").primary == "sft.learning_rate = 0.0001" and Margins(primary="data = a.csv").primary == "data = a.csv"

@@ -369,7 +369,7 @@ def test_other_files_that_judge_are_refused(option, backbone, tmp_path):
     study = quick_one(backbone, recipes=("base",), **{option: (f"more={judging}",) if option == "also_judge" else str(judging)})
     compare(study, tmp_path / "out", progress=False)
     write("later")
-    with pytest.raises(ValueError, match=f"The {option} is .*judging.csv.* was begun with .*judging.csv.*Bring the old files back"): compare(study, tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match=f"The {option}.* is .*judging.csv.* was begun with .*judging.csv.*Bring the old files back"): compare(study, tmp_path / "out", progress=False)
 
 
 def test_more_trials_go_on_in_the_same_folder(backbone, tmp_path, monkeypatch):
@@ -378,6 +378,7 @@ def test_more_trials_go_on_in_the_same_folder(backbone, tmp_path, monkeypatch):
     study = quick_one(backbone, search=Search(trials=3, seeds=(7,), further=0))
     compare(study, tmp_path / "out", progress=False)
     assert len(trained) == 4
+    assert plan(study.replace(**{"search.trials": 4}), tmp_path / "out", measure=False).trials == 1
     compare(study.replace(**{"search.trials": 4}), tmp_path / "out", progress=False)
     assert 5 <= len(trained) <= 6, "the further trial, and the run if another rate is better"
     assert len(pd.read_csv(tmp_path / "out" / "search.csv")) == 4

@@ -8,7 +8,7 @@ from little import compare, little_inputs, plan, small, stage_tree
 from tiny import tiny_model
 
 import sftdpo.engine.work
-from sftdpo.config import Run, Search, SettingsError, Stage, Study
+from sftdpo.config import Run, Search, SettingsError, Stage, Study, check_chosen
 from sftdpo.engine.folder import StudyFolder, without_digest
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
@@ -18,7 +18,7 @@ from sftdpo.model import save_policy
 from sftdpo.page.live import estimate
 from sftdpo.study import grown, note_planned_runs
 from sftdpo.tables import cells_table
-from sftdpo.tasks import RECIPES, Recipe
+from sftdpo.tasks import RECIPES, Recipe, check_recipe
 
 
 def names(states): return [state.name for state in states]
@@ -184,8 +184,10 @@ def test_second_stages_are_tried_on_the_first_stage_that_the_study_will_have(bac
     study = searching(backbone, ("sft", "sft-dpo"), cells={"sft-dpo full sft.learning_rate": 2e-5})
     chosen, tried = search_of(study, tmp_path / "own", monkeypatch)
     assert first_rates(tried, "sft-dpo") == first_rates(chosen.runs(), "sft-dpo") == {2e-5} != first_rates(chosen.runs(), "sft")
-    with pytest.raises(SettingsError, match="2e-05 cannot be used: the search chooses it for paraphrase sft full"):
-        search_of(study.replace(cells={"full sft.learning_rate": 2e-5}), tmp_path / "both", monkeypatch)
+    for cells in ({"full sft.learning_rate": 2e-5}, {"sft-dpo full dpo.learning_rate": 2e-5}):
+        for begin in (compare, plan):
+            with pytest.raises(SettingsError, match="2e-05 cannot be used: the search chooses it for paraphrase sft"): begin(study.replace(cells=cells), tmp_path / "both")
+    assert not (tmp_path / "both").exists(), "it is told before anything is trained or begun"
     monkeypatch.setitem(RECIPES, "warm", Recipe("warm", ("sft",), "a first stage"))
     monkeypatch.setitem(RECIPES, "warm-dpo", Recipe("warm-dpo", ("sft", "dpo"), "what starts from it", after="warm"))
     chosen, tried = search_of(searching(backbone, ("warm-dpo",)), tmp_path / "warm", monkeypatch)
@@ -203,14 +205,17 @@ def test_a_recipe_with_a_loss_of_its_own_stands_beside_dpo(backbone, monkeypatch
     study = small(backbone, tasks=("sonnet",), tunings=("full",), recipes=("dpo", "ipo"), search=Search(trials=3))
     _, dpo, ipo = study.runs()
     assert [(run.stages[0].loss, run.stages[0].title) for run in (dpo, ipo)] == [("sigmoid", "dpo"), ("ipo", "dpo (ipo)")]
+    with pytest.raises(ValueError, match="its loss is 'ipo', and it has no DPO stage"): check_recipe(Recipe("x", ("sft",), "SFT", loss="ipo"))
+    with pytest.raises(SettingsError, match="label_smoothing"): study.replace(**{"dpo.label_smoothing": 0.1})
     assert len({node.key for node in stage_tree(study)}) == 3 and RECIPES["ipo"].exploratory and not RECIPES["dpo"].exploratory
 
 
 def test_the_beta_that_is_asked_for_is_one_that_is_tried(backbone):
     "At 8dc483e7 --dpo.beta 0.3 with a search trained at beta 0.1."
-    with pytest.raises(SettingsError, match="dpo.beta = 0.3 cannot be used: the search tries 0.1; name in search.betas"): searching(backbone, ("dpo",), dpo=Stage("dpo", beta=0.3))
-    searching(backbone, ("dpo",), dpo=Stage("dpo", beta=0.3), search=dict(betas=(0.3,)))
-    searching(backbone, ("sft",), dpo=Stage("dpo", beta=0.3))
+    asked = Stage("dpo", beta=0.3)
+    with pytest.raises(SettingsError, match="dpo.beta = 0.3 cannot be used: the search tries 0.1; name in search.betas"): check_chosen(searching(backbone, ("dpo",), dpo=asked))
+    for recipe, stage, betas in (("dpo", asked, (0.3,)), ("sft", asked, (0.1,)), ("dpo", Stage("dpo"), (0.3,))):
+        check_chosen(searching(backbone, (recipe,), dpo=stage, search=dict(betas=betas)))
 
 
 def test_a_swept_value_is_the_same_however_it_is_written(backbone, tmp_path):

@@ -91,9 +91,6 @@ class CellTrials:
     def __init__(self, study: Study, task: str, recipe: str, tuning: str, before: dict):
         self.study, self.task, self.recipe, self.tuning, self.scores, self.each = study, task, recipe, tuning, {}, {}
         own = cell_settings(LearningRates(), study.cells, task, recipe, tuning)
-        for setting in RECIPES[recipe].searched:
-            check(setting not in own, f"study.cells, {setting}", own.get(setting),
-                  f"the search chooses it for {self.name}: leave it out, or search nothing (search.trials 0)")
         self.before = before | {setting: value for setting, value in own.items() if setting in before}
         self.metric = TASKS[task].primary.name  # until its data are read
         self.run = Run(**study.shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0],

@@ -7,10 +7,11 @@ __all__ = ['CELL', 'COLUMNS', 'MAIN', 'IDENTITY', 'SEARCHED', 'read_whole_table'
            'write_planned_runs', 'rows_of', 'rows_judged_on', 'further_sets', 'swept_values', 'sizes_over_folds',
            'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1', 'read_examples', 'task_of',
            'read_history', 'read_settings', 'read_environment', 'variants_of', 'several_values', 'read_search',
-           'searched_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
+           'trials_of_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -329,11 +330,11 @@ def read_search(
     return read_whole_table(path, SEARCHED, **how) if path.exists() else pd.DataFrame(columns=SEARCHED)
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d0
-def searched_cells(
+def trials_of_cells(
     folder: str | Path,  # of a study
-) -> set[tuple[str, str, str]]:  # task, recipe, tuning
-    "The cells whose rates a finished search chose."
-    return set(read_search(folder)[["task", "recipe", "tuning"]].itertuples(index=False, name=None))
+) -> Counter:            # (task, recipe, tuning): trials
+    "How many trials a finished search made for each cell."
+    return Counter(read_search(folder)[["task", "recipe", "tuning"]].itertuples(index=False, name=None))
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d1
 def first_stage(

@@ -29,13 +29,13 @@ import pandas as pd
 import torch
 
 # %% ../../nbs/engine/07_timing.ipynb #346ee12f
-from ..config import Run, Stage, Study, from_yaml
+from ..config import Run, Stage, Study, check_chosen, from_yaml
 from .beside import beside_of, measured_beside
 from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, device, settled
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
-from .store import searched_cells, with_searched_rates
+from .store import trials_of_cells, with_searched_rates
 from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
@@ -419,18 +419,19 @@ def trial_cost(
     study: Study,    # perhaps with trials
     timing: Timing,  # seconds per example
     inputs: Inputs,  # of the study
-    known: set = frozenset(),  # task, recipe, tuning of cells whose rates were chosen before
+    known: Counter | None = None,  # task, recipe, tuning: trials that have chosen rates before
     finished: Counter | None = None,  # from `finished_trials`; None: none is
 ) -> tuple[int, float | None]:  # runs, seconds
     "How many runs are still to try learning rates, one for each trial and search seed, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
     whole = study.replace(recipes=searched_recipes(study.recipes))
+    most = max([search.trials, *(known or {}).values()])
     cells = {(run.task, run.recipe, run.tuning): run for run in whole.runs(study.seeds[:1])
              if run.stages}
     for cell, run in cells.items():
-        each = max(0, search.trials * len(search.seeds) - (finished or Counter())[cell])
-        if cell in known or not each: continue
+        each = max(0, most * len(search.seeds) - (finished or Counter())[cell])
+        if (known or Counter())[cell] >= most or not each: continue
         one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size}
                                                            if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each
@@ -446,7 +447,7 @@ def trials_in_words(
     inputs: Inputs,       # of the study
 ) -> str:                 # empty where none is to come
     "How far the search for learning rates is."
-    if not trial_cost(study, Timing(), inputs, searched_cells(folder))[0]: return ""
+    if not trial_cost(study, Timing(), inputs, trials_of_cells(folder))[0]: return ""
     count, _ = trial_cost(study, Timing(), inputs)
     return f"search learning rates: {finished_trials(folder).total():,} of about {count:,} runs done"
 
@@ -563,7 +564,7 @@ def plan_in_a_line(
                 "to it.")
     runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if state.name != "done")
     stages = sum(bool(node.stage) for node in plan.open)
-    first = f", {counted(plan.trials, 'run')} that try learning rates before that" if plan.trials else ""
+    first = f", {counted(plan.trials, 'run')} to try learning rates before that" if plan.trials else ""
     time = (f"time left: {time_in_words(plan.left)}" if plan.left is not None
             else "time: unknown until a few steps are measured, or one such stage is finished")
     return (f"{counted(runs, 'run')}, "
@@ -579,7 +580,7 @@ def plan_in_lines(
     "The whole plan: its nodes, and what is left of them in time, memory and disk."
     lines = nodes_in_words(plan)
     if plan.trials:
-        lines.append(f"before that: {plan.trials:,} runs that try learning rates, "
+        lines.append(f"before that: {counted(plan.trials, 'run')} to try learning rates, "
                      f"{time_in_words(plan.trial_seconds)}; more while a best rate lies at the "
                      "edge of what was tried")
     once, apart = plan.shared
@@ -670,13 +671,14 @@ def plan(
     "A study's stage tree with its state, time and disk; nothing is trained, only calibration is written."
     folder, inputs = StudyFolder(folder), inputs or Inputs()
     refuse_links(folder.path)
+    if not folder.begun: check_chosen(study)
     study = with_searched_rates(settled(folder, study), folder)
     nodes, timing = stage_tree(study, inputs), known_times(folder)
     states = [folder.state(node) for node in nodes]
-    still = [node for node, state in zip(nodes, states) if state.name != "done"]
+    still = [node for node, state in zip(nodes, states) if state.name != "done" or state.again]
     busy = busy_machine()
     if measure: calibrate(still, timing, say, folder.calibration)
-    trials = trial_cost(study, timing, inputs, searched_cells(folder), finished_trials(folder))
+    trials = trial_cost(study, timing, inputs, trials_of_cells(folder), finished_trials(folder))
     unknown = dict.fromkeys(group
                             for node in still for group, examples in work_of_node(node).items()
                             if examples and timing.seconds(group) is None)

@@ -104,7 +104,8 @@ def give_up_weights(
 ):
     "Delete policies that nothing will start from any more, but not those that another process works on; where something failed, another try goes on from them."
     for node in nodes:
-        with folder.held(node.key, wait=1) as mine:  # others may look at the same node for a moment
+        if not (node.stage and folder.complete(node)): continue
+        with folder.held(node.key, wait=0.5) as mine:  # others may look at the same node for a moment
             if mine: give_up_policy(folder, node, weights)
 
 # %% ../../nbs/engine/08_work.ipynb #11457025

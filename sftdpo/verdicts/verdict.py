@@ -18,6 +18,7 @@ from pathlib import Path
 from ..config import Settings, check, from_yaml, to_yaml
 from ..engine.folder import StudyFolder
 from ..engine.safe_files import write_text
+from ..engine.store import plain_number
 from ..stats import Estimate, needed_to_reach
 from ..tasks import task_named
 
@@ -42,6 +43,8 @@ class Margins(Settings):
         for name, such in (("time", 1.1), ("same_time", 1.02)):
             check((value := getattr(self, name)) > 1, f"margins.{name}", value,
                   f"use a ratio above 1, such as {such}")
+        parts = [part.partition(" = ") for part in self.primary.split(", ")]
+        object.__setattr__(self, "primary", ", ".join(f"{name}{sign}{plain_number(value)}" for name, sign, value in parts))
         check(0.5 < self.level < 1, "margins.level", self.level,
               "use a share between 0.5 and 1, such as 0.95")
 
