@@ -18,7 +18,7 @@ from pathlib import Path
 from ..config import Settings, check, from_yaml, to_yaml
 from ..engine.folder import StudyFolder
 from ..engine.safe_files import write_text
-from ..engine.store import plain_number
+from ..engine.store import in_one_form
 from ..stats import Estimate, needed_to_reach
 from ..tasks import task_named
 
@@ -44,7 +44,7 @@ class Margins(Settings):
             check((value := getattr(self, name)) > 1, f"margins.{name}", value,
                   f"use a ratio above 1, such as {such}")
         parts = [part.partition(" = ") for part in self.primary.split(", ")]
-        object.__setattr__(self, "primary", ", ".join(f"{name}{sign}{plain_number(value)}" for name, sign, value in parts))
+        object.__setattr__(self, "primary", ", ".join(f"{name}{sign}{in_one_form(value)}" for name, sign, value in parts))
         check(0.5 < self.level < 1, "margins.level", self.level,
               "use a share between 0.5 and 1, such as 0.95")
 
