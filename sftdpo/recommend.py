@@ -330,7 +330,7 @@ class Ways:
 
     def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
         self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
-        self.workers, self.listed = 1, False
+        self.workers = 1
         self.runs, self.tables, self.times = {}, {}, known_times(folder)
         self.given_up, self.left_out = {}, []  # way: what it reached on the first fold
 
@@ -402,11 +402,13 @@ def finish_ways(
     ways: dict[str, list[Run]],  # by `way_of`: runs, one per fold
     workers: int,         # processes
     say,                  # reports what is wrong with the list of planned runs
+    anew: bool,           # forget runs of the file as it was before? ways that are tried again are back at once
 ):
     "Train and judge ways in every fold, the base model with them."
     runs = [one for some in ways.values() for one in some]
     planned = ([(one.base, "") for one in runs]
                + [(one, way) for way, some in ways.items() for one in some])
+    if anew: remove(folder.planned)
     write_planned_runs(folder, pd.DataFrame(
         [dict(run=inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words)
          for one, words in planned]), say)
@@ -467,11 +469,7 @@ class Trials(Ways):
     def judged(self, new: dict[str, Run], folds: int) -> dict[str, pd.DataFrame]:
         "What ways reach in the first few folds, by row; those that fail are left out."
         in_folds = {way: self.in_folds(run)[:folds] for way, run in new.items()}
-        if new and not self.listed:
-            # runs of the file as it was before leave the table; a way that is tried again is back at once
-            remove(self.folder.planned)
-            self.listed = True
-        if new: finish_ways(self.folder, self.inputs, in_folds, self.workers, self.say)
+        if new: finish_ways(self.folder, self.inputs, in_folds, self.workers, self.say, anew=not self.tables)
         self.times.read(self.folder)
         tables = {}
         for way, runs in in_folds.items():

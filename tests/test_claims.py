@@ -24,11 +24,11 @@ from sftdpo.claims import (
 from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
 from sftdpo.engine.store import CELL, read_examples, read_results, write_planned_runs
 from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
-from sftdpo.tasks import TASKS, Metric
+from sftdpo.tasks import RECIPES, TASKS, Metric, Recipe
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
 from sftdpo.verdicts.evidence import Evidence, cell_values, differences_of
-from sftdpo.verdicts.gates import headroom, mark_collapsed, strong
+from sftdpo.verdicts.gates import _unequal_trials, headroom, mark_collapsed, strong
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
 from sftdpo.verdicts.verdict import (
@@ -779,3 +779,10 @@ def test_a_strong_cell_beats_every_baseline_that_tables_compare_with():
 def test_a_part_named_beforehand_is_found_however_its_number_is_written():
     assert Margins(primary="dpo.beta = 1.0").primary == Margins(primary="dpo.beta = 1").primary == "dpo.beta = 1"
     assert Margins(primary="sft.learning_rate = 1e-4").primary == "sft.learning_rate = 0.0001" and Margins(primary="data = a.csv").primary == "data = a.csv"
+
+
+def test_cells_of_three_stages_need_equal_trials_too(monkeypatch):
+    "At 8dc483e7 only cells of one and of two stages were looked at."
+    monkeypatch.setitem(RECIPES, "three", Recipe("three", ("sft", "dpo", "sft"), "three stages"))
+    runs = {f"{recipe} {tuning}": dict(recipe=recipe, trials=trials) for recipe, tuning, trials in (("three", "full", 4), ("three", "lora", 3), ("sft", "full", 5), ("of another machine", "full", 0))}
+    assert _unequal_trials(runs) == ["unequal trials: 4 for three full, 3 for three lora"]

@@ -169,13 +169,11 @@ def _doubtful_rates(runs: dict) -> list[str]:
 # %% ../../nbs/verdicts/03_gates.ipynb #0b2d5655
 def _unequal_trials(runs: dict) -> list[str]:
     "Cells of equally many stages whose rates were found in unequal numbers of trials."
-    found = []
-    for depth in sorted({len(RECIPES[run["recipe"]].stages) for run in runs.values()}):
-        trials = {cell: int(run["trials"]) for cell, run in runs.items()
-                  if run.get("trials", 0) > 0 and len(RECIPES[run["recipe"]].stages) == depth}
-        words = ", ".join(f"{number} for {cell}" for cell, number in trials.items())
-        if len(set(trials.values())) > 1: found.append(f"unequal trials: {words}")
-    return found
+    found = {}  # number of stages: trials of each cell
+    for cell, run in runs.items():
+        if run.get("trials", 0) > 0: found.setdefault(len(RECIPES[run["recipe"]].stages), {})[cell] = int(run["trials"])
+    return [f"unequal trials: {', '.join(f'{number} for {cell}' for cell, number in trials.items())}"
+            for _, trials in sorted(found.items()) if len(set(trials.values())) > 1]
 
 # %% ../../nbs/verdicts/03_gates.ipynb #f7cc8fef
 def rates(
