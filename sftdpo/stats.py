@@ -8,7 +8,7 @@ __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'F
            'floor_of_variance', 'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on',
            'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'wider',
            'fold_components', 'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired',
-           'contrast', 'difference', 'choice_error', 'widened', 'equivalence', 'verdict', 'holm', 'steady',
+           'contrast', 'difference', 'choice_error', 'widened', 'lead', 'equivalence', 'verdict', 'holm', 'steady',
            'detectable', 'detectable_range', 'planned_error', 'Needed', 'with_components', 'needed_to_reach', 'needed',
            'ratio', 'mcnemar', 'full_tables']
 
@@ -625,13 +625,24 @@ def _noise_of_trials(scores: np.ndarray) -> tuple[float, int]:
     return (rest**2).sum() / freedom / seeds, freedom
 
 # %% ../nbs/13_stats.ipynb #775084dc
+def _real_shares(
+    means: np.ndarray,  # [trials] of the trials' scores
+    noise: float,       # variance of each that is only luck
+    draws: int,         # how many
+) -> np.ndarray:        # [draws] between 0 and 1
+    "Draws of the share of the means' spread that is no luck, given the means (Daniels 1999)."
+    chances, half = np.random.default_rng(1).random(draws), (len(means) + 1) / 2
+    ratio = len(means) * means.var() / noise / 2
+    if ratio < 1e-9: return 1 - chances**(1 / half)  # the limit for equal means
+    below_one = distributions.gamma.cdf(ratio, half)
+    return 1 - distributions.gamma.ppf(chances * below_one, half) / ratio
+
+# %% ../nbs/13_stats.ipynb #775084dd
 def _expected_loss(means: np.ndarray, noise: float, draws: int) -> float:
     "Root mean square of what the trial with the best mean may lose against the one that is best."
-    spread = means.var(ddof=1)
-    share = max(1 - noise / spread, 0.) if spread else 0.  # of the spread, what is not noise
-    centre = means.mean() + share * (means - means.mean())
+    share = _real_shares(means, noise, draws)[:, None]
     luck = np.random.default_rng(0).standard_normal((draws, len(means)))
-    true = centre + math.sqrt(share * noise) * luck
+    true = means.mean() + share * (means - means.mean()) + np.sqrt(share * noise) * luck
     return float(np.sqrt(((true.max(1) - true[:, means.argmax()])**2).mean()))
 
 # %% ../nbs/13_stats.ipynb #07173816
@@ -666,6 +677,16 @@ def widened(
     return dataclasses.replace(
         estimate, low=min(estimate.low, float(mean - half)), high=max(estimate.high, float(mean + half)),
         standard_error=both, degrees_of_freedom=float(total), p_value=p_value, choice=(float(error), float(freedom)))
+
+# %% ../nbs/13_stats.ipynb #8dc5bfd1
+def lead(
+    estimate: Estimate,  # of a cell
+    value: float,        # of something else, measured apart from it
+    error: float = 0.,   # that value's standard error
+) -> tuple[float, float]:  # their difference and its lower end, at the level of the estimate
+    "How far an estimate is ahead of a value that is not known exactly (Zou and Donner 2008, equation 7)."
+    ahead, quantile = estimate.mean - value, distributions.norm.ppf((1 + estimate.level) / 2)
+    return ahead, ahead - math.hypot(estimate.mean - estimate.low, quantile * error)
 
 # %% ../nbs/13_stats.ipynb #cc570594
 def _check_margin(margin: float):

@@ -458,11 +458,6 @@ def test_ratio_is_a_t_interval_of_logarithms():
     assert (alone.low, alone.high, alone.unknown) == (0, math.inf, ("seed",))
 
 
-def test_many_rows_are_quick():
-    values = (crossed(np.random.default_rng(13), 5, 40_000) > 0).astype(float)
-    assert interval(long(values)).high < 1
-
-
 # --- coverage
 
 @pytest.mark.parametrize("shape", [(5, 11), (3, 40), (2, 4)])

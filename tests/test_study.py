@@ -1,4 +1,5 @@
 "A study, start to end, on tiny models: what is shared, what is written, what goes on after a stop."
+import inspect
 import json
 import shutil
 
@@ -100,6 +101,25 @@ def test_same_seed_same_bits_other_seed_not(backbone, done, tmp_path):
     other = compare(study.replace(seeds=(1,), tunings=("full",)), tmp_path / "other", progress=False)
     nll = lambda results: results[(results.recipe == "sft-dpo") & (results.tuning == "full") & (results.metric == "nll")].value.tolist()
     assert len(nll(again)) == 1 and nll(again) != nll(other)
+
+
+def test_what_is_drawn_is_drawn_by_the_seed_and_baselines_see_the_rows_of_a_run(backbone, tmp_path, monkeypatch):
+    "Drawn are the subset, the adapter's initial weights, the rejected answers of both kinds, and the samples that are judged."
+    runs, seeds, seen = sftdpo.engine.runs, {}, []
+    def watch(name):
+        does = getattr(runs, name)
+        def watched(*given, **named):
+            asked = inspect.signature(does).bind(*given, **named).arguments
+            seeds.setdefault(name, set()).add(asked["seed"])
+            seen.append(frozenset(one.id for one in asked["training"])) if name == "baselines" else None
+            return does(*given, **named)
+        monkeypatch.setattr(runs, name, watched)
+    drawn = ("apply_tuning", "evaluate", "make_pairs", "sample")
+    for name in (*drawn, "baselines"): watch(name)
+    compare(small(backbone, recipes=("dpo",), tunings=("lora",), seeds=(0, 1)), tmp_path / "out", progress=False)
+    assert {name: seeds[name] for name in drawn} == dict.fromkeys(drawn, {0, 1})
+    subsets = [frozenset(one.id for one in little_inputs().of(Run(backbone=backbone, train_size=16, seed=seed)).training) for seed in (0, 1)]
+    assert subsets[0] != subsets[1] and set(subsets) <= set(seen)
 
 
 def test_goes_on_after_a_stop(backbone, done, tmp_path, monkeypatch):

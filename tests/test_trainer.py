@@ -200,12 +200,23 @@ def test_accumulation_equals_one_batch(stage, micro_batch, tokenizer):
     assert (one - other).norm() < 0.01 * (one - start).norm()
 
 
-def test_the_seed_decides(tokenizer):
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_the_seed_decides(dropout, tokenizer):
+    "Without dropout it still decides the order."
     def weights(seed):
         model = tuned("gpt2", tokenizer, "full")
-        train_stage(model, answers(pair_rows()), SFT.replace(dropout=0.1), seed=seed, progress=False)
+        train_stage(model, answers(pair_rows()), SFT.replace(dropout=dropout), seed=seed, progress=False)
         return trained(model)
     assert same(weights(0), weights(0)) and not same(weights(0), weights(1))
+
+
+@pytest.mark.parametrize("change", [dict(weight_decay=0.5), dict(max_gradient_norm=1e-9), dict(precision="bf16")], ids=str)
+def test_a_stage_is_trained_with_its_options(change, tokenizer):
+    def weights(stage):
+        model = tuned("gpt2", tokenizer, "full")
+        train_stage(model, answers(pair_rows(8)), stage, progress=False)
+        return trained(model)
+    assert not same(weights(SFT), weights(SFT.replace(**change)))
 
 
 def test_looking_changes_nothing(tokenizer):
@@ -263,7 +274,7 @@ def test_resumed_equals_undisturbed(kind, tuning, at, undisturbed, tokenizer, tm
 
 def test_stages_run_without_dropout_unless_asked(tokenizer):
     "A model that comes with dropout: the first loss of either kind of stage is that of the model as it is judged."
-    for stage, rows in ((SFT, answers(pair_rows(8))), (DPO, pair_rows(8))):
+    for stage, rows in ((SFT, answers(pair_rows(8))), (DPO, pair_rows(8)), (DPO.replace(sft_weight=0.7), pair_rows(8))):
         history = train_stage(tuned("gpt2", tokenizer, "full", dropout=0.3), rows, stage, held_out=rows, progress=False).history
         assert history.loss.dropna().iloc[0] == pytest.approx(history.held_out_loss.dropna().iloc[0], abs=1e-5)
 
@@ -322,16 +333,6 @@ def test_pairs_by_hand_and_without_a_further_pass(tokenizer, monkeypatch):
     assert pairs.similarity.tolist() == [similarity(*row.completions) for row in held_out]
     assert similarity([1, 2, 3], [1, 2, 4]) == pytest.approx(2 / 3)
     assert train_stage(tuned("gpt2", tokenizer, "full"), rows, DPO.replace(evaluations=0), held_out=held_out, progress=False).pairs is None
-
-
-def test_pairs_after_a_stop_at_the_very_end(tokenizer, tmp_path, monkeypatch):
-    rows, held_out, stage = pair_rows(), pair_rows(6, seed=1), DPO.replace(checkpoint_steps=1)
-    expected = train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, progress=False).pairs
-    def stop(*rest, **more): raise Stop
-    with monkeypatch.context() as patch:
-        patch.setattr(Watch, "on_train_end", stop)
-        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, folder=tmp_path, progress=False)
-    assert train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, folder=tmp_path, progress=False).pairs.equals(expected)
 
 
 def test_a_left_over_reference_is_not_believed(tokenizer, tmp_path):
@@ -397,16 +398,17 @@ def test_step_times_wait_for_the_gpu(monkeypatch):
 
 
 def test_stopped_after_the_last_step(tokenizer, tmp_path, monkeypatch):
-    rows, stage = pair_rows(), DPO.replace(checkpoint_steps=1)
+    rows, stage, held_out = pair_rows(), DPO.replace(checkpoint_steps=1), pair_rows(6, seed=1)
     undisturbed = tuned("gpt2", tokenizer, "full")
-    expected = train_stage(undisturbed, rows, stage, progress=False)
+    expected = train_stage(undisturbed, rows, stage, held_out=held_out, progress=False)
     def stop(*rest, **more): raise Stop
     with monkeypatch.context() as patch:
         patch.setattr(Watch, "on_train_end", stop)
-        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, folder=tmp_path, progress=False)
+        with pytest.raises(Stop): train_stage(tuned("gpt2", tokenizer, "full"), rows, stage, held_out=held_out, folder=tmp_path, progress=False)
     resumed = tuned("gpt2", tokenizer, "full")
-    found = train_stage(resumed, rows, stage, folder=tmp_path, progress=False)
+    found = train_stage(resumed, rows, stage, held_out=held_out, folder=tmp_path, progress=False)
     assert same(trained(undisturbed), trained(resumed)) and found.steps == expected.steps and found.examples_per_second > 0
+    assert found.pairs.equals(expected.pairs)
 
 
 def test_loss_that_is_not_finite_names_step_and_rows(tokenizer):

@@ -171,9 +171,25 @@ def search_of(study, folder, monkeypatch, edges=()):
     return chosen, runs
 
 
+def test_a_rate_is_chosen_by_its_mean_over_the_search_seeds(backbone, tmp_path):
+    "Another rate is the best with the first seed; a third one's runs failed."
+    scores = {1e-4: (.60, .70, .71), 3e-4: (.66, .62, .61)}
+    study, folder = searching(backbone, ("sft",), search=dict(seeds=(7, 8, 9), factor=3)), StudyFolder(tmp_path / "out")
+    study = study.replace(**{"sft.learning_rate": 1e-4})
+    def pretend(runs):
+        for run in runs:
+            home = folder.trials.run(run_name(run)).path
+            home.mkdir(parents=True, exist_ok=True)
+            found = next((values[run.seed - 7] for rate, values in scores.items() if math.isclose(run.sft.learning_rate, rate)), None)
+            if found is not None: [(home / name).write_text(text) for name, text in (("sftdpo.json", "{}"), ("metrics.json", f'{{"accuracy": {found}}}'))]
+    search_rates(study, folder, little_inputs(), pretend, say=lambda words: None)
+    table = pd.read_csv(tmp_path / "out" / "search.csv").set_index("learning_rate")
+    assert len(table) == 3 and table.chosen.idxmax() == 1e-4 and table.score[3e-4] == pytest.approx(0.63)
+
+
 def searching(backbone, recipes, **changes):
     "A study of question pairs, fully fine-tuned, that searches its rates."
-    return small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=recipes, search=Search(trials=3, seeds=(7,), **changes.pop("search", {})), **changes)
+    return small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=recipes, search=Search(**dict(trials=3, seeds=(7,)) | changes.pop("search", {})), **changes)
 
 
 def first_rates(runs, recipe): return {run.sft.learning_rate for run in runs if run.recipe == recipe}

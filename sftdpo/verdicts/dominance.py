@@ -16,7 +16,7 @@ import pandas as pd
 
 from ..stats import Estimate, contrast, paired, widened
 from .evidence import Evidence, both_tunings, disagreement, judged_by_task, recipes_with_both
-from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
+from .gates import after_gates, collapse, equal_depth, headroom, missing, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
     Margins,
@@ -81,7 +81,7 @@ def dominance_gates(
     return [*(gate for gate in depths if gate.passed is False),
             *strong(evidence, cells, "none of the cells is strong: "),
             headroom(evidence, [min(group, key=means.get) for group in groups]),
-            collapse(evidence, cells), rates(evidence, cells)]
+            collapse(evidence, cells), missing(evidence, cells), rates(evidence, cells)]
 
 # %% ../../nbs/verdicts/09_dominance.ipynb #70e0faaf
 DOMINATES = "Does the effect of tuning exceed the effect of recipe?"

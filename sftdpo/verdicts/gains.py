@@ -16,7 +16,7 @@ import pandas as pd
 from ..stats import Estimate, at_level, holm, student, verdict
 from ..tasks import controls_of_recipe
 from .evidence import Evidence, cell_values, combined_error, judged_by_tuning
-from .gates import after_gates, collapse, depth_of, headroom, rates, strong
+from .gates import after_gates, collapse, depth_of, headroom, missing, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
     Margins,
@@ -253,7 +253,7 @@ def gains_of_dpo(
     notes += tuple(dict.fromkeys(note for gain in gains.values() for note in gain.notes))
     cells = [ours, *((recipe, tuning) for recipe in gains)]
     gates = [*strong(evidence, [sft], "SFT is not strong: "), headroom(evidence, [sft]),
-             collapse(evidence, cells), rates(evidence, cells)]
+             collapse(evidence, cells), missing(evidence, cells), rates(evidence, cells)]
     found = []
     for part, question, judge in GAIN_PARTS:
         asked = asked_of("C1", task, margins, tuning, notes, part, question)

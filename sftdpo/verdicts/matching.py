@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..stats import at_level
 from .evidence import Evidence, judged_by_tuning
-from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
+from .gates import after_gates, collapse, equal_depth, headroom, missing, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
     Margins,
@@ -62,7 +62,7 @@ def dpo_matches(
     pairs, notes = builder(evidence, tuning)
     gates = [pairs, *strong(evidence, [sft], "SFT is not strong: "), headroom(evidence, [sft]),
              equal_depth(evidence.results, task, {"dpo": dpo, "sft": sft}),
-             collapse(evidence, [dpo, sft]), rates(evidence, [dpo, sft])]
+             collapse(evidence, [dpo, sft]), missing(evidence, [dpo, sft]), rates(evidence, [dpo, sft])]
     asked = asked_of("C2", task, evidence.margins, tuning, notes, "one cell", CAN_MATCH)
     effect = evidence.effect({dpo: 1, sft: -1})
     one = judge_difference(asked, f"dpo {tuning} − sft {tuning}", effect,

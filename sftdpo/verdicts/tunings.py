@@ -13,7 +13,7 @@ import pandas as pd
 from ..stats import Estimate, at_level, holm, needed_to_reach
 from ..tasks import RECIPES, trained_recipes
 from .evidence import Evidence, both_tunings, disagreement, judged_by_task, recipes_with_both
-from .gates import after_gates, collapse, equal_depth, headroom, rates, strong
+from .gates import after_gates, collapse, equal_depth, headroom, missing, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
     Margins,
@@ -43,7 +43,7 @@ def tuning_gates(
     lower = min(cells, key=lambda cell: evidence.values(cell)["value"].mean())
     return [equal_depth(evidence.results, evidence.task, dict(zip(("full", "LoRA"), cells))),
             *strong(evidence, cells), headroom(evidence, [lower]),
-            collapse(evidence, cells), rates(evidence, cells)]
+            collapse(evidence, cells), missing(evidence, cells), rates(evidence, cells)]
 
 # %% ../../nbs/verdicts/07_tunings.ipynb #f302609d
 def _uncorrected_only(one: Verdict, strict: Estimate) -> Verdict:
