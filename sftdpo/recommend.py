@@ -58,6 +58,7 @@ from .study import carry_out, check_study_folder, claim_folder
 from .tables import CEILING, baselines_of
 from .tasks import Metric, format_interval, format_metric
 from .verdicts.gates import reached
+from .verdicts.verdict import corrected_level
 
 # %% ../nbs/15_recommend.ipynb #12dd6b92
 def by_row(
@@ -87,12 +88,13 @@ def chosen_way(
 # %% ../nbs/15_recommend.ipynb #12dd6b95
 def honest(
     rows: pd.DataFrame,  # from `by_row`
+    gave_up: bool = False,  # did the first fold decide which ways were tried in the others?
 ) -> tuple[pd.DataFrame, list[str]]:  # fold, seed, id, value; the way that was picked for each fold
     "The values of the best way, where the way for each fold is picked by the others."
     folds, parts, picked = rows.index.get_level_values("fold"), [], []
     for fold in folds.unique():
         picked.append(way := chosen_way(rows[folds != fold]))
-        parts.append(rows.loc[folds == fold, way])
+        if not gave_up or fold != folds.min(): parts.append(rows.loc[folds == fold, way])
     return pd.concat(parts).rename("value").reset_index(), picked
 
 # %% ../nbs/15_recommend.ipynb #dac4086b
@@ -509,10 +511,11 @@ def compared(
     trials: Trials,
     best: str,  # the way that is picked
 ) -> pd.DataFrame:  # way, mean, difference, low, high; best first
-    "Every way that was tried, and its difference from the best one on the same rows."
+    "Every way that was tried, and its difference from the best one on the same rows, with intervals for all at once."
     tables, lines = trials.tables, []
+    level = corrected_level(0.95, max(len(tables) - 1, 1))
     for way, table in tables.items():
-        apart = difference(observations(table), observations(tables[best])) if way != best else None
+        apart = difference(observations(table), observations(tables[best]), level) if way != best else None
         lines.append(dict(way=way, mean=mean_of_folds(table),
                           difference=apart.mean if apart else 0., low=apart.low if apart else 0.,
                           high=apart.high if apart else 0.))
@@ -522,9 +525,11 @@ def compared(
 # %% ../nbs/15_recommend.ipynb #1f5d5fff
 def reached_without(
     folder: StudyFolder,  # in which the ways were tried
+    folds: set[int],      # that judge
 ) -> dict[str, float]:    # title -> value on the scale of the primary metric
     "What the base model and the baselines reach, averaged over folds; the base model comes first."
     results = gather(folder)
+    results = results[results["fold"].isin(folds)]
     base = results.loc[(results["recipe"] == "base") & (
         results["metric"] == task_of(results).primary.name), "value"].mean()
     return {"the base model": base} | baselines_of(results)
@@ -604,11 +609,12 @@ def how_sure(
             f"was the same way {counted(picked.count(way), 'time')}. (Of the ways within half a standard error "
             "of the best, the first one tried is chosen.)"
             + (f" Not clearly worse than it (a plus is better): {names(close, 3)}." if len(close) else "")
-            + (f" Clearly worse: {names(worse, 2)}." if len(worse) else ""))
+            + (f" Clearly worse: {names(worse, 2)}." if len(worse) else "")
+            + (" These intervals are wider than single ones, as so many ways are compared." if len(table) > 2 else ""))
 
 # %% ../nbs/15_recommend.ipynb #dac32082
 def above_expectation(
-    reached: float,   # by the recommended way, over all folds
+    reached: float,   # by the recommended way, in the folds that judge
     expected: float,  # from `honest`
     ways: int,        # that were tried
     metric: Metric,   # the primary one
@@ -629,13 +635,17 @@ def sentences_on(
 ) -> list[str]:
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
+    own, judging = trials.tables[way], trials.folds - bool(trials.given_up)
+    if trials.given_up: own = own[own["fold"] != own["fold"].min()]
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
             f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: each of "
             f"{expected.examples:,} rows was judged by a model that had not trained on it, of a way that "
-            f"was chosen in the other folds. The interval is over rows and over {trials.folds} models, so it is wide "
-            "where these differ."
-            + above_expectation(trials.score(run), expected.mean, len(trials.tables), metric),
+            "was chosen in the other folds."
+            + (" The first fold is not among them: it decided which ways were given up." if trials.given_up else "")
+            + f" The interval is over rows and over {counted(judging, 'model')}"
+            + (", so it is wide where these differ." if judging > 1 else ".")
+            + above_expectation(mean_of_folds(own), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
             how_sure(way, picked, table, metric)]
     if metric.name == "macro_f1":
@@ -754,10 +764,10 @@ def concluded(
     "The way that did best, trained on all rows, or why none is recommended."
     metric = trials.metric
     rows = by_row(trials.tried)
-    values, picked = honest(rows)
+    values, picked = honest(rows, bool(trials.given_up))
     share = metric.share and bool(values["value"].between(0, 1).all())
     expected = interval(observations(values), share=share)
-    without = reached_without(trials.folder)
+    without = reached_without(trials.folder, set(values["fold"]))
     best = trials.runs[chosen_way(rows)]
     table = compared(trials, way_of(best))
     known = dict(expected=expected, table=table, baselines=without)
