@@ -55,8 +55,8 @@ CAVEATS = {  # what must be said of a backbone
             "for others."}
 
 # %% ../nbs/14_claims.ipynb #6f5b3384
-WITH_CHOICE = ("Intervals include the error of choosing rates, "
-               "estimated from the search seeds of each cell's trials.")
+WITH_CHOICE = ("Intervals include the error of choosing the rate of each cell's last stage, "
+               "estimated from the search seeds of its trials.")
 NOT_PICKED = ("Learning rates are recommended or given ones, not picked per cell with equal trials: "
               "a cell may do worse than it could.")
 SHUFFLED = ("Training answers were shuffled: this is a control, "

@@ -23,7 +23,7 @@ from sftdpo.claims import (
 )
 from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
 from sftdpo.engine.store import CELL, read_examples, read_results, write_planned_runs
-from sftdpo.stats import Estimate, at_level, contrast, difference, paired, ratio
+from sftdpo.stats import Estimate, at_level, contrast, difference, interval, paired, ratio
 from sftdpo.tasks import RECIPES, TASKS, Metric, Recipe
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
@@ -774,6 +774,19 @@ def test_a_strong_cell_beats_every_baseline_that_tables_compare_with():
         return Evidence(pd.concat([results, *rows]), examples, "sonnet", Margins())
     assert strong(known(chrf_best_training=90.), [("sft", "full")])[-1].passed
     assert not strong(known(chrf_nearest=70.), [("sft", "full")])[-1].passed
+
+
+def test_a_baseline_is_not_known_exactly():
+    "It was measured on the judged rows too. At 7f3c9e5c a lead of a hundredth of its error was enough, and of six cells one."
+    results, examples = study({("base", "-"): 0, ("sft", "full"): 10})
+    own = interval(Evidence(results, examples, "sonnet", Margins()).values(("sft", "full")))
+    half = own.mean - own.low
+    def passes(ahead, error, cells=1):
+        value = own.mean - ahead
+        rows = [results[:1].assign(metric=f"baseline_chrf_nearest{end}", value=value + more * 1.96 * error) for end, more in (("", 0), ("_low", -1), ("_high", 1))]
+        return strong(Evidence(pd.concat([results, *rows]), examples, "sonnet", Margins()), [("sft", "full")] * cells)[-1].passed
+    assert passes(1.01 * half, 0) and not passes(1.01 * half, half / 4) and passes(2.3 * half, half)
+    assert not passes(1.01 * half, 0, cells=6)
 
 
 def test_a_part_named_beforehand_is_found_however_its_number_is_written():

@@ -327,6 +327,7 @@ MARGINAL = [
     Setting("full and LoRA equal at their best", worlds_of_sft(), "C3", "", "sft", NOT_MORE, ("supported",)),
     Setting("full better by exactly the margin", worlds_of_sft(lora=-0.01), "C3", "", "sft", NOT_LESS, ("refuted",)),
     Setting("the same, noisier search", worlds_of_sft(search_noise=0.01), "C3", "", "sft", NOT_MORE, ("supported",)),
+    Setting("the same, trials that are mostly luck", worlds_of_sft(search_noise=0.04, bend=0.02), "C3", "", "sft", NOT_MORE, ("supported",)),
     Setting("the same, 130 examples in 10 folds", worlds_of_sft(examples=130, folds=10, seeds=3), "C3", "", "sft",
             NOT_MORE, ("supported",)),
     Setting("DPO alone one margin below SFT", World(equal_cells(recipes=TWO, dpo=-0.01)), "C2", "some cell", "",
