@@ -1,4 +1,5 @@
 "The data module on real files where they are at hand, on made-up ones where something must go wrong."
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ from little import unbroken
 from sftdpo import data as d
 from sftdpo.data import DataError, Example
 
-shared = Path(__file__).resolve().parents[1]/".."/"shared"/"data"
+shared = Path(os.environ.get("SFTDPO_SHARED", Path(__file__).resolve().parents[2]/"shared"))/"data"
 needs_qqp = pytest.mark.skipif(not (shared/"qqp").is_dir(), reason="../shared/data/qqp is not here")
 needs_course_sonnets = pytest.mark.skipif(not (shared/"sonnets").is_dir(), reason="../shared/data/sonnets is not here")
 

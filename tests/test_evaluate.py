@@ -620,6 +620,11 @@ def test_tfidf_equals_scikit_learn_on_texts():
     means = [cross_val_score(LogisticRegression(C=C, max_iter=1000), features, labels[:100], cv=5).mean() for C in STRENGTHS]
     theirs = make_pipeline(words, LogisticRegression(C=STRENGTHS[int(np.argmax(means))], max_iter=1000)).fit(texts[:100], labels[:100])
     assert (tfidf_baseline(examples[:100], [], examples[100:]) == theirs.predict(texts[100:])).all()
+    fitted = [LogisticRegression(C=C, max_iter=1000).fit(features, labels[:100]) for C in STRENGTHS]
+    on = lambda part: [model.score(words.transform(texts[part]), labels[part]) for model in fitted]
+    best, on_training = (int(np.argmax(on(part))) for part in (slice(100, 150), slice(0, 100)))
+    assert best != on_training, "otherwise it could be the training rows that choose C"
+    assert (tfidf_baseline(examples[:100], examples[100:150], examples[150:]) == fitted[best].predict(words.transform(texts[150:]))).all()
 
 
 def test_overlap_features_by_hand():
