@@ -74,13 +74,6 @@ def test_stored_studies_decide_nothing(name):
         assert one.where.endswith("bench") or one.verdict not in ("supported", "refuted"), (one.claim, one.part, one.task, one.where, one.why)
 
 
-@pytest.mark.parametrize("changes, words", [(dict(search_seeds=0), "not searched"), (dict(search_seeds=1), "with one seed"), (dict(at_edge=(("sft", "lora"),)), "at the edge"),
-                                            (dict(trials={("sft", "lora"): 4}), "unequal trials"), ({}, "")])
-def test_rates_that_were_not_searched_alike(tmp_path, changes, words):
-    one = judged(World(equal_cells(recipes=ONE, lora=-0.06), **changes), tmp_path / "s", "C3")[0]
-    assert one.verdict == ("undecided (rates)" if words else "supported") and words in one.why
-
-
 def test_the_error_of_choosing_is_inside(tmp_path):
     "The noisier the search, the wider the interval of the same answers."
     widths = []
@@ -106,23 +99,9 @@ def test_no_room_below_the_ceiling(tmp_path):
     for one in judge_claims(folder, claims=["C1", "C2", "C3", "C5"]): assert one.verdict == "not asked", (one.claim, one.why)
 
 
-def test_a_loss_supports_no_small_gain(tmp_path):
-    cells = {("sft", "full"): 0.71, ("sft-dpo", "full"): 0.71, ("sft-sft", "full"): 0.76}
-    (one,) = judged(World(cells), tmp_path / "s", "C1", "small")
-    assert one.verdict == "not asked" and "DPO harmed" in one.why and "against sft-sft" in one.why
-
-
 def test_depth_decides_whether_dpo_alone_is_asked(tmp_path):
     found = judge_claims(write_study(draw_study(World(equal_cells(recipes=("sft", "dpo")), epochs={("dpo", "full"): 3, ("dpo", "lora"): 3})), tmp_path / "s"), claims=["C2"])
     assert {one.verdict for one in found} == {"not asked"} and "depths do not match" in found[0].why
-
-
-def test_a_bad_table_is_named_and_stops_no_other(tmp_path):
-    study = draw_study(World(equal_cells(recipes=("sft", "dpo"), lora=-0.06)))
-    bad = (study.examples.recipe == "sft") & (study.examples.tuning == "lora") & (study.examples.id == "3")
-    study.examples.loc[bad, "correct"] = np.nan
-    found = {one.where: one for one in judge_claims(write_study(study, tmp_path / "s"), claims=["C3"])}
-    assert found["dpo"].verdict == "supported" and any("sft lora is left out" in note for note in found["dpo"].notes)
 
 
 def test_collapsed_seeds_are_named(tmp_path):
