@@ -486,11 +486,11 @@ def read_question_pairs(
     "The question pairs of a file, or a `DataError` that names the bad rows by line."
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     columns = table.columns if labelled else [*table.columns, "is_duplicate"]
-    try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1")
-    except DataError as error:
-        if labelled or "--reading.delimiter" in str(error): raise
+    try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1", table)
+    except DataError:
+        if labelled: raise
         raise DataError(f"{path} has the columns {', '.join(map(repr, list(table.columns)[:20]))}, and pairs of questions are "
-                        "read from two, called question1 and question2, or sentence1 and sentence2.") from None
+                        f"read from two, called question1 and question2, or sentence1 and sentence2.{table.hint()}") from None
     examples, problems = _pair_examples(table, shape, labelled)
     _check_usable(dict(train=(table, examples, problems)), unusable)
     return examples
@@ -972,7 +972,7 @@ def _given_tables(task: str, data, reading: Reading) -> tuple[dict[str, Table], 
 def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=()) -> Shape:
     "Which column of a table is which part; an error names the table's first line."
     return find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1",
-                      table.hint() or hint, skip)
+                      table, hint, skip)
 
 # %% ../nbs/01_data.ipynb #cd77fb6e
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:

@@ -663,10 +663,10 @@ def fitting_task(
     columns = list(prepared(table, reading).columns)
     if task := guess_task(columns, reading): return task
     for role, task in _tells_task.items():  # an error that says what else it needs
-        if getattr(reading, role): find_shape(columns, task, reading, table.file, table.hint())
+        if getattr(reading, role): find_shape(columns, task, reading, table.file, table)
     hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
                             "--reading.label COLUMN.")
-    if len(columns) == 1 and "--reading.delimiter" not in hint:
+    if len(columns) == 1 and not table.joining_sign:
         hint = (" One column is too few: a row needs a prompt and at least one answer or text, in columns of their "
                 "own.")
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{hint}")

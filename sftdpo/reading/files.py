@@ -88,16 +88,24 @@ class Table:
         return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit,
                      class_names=self.class_names)
 
+    @property
+    def joining_sign(self) -> str:
+        "The sign in the name of an only column that may be the true delimiter; empty: there is none."
+        if self.format not in ("CSV", "TSV") or len(self.columns) != 1: return ""
+        return next((sign for sign in ",;\t|" if sign in next(iter(self.columns))), "")
+
+    @property
+    def repeated_name(self) -> str:
+        "The name of a column in which it occurs again, as where the first line is a row; empty: there is none."
+        if self.format not in ("CSV", "TSV"): return ""
+        return next((name for name in reversed(self.columns) if name and name in self.values(name)), "")
+
     def hint(self) -> str:
         "What else may be wrong where columns are missing: a sentence with a blank before it, or nothing."
-        names = list(self.columns)
-        if self.format not in ("CSV", "TSV") or not names: return ""
-        if len(names) == 1 and (signs := [sign for sign in ",;\t|" if sign in names[0]]):
-            return (f" The name of the only column, {names[0]!r}, "
-                    f"holds {signs[0]!r}: read it with --reading.delimiter "
-                    f"{repr(signs[0])}.")
-        if again := next((name for name in reversed(names) if name and name in self.values(name)),
-                         None):
+        if sign := self.joining_sign:
+            return (f" The name of the only column, {next(iter(self.columns))!r}, holds {sign!r}: "
+                    f"read it with --reading.delimiter {sign!r}.")
+        if again := self.repeated_name:
             return (f" The first line looks like a row, as {again!r} occurs again in the column "
                     "that it names: is the header missing? Put the columns' names in the first "
                     "line, or name the columns with --reading.columns.")
