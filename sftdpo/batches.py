@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SHORT', 'AT_ONCE', 'LAST_LAYERS', 'MEMORY_WORDS', 'ROWS_TOGETHER', 'segments_of', 'width_of', 'attention_of',
            'positions_of', 'scored_positions', 'tokens_of', 'branches', 'layout_of', 'collate', 'bf16_is_faster',
-           'best_precision', 'autocast', 'attention', 'token_log_probabilities_at', 'targets_in',
+           'best_precision', 'resolved_precision', 'autocast', 'attention', 'token_log_probabilities_at', 'targets_in',
            'ChunkedLogProbabilities', 'only_at', 'recomputes', 'last_layers', 'to_device', 'own_tokens', 'hidden_at',
            'fast_tokens', 'fast_route_holds', 'check_attention', 'check_window', 'Scorer', 'length_batches',
-           'out_of_memory', 'halve', 'eval_mode', 'smaller_batches', 'too_long_alone', 'score', 'score_together',
-           'epoch_batches']
+           'wait_for_device', 'free_device_memory', 'out_of_memory', 'halve', 'eval_mode', 'smaller_batches',
+           'too_long_alone', 'score', 'score_together', 'epoch_batches']
 
 # %% ../nbs/04_batches.ipynb #4c7bb5b1
 import gc
@@ -151,14 +151,21 @@ def best_precision(
         fast = known and bf16_is_faster()
     return "bf16" if fast else "fp32"
 
+# %% ../nbs/04_batches.ipynb #b1a4c0e1
+def resolved_precision(
+    precision: str,       # "auto", "fp32" or "bf16"
+    device: str = "cpu",  # where the model is
+) -> str:                 # "fp32" or "bf16"
+    "The precision itself, or the hardware's best where it is `auto`."
+    return best_precision(device) if precision == "auto" else precision
+
 # %% ../nbs/04_batches.ipynb #1e55e18d
 def autocast(
     precision: str,       # "auto", "fp32" or "bf16"
     device: str = "cpu",  # where the model is
 ):
     "The context in which a model computes: bf16 products with fp32 weights, or fp32 throughout."
-    precision = best_precision(device) if precision == "auto" else precision
-    if precision != "bf16": return nullcontext()
+    if resolved_precision(precision, device) != "bf16": return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 # %% ../nbs/04_batches.ipynb #cc7d5918
@@ -441,6 +448,19 @@ def length_batches(
         at += size
     return batches
 
+# %% ../nbs/04_batches.ipynb #b1a4c0d3
+def wait_for_device():
+    "Wait until the GPU, if there is one, has finished its queued work."
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    elif torch.backends.mps.is_available(): torch.mps.synchronize()
+
+# %% ../nbs/04_batches.ipynb #b1a4c0d4
+def free_device_memory():
+    "Free what nothing refers to any longer, in memory and on the GPU."
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+
 # %% ../nbs/04_batches.ipynb #aea4397a
 MEMORY_WORDS = re.compile("out of memory|can't allocate memory|not enough memory|"
                           "cannot allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
@@ -459,9 +479,7 @@ def halve(
     where: str,  # what they were needed for
 ) -> int:        # half as many, rounded up
     "Free as much memory as possible, warn, and return how many rows to try next."
-    gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+    free_device_memory()
     smaller = (size + 1) // 2
     said = f"Out of memory {where}, with {size} rows in memory at once; going on with {smaller}."
     warnings.warn(said, stacklevel=3)

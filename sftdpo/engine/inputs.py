@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 # %% ../../nbs/engine/03_inputs.ipynb #ed289150
-from ..batches import best_precision
+from ..batches import resolved_precision
 from ..config import Reading, Run, Sampling, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
@@ -241,8 +241,7 @@ def settled(
     there = folder.study() if folder.begun else study
     precisions = {f"{kind}.precision": getattr(there, kind).precision for kind in ("sft", "dpo")
                   if getattr(study, kind).precision == "auto"}
-    return study.replace(**{name: best_precision(device()) if one == "auto" else one
-                            for name, one in precisions.items()})
+    return study.replace(**{name: resolved_precision(one, device()) for name, one in precisions.items()})
 
 # %% ../../nbs/engine/03_inputs.ipynb #d4d7b002
 def training_marks(
@@ -276,7 +275,7 @@ class Inputs(Sources):
         precision: str | None = None,
     ):
         super().__init__(load)
-        self.precision = precision or best_precision(device())
+        self.precision = precision or resolved_precision("auto", device())
         self.settings, self.keys = cache(self.settings_of), cache(self.key_of)
         self.plain, self.runs = cache(to_dict), cache(self.run)
 

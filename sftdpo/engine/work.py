@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 # %% ../../nbs/engine/08_work.ipynb #0b208e67
+from ..batches import free_device_memory
 from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs, device
@@ -119,9 +120,7 @@ def is_full_disk(
 # %% ../../nbs/engine/08_work.ipynb #2285bf15
 def give_back_memory():
     "Free what a node left in memory, and return it to the system where the C library can."
-    gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+    free_device_memory()
     with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
 
 # %% ../../nbs/engine/08_work.ipynb #7c268831
