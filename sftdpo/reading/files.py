@@ -6,7 +6,7 @@
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'first_line', 'UnusableRows', 'write_problems',
            'expanded', 'read_bytes', 'decode', 'likely_encoding', 'not_a_text', 'as_text', 'read_delimited',
            'read_json_lines', 'as_name', 'table_of_rows', 'read_json_rows', 'table_of_arrow', 'with_class_names',
-           'read_table', 'table_of', 'find_files', 'tables_of', 'keep', 'printable', 'plain_markdown']
+           'read_table', 'table_of', 'find_files', 'no_such_path', 'tables_of', 'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -868,6 +868,14 @@ def _saved_tables(folder) -> dict[str, Table] | None:
                         "again with save_to_disk.") from None
     return tables_of(found, str(folder))
 
+# %% ../../nbs/reading/01_files.ipynb #b1a4c0f1
+def no_such_path(
+    data: str | Path,  # as given
+) -> DataError:
+    "What to say of a path at which there is nothing."
+    return DataError(f"data is {str(data)!r}, and there is no such file or folder"
+                     f"{near_path(str(data), Path.exists)}")
+
 # %% ../../nbs/reading/01_files.ipynb #cf73e62d
 def tables_of(
     # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list
@@ -880,9 +888,7 @@ def tables_of(
     if isinstance(data, (str, Path)):
         path = expanded(data)
         try:
-            if not path.exists():
-                raise DataError(f"data is {str(data)!r}, and there is no such file or "
-                                f"folder{near_path(str(data), Path.exists)}")
+            if not path.exists(): raise no_such_path(data)
             is_folder = path.is_dir()
         except (OSError, ValueError) as e:
             if isinstance(e, DataError): raise
