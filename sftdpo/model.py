@@ -15,7 +15,6 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'without_subnormals', 
 
 # %% ../nbs/02_model.ipynb #43da9741
 import copy
-import hashlib
 import json
 import re
 import shutil
@@ -55,7 +54,7 @@ from transformers.utils import logging
 # %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
 from .engine.names import BACKBONES, HUB_NAME, check_spelling, home_of, is_path, offline_message
-from .engine.safe_files import written_whole
+from .engine.safe_files import digest_of, written_whole
 
 # %% ../nbs/02_model.ipynb #3d7e0a02
 @contextmanager
@@ -420,8 +419,7 @@ def check_vocabulary(
 
 # %% ../nbs/02_model.ipynb #a6816dbb
 @lru_cache(maxsize=1024)
-def _sha256(path, size, changed):
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path, size, changed): return digest_of(path)
 
 def sha256(
     path: Path,  # file

@@ -20,7 +20,8 @@ from ..batches import resolved_precision
 from ..config import Reading, Run, Sampling, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
-from .folder import StudyFolder, digest_of
+from .folder import StudyFolder
+from .safe_files import digest_of
 from ..measures.forgetting import held_out_text
 from sftdpo.model import (
     apply_tuning,

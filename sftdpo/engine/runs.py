@@ -35,10 +35,10 @@ from ..batches import resolved_precision
 from ..config import Run, Stage, decoding, identity, relevant, to_dict, to_yaml
 from ..data import DataError, Example, Row, favourites, make_pairs, tokenize, without_rejected
 from .beside import beside_of, distance_metrics, measured_beside
-from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
+from .folder import RECORD, RunFolder, StageFolder, StudyFolder, read_record, write_record
 from .inputs import RunInputs, device, training_examples
 from .names import BACKBONES, is_path
-from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
+from .safe_files import digest_of, read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import planned_runs, with_macro_f1
 from .trackers import stage_tracked
 from ..evaluate import baselines, evaluate, predict, sample, with_interval
