@@ -323,7 +323,7 @@ def hidden_at(causal, input_ids, places, **layout) -> Tensor:
 
 # %% ../nbs/04_batches.ipynb #cbcd52ff
 def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "The same from logits computed at the scored positions only; `exact`: in fp32."
+    "Log-probability of each target, [targets], from logits at the scored positions only; `exact`: in fp32."
     hidden, head = hidden_at(causal, input_ids, places, **layout), causal.get_output_embeddings()
     device, chunk = hidden.device.type, max(1, AT_ONCE // getattr(head, "out_features", 1))
     with torch.autocast(device, enabled=False) if exact else nullcontext():
@@ -526,7 +526,7 @@ def score(
     precision: str = "auto",        # "auto", "fp32" or "bf16"; a `Scorer` has its own
     progress=None,                  # called with the number of rows done, if given
 ) -> np.ndarray:                    # [rows, completions] nats, float64
-    "Log-probability of every completion of every row, without gradients and without dropout."
+    "Log-probability of every completion of every row, without gradients and without dropout; a `MemoryError` where a row alone does not fit."
     scorer = model if isinstance(model, Scorer) else Scorer(model, precision)
     device, widths = next(scorer.parameters()).device, np.array([width_of(row) for row in rows])
     found = np.zeros((len(rows), len(rows[0].completions) if rows else 0))

@@ -1304,7 +1304,7 @@ def load_task(
     folds: int = 0,   # deal the rows into so many folds; 0: one split
     fold: int = 0,    # the fold that judges, from 1 up
 ) -> TaskData:
-    """The examples of a task in three splits.
+    """The examples of a task in three splits, or a `DataError` that says what to change.
 
     An object is a DataFrame, Dataset, DatasetDict, dict of tables, or list of dicts.
 

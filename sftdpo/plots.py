@@ -203,7 +203,7 @@ def legend(
 
 # %% ../nbs/21_plots.ipynb #f2b197c0
 def axis_title(
-    metric: Metric | str,  # what the axis shows
+    metric: Metric,  # what the axis shows
 ) -> str:
     "What an axis of the metric is called."
     return short(f"{metric.title}, {metric.sign.strip()}" if metric.sign else metric.title)
@@ -440,7 +440,7 @@ MOST_ROWS = 60  # cells in one picture
 
 def row_in_words(
     cell,            # a line of `cell_intervals`
-    metric: Metric | str,  # what it is of
+    metric: Metric,  # what it is of
 ) -> str:
     "A cell's mean and interval as text."
     ends = format_interval(cell.low, cell.high, metric, between=" to ")

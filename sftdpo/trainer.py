@@ -439,7 +439,7 @@ def evenly_spaced(
     steps: int,  # of the stage
     evaluations: int,  # how many
 ) -> set[int]:
-    "The steps after which held-out rows are scored; the last step is one of them."
+    "The steps after which held-out rows are scored, the last step among them; none for no evaluations."
     return {round(steps * k / evaluations) for k in range(1, evaluations + 1)}
 
 # %% ../nbs/05_trainer.ipynb #b1879f4f

@@ -204,13 +204,14 @@ class DataFindings:
     max_length: int | None = None                             # tokens that the backbone reads
     # split -> count, tokens over, ids of the first
     too_long: dict[str, dict] = field(default_factory=dict)
-    # split -> exact, contradicting
+    # split -> exact, contradicting: counts; again, ids: the first of them
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
     repeated: int = 0  # rows that repeat an earlier one of any split
     shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
     # judged text -> runs of six words that occur in a training text
     copied: dict[str, list[str]] = field(default_factory=dict)
-    # pairs that share a question with training: number, share, and how many are duplicates
+    # judged pairs that share a question with training: pairs, of (all that are judged), and the shares of
+    # duplicates among them (duplicates) and among the others (duplicates_elsewhere)
     questions: dict[str, float] = field(default_factory=dict)
     verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
     # answer -> word of one token, where some have more
