@@ -293,7 +293,7 @@ _not_negative = ("checkpoint_minutes", "checkpoint_steps", "evaluations")
 def check_numbers(
     stage,  # a `Stage`
 ):
-    "A stage's numbers are in their range."
+    "Raise unless a stage's numbers are in range."
     for name, example in _positive.items():
         value = getattr(stage, name)
         _check_field(stage, value is None or value > 0, name,
@@ -406,7 +406,7 @@ def named_paths(
 
 # %% ../nbs/11_config.ipynb #5ea7dd4b
 def _check_folds(run):
-    "The folds, the fold that judges, and the share of the first stage."
+    "Raise unless `folds`, `fold` and `split` go together."
     _check_field(run, run.folds == 0 or run.folds > 1, "folds",
                  "use a whole number from 2 up, or leave it out for one split")
     _check_field(run, not run.folds or run.fold, "folds",
@@ -421,7 +421,7 @@ def _check_folds(run):
 def check_values(
     run,  # a `Run`
 ):
-    "Numbers are in their range, and what is named is given."
+    "Raise unless a run's numbers are in range and its stages agree."
     for kind, stage in dict(sft=run.sft, dpo=run.dpo).items():
         check(stage.kind == kind, f"run.{kind}.kind", stage.kind, f"write {kind!r}")
     check(run.sft.dropout == run.dpo.dropout, "sft.dropout", run.sft.dropout,
@@ -444,7 +444,7 @@ def check_values(
 def check_suits_task(
     run,  # a `Run`
 ):
-    "The settings suit the task."
+    "Raise where a setting does not suit the run's task."
     task, way = TASKS[run.task], run.dpo.rejected
     check(way in (None, *task.rejected), "run.dpo.rejected", way,
           f"the task {run.task} makes rejected completions by {', '.join(task.rejected)}")
@@ -641,7 +641,7 @@ def seed_in_fold(
 def check_names(
     study,  # a `Study`
 ):
-    "A name that may be part of a file's name, and lists that are not empty and name nothing twice."
+    "Raise unless the name can be part of a file name, and each list names something, nothing twice."
     plain = not set(study.name) & set('/\\:*?"<>|\0') and study.name.strip(". ") == study.name
     _check_field(study, bool(study.name) and plain, "name",
                  "use letters, digits, blanks and dashes: it becomes part of file names")
@@ -659,7 +659,7 @@ UNUSED = {  # fields that belong to the other kind
 def check_cells(
     study,  # a `Study`
 ):
-    "Swept settings have values, and settings of single cells name cells of the study."
+    "Raise unless each swept setting has values and each entry of `cells` names a cell of the study."
     for name, values in study.sweep.items():
         check(isinstance(values, (list, tuple)) and len(values) > 0,
               f"study.sweep[{name!r}]", values,
@@ -683,7 +683,7 @@ def check_cells(
 def check_search(
     study,  # a `Study`
 ):
-    "Rates are searched for one setting, or at one stated size of several."
+    "Raise where a search would pick rates for several swept settings."
     trials, swept = study.search.trials, set(study.sweep)
     check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
           "rates are picked for one setting, and would be unfair to the other values of a sweep: "
@@ -696,7 +696,7 @@ def check_search(
 def check_seeds(
     study,  # a `Study`
 ):
-    "No two folds share a seed, and seeds that choose rates report nothing."
+    "Raise where folds would share seeds, or search seeds would also report."
     check(not study.folds or max(study.seeds) < 1000, "study.seeds", max(study.seeds),
           "with folds, use seeds below 1000: each fold has a thousand of its own")
     if not study.search.trials: return
