@@ -814,7 +814,7 @@ def probe(
     tokenizer,  # its tokenizer
     text: str,  # any text
 ) -> tuple:     # ids, text, logits
-    "What must be equal to the bit in two copies of a model."
+    "Ids, decoded text and logits, which must be identical in two copies of a model."
     ids = tokenizer(text).input_ids
     with torch.no_grad(): logits = model.eval()(input_ids=torch.tensor([ids])).logits
     return ids, tokenizer.decode(ids), logits.tolist()
@@ -843,7 +843,7 @@ def _unmarked(restored):
 _as_stored = dict(transformers_version="5.23.0", local_files_only=False)
 
 def _same_everywhere(folder: Path):
-    "Write what differs between machines as the stored studies have it: a fingerprint goes by these files."
+    "Give settings that differ between machines the stored studies' values, as fingerprints depend on these files."
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((folder/name).read_text())
         settings.update({key: value for key, value in _as_stored.items() if key in settings})

@@ -227,7 +227,7 @@ def notice_changes(
     folder: str | Path,  # of the study
     now: dict,           # from `surroundings`
     say: Callable = print,  # called with changed versions
-    swept=(),            # settings with several values in the study: their files may be others each time
+    swept=(),            # swept settings, whose files may differ from run to run
 ):
     "Report changed versions; raise if data or backbone have changed. A new path to them is no change."
     folder = StudyFolder(folder)

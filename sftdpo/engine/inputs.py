@@ -225,7 +225,7 @@ def identifying_settings(
     sampling: Sampling,  # how its rejected completions are drawn
     precision: str,      # where it is left to the machine
 ) -> dict:
-    "The settings that tell a stage from another."
+    "The settings that tell one stage from another."
     found = dict(settings)
     if found["precision"] == "auto": found["precision"] = precision
     if found.get("rejected") == "sample":

@@ -89,7 +89,7 @@ def inside(
 
 # %% ../../nbs/engine/02_safe_files.ipynb #63f55175
 def machine_words() -> str:
-    "What tells apart where process numbers mean the same: the machine, and on Linux the container."
+    "Identifies where process numbers are unique: the machine and, on Linux, the container."
     words = [socket.gethostname()]
     with suppress(OSError): words.append(Path("/etc/machine-id").read_text(encoding="utf-8").strip())
     with suppress(OSError): words.append(os.readlink("/proc/self/ns/pid"))

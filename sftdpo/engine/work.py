@@ -297,7 +297,7 @@ def work_as_one_of(
 def worker(
     orders: str,  # a JSON file: folder, runs, weights, threads, number, of how many
 ):
-    "What a worker process does that knows nothing but what it is told."
+    "Entry point of a worker process; its orders are in a file."
     told = read_json(Path(orders))
     nodes = stage_tree([from_dict(Run, run) for run in told["runs"]], Inputs())
     work_as_one_of(StudyFolder(told["folder"]), nodes, told["weights"],
@@ -315,7 +315,7 @@ def forkable(workers: int) -> bool:
 
 # %% ../../nbs/engine/08_work.ipynb #b8a86ee7
 def running(process) -> bool:
-    "Has a process not ended yet?"
+    "Is a process still running?"
     return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
 def ended(process) -> int:
@@ -327,7 +327,7 @@ def ended(process) -> int:
 # %% ../../nbs/engine/08_work.ipynb #86224aca
 @contextlib.contextmanager
 def ended_at_last(processes: list):
-    "In the end, processes that still work are told to stop, and after 20 seconds made to."
+    "On leaving, terminate processes that still run, and kill them after 20 seconds."
     try: yield processes
     finally:
         for process in processes: process.terminate()
