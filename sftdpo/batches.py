@@ -301,29 +301,53 @@ def last_layers(
     return [block.get_submodule(name) for name in names]
 
 # %% ../nbs/04_batches.ipynb #8067c489
-def to_device(batch: dict, device) -> dict:
+def to_device(
+    batch: dict,  # from `collate`
+    device,       # where the model is
+) -> dict:
     "The batch with its tensors on the device."
     def moved(value): return value.to(device) if isinstance(value, Tensor) else value
     return {name: moved(value) for name, value in batch.items()}
 
 # %% ../nbs/04_batches.ipynb #9eadde17
-def own_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "Log-probability of each target, [targets], from the model's own logits, in its precision."
+def own_tokens(
+    causal,             # a causal language model of transformers
+    input_ids: Tensor,  # [batch, length]
+    places: Tensor,     # [places] scored positions in the flattened batch
+    source: Tensor,     # [targets] which scored place predicts each target
+    targets: Tensor,    # [targets] token ids
+    exact=False,        # not needed: the model's own precision counts
+    **layout,           # position_ids and attention_mask of `layout_of`, for branched rows
+) -> Tensor:            # [targets] nats
+    "Log-probability of each target from the model's own logits, in its precision."
     # accelerate leaves an autocast of its own around a model that TRL trained
     forward = getattr(causal, "_original_forward", causal)
     logits = forward(input_ids=input_ids, use_cache=False, **layout).logits
     return token_log_probabilities_at(logits.flatten(0, 1)[places], source, targets)
 
 # %% ../nbs/04_batches.ipynb #435ac7dc
-def hidden_at(causal, input_ids, places, **layout) -> Tensor:
-    "The decoder's output at the scored positions, [places, width]; the last block computes no others."
+def hidden_at(
+    causal,             # a causal language model of transformers
+    input_ids: Tensor,  # [batch, length]
+    places: Tensor,     # [places] scored positions in the flattened batch
+    **layout,           # position_ids and attention_mask of `layout_of`, for branched rows
+) -> Tensor:            # [places, width]
+    "The decoder's output at the scored positions; the last block computes no others."
     with only_at(last_layers(causal), places):
         found = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout)
     return found.last_hidden_state.flatten(0, 1)[places]
 
 # %% ../nbs/04_batches.ipynb #cbcd52ff
-def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "Log-probability of each target, [targets], from logits at the scored positions only; `exact`: in fp32."
+def fast_tokens(
+    causal,              # a causal language model of transformers
+    input_ids: Tensor,   # [batch, length]
+    places: Tensor,      # [places] scored positions in the flattened batch
+    source: Tensor,      # [targets] which scored place predicts each target
+    targets: Tensor,     # [targets] token ids
+    exact: bool = False,  # make the logits in fp32?
+    **layout,            # position_ids and attention_mask of `layout_of`, for branched rows
+) -> Tensor:             # [targets] nats
+    "Log-probability of each target from logits at the scored positions only."
     hidden, head = hidden_at(causal, input_ids, places, **layout), causal.get_output_embeddings()
     device, chunk = hidden.device.type, max(1, AT_ONCE // getattr(head, "out_features", 1))
     with torch.autocast(device, enabled=False) if exact else nullcontext():

@@ -798,7 +798,7 @@ def without_effect(
 
 # %% ../nbs/25_cli.ipynb #42d9bcd7
 def of_system(
-    error: OSError,
+    error: OSError,    # as raised
     words: list[str],  # the command line
 ) -> str:
     "The message of an `OSError`, with the option that named the path."

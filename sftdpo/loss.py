@@ -81,20 +81,30 @@ def register_loss(
 
 # %% ../nbs/03_loss.ipynb #579af71f
 @register_loss
-def sigmoid(pairs: Pairs, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def sigmoid(
+    pairs: Pairs,  # log-probabilities under policy and reference
+    beta: float,   # strength of the pull towards the reference
+    label_smoothing: float = 0.0,  # assumed share of flipped preferences
+) -> Tensor:       # [batch]
     "DPO's own loss (Rafailov et al. 2023, equation 7), or conservative DPO's."
     margins = beta * pairs.log_ratios
     return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
 
 # %% ../nbs/03_loss.ipynb #21a286c4
 @register_loss
-def hinge(pairs: Pairs, beta: float) -> Tensor:
+def hinge(
+    pairs: Pairs,  # log-probabilities under policy and reference
+    beta: float,   # strength of the pull towards the reference
+) -> Tensor:       # [batch]
     "The hinge loss of SLiC-HF (Zhao et al. 2023), with the reference in the margin."
     return (1 - beta * pairs.log_ratios).clamp(min=0)
 
 # %% ../nbs/03_loss.ipynb #b5ab9231
 @register_loss
-def ipo(pairs: Pairs, beta: float) -> Tensor:
+def ipo(
+    pairs: Pairs,  # log-probabilities under policy and reference
+    beta: float,   # strength of the pull towards the reference
+) -> Tensor:       # [batch]
     "The squared distance of the log-ratio from 1 / (2 beta) (Azar et al. 2023, equation 17)."
     return ((beta * pairs.log_ratios - 1 / 2) / beta).square()
 

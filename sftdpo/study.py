@@ -493,7 +493,7 @@ def _check_kept(run: Run):
 
 # %% ../nbs/12_study.ipynb #3850e45a
 def train_run(
-    run: Run,
+    run: Run,                # what to train
     folder: str | Path,      # results, with the model in its `model` folder
     progress: bool = True,   # draw bars?
     inputs: Inputs | None = None,  # what the run reads; default: read now

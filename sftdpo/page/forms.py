@@ -198,6 +198,7 @@ def resolve_form(
 
 # %% ../../nbs/page/01_forms.ipynb #44c8c075
 def stages(**settings) -> dict:
+    "Both stages with the same settings, as a study takes them."
     return dict(sft=Stage("sft", **settings), dpo=Stage("dpo", **settings))
 
 

@@ -843,8 +843,11 @@ def mended(
 def suggested_report(
     error: DataError | None,  # why the data does not load as it is; none: only its columns are not named
     found: tuple,       # from `suggested`
-    data,               # and what follows, as for `check_file`
-    reading: Reading, tokenizer, max_length, backbone,
+    data,               # as for `check_file`
+    reading: Reading,   # as given
+    tokenizer,          # of the backbone, or None
+    max_length: int | None,  # tokens that the backbone reads
+    backbone: str,      # as the command names it
 ) -> DataReport:
     "The report of the data read as its shape suggests, with why it was not read as asked for."
     shape, task, better = found
