@@ -406,7 +406,7 @@ def named_paths(
 
 # %% ../nbs/11_config.ipynb #5ea7dd4b
 def _check_folds(run):
-    "Raise unless `folds`, `fold` and `split` go together."
+    "Raise unless `folds` and `fold` go together, and `split` is a share."
     _check_field(run, run.folds == 0 or run.folds > 1, "folds",
                  "use a whole number from 2 up, or leave it out for one split")
     _check_field(run, not run.folds or run.fold, "folds",
@@ -683,7 +683,7 @@ def check_cells(
 def check_search(
     study,  # a `Study`
 ):
-    "Raise where a search would pick rates for several swept settings."
+    "Raise where a search would pick rates for several swept settings, or at a size that is not said."
     trials, swept = study.search.trials, set(study.sweep)
     check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
           "rates are picked for one setting, and would be unfair to the other values of a sweep: "

