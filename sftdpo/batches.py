@@ -254,7 +254,7 @@ class ChunkedLogProbabilities(torch.autograd.Function):
             if weights is None: continue
             if weight.dtype == torch.float32: weights.addmm_(logits.T, hidden[part])
             else: weights += logits.T @ hidden[part]
-        cast = lambda value: None if value is None else value.to(ctx.shapes[1])
+        def cast(value): return None if value is None else value.to(ctx.shapes[1])
         return hiddens.to(ctx.shapes[0]), cast(weights), cast(biases), *[None] * 4
 
 # %% ../nbs/04_batches.ipynb #0692e65c

@@ -17,6 +17,7 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
 
 # %% ../nbs/23_bench.ipynb #6c793027
 import contextlib
+import math
 import multiprocessing
 import os
 import tempfile
@@ -684,7 +685,7 @@ def typical_rows(
     seed: int,        # of the order
 ) -> list[Row]:       # [steps × batch_size]
     "Rows of some whole steps of an epoch: as alike in length as a whole training set's batches."
-    rows = rows * -(-batch_size // len(rows))
+    rows = rows * math.ceil(batch_size / len(rows))
     whole = whole_batches(rows, batch_size, seed)
     return [rows[i] for k in range(steps) for i in whole[k % len(whole)]]
 

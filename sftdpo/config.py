@@ -6,8 +6,8 @@
 __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'Tracker', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'SettingsError',
            'WorkFailed', 'check', 'check_choice', 'bare', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling',
            'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
-           'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'stages_of', 'LearningRates',
-           'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
+           'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'LearningRates', 'Search',
+           'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
            'cell_settings', 'as_number', 'Study', 'check_chosen', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
            'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
@@ -550,7 +550,13 @@ class Run(RunSettings):
     @cached_property
     def stages(self) -> list[Stage]:
         "The stages of the recipe, in order, with every default filled in."
-        return stages_of(self)
+        resolved = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}
+        def setting(name):
+            kind, _, rest = name.partition(".")
+            return getattr(resolved[kind], rest) if rest else getattr(self, name)
+        recipe = RECIPES[self.recipe]
+        return [resolved[kind].replace(**changes) if changes else resolved[kind]
+                for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
 # %% ../nbs/11_config.ipynb #b616843d
 # all that matters to a base model, beside its precision
@@ -584,19 +590,6 @@ def resolve(
 ) -> Stage:
     "The stage with its defaults (rate, epochs, batch size, rejected completions) filled in."
     return _resolved(stage, run.backbone, TASKS[run.task], run.tuning, rows)
-
-# %% ../nbs/11_config.ipynb #6975d114
-def stages_of(
-    run: Run,  # any run
-) -> list[Stage]:
-    "The stages of a run's recipe, in order, with every default filled in."
-    resolved = {kind: resolve(getattr(run, kind), run) for kind in ("sft", "dpo")}
-    def setting(name):
-        kind, _, rest = name.partition(".")
-        return getattr(resolved[kind], rest) if rest else getattr(run, name)
-    recipe = RECIPES[run.recipe]
-    return [resolved[kind].replace(**changes) if changes else resolved[kind]
-            for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
 # %% ../nbs/11_config.ipynb #e270ef42
 @dataclass(frozen=True)
@@ -781,7 +774,7 @@ class Study(StudySettings):
     "A set of runs and what they show."
     def validate(self):
         for one in (check_names, check_cells, check_search, check_seeds): one(self)
-        for run in self.runs(self.seeds[:1]): stages_of(run)  # raises what a run or a stage would
+        _ = [run.stages for run in self.runs(self.seeds[:1])]  # raises what a run or a stage would
         object.__setattr__(self, "sweep", {name: [as_number(name, one) for one in values] for name, values in self.sweep.items()})
 
     @property

@@ -191,8 +191,7 @@ def legend(
     marker: bool = True,           # show the marker?
 ):
     "One legend above all panels."
-    style_of = (lambda look: look | ({} if line else {"linestyle": "none"})
-                | ({} if marker else {"marker": ""}))
+    def style_of(look): return look | ({} if line else {"linestyle": "none"}) | ({} if marker else {"marker": ""})
     handles = ([Line2D([], [], markersize=5, label=short(name, 40), **style_of(look))
                 for name, look in looks.items()] + list(others))
     widest = max([len(handle.get_label()) for handle in handles], default=1)

@@ -130,8 +130,8 @@ def guess_task(
     reading: Reading = Reading(),  # columns named there count
 ) -> str | None:                   # none: the columns fit no task
     "The task that a table's columns fit."
-    has = (lambda role, task: bool(getattr(reading, role, ""))
-           or _usual(role, _free(columns, task, reading), task) is not None)
+    def has(role, task):
+        return bool(getattr(reading, role, "")) or _usual(role, _free(columns, task, reading), task) is not None
     # the most parts first; your own before ours
     tasks = sorted((task for task in reversed(TASKS.values()) if task.columns),
                    key=lambda task: -len(task.columns))
