@@ -550,7 +550,7 @@ def score(
     precision: str = "auto",        # "auto", "fp32" or "bf16"; a `Scorer` has its own
     progress=None,                  # called with the number of rows done, if given
 ) -> np.ndarray:                    # [rows, completions] nats, float64
-    "Log-probability of every completion of every row, without gradients and without dropout; a `MemoryError` where a row alone does not fit."
+    "Log-probability of each completion, without gradients or dropout; a `MemoryError` if one row alone is too much."
     scorer = model if isinstance(model, Scorer) else Scorer(model, precision)
     device, widths = next(scorer.parameters()).device, np.array([width_of(row) for row in rows])
     found = np.zeros((len(rows), len(rows[0].completions) if rows else 0))

@@ -69,7 +69,7 @@ class Pairs(NamedTuple):
 def register_loss(
     loss: Callable[..., Tensor],  # takes `Pairs` and beta, returns a loss per pair; goes by its own name
 ) -> Callable[..., Tensor]:
-    "Make a loss available as `dpo.loss`; for use as a decorator. A `ValueError` where another module has one of its name."
+    "Make a loss available as `dpo.loss`; for use as a decorator. A `ValueError` where its name is taken."
     known = LOSSES.get(loss.__name__)
     def parts(one): return one.__code__.co_code, one.__code__.co_consts, one.__code__.co_names
     same = known and parts(known) == parts(loss)  # the same function, defined again
@@ -119,7 +119,7 @@ def dpo_loss(
     loss: str = "sigmoid",         # a name in `LOSSES`
     tokens: tuple[Tensor | None, Tensor | None] = (None, None),  # [batch] of chosen and rejected
 ) -> tuple[Tensor, Tensor, Tensor]:  # losses, chosen rewards, rejected rewards, each [batch]
-    "The loss of each pair, DPO's or another of `LOSSES`, and the detached implicit rewards; a `ValueError` where there is no such loss."
+    "The loss of each pair and the detached implicit rewards; a `ValueError` where `LOSSES` has no such loss."
     if loss not in LOSSES:
         known = ", ".join(map(repr, LOSSES))
         raise ValueError(f"There is no loss {loss!r}: use one of {known}, or register yours.")

@@ -519,7 +519,7 @@ def load_backbone(
     name: str,               # a name from `BACKBONES`, a folder, or a Hub name (`gpt2`, `gpt2@revision`)
     dtype: str = "float32",  # of the weights: "float32", "bfloat16" or "float16"
 ) -> tuple:                  # model, tokenizer
-    "Load a causal language model and its tokenizer by name; a `FileNotFoundError` where it is not there, a `ValueError` where it cannot be used."
+    "Load a causal language model and its tokenizer, or raise `FileNotFoundError` or, if unfit, `ValueError`."
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype {dtype!r}: give 'float32', 'bfloat16' or 'float16'")
     found = inspect_backbone(name)
@@ -754,7 +754,7 @@ def load_policy(
     folder: str | Path,  # from `save_policy`, or any saved model or adapter
     backbone: str | None = None,  # what is beneath an adapter; None: the backbone that its files name
 ) -> tuple:              # model, tokenizer
-    "Load a saved full policy, or a backbone with its adapter ready to go on training; errors as in `load_backbone`, or for files that were altered."
+    "Load a full policy, or a backbone with its adapter ready to train; a `ValueError` for altered files."
     folder = Path(folder).expanduser()
     recorded = _own_record(folder)
     if (folder/"adapter_config.json").exists(): return _load_adapted(folder, backbone)
