@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['SHORT', 'AT_ONCE', 'LAST_LAYERS', 'MEMORY_WORDS', 'ROWS_TOGETHER', 'segments_of', 'width_of', 'attention_of',
            'positions_of', 'scored_positions', 'tokens_of', 'branches', 'layout_of', 'collate', 'bf16_is_faster',
-           'best_precision', 'autocast', 'attention', 'token_log_probabilities_at', 'targets_in',
+           'best_precision', 'resolved_precision', 'autocast', 'attention', 'token_log_probabilities_at', 'targets_in',
            'ChunkedLogProbabilities', 'only_at', 'recomputes', 'last_layers', 'to_device', 'own_tokens', 'hidden_at',
            'fast_tokens', 'fast_route_holds', 'check_attention', 'check_window', 'Scorer', 'length_batches',
-           'out_of_memory', 'halve', 'eval_mode', 'smaller_batches', 'too_long_alone', 'score', 'score_together',
-           'epoch_batches']
+           'wait_for_device', 'free_device_memory', 'out_of_memory', 'halve', 'eval_mode', 'smaller_batches',
+           'too_long_alone', 'score', 'score_together', 'epoch_batches']
 
 # %% ../nbs/04_batches.ipynb #4c7bb5b1
 import gc
@@ -151,14 +151,21 @@ def best_precision(
         fast = known and bf16_is_faster()
     return "bf16" if fast else "fp32"
 
+# %% ../nbs/04_batches.ipynb #b1a4c0e1
+def resolved_precision(
+    precision: str,       # "auto", "fp32" or "bf16"
+    device: str = "cpu",  # where the model is
+) -> str:                 # "fp32" or "bf16"
+    "The precision itself, or the hardware's best where it is `auto`."
+    return best_precision(device) if precision == "auto" else precision
+
 # %% ../nbs/04_batches.ipynb #1e55e18d
 def autocast(
     precision: str,       # "auto", "fp32" or "bf16"
     device: str = "cpu",  # where the model is
 ):
     "The context in which a model computes: bf16 products with fp32 weights, or fp32 throughout."
-    precision = best_precision(device) if precision == "auto" else precision
-    if precision != "bf16": return nullcontext()
+    if resolved_precision(precision, device) != "bf16": return nullcontext()
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 # %% ../nbs/04_batches.ipynb #cc7d5918
@@ -247,7 +254,7 @@ class ChunkedLogProbabilities(torch.autograd.Function):
             if weights is None: continue
             if weight.dtype == torch.float32: weights.addmm_(logits.T, hidden[part])
             else: weights += logits.T @ hidden[part]
-        cast = lambda value: None if value is None else value.to(ctx.shapes[1])
+        def cast(value): return None if value is None else value.to(ctx.shapes[1])
         return hiddens.to(ctx.shapes[0]), cast(weights), cast(biases), *[None] * 4
 
 # %% ../nbs/04_batches.ipynb #0692e65c
@@ -294,29 +301,53 @@ def last_layers(
     return [block.get_submodule(name) for name in names]
 
 # %% ../nbs/04_batches.ipynb #8067c489
-def to_device(batch: dict, device) -> dict:
+def to_device(
+    batch: dict,  # from `collate`
+    device,       # where the model is
+) -> dict:
     "The batch with its tensors on the device."
     def moved(value): return value.to(device) if isinstance(value, Tensor) else value
     return {name: moved(value) for name, value in batch.items()}
 
 # %% ../nbs/04_batches.ipynb #9eadde17
-def own_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "Log-probability of each target, [targets], from the model's own logits, in its precision."
+def own_tokens(
+    causal,             # a causal language model of transformers
+    input_ids: Tensor,  # [batch, length]
+    places: Tensor,     # [places] scored positions in the flattened batch
+    source: Tensor,     # [targets] which scored place predicts each target
+    targets: Tensor,    # [targets] token ids
+    exact=False,        # not needed: the model's own precision counts
+    **layout,           # position_ids and attention_mask of `layout_of`, for branched rows
+) -> Tensor:            # [targets] nats
+    "Log-probability of each target from the model's own logits, in its precision."
     # accelerate leaves an autocast of its own around a model that TRL trained
     forward = getattr(causal, "_original_forward", causal)
     logits = forward(input_ids=input_ids, use_cache=False, **layout).logits
     return token_log_probabilities_at(logits.flatten(0, 1)[places], source, targets)
 
 # %% ../nbs/04_batches.ipynb #435ac7dc
-def hidden_at(causal, input_ids, places, **layout) -> Tensor:
-    "The decoder's output at the scored positions, [places, width]; the last block computes no others."
+def hidden_at(
+    causal,             # a causal language model of transformers
+    input_ids: Tensor,  # [batch, length]
+    places: Tensor,     # [places] scored positions in the flattened batch
+    **layout,           # position_ids and attention_mask of `layout_of`, for branched rows
+) -> Tensor:            # [places, width]
+    "The decoder's output at the scored positions; the last block computes no others."
     with only_at(last_layers(causal), places):
         found = causal.get_decoder()(input_ids=input_ids, use_cache=False, **layout)
     return found.last_hidden_state.flatten(0, 1)[places]
 
 # %% ../nbs/04_batches.ipynb #cbcd52ff
-def fast_tokens(causal, input_ids, places, source, targets, exact=False, **layout) -> Tensor:
-    "The same from logits computed at the scored positions only; `exact`: in fp32."
+def fast_tokens(
+    causal,              # a causal language model of transformers
+    input_ids: Tensor,   # [batch, length]
+    places: Tensor,      # [places] scored positions in the flattened batch
+    source: Tensor,      # [targets] which scored place predicts each target
+    targets: Tensor,     # [targets] token ids
+    exact: bool = False,  # make the logits in fp32?
+    **layout,            # position_ids and attention_mask of `layout_of`, for branched rows
+) -> Tensor:             # [targets] nats
+    "Log-probability of each target from logits at the scored positions only."
     hidden, head = hidden_at(causal, input_ids, places, **layout), causal.get_output_embeddings()
     device, chunk = hidden.device.type, max(1, AT_ONCE // getattr(head, "out_features", 1))
     with torch.autocast(device, enabled=False) if exact else nullcontext():
@@ -441,6 +472,19 @@ def length_batches(
         at += size
     return batches
 
+# %% ../nbs/04_batches.ipynb #b1a4c0d3
+def wait_for_device():
+    "Wait until the GPU, if there is one, has finished its queued work."
+    if torch.cuda.is_available(): torch.cuda.synchronize()
+    elif torch.backends.mps.is_available(): torch.mps.synchronize()
+
+# %% ../nbs/04_batches.ipynb #b1a4c0d4
+def free_device_memory():
+    "Free what nothing refers to any longer, in memory and on the GPU."
+    gc.collect()
+    if torch.cuda.is_available(): torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+
 # %% ../nbs/04_batches.ipynb #aea4397a
 MEMORY_WORDS = re.compile("out of memory|can't allocate memory|not enough memory|"
                           "cannot allocate memory|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
@@ -459,9 +503,7 @@ def halve(
     where: str,  # what they were needed for
 ) -> int:        # half as many, rounded up
     "Free as much memory as possible, warn, and return how many rows to try next."
-    gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+    free_device_memory()
     smaller = (size + 1) // 2
     said = f"Out of memory {where}, with {size} rows in memory at once; going on with {smaller}."
     warnings.warn(said, stacklevel=3)
@@ -508,7 +550,7 @@ def score(
     precision: str = "auto",        # "auto", "fp32" or "bf16"; a `Scorer` has its own
     progress=None,                  # called with the number of rows done, if given
 ) -> np.ndarray:                    # [rows, completions] nats, float64
-    "Log-probability of every completion of every row, without gradients and without dropout."
+    "Log-probability of each completion, without gradients or dropout; a `MemoryError` if one row alone is too much."
     scorer = model if isinstance(model, Scorer) else Scorer(model, precision)
     device, widths = next(scorer.parameters()).device, np.array([width_of(row) for row in rows])
     found = np.zeros((len(rows), len(rows[0].completions) if rows else 0))

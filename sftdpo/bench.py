@@ -17,6 +17,7 @@ __all__ = ['TRL', 'SHUFFLES', 'CALLS', 'WORKERS', 'CHOICE', 'SPEED_COLUMNS', 'cl
 
 # %% ../nbs/23_bench.ipynb #6c793027
 import contextlib
+import math
 import multiprocessing
 import os
 import tempfile
@@ -34,7 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, TrainerCallback
 
 # %% ../nbs/23_bench.ipynb #0591cec5
-from .batches import autocast, collate, score, to_device, width_of
+from .batches import autocast, collate, score, to_device, wait_for_device, width_of
 from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, Study, resolve, to_dict
 from .engine.inputs import Inputs, RunInputs, device
 from .engine.runs import environment, stage_rows
@@ -61,7 +62,7 @@ class Turns:
 
     def __call__(self, **facts) -> bool:
         "End this turn and tell its facts; true if there is another turn."
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        wait_for_device()
         seconds, processor_seconds = (clocks() - self.started).tolist()
         times = dict(seconds=seconds, processor_seconds=processor_seconds)
         self.connection.send(times | dict(peak_memory_gb=peak_memory_gb()) | facts)
@@ -503,7 +504,7 @@ def seconds_of(
     "How long a call takes, work that it gave a GPU included."
     began = time.perf_counter()
     run()
-    if torch.cuda.is_available(): torch.cuda.synchronize()
+    wait_for_device()
     return time.perf_counter() - began
 
 # %% ../nbs/23_bench.ipynb #853b6af1
@@ -684,7 +685,7 @@ def typical_rows(
     seed: int,        # of the order
 ) -> list[Row]:       # [steps × batch_size]
     "Rows of some whole steps of an epoch: as alike in length as a whole training set's batches."
-    rows = rows * -(-batch_size // len(rows))
+    rows = rows * math.ceil(batch_size / len(rows))
     whole = whole_batches(rows, batch_size, seed)
     return [rows[i] for k in range(steps) for i in whole[k % len(whole)]]
 

@@ -798,10 +798,10 @@ def without_effect(
 
 # %% ../nbs/25_cli.ipynb #42d9bcd7
 def of_system(
-    error: OSError,
+    error: OSError,    # as raised
     words: list[str],  # the command line
 ) -> str:
-    "An error of the system with the option whose value it is about, as it was typed."
+    "The message of an `OSError`, with the option that named the path."
     if not (error.strerror and error.filename): return str(error)
     said, place = f"{os.fsdecode(error.filename)}: {error.strerror}", Path(os.fsdecode(error.filename)).absolute()
     parts = [part for word in words for part in word.split("=", word.startswith("--"))]

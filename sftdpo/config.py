@@ -6,8 +6,8 @@
 __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'Tracker', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'SettingsError',
            'WorkFailed', 'check', 'check_choice', 'bare', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling',
            'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
-           'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'stages_of', 'LearningRates',
-           'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
+           'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'LearningRates', 'Search',
+           'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
            'cell_settings', 'as_number', 'Study', 'check_chosen', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
            'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
@@ -293,7 +293,7 @@ _not_negative = ("checkpoint_minutes", "checkpoint_steps", "evaluations")
 def check_numbers(
     stage,  # a `Stage`
 ):
-    "A stage's numbers are in their range."
+    "Raise unless a stage's numbers are in range."
     for name, example in _positive.items():
         value = getattr(stage, name)
         _check_field(stage, value is None or value > 0, name,
@@ -406,7 +406,7 @@ def named_paths(
 
 # %% ../nbs/11_config.ipynb #5ea7dd4b
 def _check_folds(run):
-    "The folds, the fold that judges, and the share of the first stage."
+    "Raise unless `folds` and `fold` go together, and `split` is a share."
     _check_field(run, run.folds == 0 or run.folds > 1, "folds",
                  "use a whole number from 2 up, or leave it out for one split")
     _check_field(run, not run.folds or run.fold, "folds",
@@ -421,7 +421,7 @@ def _check_folds(run):
 def check_values(
     run,  # a `Run`
 ):
-    "Numbers are in their range, and what is named is given."
+    "Raise unless a run's numbers are in range and its stages agree."
     for kind, stage in dict(sft=run.sft, dpo=run.dpo).items():
         check(stage.kind == kind, f"run.{kind}.kind", stage.kind, f"write {kind!r}")
     check(run.sft.dropout == run.dpo.dropout, "sft.dropout", run.sft.dropout,
@@ -444,7 +444,7 @@ def check_values(
 def check_suits_task(
     run,  # a `Run`
 ):
-    "The settings suit the task."
+    "Raise where a setting does not suit the run's task."
     task, way = TASKS[run.task], run.dpo.rejected
     check(way in (None, *task.rejected), "run.dpo.rejected", way,
           f"the task {run.task} makes rejected completions by {', '.join(task.rejected)}")
@@ -550,7 +550,13 @@ class Run(RunSettings):
     @cached_property
     def stages(self) -> list[Stage]:
         "The stages of the recipe, in order, with every default filled in."
-        return stages_of(self)
+        resolved = {kind: resolve(getattr(self, kind), self) for kind in ("sft", "dpo")}
+        def setting(name):
+            kind, _, rest = name.partition(".")
+            return getattr(resolved[kind], rest) if rest else getattr(self, name)
+        recipe = RECIPES[self.recipe]
+        return [resolved[kind].replace(**changes) if changes else resolved[kind]
+                for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
 # %% ../nbs/11_config.ipynb #b616843d
 # all that matters to a base model, beside its precision
@@ -584,19 +590,6 @@ def resolve(
 ) -> Stage:
     "The stage with its defaults (rate, epochs, batch size, rejected completions) filled in."
     return _resolved(stage, run.backbone, TASKS[run.task], run.tuning, rows)
-
-# %% ../nbs/11_config.ipynb #6975d114
-def stages_of(
-    run: Run,  # any run
-) -> list[Stage]:
-    "The stages of a run's recipe, in order, with every default filled in."
-    resolved = {kind: resolve(getattr(run, kind), run) for kind in ("sft", "dpo")}
-    def setting(name):
-        kind, _, rest = name.partition(".")
-        return getattr(resolved[kind], rest) if rest else getattr(run, name)
-    recipe = RECIPES[run.recipe]
-    return [resolved[kind].replace(**changes) if changes else resolved[kind]
-            for kind, changes in zip(recipe.stages, stage_changes(recipe, setting))]
 
 # %% ../nbs/11_config.ipynb #e270ef42
 @dataclass(frozen=True)
@@ -641,7 +634,7 @@ def seed_in_fold(
 def check_names(
     study,  # a `Study`
 ):
-    "A name that may be part of a file's name, and lists that are not empty and name nothing twice."
+    "Raise unless the name can be part of a file name, and each list names something, nothing twice."
     plain = not set(study.name) & set('/\\:*?"<>|\0') and study.name.strip(". ") == study.name
     _check_field(study, bool(study.name) and plain, "name",
                  "use letters, digits, blanks and dashes: it becomes part of file names")
@@ -659,7 +652,7 @@ UNUSED = {  # fields that belong to the other kind
 def check_cells(
     study,  # a `Study`
 ):
-    "Swept settings have values, and settings of single cells name cells of the study."
+    "Raise unless each swept setting has values and each entry of `cells` names a cell of the study."
     for name, values in study.sweep.items():
         check(isinstance(values, (list, tuple)) and len(values) > 0,
               f"study.sweep[{name!r}]", values,
@@ -683,7 +676,7 @@ def check_cells(
 def check_search(
     study,  # a `Study`
 ):
-    "Rates are searched for one setting, or at one stated size of several."
+    "Raise where a search would pick rates for several swept settings, or at a size that is not said."
     trials, swept = study.search.trials, set(study.sweep)
     check(not (trials and swept - {"train_size"}), "study.search.trials", trials,
           "rates are picked for one setting, and would be unfair to the other values of a sweep: "
@@ -696,7 +689,7 @@ def check_search(
 def check_seeds(
     study,  # a `Study`
 ):
-    "No two folds share a seed, and seeds that choose rates report nothing."
+    "Raise where folds would share seeds, or search seeds would also report."
     check(not study.folds or max(study.seeds) < 1000, "study.seeds", max(study.seeds),
           "with folds, use seeds below 1000: each fold has a thousand of its own")
     if not study.search.trials: return
@@ -781,7 +774,7 @@ class Study(StudySettings):
     "A set of runs and what they show."
     def validate(self):
         for one in (check_names, check_cells, check_search, check_seeds): one(self)
-        for run in self.runs(self.seeds[:1]): stages_of(run)  # raises what a run or a stage would
+        _ = [run.stages for run in self.runs(self.seeds[:1])]  # raises what a run or a stage would
         object.__setattr__(self, "sweep", {name: [as_number(name, one) for one in values] for name, values in self.sweep.items()})
 
     @property

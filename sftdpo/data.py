@@ -31,7 +31,7 @@ from pathlib import Path
 
 # %% ../nbs/01_data.ipynb #963f4061
 from .config import Reading, Run, Study, check, named_paths
-from .engine.names import built_in, near_path
+from .engine.names import built_in
 from sftdpo.reading.chat import (
     Conversation,
     Interpreted,
@@ -62,6 +62,7 @@ from sftdpo.reading.files import (
     expanded,
     first_line,
     keep,
+    no_such_path,
     plain_markdown,
     read_bytes,
     read_table,
@@ -477,6 +478,10 @@ def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> lis
             f"and {'is' if len(problems) == 1 else 'are'} left out: {_kinds(table, problems)}"]
 
 # %% ../nbs/01_data.ipynb #f57d3429
+def _file_table(path, reading: Reading) -> Table:
+    "The table of a file, read as the settings say."
+    return read_table(path, reading.delimiter, reading.encoding, reading.columns)
+
 def read_question_pairs(
     path: str | Path,        # tab-separated or CSV, with the column names of the course, GLUE or Kaggle
     labelled: bool = True,   # False for pairs to predict: the label column is not looked at
@@ -484,13 +489,13 @@ def read_question_pairs(
     reading: Reading = Reading(),  # delimiter and encoding
 ) -> list[Example]:                # prompts as `cloze_prompt` makes them, completions from `verbalizers`
     "The question pairs of a file, or a `DataError` that names the bad rows by line."
-    table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
+    table = _file_table(path, reading)
     columns = table.columns if labelled else [*table.columns, "is_duplicate"]
-    try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1")
-    except DataError as error:
-        if labelled or "--reading.delimiter" in str(error): raise
+    try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1", table)
+    except DataError:
+        if labelled: raise
         raise DataError(f"{path} has the columns {', '.join(map(repr, list(table.columns)[:20]))}, and pairs of questions are "
-                        "read from two, called question1 and question2, or sentence1 and sentence2.") from None
+                        f"read from two, called question1 and question2, or sentence1 and sentence2.{table.hint()}") from None
     examples, problems = _pair_examples(table, shape, labelled)
     _check_usable(dict(train=(table, examples, problems)), unusable)
     return examples
@@ -966,13 +971,13 @@ def _given_tables(task: str, data, reading: Reading) -> tuple[dict[str, Table], 
     unjudged = TASKS[task].published or "test" not in tables  # GLUE's test has no labels
     if "validation" in tables and not reading.test and unjudged: notes = _validation_judges(tables)
     named = dict(test=reading.test, validation=reading.validation)
-    return tables | {role: read_table(path, **how) for role, path in named.items() if path}, notes
+    return tables | {role: _file_table(path, reading) for role, path in named.items() if path}, notes
 
 # %% ../nbs/01_data.ipynb #dd61c9ec
 def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=()) -> Shape:
     "Which column of a table is which part; an error names the table's first line."
     return find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1",
-                      table.hint() or hint, skip)
+                      table, hint, skip)
 
 # %% ../nbs/01_data.ipynb #cd77fb6e
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:
@@ -1039,6 +1044,11 @@ def _told_source(task: str, data, tables: dict[str, Table]) -> str:
             for role, verb in verbs.items() if role in tables]
     return f"{TASKS[task].title} of {where}: {' and '.join(said) or 'split by sftdpo'}."
 
+# %% ../nbs/01_data.ipynb #b1a4c0f3
+def _ends_with_token(record, reading: Reading) -> bool:
+    "Does a completion of the task end with the end-of-text token? Labels never do."
+    return record.answers != "labels" and reading.end_of_text
+
 # %% ../nbs/01_data.ipynb #7e71e1af
 def _class_names(table: Table, record: Task, reading: Reading, answers=()) -> Table:
     "The table with the names of classes in place of their numbers, where nothing is said of the numbers."
@@ -1075,7 +1085,7 @@ def _from_tables(task, data, reading) -> TaskData:
                     shapes["train"], tuple(answers), problems, notes=notes)
     name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
     return TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
-                    record.answers != "labels" and reading.end_of_text,
+                    _ends_with_token(record, reading),
                     _told_source(task, data, tables),
                     intake, foldable=list(tables) == ["train"])
 
@@ -1125,7 +1135,7 @@ def load_judged(
 ) -> TaskData:                     # with nothing but a test split
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
-    table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
+    table = _file_table(path, reading)
     table = _class_names(prepared(table, reading), record, reading, answers)
     reading = _with_columns(reading, known, table)
     shape = _shape_of(table, task, reading)
@@ -1138,7 +1148,7 @@ def load_judged(
     file = _file_record("test", table, examples, problems)
     intake = Intake([file], shape, tuple(answers), problems, notes=notes)
     words = record.verbalizers or tuple(dict.fromkeys(answers.values()))
-    end = record.answers != "labels" and reading.end_of_text
+    end = _ends_with_token(record, reading)
     return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading), words, end,
                     f"All {'usable ' * bool(problems)}rows of {Path(path).name}.", intake)
 
@@ -1188,7 +1198,7 @@ def _given_columns(table: Table, shape: Shape, examples: list[Example],
 def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> tuple[list, Intake]:
     "The rows of a table as prompts, and what was read."
     reading = replace(reading, scores=(), beginning="keep")
-    table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
+    table = _file_table(path, reading)
     reading, notes = _without_answers(reading, table), []
     whole = table.columns if reading.split else {}
     if reading.split: table, reading, notes = texts_to_continue(table, reading)
@@ -1214,7 +1224,7 @@ def load_prompts(
     "All rows of a file as prompts; no labels are needed."
     record, path = TASKS[task], Path(path)
     words = record.verbalizers or tuple(dict.fromkeys((answers or {}).values()))
-    end = record.answers != "labels" and reading.end_of_text
+    end = _ends_with_token(record, reading)
     if record.columns:
         rows, intake = _prompt_rows(task, path, reading, answers or {}, columns or {})
         source, answer = f"All rows of {path.name}.", words[0] if words else ""
@@ -1282,9 +1292,7 @@ def _existing(data):
     data = expanded(data)
     try: there = data.exists()
     except (OSError, ValueError): there = False
-    if not there:
-        raise DataError(f"data is {str(data)!r}, and there is no such file or folder"
-                        f"{near_path(str(data), Path.exists)}")
+    if not there: raise no_such_path(data)
     return data
 
 # %% ../nbs/01_data.ipynb #540df041
@@ -1296,7 +1304,7 @@ def load_task(
     folds: int = 0,   # deal the rows into so many folds; 0: one split
     fold: int = 0,    # the fold that judges, from 1 up
 ) -> TaskData:
-    """The examples of a task in three splits.
+    """The examples of a task in three splits, or a `DataError` that says what to change.
 
     An object is a DataFrame, Dataset, DatasetDict, dict of tables, or list of dicts.
 

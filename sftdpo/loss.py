@@ -69,7 +69,7 @@ class Pairs(NamedTuple):
 def register_loss(
     loss: Callable[..., Tensor],  # takes `Pairs` and beta, returns a loss per pair; goes by its own name
 ) -> Callable[..., Tensor]:
-    "Make a loss available as `dpo.loss`; for use as a decorator."
+    "Make a loss available as `dpo.loss`; for use as a decorator. A `ValueError` where its name is taken."
     known = LOSSES.get(loss.__name__)
     def parts(one): return one.__code__.co_code, one.__code__.co_consts, one.__code__.co_names
     same = known and parts(known) == parts(loss)  # the same function, defined again
@@ -81,20 +81,30 @@ def register_loss(
 
 # %% ../nbs/03_loss.ipynb #579af71f
 @register_loss
-def sigmoid(pairs: Pairs, beta: float, label_smoothing: float = 0.0) -> Tensor:
+def sigmoid(
+    pairs: Pairs,  # log-probabilities under policy and reference
+    beta: float,   # strength of the pull towards the reference
+    label_smoothing: float = 0.0,  # assumed share of flipped preferences
+) -> Tensor:       # [batch]
     "DPO's own loss (Rafailov et al. 2023, equation 7), or conservative DPO's."
     margins = beta * pairs.log_ratios
     return -(1 - label_smoothing) * logsigmoid(margins) - label_smoothing * logsigmoid(-margins)
 
 # %% ../nbs/03_loss.ipynb #21a286c4
 @register_loss
-def hinge(pairs: Pairs, beta: float) -> Tensor:
+def hinge(
+    pairs: Pairs,  # log-probabilities under policy and reference
+    beta: float,   # strength of the pull towards the reference
+) -> Tensor:       # [batch]
     "The hinge loss of SLiC-HF (Zhao et al. 2023), with the reference in the margin."
     return (1 - beta * pairs.log_ratios).clamp(min=0)
 
 # %% ../nbs/03_loss.ipynb #b5ab9231
 @register_loss
-def ipo(pairs: Pairs, beta: float) -> Tensor:
+def ipo(
+    pairs: Pairs,  # log-probabilities under policy and reference
+    beta: float,   # strength of the pull towards the reference
+) -> Tensor:       # [batch]
     "The squared distance of the log-ratio from 1 / (2 beta) (Azar et al. 2023, equation 17)."
     return ((beta * pairs.log_ratios - 1 / 2) / beta).square()
 
@@ -109,7 +119,7 @@ def dpo_loss(
     loss: str = "sigmoid",         # a name in `LOSSES`
     tokens: tuple[Tensor | None, Tensor | None] = (None, None),  # [batch] of chosen and rejected
 ) -> tuple[Tensor, Tensor, Tensor]:  # losses, chosen rewards, rejected rewards, each [batch]
-    "The loss of each pair, DPO's or another of `LOSSES`, and the detached implicit rewards."
+    "The loss of each pair and the detached implicit rewards; a `ValueError` where `LOSSES` has no such loss."
     if loss not in LOSSES:
         known = ", ".join(map(repr, LOSSES))
         raise ValueError(f"There is no loss {loss!r}: use one of {known}, or register yours.")
@@ -133,6 +143,6 @@ def with_sft(
     chosen: Tensor,      # [batch] log-probability of each chosen completion under the policy, nats
     weight: float,       # of the SFT term
     mean_tokens: float,  # tokens of a chosen completion, averaged over the optimizer step's pairs
-) -> Tensor:             # [batch]; its mean over the step is the loss above
+) -> Tensor:             # [batch]; its mean over the step is mean(losses) + weight · SFT loss per token
     "Each pair's loss with a weighted SFT loss on the chosen completion."
     return losses + weight * sft_loss(chosen) / mean_tokens

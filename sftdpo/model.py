@@ -15,7 +15,6 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'without_subnormals', 
 
 # %% ../nbs/02_model.ipynb #43da9741
 import copy
-import hashlib
 import json
 import re
 import shutil
@@ -55,7 +54,7 @@ from transformers.utils import logging
 # %% ../nbs/02_model.ipynb #cf331047
 from .config import LoRA
 from .engine.names import BACKBONES, HUB_NAME, check_spelling, home_of, is_path, offline_message
-from .engine.safe_files import written_whole
+from .engine.safe_files import digest_of, written_whole
 
 # %% ../nbs/02_model.ipynb #3d7e0a02
 @contextmanager
@@ -420,8 +419,7 @@ def check_vocabulary(
 
 # %% ../nbs/02_model.ipynb #a6816dbb
 @lru_cache(maxsize=1024)
-def _sha256(path, size, changed):
-    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+def _sha256(path, size, changed): return digest_of(path)
 
 def sha256(
     path: Path,  # file
@@ -521,7 +519,7 @@ def load_backbone(
     name: str,               # a name from `BACKBONES`, a folder, or a Hub name (`gpt2`, `gpt2@revision`)
     dtype: str = "float32",  # of the weights: "float32", "bfloat16" or "float16"
 ) -> tuple:                  # model, tokenizer
-    "Load a causal language model and its tokenizer by name."
+    "Load a causal language model and its tokenizer, or raise `FileNotFoundError` or, if unfit, `ValueError`."
     if dtype not in ("float32", "bfloat16", "float16"):
         raise ValueError(f"dtype {dtype!r}: give 'float32', 'bfloat16' or 'float16'")
     found = inspect_backbone(name)
@@ -529,7 +527,7 @@ def load_backbone(
         model, loading = _load_weights(found, getattr(torch, dtype))
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(f"{name} is no complete causal language model: "
-                         f"its files lack {', '.join(missing[:3])}")
+                         f"its files lack {', '.join(missing[:3])}: copy or download the model again")
     at_path = Path(found.where).is_absolute() and name not in BACKBONES
     # a saved model names its backbone
     model.config.sftdpo_backbone = found.where if at_path else name
@@ -756,7 +754,7 @@ def load_policy(
     folder: str | Path,  # from `save_policy`, or any saved model or adapter
     backbone: str | None = None,  # what is beneath an adapter; None: the backbone that its files name
 ) -> tuple:              # model, tokenizer
-    "Load a saved full policy, or a backbone with its adapter ready to go on training."
+    "Load a full policy, or a backbone with its adapter ready to train; a `ValueError` for altered files."
     folder = Path(folder).expanduser()
     recorded = _own_record(folder)
     if (folder/"adapter_config.json").exists(): return _load_adapted(folder, backbone)
@@ -816,7 +814,7 @@ def probe(
     tokenizer,  # its tokenizer
     text: str,  # any text
 ) -> tuple:     # ids, text, logits
-    "What must be equal to the bit in two copies of a model."
+    "Ids, decoded text and logits, which must be identical in two copies of a model."
     ids = tokenizer(text).input_ids
     with torch.no_grad(): logits = model.eval()(input_ids=torch.tensor([ids])).logits
     return ids, tokenizer.decode(ids), logits.tolist()
@@ -845,7 +843,7 @@ def _unmarked(restored):
 _as_stored = dict(transformers_version="5.23.0", local_files_only=False)
 
 def _same_everywhere(folder: Path):
-    "Write what differs between machines as the stored studies have it: a fingerprint goes by these files."
+    "Give settings that differ between machines the stored studies' values, as fingerprints depend on these files."
     for name in ("config.json", "tokenizer_config.json"):
         settings = json.loads((folder/name).read_text())
         settings.update({key: value for key, value in _as_stored.items() if key in settings})
@@ -870,7 +868,8 @@ def convert_gguf(
     _same_everywhere(folder)
     del restored
     if expected[1] != _tried_text or probe(*load_backbone(str(folder)), _tried_text) != expected:
-        raise ValueError(f"{gguf.name} did not survive its conversion")
+        raise ValueError(f"the model converted from {gguf.name} computes otherwise than the original: install the "
+                         "versions in constraints.txt and run `sftdpo fetch smollm2-135m` again")
 
 # %% ../nbs/02_model.ipynb #5094f12f
 def _unpacked_gguf(temporary: Path) -> Path:

@@ -305,7 +305,9 @@ def read_on_page(
                 answers={part["task"]: views.answers_of(folder, part["task"]) for part in parts})
 
 # %% ../nbs/24_playground.ipynb #ee1c713b
-def nothing_yet() -> Markup: return Markup("<p><i>No run is finished yet.</i></p>")
+def nothing_yet() -> Markup:
+    "What is shown before there are results."
+    return Markup("<p><i>No run is finished yet.</i></p>")
 
 # %% ../nbs/24_playground.ipynb #8a76d44d
 class Results:

@@ -191,8 +191,7 @@ def legend(
     marker: bool = True,           # show the marker?
 ):
     "One legend above all panels."
-    style_of = (lambda look: look | ({} if line else {"linestyle": "none"})
-                | ({} if marker else {"marker": ""}))
+    def style_of(look): return look | ({} if line else {"linestyle": "none"}) | ({} if marker else {"marker": ""})
     handles = ([Line2D([], [], markersize=5, label=short(name, 40), **style_of(look))
                 for name, look in looks.items()] + list(others))
     widest = max([len(handle.get_label()) for handle in handles], default=1)
@@ -203,7 +202,7 @@ def legend(
 
 # %% ../nbs/21_plots.ipynb #f2b197c0
 def axis_title(
-    metric: Metric | str,  # what the axis shows
+    metric: Metric,  # what the axis shows
 ) -> str:
     "What an axis of the metric is called."
     return short(f"{metric.title}, {metric.sign.strip()}" if metric.sign else metric.title)
@@ -440,7 +439,7 @@ MOST_ROWS = 60  # cells in one picture
 
 def row_in_words(
     cell,            # a line of `cell_intervals`
-    metric: Metric | str,  # what it is of
+    metric: Metric,  # what it is of
 ) -> str:
     "A cell's mean and interval as text."
     ends = format_interval(cell.low, cell.high, metric, between=" to ")

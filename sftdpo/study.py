@@ -227,7 +227,7 @@ def notice_changes(
     folder: str | Path,  # of the study
     now: dict,           # from `surroundings`
     say: Callable = print,  # called with changed versions
-    swept=(),            # settings with several values in the study: their files may be others each time
+    swept=(),            # swept settings, whose files may differ from run to run
 ):
     "Report changed versions; raise if data or backbone have changed. A new path to them is no change."
     folder = StudyFolder(folder)
@@ -493,7 +493,7 @@ def _check_kept(run: Run):
 
 # %% ../nbs/12_study.ipynb #3850e45a
 def train_run(
-    run: Run,
+    run: Run,                # what to train
     folder: str | Path,      # results, with the model in its `model` folder
     progress: bool = True,   # draw bars?
     inputs: Inputs | None = None,  # what the run reads; default: read now

@@ -361,7 +361,7 @@ class Recipe:
     after: str = ""          # the recipe of the stages before the last; a search reuses its rates
     sft_term: bool = False   # do its DPO stages add a weighted SFT loss on the chosen completion?
     loss: str = ""           # of its DPO stages, such as ipo; default: what dpo.loss says
-    exploratory: bool = True  # leave it out of what decides claim C3, which was set before any result? it is judged on its own
+    exploratory: bool = True  # judged on its own: claim C3 is decided by the recipes fixed before any result
 
     @property
     def depths(self) -> tuple[tuple[str, ...], ...]:

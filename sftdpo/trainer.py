@@ -40,13 +40,14 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 # %% ../nbs/05_trainer.ipynb #3567e820
 from sftdpo.batches import (
     Scorer,
-    best_precision,
     collate,
     epoch_batches,
     halve,
     out_of_memory,
+    resolved_precision,
     score_together,
     to_device,
+    wait_for_device,
     width_of,
 )
 from .config import Stage, relevant
@@ -249,8 +250,7 @@ def rounding_of(
 ) -> str:
     "The precision whose rounding its log-probabilities have: a key of `ROUNDING`."
     if scorer.causal_model.dtype != torch.float32: return "bf16"
-    return (best_precision(scorer.causal_model.device) if scorer.precision == "auto"
-            else scorer.precision)
+    return resolved_precision(scorer.precision, scorer.causal_model.device)
 
 # %% ../nbs/05_trainer.ipynb #efeca1ff
 def without_dropout(
@@ -439,7 +439,7 @@ def evenly_spaced(
     steps: int,  # of the stage
     evaluations: int,  # how many
 ) -> set[int]:
-    "The steps after which held-out rows are scored; the last step is one of them."
+    "The steps after which held-out rows are scored, the last step among them; none for no evaluations."
     return {round(steps * k / evaluations) for k in range(1, evaluations + 1)}
 
 # %% ../nbs/05_trainer.ipynb #b1879f4f
@@ -477,8 +477,7 @@ class Progress(TrainerCallback):
 
     def clock(self) -> float:
         "The time, after the GPU has finished its queued work."
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        elif torch.backends.mps.is_available(): torch.mps.synchronize()
+        wait_for_device()
         return time.perf_counter()
 
     def tell(self, state, lines: list[dict], mode: str = "a"):

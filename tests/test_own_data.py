@@ -589,6 +589,15 @@ def test_pairs_of_questions_without_their_columns(tmp_path):
     with pytest.raises(DataError, match="has the columns 'a', 'b', and pairs of questions are read from two, called question1"): read_question_pairs(tmp_path / "pairs.csv", labelled=False)
 
 
+def test_pairs_of_questions_read_with_the_wrong_delimiter(tmp_path):
+    path = write(tmp_path, "pairs.csv", "id;question1;question2;is_duplicate\n" + "1;one?;two?;0\n" * 9)
+    for labelled in (True, False):
+        with pytest.raises(DataError, match="read it with --reading.delimiter ';'"): read_question_pairs(path, labelled=labelled, reading=Reading(delimiter=","))
+        assert len(read_question_pairs(path, labelled=labelled, reading=Reading(delimiter=";"))) == 9
+    path = write(tmp_path, "bare.csv", "one?,two?\n" * 9)
+    with pytest.raises(DataError, match="is the header missing"): read_question_pairs(path, labelled=False)
+
+
 def test_labels_of_which_one_is_named(tmp_path):
     rows = [dict(text=f"t {i}", label="abc"[i % 3]) for i in range(30)]
     with pytest.raises(DataError, match="--reading.verbalizers names 'a' alone, .*also holds 'b', 'c'"): load_task("labels", rows, Reading(verbalizers={"a": "A"}))

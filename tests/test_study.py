@@ -329,7 +329,7 @@ def test_another_machine_goes_on_in_the_precision_of_the_first(backbone, tmp_pat
     before = compare(study, tmp_path / "out", progress=False)
     here = StudyFolder(tmp_path / "out").study().sft.precision
     there = {"fp32": "bf16", "bf16": "fp32"}[here]
-    monkeypatch.setattr(sftdpo.engine.inputs, "best_precision", lambda device: there)
+    monkeypatch.setattr(sftdpo.batches, "best_precision", lambda device="cpu": there)
     monkeypatch.setattr(sftdpo.engine.work, "finish_stage", lambda *words, **more: pytest.fail("trained again"))
     pd.testing.assert_frame_equal(compare(study, tmp_path / "out", progress=False), before)
     assert {state.name for state in plan(study, tmp_path / "out", measure=False).states} == {"done"}

@@ -20,7 +20,7 @@ from accelerate import PartialState
 from torch import nn
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #1b2f0545
-from ..batches import Scorer, best_precision, score_together
+from ..batches import Scorer, resolved_precision, score_together
 from ..config import identity
 from .folder import COMPLETE, Damaged, digests, first_damaged, read_record, step_of, write_record
 from .safe_files import remove, to_disk, write_bytes
@@ -58,8 +58,7 @@ def policy_key(
 ) -> str:
     "The identity of a policy and the precision it computes in."
     device = next(scorer.parameters()).device
-    return identity([weights_digest(scorer),
-                     best_precision(device) if scorer.precision == "auto" else scorer.precision])
+    return identity([weights_digest(scorer), resolved_precision(scorer.precision, device)])
 
 # %% ../../nbs/engine/11_checkpoints.ipynb #cec90421
 def stage_key(

@@ -16,11 +16,12 @@ from pathlib import Path
 import torch
 
 # %% ../../nbs/engine/03_inputs.ipynb #ed289150
-from ..batches import best_precision
+from ..batches import resolved_precision
 from ..config import Reading, Run, Sampling, Stage, Study, check, identity, named_paths, relevant, to_dict
 from ..data import Example, TaskData, fit_task, load_judged, load_task, shuffle_labels, subset
 from .checkpoints import stage_key
-from .folder import StudyFolder, digest_of
+from .folder import StudyFolder
+from .safe_files import digest_of
 from ..measures.forgetting import held_out_text
 from sftdpo.model import (
     apply_tuning,
@@ -224,7 +225,7 @@ def identifying_settings(
     sampling: Sampling,  # how its rejected completions are drawn
     precision: str,      # where it is left to the machine
 ) -> dict:
-    "The settings that tell a stage from another."
+    "The settings that tell one stage from another."
     found = dict(settings)
     if found["precision"] == "auto": found["precision"] = precision
     if found.get("rejected") == "sample":
@@ -241,8 +242,7 @@ def settled(
     there = folder.study() if folder.begun else study
     precisions = {f"{kind}.precision": getattr(there, kind).precision for kind in ("sft", "dpo")
                   if getattr(study, kind).precision == "auto"}
-    return study.replace(**{name: best_precision(device()) if one == "auto" else one
-                            for name, one in precisions.items()})
+    return study.replace(**{name: resolved_precision(one, device()) for name, one in precisions.items()})
 
 # %% ../../nbs/engine/03_inputs.ipynb #d4d7b002
 def training_marks(
@@ -276,7 +276,7 @@ class Inputs(Sources):
         precision: str | None = None,
     ):
         super().__init__(load)
-        self.precision = precision or best_precision(device())
+        self.precision = precision or resolved_precision("auto", device())
         self.settings, self.keys = cache(self.settings_of), cache(self.key_of)
         self.plain, self.runs = cache(to_dict), cache(self.run)
 

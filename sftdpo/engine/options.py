@@ -59,7 +59,7 @@ class Option:
     default: object   # MISSING where it must be given
     help: str         # the comment beside the field
     positional: bool = False  # typed without its name?
-    applies: bool = True  # False: the other kind of stage has it
+    applies: bool = True  # False: it has no effect here, as on the other kind of stage
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -31,14 +31,14 @@ from torch import Tensor
 
 # %% ../../nbs/engine/04_runs.ipynb #7635c28c
 import sftdpo
-from ..batches import best_precision
+from ..batches import resolved_precision
 from ..config import Run, Stage, decoding, identity, relevant, to_dict, to_yaml
 from ..data import DataError, Example, Row, favourites, make_pairs, tokenize, without_rejected
 from .beside import beside_of, distance_metrics, measured_beside
-from .folder import RECORD, RunFolder, StageFolder, StudyFolder, digest_of, read_record, write_record
+from .folder import RECORD, RunFolder, StageFolder, StudyFolder, read_record, write_record
 from .inputs import RunInputs, device, training_examples
 from .names import BACKBONES, is_path
-from .safe_files import read_json, remove, write_bytes, write_json, write_text, written_whole
+from .safe_files import digest_of, read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import planned_runs, with_macro_f1
 from .trackers import stage_tracked
 from ..evaluate import baselines, evaluate, predict, sample, with_interval
@@ -140,7 +140,7 @@ def precision_of(
 ) -> str:
     "The precision a run is judged in: its last stage's, or the hardware's for the base model."
     asked = run.stages[-1].precision if run.stages else run.sft.precision
-    return best_precision(device()) if asked == "auto" else asked
+    return resolved_precision(asked, device())
 
 # %% ../../nbs/engine/04_runs.ipynb #656260b7
 @lru_cache
@@ -165,7 +165,7 @@ def cost_group(
     "What makes two stages cost about the same per example: their times are estimated together."
     precision = stage.precision if stage else precision_of(run)
     words = [run.backbone, run.task, run.data, gpu_name() or processor(),
-             best_precision(device()) if precision == "auto" else precision]
+             resolved_precision(precision, device())]
     if stage:
         words += [stage.kind, run.tuning, stage.engine,
                   f"rank {run.lora.rank}" if run.tuning == "lora" else "",

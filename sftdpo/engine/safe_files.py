@@ -6,8 +6,8 @@
 __all__ = ['FULL_DISK_WORDS', 'FULL_DISK', 'MACHINE', 'WORD', 'WRITER', 'PART', 'DAY', 'NOT_WHOLE', 'NO_LOCKS', 'means_full_disk',
            'full_disk_named', 'links_in', 'refuse_links', 'inside', 'machine_words', 'part_prefix', 'to_disk',
            'all_to_disk', 'keep_rights', 'write_bytes', 'write_text', 'read_json', 'plain_values', 'write_json',
-           'remove', 'written_whole', 'put_in_place', 'is_alive', 'is_leftover', 'tidy', 'remove_leftovers', 'sign_of',
-           'signature', 'signed', 'take_lock', 'say_waiting', 'held', 'holder']
+           'remove', 'written_whole', 'put_in_place', 'digest_of', 'is_alive', 'is_leftover', 'tidy',
+           'remove_leftovers', 'sign_of', 'signature', 'signed', 'take_lock', 'say_waiting', 'held', 'holder']
 
 # %% ../../nbs/engine/02_safe_files.ipynb #94ded726
 import errno
@@ -89,7 +89,7 @@ def inside(
 
 # %% ../../nbs/engine/02_safe_files.ipynb #63f55175
 def machine_words() -> str:
-    "What tells apart where process numbers mean the same: the machine, and on Linux the container."
+    "Identifies where process numbers are unique: the machine and, on Linux, the container."
     words = [socket.gethostname()]
     with suppress(OSError): words.append(Path("/etc/machine-id").read_text(encoding="utf-8").strip())
     with suppress(OSError): words.append(os.readlink("/proc/self/ns/pid"))
@@ -231,6 +231,13 @@ def put_in_place(
         raise
     to_disk(folder.parent)
     remove(old)
+
+# %% ../../nbs/engine/02_safe_files.ipynb #b1a4c0f5
+def digest_of(
+    path: Path,  # of a file
+) -> str:        # in hex
+    "SHA-256 of a file."
+    with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
 # %% ../../nbs/engine/02_safe_files.ipynb #7cba8046
 def is_alive(

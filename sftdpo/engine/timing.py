@@ -69,7 +69,7 @@ def work_of_stage(
 
 # %% ../../nbs/engine/07_timing.ipynb #8995d740
 def work_of_node(
-    node: Node,
+    node: Node,  # of the study's tree
 ) -> dict[str, int]:
     "The work of a node's stage, and how many examples its runs judge, by cost group; judging is last."
     judged = {cost_group(node.run, None): sum(one.judged_size for one in node.runs.values())}

@@ -21,7 +21,7 @@ from transformers import PrinterCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #b2937b13
-from ..batches import Scorer, best_precision, score
+from ..batches import Scorer, resolved_precision, score
 from ..config import Stage
 from ..model import set_dropout
 from ..reading.rows import Row
@@ -102,8 +102,7 @@ def trl_arguments(
     folder: Path | str,  # TRL's output folder
 ) -> dict:
     "The stage's settings for either of TRL's trainers; nothing is truncated."
-    precision = best_precision(model.device) if stage.precision == "auto" else stage.precision
-    bf16 = precision == "bf16"
+    bf16 = resolved_precision(stage.precision, model.device) == "bf16"
     return training_arguments(
         stage, rows, seed, folder, remove_unused_columns=True, bf16=bf16, max_length=None,
         use_cpu=bf16 and not torch.cuda.is_available(), **{RECOMPUTE: stage.gradient_checkpointing})

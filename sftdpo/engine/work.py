@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 
 # %% ../../nbs/engine/08_work.ipynb #0b208e67
+from ..batches import free_device_memory
 from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs, device
@@ -119,9 +120,7 @@ def is_full_disk(
 # %% ../../nbs/engine/08_work.ipynb #2285bf15
 def give_back_memory():
     "Free what a node left in memory, and return it to the system where the C library can."
-    gc.collect()
-    if torch.cuda.is_available(): torch.cuda.empty_cache()
-    elif torch.backends.mps.is_available(): torch.mps.empty_cache()
+    free_device_memory()
     with contextlib.suppress(OSError, AttributeError): ctypes.CDLL(None).malloc_trim(0)
 
 # %% ../../nbs/engine/08_work.ipynb #7c268831
@@ -298,7 +297,7 @@ def work_as_one_of(
 def worker(
     orders: str,  # a JSON file: folder, runs, weights, threads, number, of how many
 ):
-    "What a worker process does that knows nothing but what it is told."
+    "Entry point of a worker process; its orders are in a file."
     told = read_json(Path(orders))
     nodes = stage_tree([from_dict(Run, run) for run in told["runs"]], Inputs())
     work_as_one_of(StudyFolder(told["folder"]), nodes, told["weights"],
@@ -310,16 +309,22 @@ def cores() -> int:
     from joblib import cpu_count  # late: it takes time; it minds affinity and a container's limits
     return cpu_count()
 
-def forkable(workers: int) -> bool:
+def forkable(
+    workers: int,  # how many
+) -> bool:
     "May so many workers be forked, each with one thread of the processor?"
     return cores() < 2 * workers and sys.platform == "linux" and not torch.cuda.device_count()
 
 # %% ../../nbs/engine/08_work.ipynb #b8a86ee7
-def running(process) -> bool:
-    "Has a process not ended yet?"
+def running(
+    process,  # of `subprocess` or of `multiprocessing`
+) -> bool:
+    "Is a process still running?"
     return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
 
-def ended(process) -> int:
+def ended(
+    process,  # of `subprocess` or of `multiprocessing`
+) -> int:
     "The exit code of a process, once it has ended; below 0: the signal that ended it."
     if isinstance(process, subprocess.Popen): return process.wait()
     process.join()
@@ -328,7 +333,7 @@ def ended(process) -> int:
 # %% ../../nbs/engine/08_work.ipynb #86224aca
 @contextlib.contextmanager
 def ended_at_last(processes: list):
-    "In the end, processes that still work are told to stop, and after 20 seconds made to."
+    "On leaving, terminate processes that still run, and kill them after 20 seconds."
     try: yield processes
     finally:
         for process in processes: process.terminate()
@@ -339,7 +344,11 @@ def ended_at_last(processes: list):
 # %% ../../nbs/engine/08_work.ipynb #3f3041bb
 PARENT_IS_GONE = 1  # `prctl`: the signal to send then
 
-def forked_worker(parent: int, say, *share):
+def forked_worker(
+    parent: int,  # number of the process that forks
+    say,          # reports failures
+    *share,       # what `work_as_one_of` takes: folder, nodes, weights, threads, number, workers
+):
     "What a forked worker does: its share of the work."
     ctypes.CDLL(None).prctl(PARENT_IS_GONE, signal.SIGKILL)
     if os.getppid() != parent: os._exit(1)  # it was gone before
@@ -370,7 +379,13 @@ def visible_gpus() -> list[str]:
 
 # %% ../../nbs/engine/08_work.ipynb #59ed3af9
 @contextlib.contextmanager
-def separate_workers(folder: StudyFolder, nodes: list[Node], weights: str, workers: int, threads: int):
+def separate_workers(
+    folder: StudyFolder,  # of the study
+    nodes: list[Node],    # that the workers share
+    weights: str,         # models to keep
+    workers: int,         # how many
+    threads: int,         # of each worker
+):
     "Workers that are told the folder and the runs in a file."
     runs = {name: to_dict(inputs.run) for node in nodes for name, inputs in node.runs.items()}
     orders, gpus = folder.locks / f"orders-{MACHINE}-{os.getpid()}-{WORD}.json", visible_gpus()

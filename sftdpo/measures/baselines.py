@@ -80,7 +80,7 @@ def classifier_features(
     from scipy.sparse import csr_matrix, hstack
     from sklearn.preprocessing import StandardScaler
     paired = all(questions_of(example.prompt) for part in (training, *parts) for example in part)
-    texts = lambda part: [questions_of(e.prompt) if paired else (e.prompt,) for e in part]
+    def texts(part): return [questions_of(e.prompt) if paired else (e.prompt,) for e in part]
     words = word_weights([text for some in texts(training) for text in some])
     if not paired: return [words.transform([text for text, in texts(part)]) for part in parts]
     scale, found = StandardScaler().fit(overlap_features([e.prompt for e in training])), []

@@ -148,7 +148,7 @@ def form(
     rhyme, coverage = rhyme_share(given + lines, len(given))
     agree, judged = np.sum([iambic(line) for line in lines], axis=0) if lines else (0, 0)
     grams, spoken = word_runs(text, 5), [word for line in lines for word in words(line)]
-    mean = lambda values: float(np.mean(values)) if len(values) else np.nan
+    def mean(values): return float(np.mean(values)) if len(values) else np.nan
     return {
         "lines_14": float(len(given + lines) == 14),
         "rhyme": rhyme, "rhyme_coverage": coverage,

@@ -15,7 +15,6 @@ import re
 import shlex
 import typing
 from functools import partial
-from typing import Literal
 
 import ipywidgets as widgets
 import yaml
@@ -23,7 +22,6 @@ from markupsafe import Markup
 
 # %% ../../nbs/page/01_forms.ipynb #ef2f620d
 from sftdpo.config import (
-    UNUSED,
     Execution,
     LearningRates,
     Sampling,
@@ -37,33 +35,22 @@ from sftdpo.config import (
     from_dict,
     to_dict,
 )
-from ..engine.options import helps
+from ..engine.options import Option, options_of
 from ..tasks import RECIPES
 
 # %% ../../nbs/page/01_forms.ipynb #15068e31
 def field_paths(
-    kind: type,        # a dataclass
-    before: str = "",  # name of the field that holds it, with a dot
-) -> dict[str, tuple[type, object, str]]:  # dotted name: declared type, default, help text
+    kind: type,  # a dataclass
+) -> dict[str, tuple[object, object, str]]:  # dotted name: declared type, default, help text
     "Every field of a dataclass, those of inner dataclasses under dotted names."
-    found, other = {}, ("kind", *UNUSED.get(before.rstrip("."), ())) if kind is Stage else ()
-    for field in dataclasses.fields(kind):
-        inner, text = declared(kind)[field.name], helps(kind)[field.name]
-        if dataclasses.is_dataclass(inner): found |= field_paths(inner, f"{before}{field.name}.")
-        elif field.name not in other:
-            default = (field.default_factory() if field.default is dataclasses.MISSING
-                       else field.default)
-            found[before + field.name] = inner, default, text
-    return found
+    return {one.name.replace("-", "_"): (one.kind, one.default, one.help) for one in options_of(kind) if one.applies}
 
 # %% ../../nbs/page/01_forms.ipynb #75325a9d
 def choices_of(
     kind,  # a declared type
 ) -> tuple:
     "What a field can be chosen from; empty where it is typed."
-    kind = bare(kind)
-    if typing.get_origin(kind) is tuple: kind = typing.get_args(kind)[0]
-    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+    return Option("", kind, None, "").choices
 
 # %% ../../nbs/page/01_forms.ipynb #11cbab47
 def parse_list(
@@ -211,6 +198,7 @@ def resolve_form(
 
 # %% ../../nbs/page/01_forms.ipynb #44c8c075
 def stages(**settings) -> dict:
+    "Both stages with the same settings, as a study takes them."
     return dict(sft=Stage("sft", **settings), dpo=Stage("dpo", **settings))
 
 

@@ -195,7 +195,7 @@ class AtWork:
     def __init__(
         self,
         folder: Path,  # of a study
-        begun: subprocess.Popen | None = None,  # from `begin`; default: another page began it
+        begun: subprocess.Popen | None = None,  # from `begin_command` or `begin_study`; default: another page began it
     ):
         self.folder, self.begun = folder, begun
 

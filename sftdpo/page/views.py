@@ -8,6 +8,7 @@ __all__ = ['BADGES', 'SHOW', 'SORT', 'html_table', 'read_parts', 'notes_of', 'ce
            'shown_value', 'Predictions', 'python_call', 'relative_files', 'commands_html']
 
 # %% ../../nbs/page/03_views.ipynb #814c0e9d
+import math
 import os
 import shlex
 from collections import Counter
@@ -323,7 +324,7 @@ class Predictions:
     def draw(self):
         "Show the page that is asked for."
         table, word = self.found(), shown_value(self.answers)
-        self.page.max = max(1, -(-len(table) // self.lines))
+        self.page.max = max(1, math.ceil(len(table) / self.lines))
         part, one, other = (table[(self.page.value - 1) * self.lines:][:self.lines],
                             self.first.value, self.second.value)
         def line(row):

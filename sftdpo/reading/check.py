@@ -204,13 +204,14 @@ class DataFindings:
     max_length: int | None = None                             # tokens that the backbone reads
     # split -> count, tokens over, ids of the first
     too_long: dict[str, dict] = field(default_factory=dict)
-    # split -> exact, contradicting
+    # split -> exact, contradicting: counts; again, ids: the first of them
     duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
     repeated: int = 0  # rows that repeat an earlier one of any split
     shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
     # judged text -> runs of six words that occur in a training text
     copied: dict[str, list[str]] = field(default_factory=dict)
-    # pairs that share a question with training: number, share, and how many are duplicates
+    # judged pairs that share a question with training: pairs, of (all that are judged), and the shares of
+    # duplicates among them (duplicates) and among the others (duplicates_elsewhere)
     questions: dict[str, float] = field(default_factory=dict)
     verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
     # answer -> word of one token, where some have more
@@ -663,10 +664,10 @@ def fitting_task(
     columns = list(prepared(table, reading).columns)
     if task := guess_task(columns, reading): return task
     for role, task in _tells_task.items():  # an error that says what else it needs
-        if getattr(reading, role): find_shape(columns, task, reading, table.file, table.hint())
+        if getattr(reading, role): find_shape(columns, task, reading, table.file, table)
     hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
                             "--reading.label COLUMN.")
-    if len(columns) == 1 and "--reading.delimiter" not in hint:
+    if len(columns) == 1 and not table.joining_sign:
         hint = (" One column is too few: a row needs a prompt and at least one answer or text, in columns of their "
                 "own.")
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{hint}")
@@ -842,8 +843,11 @@ def mended(
 def suggested_report(
     error: DataError | None,  # why the data does not load as it is; none: only its columns are not named
     found: tuple,       # from `suggested`
-    data,               # and what follows, as for `check_file`
-    reading: Reading, tokenizer, max_length, backbone,
+    data,               # as for `check_file`
+    reading: Reading,   # as given
+    tokenizer,          # of the backbone, or None
+    max_length: int | None,  # tokens that the backbone reads
+    backbone: str,      # as the command names it
 ) -> DataReport:
     "The report of the data read as its shape suggests, with why it was not read as asked for."
     shape, task, better = found

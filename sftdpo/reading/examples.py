@@ -103,6 +103,10 @@ def shuffle_labels(
             for e, d in zip(examples, dealt)]
 
 # %% ../../nbs/reading/03_examples.ipynb #2affb0f2
+def _other_ways(example: Example, of_text: str) -> str:
+    "The ways of making a rejected completion that suit an example."
+    return "flip" if example.label is not None else of_text
+
 def flip_completions(
     examples: Sequence[Example],            # the completions are chosen
     seed: int,                              # another seed, other rejected completions
@@ -111,8 +115,8 @@ def flip_completions(
 ) -> list[str]:                             # one rejected completion per example
     "Another answer than the right one."
     if len(verbalizers) < 2 or any(e.label is None for e in examples):
-        raise DataError("rejected='flip' needs labelled examples and two verbalizers or more: for "
-                        "free text use 'sample', 'swap', 'shuffle' or 'corrupt'.")
+        raise DataError("--dpo.rejected flip needs labelled examples and two answers or more: for free text use "
+                        "sample, swap, shuffle or corrupt.")
     others = {label: [v for i, v in enumerate(verbalizers) if i != label]
               for label in range(len(verbalizers))}
     return [(o := others[e.label])[chance(seed, "flip", e.id) % len(o)] for e in examples]
@@ -126,8 +130,8 @@ def swap_completions(
     "Another example's completion."
     completions = [e.completion for e in examples]
     if len(set(completions)) < 2:
-        raise DataError("rejected='swap' needs two different completions or more: add examples, or "
-                        "use 'shuffle' or 'corrupt'.")
+        raise DataError("--dpo.rejected swap needs two different completions or more: add examples, or "
+                        "use shuffle or corrupt.")
     ring = sorted(range(len(examples)), key=lambda i: chance(seed, "swap", examples[i].id)) * 2
     swapped, other = {}, None
     # twice round: `other` is known when it counts
@@ -150,9 +154,9 @@ def shuffle_completions(
         verses = [line.lstrip() for line in lines]
         indents = [line[:len(line) - len(verse)] for line, verse in zip(lines, verses)]
         if len(set(verses)) < 2:
-            raise DataError("rejected='shuffle' needs completions of two different lines or "
-                            f"more, and that of {e.id!r} is {e.completion[:60]!r}: use 'flip' for "
-                            "labels, otherwise 'sample', 'swap' or 'corrupt'.")
+            raise DataError("--dpo.rejected shuffle needs completions of two different lines or "
+                            f"more, and that of {e.id!r} is {e.completion[:60]!r}: "
+                            f"use {_other_ways(e, 'sample, swap or corrupt')}.")
         draw, order = random.Random(f"{seed} shuffle {e.id}"), verses[:]
         while order == verses: draw.shuffle(order)
         shuffled.append("\n".join(indent + verse for indent, verse in zip(indents, order)) + e.completion[len(body):])
@@ -172,7 +176,7 @@ def corrupt_completions(
     words = [e.completion.split() for e in examples]
     pool = [word for some in words for word in some]
     if len(set(pool)) < 2:
-        raise DataError("rejected='corrupt' draws its words from the other completions, and there "
+        raise DataError("--dpo.rejected corrupt draws its words from the other completions, and there "
                         "are none to draw: add examples.")
     corrupted, start = [], 0
     for e, own in zip(examples, words):
@@ -187,9 +191,8 @@ def corrupt_completions(
                 if word != pieces[place]: pieces[place] = word; break
         corrupted.append("".join(pieces))
         if corrupted[-1] == e.completion:
-            raise DataError("rejected='corrupt' finds no other word for the completion "
-                            f"of {e.id!r}, {e.completion[:60]!r}: use 'flip' for labels, otherwise "
-                            "'sample' or 'swap'.")
+            raise DataError("--dpo.rejected corrupt finds no other word for the completion "
+                            f"of {e.id!r}, {e.completion[:60]!r}: use {_other_ways(e, 'sample or swap')}.")
         start += len(own)
     return corrupted
 
@@ -202,7 +205,7 @@ def sample_completions(
 ) -> list[str]:                             # one rejected completion per example
     "A text drawn from the model."
     if samples is None or len(samples) != len(examples):
-        raise DataError("rejected='sample' needs one sample per "
+        raise DataError("--dpo.rejected sample needs one sample per "
                         f"example: {counted(len(examples), 'example')}, "
                         f"{'no samples' if samples is None else counted(len(samples), 'sample')}.")
     useless = [i for i, (e, s) in enumerate(zip(examples, samples))
@@ -220,11 +223,11 @@ def given_completions(
     **others,                               # what other builders take
 ) -> list[str]:                             # one rejected completion per example
     "The rejected completion in the data."
-    if lacking := [e.id for e in examples if e.rejected is None]:
+    if lacking := [e for e in examples if e.rejected is None]:
         raise DataError(
-            f"rejected='given' takes the data's own rejected completions, and {len(lacking):,} of "
-            f"{len(examples):,} examples have none, the first is {lacking[0]!r}: "
-            "use 'flip' for labels, otherwise 'sample', 'swap', 'shuffle' or 'corrupt'.")
+            f"--dpo.rejected given takes the data's own rejected completions, and {len(lacking):,} of "
+            f"{len(examples):,} examples have none, the first is {lacking[0].id!r}: "
+            f"use {_other_ways(lacking[0], 'sample, swap, shuffle or corrupt')}.")
     if equal := [e.id for e in examples if e.rejected == e.completion]:
         raise DataError(f"In {len(equal):,} of {len(examples):,} pairs the rejected completion "
                         f"is the chosen one, the first is {equal[0]!r}: correct or delete these "

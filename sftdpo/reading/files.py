@@ -6,7 +6,7 @@
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'Problem', 'Table', 'named', 'first_line', 'UnusableRows', 'write_problems',
            'expanded', 'read_bytes', 'decode', 'likely_encoding', 'not_a_text', 'as_text', 'read_delimited',
            'read_json_lines', 'as_name', 'table_of_rows', 'read_json_rows', 'table_of_arrow', 'with_class_names',
-           'read_table', 'table_of', 'find_files', 'tables_of', 'keep', 'printable', 'plain_markdown']
+           'read_table', 'table_of', 'find_files', 'no_such_path', 'tables_of', 'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -88,16 +88,24 @@ class Table:
         return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit,
                      class_names=self.class_names)
 
+    @property
+    def joining_sign(self) -> str:
+        "The sign in the name of an only column that may be the true delimiter; empty: there is none."
+        if self.format not in ("CSV", "TSV") or len(self.columns) != 1: return ""
+        return next((sign for sign in ",;\t|" if sign in next(iter(self.columns))), "")
+
+    @property
+    def repeated_name(self) -> str:
+        "The name of a column in which it occurs again, as where the first line is a row; empty: there is none."
+        if self.format not in ("CSV", "TSV"): return ""
+        return next((name for name in reversed(self.columns) if name and name in self.values(name)), "")
+
     def hint(self) -> str:
         "What else may be wrong where columns are missing: a sentence with a blank before it, or nothing."
-        names = list(self.columns)
-        if self.format not in ("CSV", "TSV") or not names: return ""
-        if len(names) == 1 and (signs := [sign for sign in ",;\t|" if sign in names[0]]):
-            return (f" The name of the only column, {names[0]!r}, "
-                    f"holds {signs[0]!r}: read it with --reading.delimiter "
-                    f"{repr(signs[0])}.")
-        if again := next((name for name in reversed(names) if name and name in self.values(name)),
-                         None):
+        if sign := self.joining_sign:
+            return (f" The name of the only column, {next(iter(self.columns))!r}, holds {sign!r}: "
+                    f"read it with --reading.delimiter {sign!r}.")
+        if again := self.repeated_name:
             return (f" The first line looks like a row, as {again!r} occurs again in the column "
                     "that it names: is the header missing? Put the columns' names in the first "
                     "line, or name the columns with --reading.columns.")
@@ -210,7 +218,7 @@ def decode(
     try: utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig", "ascii")
     except (LookupError, ValueError):
         raise DataError(f"There is no encoding {encoding!r}: use a name such as 'utf-8', 'latin-1' "
-                        "or 'utf-16' for reading.encoding.") from None
+                        "or 'utf-16' for --reading.encoding.") from None
     if utf8:
         big = raw[:4096:2].count(0) > raw[1:4096:2].count(0)  # is a character's first byte the zero?
         odd = sum(raw[:4096].count(bytes([c])) for c in (*range(8), *range(14, 27)))
@@ -228,11 +236,11 @@ def decode(
         raise DataError(f"{name}, line {line}: byte {raw[e.start]:#04x} is not {encoding}: give "
                         "the encoding that the file was saved with (--reading.encoding).") from None
     except (LookupError, UnicodeError, ValueError) as e:
-        raise DataError(f"{name} cannot be read with reading.encoding {encoding!r} ({e}): try "
+        raise DataError(f"{name} cannot be read with --reading.encoding {encoding!r} ({e}): try "
                         "'utf-8' or 'latin-1'.") from None
     if not isinstance(text, str):
         raise DataError(f"{encoding!r} is not an encoding of text: use a name such as 'utf-8' or "
-                        "'latin-1' for reading.encoding.")
+                        "'latin-1' for --reading.encoding.")
     return text.removeprefix("\ufeff")
 
 # %% ../../nbs/reading/01_files.ipynb #03901df5
@@ -477,7 +485,7 @@ def read_delimited(
     first, stated = _first_lines(lines, file)
     delimiter = delimiter or stated
     if delimiter and (len(delimiter) > 1 or delimiter in '"\r\n'):
-        raise DataError(f"reading.delimiter is {delimiter!r}: give one character that is neither a "
+        raise DataError(f"--reading.delimiter {delimiter!r}: give one character that is neither a "
                         "quote nor a line end.")
     wanted = delimiter or _delimiter_of(lines[first])
     bare = re.sub(r'"[^"]*"?', "", lines[first])
@@ -786,7 +794,7 @@ def table_of(
     else:
         raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a "
                         "datasets.Dataset or DatasetDict, or a list of dicts.")
-    if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows.")
+    if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows: give at least one.")
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #761c207c
@@ -860,6 +868,14 @@ def _saved_tables(folder) -> dict[str, Table] | None:
                         "again with save_to_disk.") from None
     return tables_of(found, str(folder))
 
+# %% ../../nbs/reading/01_files.ipynb #b1a4c0f1
+def no_such_path(
+    data: str | Path,  # as given
+) -> DataError:
+    "What to say of a path at which there is nothing."
+    return DataError(f"data is {str(data)!r}, and there is no such file or folder"
+                     f"{near_path(str(data), Path.exists)}")
+
 # %% ../../nbs/reading/01_files.ipynb #cf73e62d
 def tables_of(
     # path of a file or folder, or an object: DataFrame, Dataset, DatasetDict, dict of tables, list
@@ -872,9 +888,7 @@ def tables_of(
     if isinstance(data, (str, Path)):
         path = expanded(data)
         try:
-            if not path.exists():
-                raise DataError(f"data is {str(data)!r}, and there is no such file or "
-                                f"folder{near_path(str(data), Path.exists)}")
+            if not path.exists(): raise no_such_path(data)
             is_folder = path.is_dir()
         except (OSError, ValueError) as e:
             if isinstance(e, DataError): raise

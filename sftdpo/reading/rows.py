@@ -347,8 +347,8 @@ def longer_than(
 ) -> list[tuple[int, int, int]]:  # place among the examples, tokens of the prompt, tokens of the longer completion
     "The examples that do not fit."
     start = len(opening(tokenizer))
-    bound = (lambda e: start + _byte_bound(e.prompt)
-             + max(_byte_bound(e.completion), _byte_bound(e.rejected or "")) + 1)
+    def bound(e):
+        return start + _byte_bound(e.prompt) + max(_byte_bound(e.completion), _byte_bound(e.rejected or "")) + 1
     maybe = [i for i, e in enumerate(examples) if bound(e) > max_length]
     prompts, *answers = (token_counts([getattr(examples[i], name) or "" for i in maybe],
                                       tokenizer, name != "prompt")

@@ -130,8 +130,8 @@ def guess_task(
     reading: Reading = Reading(),  # columns named there count
 ) -> str | None:                   # none: the columns fit no task
     "The task that a table's columns fit."
-    has = (lambda role, task: bool(getattr(reading, role, ""))
-           or _usual(role, _free(columns, task, reading), task) is not None)
+    def has(role, task):
+        return bool(getattr(reading, role, "")) or _usual(role, _free(columns, task, reading), task) is not None
     # the most parts first; your own before ours
     tasks = sorted((task for task in reversed(TASKS.values()) if task.columns),
                    key=lambda task: -len(task.columns))
@@ -144,7 +144,8 @@ def find_shape(
     task: str,                     # what it is for
     reading: Reading = Reading(),  # columns and template, where they are given
     file: str = "the data",        # for messages
-    hint: str = "",                # what else may be wrong, said first where columns are not found
+    table: Table | None = None,    # whose columns they are: where some are not found, it may tell what else is wrong
+    hint: str = "",                # what may be wrong where the table does not tell
     skip: Sequence[str] = (),      # parts that are not looked for
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
@@ -163,6 +164,7 @@ def find_shape(
         elif role != "id": absent.append(role)
     if absent:
         other = guess_task(columns, reading)
+        hint = (table.hint() if table is not None else "") or hint
         usual = "; ".join(f"the column for {role} is usually called "
                           f"{', '.join(_names(role, task)[:4])}" for role in absent)
         options = (" ".join(f"--reading.{role} COLUMN" for role in absent)
@@ -171,7 +173,7 @@ def find_shape(
                         f"among {named(columns)} ({usual}).{hint} "
                         + (f"The columns fit the task {other!r}: --tasks {other}."
                            if other and other != task else
-                           "" if "--reading.delimiter" in hint
+                           "" if table is not None and table.joining_sign
                            else f"Name the columns: --tasks {task} {options}"
                            + (", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'."
                               if "prompt" in absent else ".") if options
@@ -496,7 +498,7 @@ def _nested(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading,
 def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading, Table]]:
     "Readings of one text a row: its end is the completion, after a speaker's mark, a line end, a sentence or a word."
     texts = _texts(table)
-    if reading.split or len(texts) != 1 or _groups(table) or "--reading.delimiter" in table.hint(): return
+    if reading.split or len(texts) != 1 or _groups(table) or table.joining_sign: return
     name, = texts
     values = [value for value in table.values(name) if isinstance(value, str)]
     marks = [found[-1]
@@ -543,7 +545,7 @@ def usual_shapes(
     if all(pair) and label and not reading.prompt:
         yield "pairs of sentences with labels", "labels", replace(
             reading, prompt=f"{{{pair[0]}}}\\n{{{pair[1]}}}\\n", label=label), table
-    if not reading.columns and "looks like a row" in table.hint():
+    if not reading.columns and table.repeated_name:
         whole = _without_header(table)
         if {"text", "label"} <= set(whole.columns):
             yield "a file without a header", "labels", replace(reading,
