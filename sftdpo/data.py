@@ -85,7 +85,7 @@ from sftdpo.reading.shapes import (
     left_out,
     numbers_among_texts,
     prepared,
-    several_answers,
+    talk_notes,
     template_pieces,
     texts_to_continue,
 )
@@ -1068,8 +1068,7 @@ def _from_tables(task, data, reading) -> TaskData:
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()},
                     published=record.published and "test" in found)
-    if reading.conversations != "stop" and (note := several_answers(given["train"])):
-        notes.append(note)
+    if reading.conversations != "stop": notes += talk_notes(given["train"], reading)
     problems = [p for _, _, problems in found.values() for p in problems]
     intake = Intake([_file_record(role, *one) for role, one in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
@@ -1126,6 +1125,7 @@ def load_judged(
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
+    turns = talk_notes(table, reading, False) if reading.conversations != "stop" else []
     table = _class_names(prepared(table, reading), record, reading, answers)
     reading = _with_columns(reading, known, table)
     shape = _shape_of(table, task, reading)
@@ -1134,7 +1134,7 @@ def load_judged(
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     notes = [*_lost(table, examples, problems), *left_out(table, shape),
-             *numbers_among_texts(table, shape), *_other_prompt(reading, known, shape)]
+             *numbers_among_texts(table, shape), *_other_prompt(reading, known, shape), *turns]
     file = _file_record("test", table, examples, problems)
     intake = Intake([file], shape, tuple(answers), problems, notes=notes)
     words = record.verbalizers or tuple(dict.fromkeys(answers.values()))
@@ -1190,14 +1190,15 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     reading = replace(reading, scores=(), beginning="keep")
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     reading, notes = _without_answers(reading, table), []
-    whole = table.columns if reading.split else {}
+    whole = _class_names(table, TASKS[task], reading, answers)  # as the file has it
     if reading.split: table, reading, notes = texts_to_continue(table, reading)
+    if reading.conversations != "stop": notes += talk_notes(table, reading, False)
     table = _class_names(prepared(table, reading), TASKS[task], reading, answers)
     reading = _with_columns(reading, columns, table)
     shape = _shape_of(table, task, reading, skip=_answer_parts)
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    given, left_out = _given_columns(replace(table, columns=table.columns | whole), shape, examples, problems)
+    given, left_out = _given_columns(whole, shape, examples, problems)
     intake = Intake([_file_record("test", table, examples, problems)], shape,
                     tuple(answers), problems, given=given,
                     notes=[*notes, *_lost(table, examples, problems), *_other_prompt(reading, columns, shape), *left_out])

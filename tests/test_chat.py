@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from sftdpo.config import Reading, Run, Sampling, SettingsError, Stage
-from sftdpo.data import DataError, UnusableRows, fit_task, load_task, tokenize
+from sftdpo.data import DataError, UnusableRows, fit_task, load_prompts, load_task, tokenize
 from sftdpo.model import load_tokenizer, save_policy
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -233,3 +233,41 @@ def test_a_study_begun_before_conversations_had_templates_goes_on(tmp_path, back
     study = Study("one", backbone=backbone)
     claim_folder(tmp_path / "out", study.replace(**{"reading.conversations": "stop"}))
     check_study_folder(tmp_path / "out", study)
+
+
+def with_history(i): return dict(history=[message("user", f"Hello {i}."), message("assistant", f"Hello, {i} here.")], question=ASKED.format(i), answer=ANSWER.format(i))
+
+
+def test_past_turns_come_before_a_plain_prompt_and_replace_nothing():
+    "At 7f3c9e5c a column of past turns took the place of the user's prompt and answer: the model learned 'Hello, 3 here.', and predictions showed it under the user's own names."
+    task = load_task("completions", [with_history(i) for i in range(20)], Reading(conversations="write"))
+    assert {e.prompt: e.completion for e in everything(task)} == {
+        f"User: Hello {i}.\n\nAssistant: Hello, {i} here.\n\nUser: {ASKED.format(i)}\n\nAssistant:": ANSWER.format(i) for i in range(20)}
+    assert any("the turns of 'history' come before the prompt 'question'" in note for note in task.intake.notes)
+    pairs = [with_history(i) | dict(chosen=ANSWER.format(i), rejected=WORSE.format(i)) for i in range(20)]
+    assert all(e.prompt.endswith("?\n\nAssistant:") and e.rejected for e in everything(load_task("preferences", pairs)))
+
+
+def test_a_named_prompt_wins_over_past_turns():
+    "At 7f3c9e5c --reading.prompt question was the past turns all the same."
+    rows = [with_history(i) for i in range(20)]
+    for reading in (Reading(prompt="question", completion="answer"), Reading(prompt="{question}", completion="answer")):
+        task = load_task("completions", rows, reading)
+        assert {e.prompt: e.completion for e in everything(task)} == {ASKED.format(i): ANSWER.format(i) for i in range(20)}
+        assert [note for note in task.intake.notes if "left out" in note] == ["left out: the turns of 'history', as the prompt is named"]
+
+
+def test_a_plain_column_of_answers_is_not_overwritten():
+    "At 7f3c9e5c the last turn took the place of a column called completion."
+    rows = [dict(messages=asked(i), completion=ANSWER.format(i), source="web") for i in range(20)]
+    task = load_task("completions", rows)
+    assert {e.completion for e in everything(task)} == {ANSWER.format(i) for i in range(20)} and "System: Be kind.\n\nUser: Why 3?\n\nAssistant:" in {e.prompt for e in everything(task)}
+
+
+def test_predictions_stand_beside_the_columns_of_the_file(tmp_path):
+    "At 7f3c9e5c the column 'prompt' was overwritten with past turns, and a column 'completion' stood there that the file does not have."
+    path = write(tmp_path / "rows.jsonl", [dict(history=with_history(i)["history"], prompt=ASKED.format(i)) for i in range(5)])
+    data = load_prompts("completions", path, Reading(conversations="write"))
+    assert {name: list(column.values()) for name, column in data.intake.given.items()} == dict(prompt=[ASKED.format(i) for i in range(5)])
+    assert [e.prompt for e in data.test] == [f"User: Hello {i}.\n\nAssistant: Hello, {i} here.\n\nUser: {ASKED.format(i)}\n\nAssistant:" for i in range(5)]
+    assert "the turns of 'history' come before the prompt 'prompt'" in data.intake.notes[0]
