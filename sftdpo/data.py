@@ -1050,7 +1050,7 @@ def _from_tables(task, data, reading) -> TaskData:
     record = TASKS[task]
     given, notes = _given_tables(task, data, reading)
     roles = [role for role in ("train", "validation", "test") if role in given]
-    tables = {role: _class_names(prepared(given[role], reading), record, reading) for role in roles}
+    tables = {role: _class_names(prepared(given[role], reading, task), record, reading) for role in roles}
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     train, shapes = tables["train"], {}
     for role, table in tables.items():
@@ -1068,7 +1068,7 @@ def _from_tables(task, data, reading) -> TaskData:
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()},
                     published=record.published and "test" in found)
-    if reading.conversations != "stop": notes += talk_notes(given["train"], reading)
+    if reading.conversations != "stop": notes += talk_notes(given["train"], reading, record.answers != "labels")
     problems = [p for _, _, problems in found.values() for p in problems]
     intake = Intake([_file_record(role, *one) for role, one in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
@@ -1126,7 +1126,7 @@ def load_judged(
     record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
     table = read_table(path, reading.delimiter, reading.encoding, reading.columns)
     turns = talk_notes(table, reading, False) if reading.conversations != "stop" else []
-    table = _class_names(prepared(table, reading), record, reading, answers)
+    table = _class_names(prepared(table, reading, task), record, reading, answers)
     reading = _with_columns(reading, known, table)
     shape = _shape_of(table, task, reading)
     if record.answers == "labels" and not record.verbalizers:
@@ -1193,7 +1193,7 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     whole = _class_names(table, TASKS[task], reading, answers)  # as the file has it
     if reading.split: table, reading, notes = texts_to_continue(table, reading)
     if reading.conversations != "stop": notes += talk_notes(table, reading, False)
-    table = _class_names(prepared(table, reading), TASKS[task], reading, answers)
+    table = _class_names(prepared(table, reading, task), TASKS[task], reading, answers)
     reading = _with_columns(reading, columns, table)
     shape = _shape_of(table, task, reading, skip=_answer_parts)
     examples, problems = _examples_of(table, shape, {})
@@ -1334,7 +1334,7 @@ def _in_template(e: Example, tokenizer, frame) -> Example:
     turns = e.prompt.turns
     def answer(text):
         return chat_answer(turns, text, tokenizer, frame) if text and e.label is None else text
-    return replace(e, prompt=chat_prompt(turns, tokenizer, frame),
+    return replace(e, prompt=chat_prompt(turns, tokenizer, frame, e.prompt.closed),
                    completion=answer(e.completion), rejected=answer(e.rejected))
 
 # %% ../nbs/01_data.ipynb #e06c9161

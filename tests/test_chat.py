@@ -271,3 +271,18 @@ def test_predictions_stand_beside_the_columns_of_the_file(tmp_path):
     assert {name: list(column.values()) for name, column in data.intake.given.items()} == dict(prompt=[ASKED.format(i) for i in range(5)])
     assert [e.prompt for e in data.test] == [f"User: Hello {i}.\n\nAssistant: Hello, {i} here.\n\nUser: {ASKED.format(i)}\n\nAssistant:" for i in range(5)]
     assert "the turns of 'history' come before the prompt 'prompt'" in data.intake.notes[0]
+
+
+def judged_talk(i): return dict(messages=conversation(i, ANSWER if i % 2 else WORSE), label="safe" if i % 2 else "unsafe")
+
+
+def test_labels_judge_conversations_with_their_last_turn(tmp_path):
+    "At 7f3c9e5c the prompt of a label ended before the assistant's last turn, which is what the label is about."
+    tokenizer, rows = chat_tokenizer(), [judged_talk(i) for i in range(40)]
+    for e in everything(fit_task(load_task("labels", rows), tokenizer, 256)):
+        i = int(re.search(r"Why (\d+)", e.prompt)[1])
+        assert e.prompt == tokenizer.apply_chat_template(rows[i]["messages"], tokenize=False) and e.label == "safe unsafe".split().index(rows[i]["label"])
+    plain = {e.prompt for e in everything(load_task("labels", rows, Reading(conversations="write")))}
+    assert f"System: Be kind.\n\nUser: {ASKED.format(4)}\n\nAssistant: {WORSE.format(4)}\n" in plain and len(plain) == 40
+    path = write(tmp_path / "rows.jsonl", [dict(messages=row["messages"]) for row in rows])
+    assert {e.prompt for e in load_prompts("labels", path, Reading(conversations="write"), dict(safe="safe", unsafe="unsafe")).test} == plain

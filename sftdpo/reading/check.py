@@ -682,7 +682,7 @@ def columns_fit(
     try:
         task = task or fitting_task(tables, reading)
         if tables and TASKS[task].columns:
-            find_shape(prepared(tables["train"], reading).columns, task, reading)
+            find_shape(prepared(tables["train"], reading, task).columns, task, reading)
     except DataError: return False
     return True
 

@@ -198,7 +198,7 @@ def _answer(turns):
     return turns[-1][1]
 
 # %% ../../nbs/reading/02_shapes.ipynb #d0336626
-def _turns_before(asked, starts, system):
+def _turns_before(asked, starts, system, whole=False):
     "The turns before the answer: those of the prompt, and those that the answers begin with."
     if any(start != starts[0] for start in starts):
         return ValueError("is not known: chosen and rejected differ before their last turn")
@@ -206,7 +206,7 @@ def _turns_before(asked, starts, system):
     asked, start = asked or [], (starts[0] if starts else None) or []
     # a plain prompt repeats what the answers begin with
     if isinstance(asked, str): asked = [] if start else [("user", asked)]
-    if asked and asked[-1][0] == "assistant": asked = asked[:-1]
+    if asked and asked[-1][0] == "assistant" and not whole: asked = asked[:-1]
     if not all(turn in start for turn in asked):
         start = asked if not start or asked[-len(start):] == start else asked + start
     if isinstance(system, str) and system.strip() and start and start[0][0] != "system":
@@ -264,6 +264,7 @@ def _first_turns(table: Table, asked: str | None, text: str | None) -> list:
 def read_conversations(
     table: Table,                  # with conversations, or without
     reading: Reading = Reading(),  # may name the columns; says whether conversations are written out
+    judged: bool = False,          # do labels judge them? Then the assistant's last turn stays in the prompt
 ) -> Table:
     "The table with its conversations in columns prompt and completion, or chosen and rejected."
     talks, columns, plainly = (_talk_columns(table), dict(table.columns),
@@ -278,7 +279,7 @@ def read_conversations(
     none = [None] * len(table)
     said = {role: list(map(turns_of, table.values(name))) for role, name in roles.items()}
     first = _first_turns(table, asked, text)
-    inner = not (roles or text or reading.completion or "completion" in columns or named["chosen"])
+    inner = not (judged or roles or text or reading.completion or "completion" in columns or named["chosen"])
     for role, turns in (said or (dict(completion=first) if inner else {})).items():
         found = [_answer(some) if some else value
                  for some, value in zip(turns, table.values(roles.get(role, asked)))]
@@ -286,11 +287,12 @@ def read_conversations(
                                           else answer for answer in found]
     starts = (list(zip(*([some and some[:-1] for some in turns] for turns in said.values())))
               or [()] * len(table))
-    before = [_turns_before(*row) if row[0] or any(row[1]) else None
+    before = [_turns_before(*row, judged) if row[0] or any(row[1]) else None
               for row in zip(first, starts, table.values(system) if system else none)]
     kept = table.values(text or asked) if asked or text else none
+    make = written_out if plainly else Conversation
     prompts = [value if turns is None else turns if isinstance(turns, ValueError)
-               else written_out(turns) if plainly else Conversation(turns)
+               else make(turns, judged and turns[-1][0] == "assistant")
                for turns, value in zip(before, kept)]
     for name in {asked, text, system} - {None}: del columns[name]
     return replace(table, columns=columns | {reading.prompt if reading.prompt in table.columns else "prompt": prompts})
@@ -303,7 +305,8 @@ def talk_notes(
     learned: bool = True,  # whether the assistant's last turn is
 ) -> list[str]:
     "Notes on conversations: turns before a plain prompt, turns that are left out, and answers of which the last is learned."
-    talks = _talk_columns(table)
+    table = with_inner_columns(table, reading)
+    if not (talks := _talk_columns(table)): return []
     answers = [name for role in ("completion", "chosen", "rejected")
                if (name := _role_column(role, table.columns, reading, table.file)) in talks]
     asked, text = _asked_columns(table, reading, talks, answers)
@@ -459,10 +462,12 @@ def with_inner_columns(
 def prepared(
     table: Table,      # as read
     reading: Reading,  # what to do with it
+    task: str = "",    # what it is for, if that is known
 ) -> Table:
     "The table with plain columns, as the settings say."
     table = with_inner_columns(table, reading)
-    if reading.conversations != "stop": table = read_conversations(table, reading)
+    judged = task in TASKS and TASKS[task].answers == "labels"
+    if reading.conversations != "stop": table = read_conversations(table, reading, judged)
     if reading.split: table = split_texts(table, reading)
     if reading.scores: table = order_by_scores(table, reading)
     return cut_beginnings(table, reading) if reading.beginning == "cut" else table
