@@ -62,8 +62,10 @@ from sftdpo.reading.files import (
     expanded,
     first_line,
     keep,
+    other_alphabet,
     plain_markdown,
     read_bytes,
+    read_in,
     read_table,
     tables_of,
     with_class_names,
@@ -357,9 +359,11 @@ def _gather(
     for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
         try: examples.append(make(line, *values))
         except ValueError as error: problems.append(_problem(table, i, values, error))
-    if encoding_of(problems) and any(map(_beyond_ascii, chain(*map(table.values, columns)))):
-        problems = [replace(p, reason=_other_encoding.sub("which is not UTF-8, as other rows are", p.reason))
-                    for p in problems]
+    if encoding_of(problems):
+        said = ""
+        if any(map(_beyond_ascii, chain(*map(table.values, columns)))): said = "which is not UTF-8, as other rows are"
+        elif other_alphabet(p.row for p in problems if _other_encoding.search(p.reason)): said = "which is not UTF-8"
+        if said: problems = [replace(p, reason=_other_encoding.sub(said, p.reason)) for p in problems]
     return examples, sorted(problems, key=lambda p: (p.file, p.line))
 
 # %% ../nbs/01_data.ipynb #2ccdc09a
@@ -445,9 +449,15 @@ def _kinds(table: Table, problems: list[Problem]) -> str:
 def _remedy(problems, some_left) -> str:
     "What to do about rows that cannot be used."
     encoding = encoding_of(problems)
+    first = next((p.row for p in problems if p.reason.endswith("which is not UTF-8") or _other_encoding.search(p.reason)), "")
+    others = [f"as {name} it reads {shown}" for name in ("gbk", "shift_jis", "cp1251") if (shown := read_in(first, name))]
+    sample = f", in which {places[0]} reads {read_in(first, encoding)}" if encoding and (places := [
+        p.place for p in problems if p.row == first]) and read_in(first, encoding) else ""
     remedies = {  # words of a problem: what to do about it
-        "which is not UTF-8": encoding and "Give the encoding that the file was saved with: "
-                                           f"--reading.encoding {encoding}",
+        "which is not UTF-8": (
+            f"Give the encoding that the file was saved with: --reading.encoding {encoding}{sample}" if encoding
+            else "Name its own encoding, such as --reading.encoding gbk, shift_jis or cp1251"
+            + (f" ({'; '.join(others)})" if others else "") if first else ""),
         "is a list, not a text": "Write each list as one text, in a column of its own",
         "holds a null byte": "Save the file again as text without null bytes"}
     known = {words: remedy for words, remedy in remedies.items() if remedy}
@@ -1015,6 +1025,13 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
     return notes
 
 # %% ../nbs/01_data.ipynb #70dd2e17
+def _check_encoding(table: Table, column: str):
+    "Raise where labels are not UTF-8: those that can be read are not all."
+    read, problems = _gather(table, [column], lambda line, value: _text(value, "label"))
+    if bad := [p for p in problems if "which is not UTF-8" in p.reason]:
+        raise UnusableRows(f"{table.file}: {len(bad):,} of {len(problems) + len(read):,} rows cannot be used: "
+                           f"{_kinds(table, bad)}. {_remedy(bad, False)}", bad)
+
 def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading: Reading) -> tuple:
     "The answer for each label, which labels are one, and questions about similar ones."
     column, merged = shapes["train"].columns["label"], {}
@@ -1026,7 +1043,10 @@ def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading:
             [_label_key(label) for label in reading.verbalizers])
         several, counts = counts, Counter()
         for label, rows in several.items(): counts[merged[label]] += rows
-    answers = _answers(counts, reading, tables["train"].file, column)
+    try: answers = _answers(counts, reading, tables["train"].file, column)
+    except DataError:
+        _check_encoding(tables["train"], column)
+        raise
     if not reading.verbalizers: counts = {label: counts[label] for label in answers}
     return answers, merged, _asked(counts, tables["train"], column, merged) if len(counts) <= MOST_LABELS else []
 

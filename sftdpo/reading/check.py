@@ -10,8 +10,8 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_J
            'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note', 'folds_note', 'glued',
            'between_glued', 'glued_notes', 'too_long_in', 'text_lengths', 'long_notes', 'add_tokens', 'check_data',
            'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested', 'look_of', 'advice',
-           'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'failed_report', 'too_rare',
-           'loaded_report', 'check_file', 'write_check']
+           'better_encoding', 'unloaded_report', 'shown_in', 'stops_of', 'mended', 'suggested_report', 'failed_report',
+           'too_rare', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import math
@@ -50,8 +50,10 @@ from sftdpo.reading.files import (
     UnusableRows,
     likely_encoding,
     named,
+    other_alphabet,
     plain_markdown,
     printable,
+    read_in,
     tables_of,
     write_problems,
 )
@@ -708,7 +710,7 @@ def recoded(
 ):
     "The table as it would have been read in another encoding."
     def again(value):
-        return (value.encode("utf-8", "surrogateescape").decode(encoding, "replace")
+        return (value.encode("utf-8", "surrogateescape").decode(encoding)
                 if isinstance(value, str) else value)
     if not table.unit == "line": return table
     return replace(table, columns={again(name): list(map(again, table.values(name)))
@@ -727,10 +729,10 @@ def suggested(
         beyond = [c for c in set(text) if not c.isascii()]
         # in another encoding, rows that are UTF-8 beyond ASCII would be spoilt
         odd = beyond and all(0xdc80 <= ord(c) <= 0xdcff for c in beyond)
-        for encoding in (better.encoding, *([likely_encoding(text)] if odd else [])):
-            if works(task, recoded(table, encoding) if encoding != better.encoding else table,
-                     better):
-                return shape, task, replace(better, encoding=encoding)
+        for encoding in (better.encoding, *([likely_encoding(text)] if odd and not other_alphabet([text]) else [])):
+            try: read = recoded(table, encoding) if encoding != better.encoding else table
+            except UnicodeError: continue
+            if works(task, read, better): return shape, task, replace(better, encoding=encoding)
     return None
 
 # %% ../../nbs/reading/05_check.ipynb #63718ac3
@@ -795,6 +797,15 @@ def unloaded_report(
                       problems=unread + found, stops=[str(error)])
 
 # %% ../../nbs/reading/05_check.ipynb #0a22420e
+def shown_in(
+    problems: list[Problem],  # rows that cannot be used
+    encoding: str,            # another
+) -> str:                     # after a comma; empty where none is not UTF-8
+    "How the first row that is not UTF-8 reads in an encoding."
+    some = (f", in which {p.place} reads {read}" for p in problems
+            if encoding_of([p]) and (read := read_in(p.row, encoding)))
+    return next(some, "")
+
 def stops_of(
     report: DataReport,      # of loaded data
     data: TaskData,          # as loaded
@@ -805,7 +816,7 @@ def stops_of(
     stops = []
     if report.problems and reading.unusable == "stop":
         remedy = ("give the encoding that the file was saved with (--reading.encoding "
-                  f"{better.encoding})" if better else "correct them")
+                  f"{better.encoding}{shown_in(report.problems, better.encoding)})" if better else "correct them")
         stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: "
                      f"{remedy}, or leave them out: --reading.unusable drop")
     if report.too_long and reading.too_long == "stop":

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'SEVERAL', 'Problem', 'Table', 'named', 'first_line', 'UnusableRows',
-           'write_problems', 'expanded', 'read_bytes', 'decode', 'likely_encoding', 'not_a_text', 'as_text',
-           'read_delimited', 'read_json_lines', 'as_name', 'table_of_rows', 'read_json_rows', 'table_of_arrow',
-           'with_class_names', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep', 'printable',
-           'plain_markdown']
+           'write_problems', 'expanded', 'read_bytes', 'decode', 'likely_encoding', 'other_alphabet', 'read_in',
+           'not_a_text', 'as_text', 'read_delimited', 'read_json_lines', 'as_name', 'table_of_rows', 'read_json_rows',
+           'table_of_arrow', 'with_class_names', 'read_table', 'table_of', 'find_files', 'tables_of', 'keep',
+           'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
 import codecs
@@ -244,6 +244,24 @@ def likely_encoding(
     raw = bytes(ord(c) - 0xdc00 for c in text if 0xdc80 <= ord(c) <= 0xdcff)
     return ("cp1252" if any(0x80 <= byte < 0xa0 and byte not in b"\x81\x8d\x8f\x90\x9d"
                             for byte in raw) else "latin-1")
+
+# %% ../../nbs/reading/01_files.ipynb #03901df6
+def other_alphabet(
+    texts,  # with bytes that are not UTF-8, as lone surrogates
+) -> bool:
+    "Are most of their letters beyond ASCII? Then they are in no language that latin-1 or Windows' own encoding is for."
+    text = "".join(texts)
+    beyond = sum(0xdc80 <= ord(c) <= 0xdcff for c in text)
+    return beyond > sum(c.isascii() and c.isalpha() for c in text)
+
+def read_in(
+    text: str,      # with bytes that are not UTF-8, as lone surrogates
+    encoding: str,  # another
+) -> str:           # empty where it cannot be read so
+    "How the beginning of a text reads in an encoding."
+    try: return repr(text.encode("utf-8", "surrogateescape").decode(encoding)[:40])
+    except (UnicodeError, LookupError): return ""
+
 
 # %% ../../nbs/reading/01_files.ipynb #940dc370
 def not_a_text(
