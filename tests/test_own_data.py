@@ -815,7 +815,7 @@ def test_many_hostile_files(files, tmp_path):
     "No bare traceback, and no wrong row count: what is good is read, what is bad is named."
     from sftdpo.data import _own_examples, _pair_examples
     from sftdpo.reading.shapes import find_shape
-    rng, usable_files = random.Random(0), 0
+    rng, usable_files, problems = random.Random(0), 0, []
     for number in range(files):
         task = rng.choice(["labels", "completions", "preferences", "paraphrase"])
         raw, name, delimiter, good, bad = (hostile_lines if rng.random() < .3 else hostile_table)(rng, task)
@@ -899,3 +899,16 @@ def test_the_remedy_for_answers_of_several_tokens_names_the_labels(tmp_path, tok
     data = load_task("labels", str(path), Reading(verbalizers={"0": "most displeased", "1": "it's splendid"}))
     with pytest.raises(DataError) as told: fit_task(data, tokenizer, 512)
     assert re.search(r"--reading.verbalizers 0 \S+ 1 \S+\.", str(told.value)), told.value
+
+
+@pytest.mark.parametrize("columns, values", [("text,target", "01"), ("question,answer", ("yes", "no"))])
+def test_few_different_answers_are_taken_for_labels(columns, values, tmp_path):
+    "At 7f3c9e5c they were taken for completions in silence."
+    path = write(tmp_path, "rows.csv", f"{columns}\n" + "".join(f"Is it fine on day {i}?,{values[i % 2]}\n" for i in range(40)))
+    report = check_file(None, path)
+    assert report.task == "labels" and "this looks like texts with labels: --tasks labels" in report.notes[0] and not report.stops
+    from sftdpo.cli import parse
+    assert load_task("labels", path, parse(shlex.split(report.command)[1:]).study.reading).labels == tuple(sorted(values))
+    assert check_file("completions", path).task == "completions" and check_file(None, path, Reading(completion=columns.split(",")[1])).task == "completions"
+    texts = write(tmp_path, "texts.csv", f"{columns}\n" + "".join(f"Is it fine on day {i}?,It is {values[i % 2]} on day {i}.\n" for i in range(40)))
+    assert check_file(None, texts).task == "completions"

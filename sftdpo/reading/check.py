@@ -58,7 +58,7 @@ from sftdpo.reading.files import (
     write_problems,
 )
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
-from .shapes import find_shape, guess_task, label_columns, prepared, usual_shapes
+from .shapes import few_answers, find_shape, guess_task, label_columns, prepared, usual_shapes
 from ..tasks import TASKS, steps_of
 
 # %% ../../nbs/reading/05_check.ipynb #6da91ebd
@@ -663,7 +663,11 @@ def fitting_task(
     if not tables: raise DataError(f"No task is named: give --task with one of {', '.join(TASKS)}.")
     table = tables["train"]
     columns = list(prepared(table, reading).columns)
-    if task := guess_task(columns, reading): return task
+    task = guess_task(columns, reading)
+    if task == "completions" and (answer := few_answers(table, reading)):
+        raise DataError(f"{table.file}: the column {answer!r} holds few different values: are they labels "
+                        f"(--task labels --reading.label {shlex.quote(answer)}) or texts (--task completions)?")
+    if task: return task
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table.hint())
     hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'unescaped', 'template_pieces', 'Shape', 'guess_task', 'find_shape', 'read_conversations', 'talk_notes',
            'order_by_scores', 'common_beginning', 'cut_beginnings', 'split_texts', 'texts_to_continue',
-           'with_inner_columns', 'prepared', 'label_columns', 'usual_shapes', 'wider_template', 'left_out',
-           'numbers_among_texts']
+           'with_inner_columns', 'prepared', 'label_columns', 'few_answers', 'usual_shapes', 'wider_template',
+           'left_out', 'numbers_among_texts']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
@@ -566,6 +566,19 @@ def label_columns(
     groups = {name: number for name, number in _groups(table).items() if name not in inside}
     groups.pop(_role_column("prompt", table.columns, reading, table.file), None)
     return sorted(groups, key=groups.get)
+
+# %% ../../nbs/reading/02_shapes.ipynb #f2069ebc
+def few_answers(
+    table: Table,      # as read
+    reading: Reading,  # as given
+) -> str | None:
+    "The column of the completions, if nobody named it and it holds so few and short values that they may be labels."
+    name = None if reading.completion else _usual("completion", _free(list(table.columns), "completions", reading), "completions")
+    if name is None or len(table) < 20: return None
+    some = table.some(500)
+    short = all(len(str(value)) <= 40 for value in some.values(name))
+    return name if short and name in _groups(some) else None
+
 
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae
 def usual_shapes(
