@@ -286,3 +286,16 @@ def test_labels_judge_conversations_with_their_last_turn(tmp_path):
     assert f"System: Be kind.\n\nUser: {ASKED.format(4)}\n\nAssistant: {WORSE.format(4)}\n" in plain and len(plain) == 40
     path = write(tmp_path / "rows.jsonl", [dict(messages=row["messages"]) for row in rows])
     assert {e.prompt for e in load_prompts("labels", path, Reading(conversations="write"), dict(safe="safe", unsafe="unsafe")).test} == plain
+
+
+def test_conversations_that_are_written_as_texts():
+    "At 7f3c9e5c the model learned the JSON of a conversation as a text, and what Python prints of one."
+    pairs = [dict(prompt=ASKED.format(i), chosen=json.dumps(conversation(i)), rejected=json.dumps(conversation(i, WORSE))) for i in range(20)]
+    task = load_task("preferences", pairs, Reading(conversations="write"))
+    assert {(e.prompt, e.completion, e.rejected) for e in everything(task)} == {(f"System: Be kind.\n\nUser: {ASKED.format(i)}\n\nAssistant:", f" {ANSWER.format(i)}", f" {WORSE.format(i)}") for i in range(20)}
+    rows = [dict(messages=json.dumps(conversation(i))) for i in range(20)]
+    assert {e.completion for e in everything(load_task("completions", rows))} == {ANSWER.format(i) for i in range(20)}
+    printed = [row | {name: str(json.loads(row[name])) for name in ("chosen", "rejected")} for row in pairs]
+    with pytest.raises(UnusableRows, match="row 1: the chosen completion is a conversation as Python prints it, which cannot be read back: save the table as JSON lines or Parquet"): load_task("preferences", printed)
+    torn = rows[:19] + [dict(messages=rows[19]["messages"][:-9])]
+    with pytest.raises(UnusableRows, match="1 of 20 rows cannot be used: row 20: the (prompt|completion) is no conversation, as other rows are"): load_task("completions", torn)
