@@ -637,7 +637,8 @@ def _prompt_of(shape: Shape, values: dict) -> str:
     pieces = shape.pieces or (("", None),)
     first = next(iter(values.values()), None)
     def filled(column):
-        return "" if column is None else _text(values[column], f"column {column!r}", blank=True)
+        empty = column is None or len(values) > 1 and values[column] is None  # as an empty cell of a CSV file
+        return "" if empty else _text(values[column], f"column {column!r}", blank=True)
     if len(values) == 1 and isinstance(first, Conversation):
         _text(first, "prompt")
         prompt = first

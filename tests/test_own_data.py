@@ -912,3 +912,9 @@ def test_few_different_answers_are_taken_for_labels(columns, values, tmp_path):
     assert check_file("completions", path).task == "completions" and check_file(None, path, Reading(completion=columns.split(",")[1])).task == "completions"
     texts = write(tmp_path, "texts.csv", f"{columns}\n" + "".join(f"Is it fine on day {i}?,It is {values[i % 2]} on day {i}.\n" for i in range(40)))
     assert check_file(None, texts).task == "completions"
+
+
+def test_nothing_in_one_of_several_columns_is_an_empty_text():
+    "At 7f3c9e5c a null in Alpaca's input made the row unusable, and an empty text did not."
+    rows = [dict(instruction=f"Do {i}", input=None if i % 2 else "", output=f"Done {i}") for i in range(20)]
+    assert {e.prompt for e in load_task("completions", rows, Reading(prompt="{instruction}\\n{input}\\n")).examples} == {f"Do {i}\n\n" for i in range(20)}
