@@ -944,14 +944,15 @@ def _differ(first: Table, second: Table) -> str:
 
 # %% ../nbs/01_data.ipynb #e4371853
 def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> str:
-    "Take out a test table without labels (or all -1, as in GLUE); the note says who judges then."
+    "Take out a test table without labels (no such column, or all -1, as in GLUE); the note says who judges then."
     if task != "labels" or "test" not in tables or reading.test: return ""
     train, test = tables["train"], tables["test"]
     try:
-        label, known = (find_shape(t.columns, task, reading).columns["label"]
-                        for t in (test, train))
+        known = find_shape(train.columns, task, reading).columns["label"]
+        absent = known not in test.columns and set(test.columns) <= set(train.columns)  # as Kaggle has it
+        label = None if absent else find_shape(test.columns, task, reading).columns["label"]
     except DataError: return ""  # told for each file later
-    if set(_label_keys(test, label)) - {"-1"} or "-1" in _label_keys(train, known): return ""
+    if label and (set(_label_keys(test, label)) - {"-1"} or "-1" in _label_keys(train, known)): return ""
     del tables["test"]
     if "validation" in tables: tables["test"] = tables.pop("validation")
     judge = (f"{Path(tables['test'].file).name} judges" if "test" in tables

@@ -458,3 +458,15 @@ def test_no_line_of_a_refused_record_is_a_row(tmp_path):
     table = read_table(write(tmp_path, "rows.csv", text))
     assert set(table.columns["text"]) == {"fine", "dull"} and len(table.problems) == 6
     assert "so none of these 3 lines is read: correct the quotes, or save the table as JSON lines or Parquet" in table.problems[0].reason
+
+
+def test_a_test_table_without_the_column_of_labels(tmp_path):
+    "At 7f3c9e5c Kaggle's test.csv, which has no labels, stopped the run."
+    write(tmp_path, "set/train.csv", "id,text,target\n" + "".join(f"{i},Tea {i} is fine,{i % 2}\n" for i in range(40)))
+    write(tmp_path, "set/test.csv", "id,text\n" + "".join(f"{i},Milk {i} is fine\n" for i in range(40)))
+    task = load_task("labels", tmp_path / "set", Reading(prompt="{text}\\n", label="target"))
+    assert len(task.examples) == 40 and "test.csv has no labels and is not used: a part of train judges" in task.intake.notes
+    from sftdpo.reading.check import check_file
+    assert not check_file(None, tmp_path / "set").stops
+    write(tmp_path, "set/test.csv", "id,text,gold\n" + "".join(f"{i},Milk {i} is fine,0\n" for i in range(40)))
+    with pytest.raises(DataError, match="differ in their columns"): load_task("labels", tmp_path / "set")
