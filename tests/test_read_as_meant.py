@@ -150,3 +150,9 @@ def test_every_window_begins_as_a_text_does(tokenizer):
     plain, begun = text_windows(text, tokenizer, 60, 20), text_windows(text, with_start, 60, 20)
     assert all(isinstance(row, Row) and row.prompt[0] == start and len(row.prompt) == 2 and len(row.prompt + row.completions[0]) == 20 for row in begun)
     assert [row.prompt[0] for row in plain] != [start] * len(plain) and len(begun) == 3
+
+
+def test_kept_data_keeps_the_names_of_classes(classes, tmp_path):
+    "At 7f3c9e5c `keep` lost them: the labels were 0 and 1."
+    assert load_task("labels", keep(classes, tmp_path / "kept")).labels == load_task("labels", classes).labels == ("neg", "pos")
+    assert len(datasets.load_dataset("parquet", data_dir=str(tmp_path / "kept"))["train"]) == 60

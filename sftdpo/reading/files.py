@@ -959,6 +959,9 @@ def keep(
         try:
             found = pa.table({name: c if not isinstance(c, list) else pa.array(c)
                               for name, c in table.columns.items()})
+            if classes := {name: dict(_type="ClassLabel", names=names) for name, names in table.class_names.items()}:
+                about = json.dumps(dict(info=dict(features=classes)))
+                found = found.replace_schema_metadata({**(found.schema.metadata or {}), b"huggingface": about.encode()})
         except (pa.ArrowException, UnicodeError, TypeError, OverflowError) as e:
             raise DataError(f"The {role} table cannot be written as Parquet "
                             f"({first_line(e)}): give each column one type, and text "
