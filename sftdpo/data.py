@@ -981,10 +981,10 @@ def _given_tables(task: str, data, reading: Reading) -> tuple[dict[str, Table], 
     return tables | {role: read_table(path, **how) for role, path in named.items() if path}, notes
 
 # %% ../nbs/01_data.ipynb #dd61c9ec
-def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=()) -> Shape:
+def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=(), own=()) -> Shape:
     "Which column of a table is which part; an error names the table's first line."
     return find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1",
-                      table.hint() or hint, skip)
+                      table.hint() or hint, skip, own)
 
 # %% ../nbs/01_data.ipynb #cd77fb6e
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:
@@ -1076,7 +1076,7 @@ def _from_tables(task, data, reading) -> TaskData:
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     train, shapes = tables["train"], {}
     for role, table in tables.items():
-        shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "")
+        shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "", own=list(given[role].columns))
     notes += [note for role, table in tables.items() for note in numbers_among_texts(table, shapes[role])]
     notes += left_out(train, shapes["train"]) + _other_columns(tables, shapes)
     answers, merged = {}, {}

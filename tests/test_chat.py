@@ -299,3 +299,12 @@ def test_conversations_that_are_written_as_texts():
     with pytest.raises(UnusableRows, match="row 1: the chosen completion is a conversation as Python prints it, which cannot be read back: save the table as JSON lines or Parquet"): load_task("preferences", printed)
     torn = rows[:19] + [dict(messages=rows[19]["messages"][:-9])]
     with pytest.raises(UnusableRows, match="1 of 20 rows cannot be used: row 20: the (prompt|completion) is no conversation, as other rows are"): load_task("completions", torn)
+
+
+def test_preferences_as_openai_has_them():
+    "At 7f3c9e5c their columns were not found, and the error named columns that the file does not have."
+    rows = [dict(input=dict(messages=asked(i), tools=[]), preferred_output=conversation(i)[-1:], non_preferred_output=conversation(i, WORSE)[-1:]) for i in range(20)]
+    task = load_task("preferences", rows, Reading(conversations="write"))
+    assert {(e.prompt, e.completion, e.rejected) for e in everything(task)} == {(f"System: Be kind.\n\nUser: {ASKED.format(i)}\n\nAssistant:", f" {ANSWER.format(i)}", f" {WORSE.format(i)}") for i in range(20)}
+    other = [dict(input=row["input"], better=row["preferred_output"]) for row in rows]
+    with pytest.raises(DataError, match=r"finds no column for chosen and rejected among \['input', 'better'\]"): load_task("preferences", other)

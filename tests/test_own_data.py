@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 

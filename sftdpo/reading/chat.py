@@ -31,6 +31,7 @@ def turns_of(
 ) -> list[tuple[str, str]] | None:  # role and text of each turn; None: the cell holds no conversation
     "The turns of a conversation."
     if hasattr(value, "tolist"): value = value.tolist()
+    if isinstance(value, dict) and "messages" in value: value = value["messages"]  # OpenAI's input
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, (list, tuple)) or not turns: return None
     if not all(isinstance(turn, dict) for turn in turns): return None

@@ -35,8 +35,9 @@ USUAL_NAMES = dict(
                 "response", "output", "answer", "target", "reply", "continuation", "summary"),
     label=("label",
            "labels", "class", "category", "sentiment", "topic", "intent", "is_duplicate", "target"),
-    chosen=("chosen", "preferred", "accepted", "chosen_response", "winner", "response_j"),
-    rejected=("rejected", "dispreferred", "refused", "rejected_response", "loser", "response_k"))
+    chosen=("chosen", "preferred", "accepted", "chosen_response", "winner", "response_j", "preferred_output"),
+    rejected=("rejected", "dispreferred", "refused", "rejected_response", "loser", "response_k",
+              "non_preferred_output"))
 
 def _plain(name): return re.sub(r"[\s-]+", "_", name.strip().lower())
 
@@ -149,6 +150,7 @@ def find_shape(
     file: str = "the data",        # for messages
     hint: str = "",                # what else may be wrong, said first where columns are not found
     skip: Sequence[str] = (),      # parts that are not looked for
+    own: Sequence[str] = (),       # the file's own columns, for messages
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
     tabular = [name for name, one in TASKS.items() if one.columns]
@@ -171,7 +173,7 @@ def find_shape(
         options = (" ".join(f"--reading.{role} COLUMN" for role in absent)
                    if all(hasattr(reading, role) for role in absent) else "")
         raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} "
-                        f"among {named(columns)} ({usual}).{hint} "
+                        f"among {named(own or columns)} ({usual}).{hint} "
                         + (f"The columns fit the task {other!r}: --tasks {other}."
                            if other and other != task else
                            "" if "--reading.delimiter" in hint
