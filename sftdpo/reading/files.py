@@ -491,6 +491,15 @@ def _check_names(names, file, line=None) -> list[str]:
     return names
 
 # %% ../../nbs/reading/01_files.ipynb #5d69c0e2
+def _with_names(names: list[str]) -> list[str]:
+    "The names; where several are empty, each has its place as a name."
+    if names.count("") < 2: return names
+    def free(i):
+        name = f"column{i}"
+        while name in names: name += "_"
+        return name
+    return [name or free(i) for i, name in enumerate(names, 1)]
+
 def _blank_end(names: list[str]) -> list[str]:
     "The names without the empty ones at the end, as spreadsheets write them."
     while names and not names[-1]: names = names[:-1]
@@ -531,7 +540,7 @@ def read_delimited(
                         "names.")
     if columns: header, after = columns, first
     all_names = _check_names(header, file, first + 1)
-    names = _blank_end(all_names)
+    names = _with_names(_blank_end(all_names))
     kept, at, problems = [], [], []
     sure = _well_quoted(lines, ends, after, wanted, len(all_names), spaced)
     for line, fields, trouble in _split(lines, ends, after, wanted, len(all_names), spaced, sure):

@@ -52,7 +52,11 @@ def _usual(role, columns, task) -> str | None:
     "The column that has one of a role's usual names."
     names = _names(role, task)
     by_name = {_plain(column): column for column in reversed(list(columns))}
-    return next((by_name[name] for name in names if name in by_name), None)
+    found = next((by_name[name] for name in names if name in by_name), None)
+    # beside texts of another name, where a text was taken from is no prompt
+    if (role, task) == ("prompt", "labels") and found and _plain(found) == "source" and any(
+            _plain(column) not in ("", "source", *USUAL_NAMES["id"], *USUAL_NAMES["label"]) for column in columns): return None
+    return found
 
 # %% ../../nbs/reading/02_shapes.ipynb #d3356291
 _piece = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|\\[nt\\]")
@@ -638,6 +642,7 @@ def usual_shapes(
             yield "a file without a header", "labels", replace(reading,
                                                                columns=tuple(whole.columns)), whole
     texts, likely = _texts(table), label_columns(table, reading)
+    if texts and not reading.prompt and has["prompt"] not in texts and _plain(has["prompt"] or "") == "source": has["prompt"] = None
     text, label = (has["prompt"] or max(texts, key=texts.get, default=None),
                    label or next(iter(likely), None))
     if text and label and text != label and not (has["chosen"] or all(pair)):
