@@ -257,6 +257,13 @@ def test_a_named_prompt_wins_over_past_turns():
         assert [note for note in task.intake.notes if "left out" in note] == ["left out: the turns of 'history', as the prompt is named"]
 
 
+def test_a_named_column_of_turns_is_the_prompt():
+    for name in ("history", "History", "prompt"):
+        rows = [dict(history=asked(i), label="ab"[i % 2]) | (dict(question="Q") if name != "prompt" else {}) for i in range(20)]
+        task = load_task("labels", rows, Reading(prompt=name, conversations="write"))
+        assert "System: Be kind.\n\nUser: Why 3?\n\nAssistant:\n" in {e.prompt for e in everything(task)}
+
+
 def test_a_plain_column_of_answers_is_not_overwritten():
     "At 7f3c9e5c the last turn took the place of a column called completion."
     rows = [dict(messages=asked(i), completion=ANSWER.format(i), source="web") for i in range(20)]

@@ -228,6 +228,18 @@ def _role_column(role: str, columns, reading: Reading, file: str = "the data") -
     return (_column(given, columns, role, file) if given and "{" not in given
             else _usual(role, [c for c in columns if c not in inside], ""))
 
+# %% ../../nbs/reading/02_shapes.ipynb #a2144cf3
+def _texts(table: Table) -> dict[str, float]:
+    "The columns of text that differ from row to row, and how long their texts are."
+    found = {}
+    for name in table.columns:
+        values = [v for v in table.values(name) if isinstance(v, str) and v.strip()]
+        if not name or len(set(values)) <= len(table) / 3 or re.search(r"(^|_)u?u?ids?$", _plain(name)):
+            continue
+        if sum(any(c.isalpha() for c in v) for v in values) > len(values) / 2:
+            found[name] = sum(map(len, values)) / len(values)
+    return found
+
 # %% ../../nbs/reading/02_shapes.ipynb #846eba7b
 _printed = re.compile(r"\[\{\s*'(?:role|from|content|value)'\s*:")
 
@@ -263,9 +275,10 @@ _whole_talks = ("messages", "conversations", "conversation", "dialog", "dialogs"
 def _asked_columns(table: Table, reading: Reading, talks, answers) -> tuple[str | None, str | None]:
     "The column of the turns before the answer, and that of a plain prompt which follows them."
     columns, typed = list(table.columns), re.findall(r"\{([^{}]*)\}", reading.prompt)
-    if reading.prompt in talks: return reading.prompt, None
-    if reading.prompt in columns or reading.prompt and not typed:
-        return None, _role_column("prompt", columns, reading, table.file) if answers else None
+    alike = [name for name in columns if reading.prompt and _plain(name) == _plain(reading.prompt)]
+    given = reading.prompt if reading.prompt in columns else alike[0] if len(alike) == 1 else None
+    if given in talks: return given, None
+    if given: return None, given if answers else None
     if typed and not answers and all(name in columns and name not in talks for name in typed): return None, None
     texts = _texts(table.some(20))
     usual = _usual("prompt", [name for name in columns if name in talks or name in texts], "")
@@ -326,7 +339,8 @@ def read_conversations(
                else make(turns, judged and turns[-1][0] == "assistant")
                for turns, value in zip(before, kept)]
     for name in {asked, text, system} - {None}: del columns[name]
-    return replace(table, columns=columns | {reading.prompt if reading.prompt in table.columns else "prompt": prompts})
+    place = next((name for name in (asked, text) if name and _plain(name) == _plain(reading.prompt)), "prompt")
+    return replace(table, columns=columns | {place: prompts})
 
 
 # %% ../../nbs/reading/02_shapes.ipynb #7f9ab35a
@@ -502,18 +516,6 @@ def prepared(
     if reading.split: table = split_texts(table, reading)
     if reading.scores: table = order_by_scores(table, reading)
     return cut_beginnings(table, reading) if reading.beginning == "cut" else table
-
-# %% ../../nbs/reading/02_shapes.ipynb #a2144cf3
-def _texts(table: Table) -> dict[str, float]:
-    "The columns of text that differ from row to row, and how long their texts are."
-    found = {}
-    for name in table.columns:
-        values = [v for v in table.values(name) if isinstance(v, str) and v.strip()]
-        if not name or len(set(values)) <= len(table) / 3 or re.search(r"(^|_)u?u?ids?$", _plain(name)):
-            continue
-        if sum(any(c.isalpha() for c in v) for v in values) > len(values) / 2:
-            found[name] = sum(map(len, values)) / len(values)
-    return found
 
 # %% ../../nbs/reading/02_shapes.ipynb #a5622155
 def _groups(table: Table) -> dict[str, int]:
