@@ -63,8 +63,10 @@ from sftdpo.reading.files import (
     first_line,
     keep,
     no_such_path,
+    other_alphabet,
     plain_markdown,
     read_bytes,
+    read_in,
     read_table,
     tables_of,
     with_class_names,
@@ -86,7 +88,7 @@ from sftdpo.reading.shapes import (
     left_out,
     numbers_among_texts,
     prepared,
-    several_answers,
+    talk_notes,
     template_pieces,
     texts_to_continue,
 )
@@ -358,9 +360,11 @@ def _gather(
     for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
         try: examples.append(make(line, *values))
         except ValueError as error: problems.append(_problem(table, i, values, error))
-    if encoding_of(problems) and any(map(_beyond_ascii, chain(*map(table.values, columns)))):
-        problems = [replace(p, reason=_other_encoding.sub("which is not UTF-8, as other rows are", p.reason))
-                    for p in problems]
+    if encoding_of(problems):
+        said = ""
+        if any(map(_beyond_ascii, chain(*map(table.values, columns)))): said = "which is not UTF-8, as other rows are"
+        elif other_alphabet(p.row for p in problems if _other_encoding.search(p.reason)): said = "which is not UTF-8"
+        if said: problems = [replace(p, reason=_other_encoding.sub(said, p.reason)) for p in problems]
     return examples, sorted(problems, key=lambda p: (p.file, p.line))
 
 # %% ../nbs/01_data.ipynb #2ccdc09a
@@ -446,9 +450,15 @@ def _kinds(table: Table, problems: list[Problem]) -> str:
 def _remedy(problems, some_left) -> str:
     "What to do about rows that cannot be used."
     encoding = encoding_of(problems)
+    first = next((p.row for p in problems if p.reason.endswith("which is not UTF-8") or _other_encoding.search(p.reason)), "")
+    others = [f"as {name} it reads {shown}" for name in ("gbk", "shift_jis", "cp1251") if (shown := read_in(first, name))]
+    sample = f", in which {places[0]} reads {read_in(first, encoding)}" if encoding and (places := [
+        p.place for p in problems if p.row == first]) and read_in(first, encoding) else ""
     remedies = {  # words of a problem: what to do about it
-        "which is not UTF-8": encoding and "Give the encoding that the file was saved with: "
-                                           f"--reading.encoding {encoding}",
+        "which is not UTF-8": (
+            f"Give the encoding that the file was saved with: --reading.encoding {encoding}{sample}" if encoding
+            else "Name its own encoding, such as --reading.encoding gbk, shift_jis or cp1251"
+            + (f" ({'; '.join(others)})" if others else "") if first else ""),
         "is a list, not a text": "Write each list as one text, in a column of its own",
         "holds a null byte": "Save the file again as text without null bytes"}
     known = {words: remedy for words, remedy in remedies.items() if remedy}
@@ -632,7 +642,8 @@ def _prompt_of(shape: Shape, values: dict) -> str:
     pieces = shape.pieces or (("", None),)
     first = next(iter(values.values()), None)
     def filled(column):
-        return "" if column is None else _text(values[column], f"column {column!r}", blank=True)
+        empty = column is None or len(values) > 1 and values[column] is None  # as an empty cell of a CSV file
+        return "" if empty else _text(values[column], f"column {column!r}", blank=True)
     if len(values) == 1 and isinstance(first, Conversation):
         _text(first, "prompt")
         prompt = first
@@ -938,14 +949,15 @@ def _differ(first: Table, second: Table) -> str:
 
 # %% ../nbs/01_data.ipynb #e4371853
 def _unlabelled_test(task: str, tables: dict[str, Table], reading: Reading) -> str:
-    "Take out a test table without labels (or all -1, as in GLUE); the note says who judges then."
+    "Take out a test table without labels (no such column, or all -1, as in GLUE); the note says who judges then."
     if task != "labels" or "test" not in tables or reading.test: return ""
     train, test = tables["train"], tables["test"]
     try:
-        label, known = (find_shape(t.columns, task, reading).columns["label"]
-                        for t in (test, train))
+        known = find_shape(train.columns, task, reading).columns["label"]
+        absent = known not in test.columns and set(test.columns) <= set(train.columns)  # as Kaggle has it
+        label = None if absent else find_shape(test.columns, task, reading).columns["label"]
     except DataError: return ""  # told for each file later
-    if set(_label_keys(test, label)) - {"-1"} or "-1" in _label_keys(train, known): return ""
+    if label and (set(_label_keys(test, label)) - {"-1"} or "-1" in _label_keys(train, known)): return ""
     del tables["test"]
     if "validation" in tables: tables["test"] = tables.pop("validation")
     judge = (f"{Path(tables['test'].file).name} judges" if "test" in tables
@@ -974,10 +986,10 @@ def _given_tables(task: str, data, reading: Reading) -> tuple[dict[str, Table], 
     return tables | {role: _file_table(path, reading) for role, path in named.items() if path}, notes
 
 # %% ../nbs/01_data.ipynb #dd61c9ec
-def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=()) -> Shape:
+def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=(), own=()) -> Shape:
     "Which column of a table is which part; an error names the table's first line."
     return find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1",
-                      table, hint, skip)
+                      table, hint, skip, own)
 
 # %% ../nbs/01_data.ipynb #cd77fb6e
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:
@@ -1020,6 +1032,13 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
     return notes
 
 # %% ../nbs/01_data.ipynb #70dd2e17
+def _check_encoding(table: Table, column: str):
+    "Raise where labels are not UTF-8: those that can be read are not all."
+    read, problems = _gather(table, [column], lambda line, value: _text(value, "label"))
+    if bad := [p for p in problems if "which is not UTF-8" in p.reason]:
+        raise UnusableRows(f"{table.file}: {len(bad):,} of {len(problems) + len(read):,} rows cannot be used: "
+                           f"{_kinds(table, bad)}. {_remedy(bad, False)}", bad)
+
 def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading: Reading) -> tuple:
     "The answer for each label, which labels are one, and questions about similar ones."
     column, merged = shapes["train"].columns["label"], {}
@@ -1031,7 +1050,10 @@ def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading:
             [_label_key(label) for label in reading.verbalizers])
         several, counts = counts, Counter()
         for label, rows in several.items(): counts[merged[label]] += rows
-    answers = _answers(counts, reading, tables["train"].file, column)
+    try: answers = _answers(counts, reading, tables["train"].file, column)
+    except DataError:
+        _check_encoding(tables["train"], column)
+        raise
     if not reading.verbalizers: counts = {label: counts[label] for label in answers}
     return answers, merged, _asked(counts, tables["train"], column, merged) if len(counts) <= MOST_LABELS else []
 
@@ -1060,11 +1082,11 @@ def _from_tables(task, data, reading) -> TaskData:
     record = TASKS[task]
     given, notes = _given_tables(task, data, reading)
     roles = [role for role in ("train", "validation", "test") if role in given]
-    tables = {role: _class_names(prepared(given[role], reading), record, reading) for role in roles}
+    tables = {role: _class_names(prepared(given[role], reading, task), record, reading) for role in roles}
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     train, shapes = tables["train"], {}
     for role, table in tables.items():
-        shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "")
+        shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "", own=list(given[role].columns))
     notes += [note for role, table in tables.items() for note in numbers_among_texts(table, shapes[role])]
     notes += left_out(train, shapes["train"]) + _other_columns(tables, shapes)
     answers, merged = {}, {}
@@ -1078,8 +1100,7 @@ def _from_tables(task, data, reading) -> TaskData:
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()},
                     published=record.published and "test" in found)
-    if reading.conversations != "stop" and (note := several_answers(given["train"])):
-        notes.append(note)
+    if reading.conversations != "stop": notes += talk_notes(given["train"], reading, record.answers != "labels")
     problems = [p for _, _, problems in found.values() for p in problems]
     intake = Intake([_file_record(role, *one) for role, one in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
@@ -1136,7 +1157,8 @@ def load_judged(
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
     record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
     table = _file_table(path, reading)
-    table = _class_names(prepared(table, reading), record, reading, answers)
+    turns = talk_notes(table, reading, False) if reading.conversations != "stop" else []
+    table = _class_names(prepared(table, reading, task), record, reading, answers)
     reading = _with_columns(reading, known, table)
     shape = _shape_of(table, task, reading)
     if record.answers == "labels" and not record.verbalizers:
@@ -1144,7 +1166,7 @@ def load_judged(
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
     notes = [*_lost(table, examples, problems), *left_out(table, shape),
-             *numbers_among_texts(table, shape), *_other_prompt(reading, known, shape)]
+             *numbers_among_texts(table, shape), *_other_prompt(reading, known, shape), *turns]
     file = _file_record("test", table, examples, problems)
     intake = Intake([file], shape, tuple(answers), problems, notes=notes)
     words = record.verbalizers or tuple(dict.fromkeys(answers.values()))
@@ -1200,14 +1222,15 @@ def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> 
     reading = replace(reading, scores=(), beginning="keep")
     table = _file_table(path, reading)
     reading, notes = _without_answers(reading, table), []
-    whole = table.columns if reading.split else {}
+    whole = _class_names(table, TASKS[task], reading, answers)  # as the file has it
     if reading.split: table, reading, notes = texts_to_continue(table, reading)
-    table = _class_names(prepared(table, reading), TASKS[task], reading, answers)
+    if reading.conversations != "stop": notes += talk_notes(table, reading, False)
+    table = _class_names(prepared(table, reading, task), TASKS[task], reading, answers)
     reading = _with_columns(reading, columns, table)
     shape = _shape_of(table, task, reading, skip=_answer_parts)
     examples, problems = _examples_of(table, shape, {})
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    given, left_out = _given_columns(replace(table, columns=table.columns | whole), shape, examples, problems)
+    given, left_out = _given_columns(whole, shape, examples, problems)
     intake = Intake([_file_record("test", table, examples, problems)], shape,
                     tuple(answers), problems, given=given,
                     notes=[*notes, *_lost(table, examples, problems), *_other_prompt(reading, columns, shape), *left_out])
@@ -1341,7 +1364,7 @@ def _in_template(e: Example, tokenizer, frame) -> Example:
     turns = e.prompt.turns
     def answer(text):
         return chat_answer(turns, text, tokenizer, frame) if text and e.label is None else text
-    return replace(e, prompt=chat_prompt(turns, tokenizer, frame),
+    return replace(e, prompt=chat_prompt(turns, tokenizer, frame, e.prompt.closed),
                    completion=answer(e.completion), rejected=answer(e.rejected))
 
 # %% ../nbs/01_data.ipynb #e06c9161

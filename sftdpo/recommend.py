@@ -44,11 +44,13 @@ from sftdpo.reading.check import (
     LEAST_OF_LABEL,
     LEAST_ROWS,
     TRIED,
+    better_encoding,
     check_file,
     columns_fit,
     look_of,
     mended,
     reading_options,
+    shown_in,
     tables_behind,
 )
 from .reading.examples import counted
@@ -738,6 +740,13 @@ def rows_of_file(
         say(f"It looks like {shape}, and is read so: "
             f"{shlex.join(['--task', task, *reading_options(reading)])}")
     report = check_file(task, str(data), reading, *Inputs().readers(backbone), backbone=backbone)
+    if better := better_encoding(report.task, str(data), reading, report.problems):
+        say(f"The file is not UTF-8, and is read with --reading.encoding {better.encoding}"
+            f"{shown_in(report.problems, better.encoding)}.")
+        reading = replace(reading, encoding=better.encoding)
+        report = check_file(report.task, str(data), reading, *Inputs().readers(backbone), backbone=backbone)
+    elif any(p.reason.endswith("which is not UTF-8") for p in report.problems):
+        load_task(report.task, str(data), replace(reading, unusable="stop"))  # the error names encodings
     if report.stops:
         loaded = load_task(report.task, str(data), reading)
         reading = mended(reading, report, loaded)

@@ -10,7 +10,7 @@ from tiny import tiny_model, tiny_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from sftdpo.config import Reading, Run, Sampling, SettingsError, Stage
-from sftdpo.data import DataError, UnusableRows, fit_task, load_task, tokenize
+from sftdpo.data import DataError, UnusableRows, fit_task, load_prompts, load_task, tokenize
 from sftdpo.model import load_tokenizer, save_policy
 
 CHATML = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -233,3 +233,85 @@ def test_a_study_begun_before_conversations_had_templates_goes_on(tmp_path, back
     study = Study("one", backbone=backbone)
     claim_folder(tmp_path / "out", study.replace(**{"reading.conversations": "stop"}))
     check_study_folder(tmp_path / "out", study)
+
+
+def with_history(i): return dict(history=[message("user", f"Hello {i}."), message("assistant", f"Hello, {i} here.")], question=ASKED.format(i), answer=ANSWER.format(i))
+
+
+def test_past_turns_come_before_a_plain_prompt_and_replace_nothing():
+    "At 7f3c9e5c a column of past turns took the place of the user's prompt and answer: the model learned 'Hello, 3 here.', and predictions showed it under the user's own names."
+    task = load_task("completions", [with_history(i) for i in range(20)], Reading(conversations="write"))
+    assert {e.prompt: e.completion for e in everything(task)} == {
+        f"User: Hello {i}.\n\nAssistant: Hello, {i} here.\n\nUser: {ASKED.format(i)}\n\nAssistant:": ANSWER.format(i) for i in range(20)}
+    assert any("the turns of 'history' come before the prompt 'question'" in note for note in task.intake.notes)
+    pairs = [with_history(i) | dict(chosen=ANSWER.format(i), rejected=WORSE.format(i)) for i in range(20)]
+    assert all(e.prompt.endswith("?\n\nAssistant:") and e.rejected for e in everything(load_task("preferences", pairs)))
+
+
+def test_a_named_prompt_wins_over_past_turns():
+    "At 7f3c9e5c --reading.prompt question was the past turns all the same."
+    rows = [with_history(i) for i in range(20)]
+    for reading in (Reading(prompt="question", completion="answer"), Reading(prompt="{question}", completion="answer")):
+        task = load_task("completions", rows, reading)
+        assert {e.prompt: e.completion for e in everything(task)} == {ASKED.format(i): ANSWER.format(i) for i in range(20)}
+        assert [note for note in task.intake.notes if "left out" in note] == ["left out: the turns of 'history', as the prompt is named"]
+
+
+def test_a_named_column_of_turns_is_the_prompt():
+    for name in ("history", "History", "prompt"):
+        rows = [dict(history=asked(i), label="ab"[i % 2]) | (dict(question="Q") if name != "prompt" else {}) for i in range(20)]
+        task = load_task("labels", rows, Reading(prompt=name, conversations="write"))
+        assert "System: Be kind.\n\nUser: Why 3?\n\nAssistant:\n" in {e.prompt for e in everything(task)}
+
+
+def test_a_plain_column_of_answers_is_not_overwritten():
+    "At 7f3c9e5c the last turn took the place of a column called completion."
+    rows = [dict(messages=asked(i), completion=ANSWER.format(i), source="web") for i in range(20)]
+    task = load_task("completions", rows)
+    assert {e.completion for e in everything(task)} == {ANSWER.format(i) for i in range(20)} and "System: Be kind.\n\nUser: Why 3?\n\nAssistant:" in {e.prompt for e in everything(task)}
+
+
+def test_predictions_stand_beside_the_columns_of_the_file(tmp_path):
+    "At 7f3c9e5c the column 'prompt' was overwritten with past turns, and a column 'completion' stood there that the file does not have."
+    path = write(tmp_path / "rows.jsonl", [dict(history=with_history(i)["history"], prompt=ASKED.format(i)) for i in range(5)])
+    data = load_prompts("completions", path, Reading(conversations="write"))
+    assert {name: list(column.values()) for name, column in data.intake.given.items()} == dict(prompt=[ASKED.format(i) for i in range(5)])
+    assert [e.prompt for e in data.test] == [f"User: Hello {i}.\n\nAssistant: Hello, {i} here.\n\nUser: {ASKED.format(i)}\n\nAssistant:" for i in range(5)]
+    assert "the turns of 'history' come before the prompt 'prompt'" in data.intake.notes[0]
+
+
+def judged_talk(i): return dict(messages=conversation(i, ANSWER if i % 2 else WORSE), label="safe" if i % 2 else "unsafe")
+
+
+def test_labels_judge_conversations_with_their_last_turn(tmp_path):
+    "At 7f3c9e5c the prompt of a label ended before the assistant's last turn, which is what the label is about."
+    tokenizer, rows = chat_tokenizer(), [judged_talk(i) for i in range(40)]
+    for e in everything(fit_task(load_task("labels", rows), tokenizer, 256)):
+        i = int(re.search(r"Why (\d+)", e.prompt)[1])
+        assert e.prompt == tokenizer.apply_chat_template(rows[i]["messages"], tokenize=False) and e.label == "safe unsafe".split().index(rows[i]["label"])
+    plain = {e.prompt for e in everything(load_task("labels", rows, Reading(conversations="write")))}
+    assert f"System: Be kind.\n\nUser: {ASKED.format(4)}\n\nAssistant: {WORSE.format(4)}\n" in plain and len(plain) == 40
+    path = write(tmp_path / "rows.jsonl", [dict(messages=row["messages"]) for row in rows])
+    assert {e.prompt for e in load_prompts("labels", path, Reading(conversations="write"), dict(safe="safe", unsafe="unsafe")).test} == plain
+
+
+def test_conversations_that_are_written_as_texts():
+    "At 7f3c9e5c the model learned the JSON of a conversation as a text, and what Python prints of one."
+    pairs = [dict(prompt=ASKED.format(i), chosen=json.dumps(conversation(i)), rejected=json.dumps(conversation(i, WORSE))) for i in range(20)]
+    task = load_task("preferences", pairs, Reading(conversations="write"))
+    assert {(e.prompt, e.completion, e.rejected) for e in everything(task)} == {(f"System: Be kind.\n\nUser: {ASKED.format(i)}\n\nAssistant:", f" {ANSWER.format(i)}", f" {WORSE.format(i)}") for i in range(20)}
+    rows = [dict(messages=json.dumps(conversation(i))) for i in range(20)]
+    assert {e.completion for e in everything(load_task("completions", rows))} == {ANSWER.format(i) for i in range(20)}
+    printed = [row | {name: str(json.loads(row[name])) for name in ("chosen", "rejected")} for row in pairs]
+    with pytest.raises(UnusableRows, match="row 1: the chosen completion is a conversation as Python prints it, which cannot be read back: save the table as JSON lines or Parquet"): load_task("preferences", printed)
+    torn = rows[:19] + [dict(messages=rows[19]["messages"][:-9])]
+    with pytest.raises(UnusableRows, match="1 of 20 rows cannot be used: row 20: the (prompt|completion) is no conversation, as other rows are"): load_task("completions", torn)
+
+
+def test_preferences_as_openai_has_them():
+    "At 7f3c9e5c their columns were not found, and the error named columns that the file does not have."
+    rows = [dict(input=dict(messages=asked(i), tools=[]), preferred_output=conversation(i)[-1:], non_preferred_output=conversation(i, WORSE)[-1:]) for i in range(20)]
+    task = load_task("preferences", rows, Reading(conversations="write"))
+    assert {(e.prompt, e.completion, e.rejected) for e in everything(task)} == {(f"System: Be kind.\n\nUser: {ASKED.format(i)}\n\nAssistant:", f" {ANSWER.format(i)}", f" {WORSE.format(i)}") for i in range(20)}
+    other = [dict(input=row["input"], better=row["preferred_output"]) for row in rows]
+    with pytest.raises(DataError, match=r"finds no column for chosen and rejected among \['input', 'better'\]"): load_task("preferences", other)

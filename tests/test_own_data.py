@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 from dataclasses import make_dataclass, replace
 from pathlib import Path
 
@@ -441,6 +442,43 @@ def test_an_encoding_that_is_not_utf_8(tmp_path):
     assert "90 rows, 80 usable" in str(report) and "--reading.encoding latin-1 --out" in report.command and "--reading.encoding latin-1" in report.stops[0]
 
 
+GERMAN = [("ich will weg {}", "Kündigung"), ("wann kommt sie {}", "Frage"), ("Danke sehr {}", "Dank"), ("die Lieferung war zu spät {}", "Frage")]
+
+def in_encoding(folder, encoding, rows, delimiter=","):
+    return write(folder, "old.csv", f"text{delimiter}label\n".encode() + "".join(f"{rows[i % len(rows)][0].format(i)}{delimiter}{rows[i % len(rows)][1]}\n" for i in range(80)).encode(encoding))
+
+
+def test_recommend_reads_a_file_in_its_encoding(tmp_path):
+    "At 7f3c9e5c it left out every row with an accent, and with them a whole label."
+    from sftdpo.recommend import rows_of_file
+    said = []
+    loaded, reading = rows_of_file(in_encoding(tmp_path, "cp1252", GERMAN, ";"), None, "bard", Reading(unusable="drop"), said.append)
+    assert loaded.labels == ("Dank", "Frage", "Kündigung") and len(loaded.examples) == 80 and reading.encoding == "latin-1"
+    assert "--reading.encoding latin-1, in which line 2 reads 'ich will weg 0, Kündigung'" in said[0] and not any("left out" in line for line in said)
+    with pytest.raises(DataError, match="Name its own encoding, such as --reading.encoding gbk"): rows_of_file(in_encoding(tmp_path, "cp1251", [("Tea {}", "a"), ("Milk {}", "b"), ("Привет {}", "b")]), None, "bard", Reading(unusable="drop"), said.append)
+
+
+def test_of_two_labels_one_is_not_utf_8(tmp_path):
+    "At 7f3c9e5c the error was 'holds 1 label ... is it the right column?'"
+    path = in_encoding(tmp_path, "latin-1", GERMAN[:2])
+    for unusable in ("stop", "drop"):
+        with pytest.raises(UnusableRows, match="40 of 80 rows cannot be used: line 2: the label holds the byte 0xfc.*Give the encoding that the file was saved with: --reading.encoding latin-1, in which line 2 reads 'Kündigung'"): load_task("labels", path, Reading(unusable=unusable))
+    assert "--reading.encoding latin-1" in check_file(None, path).command
+
+
+@pytest.mark.parametrize("encoding, rows", [("gbk", [("今天天气很好{}", "积极"), ("服务太差了{}", "消极")]), ("shift_jis", [("今日は天気がいい{}", "良い"), ("ひどいサービス{}", "悪い")]),
+                                            ("cp1251", [("Привет как дела {}", "хорошо"), ("Очень плохая погода {}", "плохо")])])
+def test_encodings_of_other_alphabets(encoding, rows, tmp_path):
+    "At 7f3c9e5c the remedy was latin-1 or cp1252, which reads nonsense without a problem."
+    path = in_encoding(tmp_path, encoding, rows)
+    with pytest.raises(UnusableRows) as error: load_task("labels", path)
+    assert "Name its own encoding, such as --reading.encoding gbk, shift_jis or cp1251" in str(error.value) and f"as {encoding} it reads '{rows[0][0].format(0)[:5]}" in str(error.value)
+    assert "latin-1" not in str(error.value) and "cp1252" not in str(error.value)
+    report = check_file(None, path)
+    assert not report.command and "latin-1" not in str(report) and "such as --reading.encoding gbk" in " ".join(str(report).split())
+    assert {e.completion for e in load_task("labels", path, Reading(encoding=encoding)).examples} == {label for _, label in rows}
+
+
 def test_counts_are_true_where_nothing_can_be_used_or_loading_stops(tmp_path):
     pandas = pytest.importorskip("pandas")
     pandas.DataFrame(dict(prompt=[["a", "b"]] * 200, completion=["x"] * 200)).to_parquet(tmp_path / "list.parquet")
@@ -787,7 +825,7 @@ def test_many_hostile_files(files, tmp_path):
     "No bare traceback, and no wrong row count: what is good is read, what is bad is named."
     from sftdpo.data import _own_examples, _pair_examples
     from sftdpo.reading.shapes import find_shape
-    rng, usable_files = random.Random(0), 0
+    rng, usable_files, problems = random.Random(0), 0, []
     for number in range(files):
         task = rng.choice(["labels", "completions", "preferences", "paraphrase"])
         raw, name, delimiter, good, bad = (hostile_lines if rng.random() < .3 else hostile_table)(rng, task)
@@ -871,3 +909,22 @@ def test_the_remedy_for_answers_of_several_tokens_names_the_labels(tmp_path, tok
     data = load_task("labels", str(path), Reading(verbalizers={"0": "most displeased", "1": "it's splendid"}))
     with pytest.raises(DataError) as told: fit_task(data, tokenizer, 512)
     assert re.search(r"--reading.verbalizers 0 \S+ 1 \S+\.", str(told.value)), told.value
+
+
+@pytest.mark.parametrize("columns, values", [("text,target", "01"), ("question,answer", ("yes", "no"))])
+def test_few_different_answers_are_taken_for_labels(columns, values, tmp_path):
+    "At 7f3c9e5c they were taken for completions in silence."
+    path = write(tmp_path, "rows.csv", f"{columns}\n" + "".join(f"Is it fine on day {i}?,{values[i % 2]}\n" for i in range(40)))
+    report = check_file(None, path)
+    assert report.task == "labels" and "this looks like texts with labels: --tasks labels" in report.notes[0] and not report.stops
+    from sftdpo.cli import parse
+    assert load_task("labels", path, parse(shlex.split(report.command)[1:]).study.reading).labels == tuple(sorted(values))
+    assert check_file("completions", path).task == "completions" and check_file(None, path, Reading(completion=columns.split(",")[1])).task == "completions"
+    texts = write(tmp_path, "texts.csv", f"{columns}\n" + "".join(f"Is it fine on day {i}?,It is {values[i % 2]} on day {i}.\n" for i in range(40)))
+    assert check_file(None, texts).task == "completions"
+
+
+def test_nothing_in_one_of_several_columns_is_an_empty_text():
+    "At 7f3c9e5c a null in Alpaca's input made the row unusable, and an empty text did not."
+    rows = [dict(instruction=f"Do {i}", input=None if i % 2 else "", output=f"Done {i}") for i in range(20)]
+    assert {e.prompt for e in load_task("completions", rows, Reading(prompt="{instruction}\\n{input}\\n")).examples} == {f"Do {i}\n\n" for i in range(20)}

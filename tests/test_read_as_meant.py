@@ -150,3 +150,25 @@ def test_every_window_begins_as_a_text_does(tokenizer):
     plain, begun = text_windows(text, tokenizer, 60, 20), text_windows(text, with_start, 60, 20)
     assert all(isinstance(row, Row) and row.prompt[0] == start and len(row.prompt) == 2 and len(row.prompt + row.completions[0]) == 20 for row in begun)
     assert [row.prompt[0] for row in plain] != [start] * len(plain) and len(begun) == 3
+
+
+def test_kept_data_keeps_the_names_of_classes(classes, tmp_path):
+    "At 7f3c9e5c `keep` lost them: the labels were 0 and 1."
+    assert load_task("labels", keep(classes, tmp_path / "kept")).labels == load_task("labels", classes).labels == ("neg", "pos")
+    assert len(datasets.load_dataset("parquet", data_dir=str(tmp_path / "kept"))["train"]) == 60
+
+
+def test_columns_without_names_are_not_lost():
+    "At 7f3c9e5c the second column without a name took the place of the first."
+    table = read_delimited(",text,,label\n" + "".join(f"{i},Tea {i},keep {i},{'ab'[i % 2]}\n" for i in range(4)), "rows.csv")
+    assert list(table.columns) == ["column1", "text", "column3", "label"] and table.columns["column1"][3] == "3" and table.columns["column3"][3] == "keep 3"
+
+
+def test_where_a_text_was_taken_from_is_no_prompt(tmp_path):
+    "At 7f3c9e5c a column `source` was the prompt, and the texts were left out."
+    path = tmp_path / "rows.csv"
+    path.write_text("tweet,source,label\n" + "".join(f"My tea {i} is fine today,app{i % 15},{'ab'[i % 2]}\n" for i in range(80)))
+    report = check_file(None, path)
+    assert report.columns["prompt"] == "{tweet}\n" and not report.stops
+    path.write_text("source,target\n" + "".join(f"My tea {i} is fine today.,Mein Tee {i} ist heute gut.\n" for i in range(80)))
+    assert check_file(None, path).columns["prompt"].startswith("{source}")

@@ -1,4 +1,5 @@
 "Files as people have them: spreadsheets, shards, bombs, and the usual shapes of public data sets."
+import csv
 import dataclasses
 import json
 import re
@@ -435,3 +436,37 @@ def test_one_bad_byte_does_not_spoil_rows_that_are_utf8(tmp_path):
     assert "--reading.encoding" not in str(error.value)
     (tmp_path / "old.csv").write_bytes(b"text,label\n" + b"".join(f"Café number {i},{'ab'[i % 2]}\n".encode("latin-1") for i in range(40)))
     with pytest.raises(DataError, match="--reading.encoding latin-1"): load_task("labels", tmp_path / "old.csv")
+
+
+# -- texts over several lines that are well quoted
+
+TEXTS = dict(code="def f{i}(a,b):\n    return g(a,b)\n", json='{{\n  "name": "Person {i}",\n  "age": 20\n}}', address="Dear team,\nMain Street {i},Springfield\nThanks\n", tabs="if (a > {i}) {{\n\treturn 1;\n}}")
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_well_quoted_file_is_believed(kind, delimiter, tmp_path):
+    "At 7f3c9e5c lines of code, JSON and addresses within quotes were read as rows: one such file of 200 gave the labels 'b)', '1)' and 'x)'."
+    rows = [[TEXTS[kind].format(i=i), "ab"[i % 2]] for i in range(40)]
+    with open(tmp_path / "rows.csv", "w", newline="") as file: csv.writer(file, delimiter=delimiter).writerows([["text", "label"], *rows])
+    table = read_table(tmp_path / "rows.csv")
+    assert not table.problems and [list(row) for row in zip(*table.columns.values())] == rows
+
+
+def test_no_line_of_a_refused_record_is_a_row(tmp_path):
+    "At 7f3c9e5c the lines inside a record that was refused were read as rows."
+    text = "text,label\nfine,a\n" + 'dull,b\n"def f(a,b):\n    return g(a,b)\n",a\n' * 5 + 'this "is" odd,a,b\n'
+    table = read_table(write(tmp_path, "rows.csv", text))
+    assert set(table.columns["text"]) == {"fine", "dull"} and len(table.problems) == 6
+    assert "so none of these 3 lines is read: correct the quotes, or save the table as JSON lines or Parquet" in table.problems[0].reason
+
+
+def test_a_test_table_without_the_column_of_labels(tmp_path):
+    "At 7f3c9e5c Kaggle's test.csv, which has no labels, stopped the run."
+    write(tmp_path, "set/train.csv", "id,text,target\n" + "".join(f"{i},Tea {i} is fine,{i % 2}\n" for i in range(40)))
+    write(tmp_path, "set/test.csv", "id,text\n" + "".join(f"{i},Milk {i} is fine\n" for i in range(40)))
+    task = load_task("labels", tmp_path / "set", Reading(prompt="{text}\\n", label="target"))
+    assert len(task.examples) == 40 and "test.csv has no labels and is not used: a part of train judges" in task.intake.notes
+    from sftdpo.reading.check import check_file
+    assert not check_file(None, tmp_path / "set").stops
+    write(tmp_path, "set/test.csv", "id,text,gold\n" + "".join(f"{i},Milk {i} is fine,0\n" for i in range(40)))
+    with pytest.raises(DataError, match="differ in their columns"): load_task("labels", tmp_path / "set")

@@ -31,6 +31,7 @@ def turns_of(
 ) -> list[tuple[str, str]] | None:  # role and text of each turn; None: the cell holds no conversation
     "The turns of a conversation."
     if hasattr(value, "tolist"): value = value.tolist()
+    if isinstance(value, dict) and "messages" in value: value = value["messages"]  # OpenAI's input
     turns = [value] if isinstance(value, dict) else value
     if not isinstance(turns, (list, tuple)) or not turns: return None
     if not all(isinstance(turn, dict) for turn in turns): return None
@@ -42,22 +43,24 @@ def turns_of(
 # %% ../../nbs/reading/02_chat.ipynb #c4af26e0
 def written_out(
     turns: Sequence[tuple[str, str]],  # before the answer
+    closed: bool = False,  # does a label follow, and no turn of the assistant?
 ) -> str:
     "A conversation as a plain prompt, which the assistant's answer follows."
     said = [f"{who.capitalize() if who in _usual_roles else who}: {text}" for who, text in turns]
-    return "\n\n".join([*said, "Assistant:"])
+    return "\n\n".join([*said, *["Assistant:"] * (not closed)])
 
 # %% ../../nbs/reading/02_chat.ipynb #a5b13e08
 class Conversation(str):
     "A prompt of several turns, in its plain form until a chat template is at hand."
     turns: tuple[tuple[str, str], ...]
+    closed: bool  # a label follows, and no turn of the assistant
 
-    def __new__(cls, turns):
-        self = super().__new__(cls, written_out(turns))
-        self.turns = tuple(map(tuple, turns))
+    def __new__(cls, turns, closed=False):
+        self = super().__new__(cls, written_out(turns, closed))
+        self.turns, self.closed = tuple(map(tuple, turns)), closed
         return self
 
-    def __getnewargs__(self): return (self.turns,)
+    def __getnewargs__(self): return (self.turns, self.closed)
 
 # %% ../../nbs/reading/02_chat.ipynb #ae3ee6ae
 class Interpreted(str):
@@ -181,6 +184,7 @@ def chat_prompt(
     turns: Sequence[tuple[str, str]],  # before the answer
     tokenizer,                         # with a chat template
     frame=None,                        # from `framer`
+    closed: bool = False,              # does a label follow, and no turn of the assistant?
 ) -> Interpreted:
     "The prompt that a chat template makes; a `ValueError` says why there is none."
     pattern = _pattern(tokenizer)
@@ -190,11 +194,12 @@ def chat_prompt(
         raise ValueError("a turn holds a private character, U+E000 or U+E001")
     broken = [(who, pattern.sub(lambda found: found[0][0] + _CUT + found[0][1:], text))
               for who, text in turns]
-    prompt = _mended(rendered(broken, tokenizer, add_generation_prompt=True), pattern)
-    lost = next((who for who, text in turns if who != "assistant" and text.strip() not in prompt),
-                None)
+    prompt = _mended(rendered(broken, tokenizer, add_generation_prompt=not closed), pattern)
+    said = [turn for turn in turns if turn[0] != "assistant"] + list(turns[-1:]) * closed
+    lost = next((who for who, text in said if text.strip() not in prompt), None)
     if lost: raise ValueError(f"the chat template leaves out what the {lost} says")
-    block, *_ = (frame or framer(tokenizer))(tuple(who for who, _ in turns))
+    if closed: return prompt
+    block = (frame or framer(tokenizer))(tuple(who for who, _ in turns))[0]
     return Interpreted(prompt + block, prompt.letters, whole=True)
 
 # %% ../../nbs/reading/02_chat.ipynb #ba3fe61d

@@ -10,8 +10,8 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_J
            'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note', 'folds_note', 'glued',
            'between_glued', 'glued_notes', 'too_long_in', 'text_lengths', 'long_notes', 'add_tokens', 'check_data',
            'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested', 'look_of', 'advice',
-           'better_encoding', 'unloaded_report', 'stops_of', 'mended', 'suggested_report', 'failed_report', 'too_rare',
-           'loaded_report', 'check_file', 'write_check']
+           'better_encoding', 'unloaded_report', 'shown_in', 'stops_of', 'mended', 'suggested_report', 'failed_report',
+           'too_rare', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import math
@@ -50,13 +50,15 @@ from sftdpo.reading.files import (
     UnusableRows,
     likely_encoding,
     named,
+    other_alphabet,
     plain_markdown,
     printable,
+    read_in,
     tables_of,
     write_problems,
 )
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
-from .shapes import find_shape, guess_task, label_columns, prepared, usual_shapes
+from .shapes import few_answers, find_shape, guess_task, label_columns, prepared, usual_shapes
 from ..tasks import TASKS, steps_of
 
 # %% ../../nbs/reading/05_check.ipynb #6da91ebd
@@ -662,7 +664,11 @@ def fitting_task(
     if not tables: raise DataError(f"No task is named: give --task with one of {', '.join(TASKS)}.")
     table = tables["train"]
     columns = list(prepared(table, reading).columns)
-    if task := guess_task(columns, reading): return task
+    task = guess_task(columns, reading)
+    if task == "completions" and (answer := few_answers(table, reading)):
+        raise DataError(f"{table.file}: the column {answer!r} holds few different values: are they labels "
+                        f"(--task labels --reading.label {shlex.quote(answer)}) or texts (--task completions)?")
+    if task: return task
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table)
     hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
@@ -683,7 +689,7 @@ def columns_fit(
     try:
         task = task or fitting_task(tables, reading)
         if tables and TASKS[task].columns:
-            find_shape(prepared(tables["train"], reading).columns, task, reading)
+            find_shape(prepared(tables["train"], reading, task).columns, task, reading)
     except DataError: return False
     return True
 
@@ -709,7 +715,7 @@ def recoded(
 ):
     "The table as it would have been read in another encoding."
     def again(value):
-        return (value.encode("utf-8", "surrogateescape").decode(encoding, "replace")
+        return (value.encode("utf-8", "surrogateescape").decode(encoding)
                 if isinstance(value, str) else value)
     if not table.unit == "line": return table
     return replace(table, columns={again(name): list(map(again, table.values(name)))
@@ -728,10 +734,10 @@ def suggested(
         beyond = [c for c in set(text) if not c.isascii()]
         # in another encoding, rows that are UTF-8 beyond ASCII would be spoilt
         odd = beyond and all(0xdc80 <= ord(c) <= 0xdcff for c in beyond)
-        for encoding in (better.encoding, *([likely_encoding(text)] if odd else [])):
-            if works(task, recoded(table, encoding) if encoding != better.encoding else table,
-                     better):
-                return shape, task, replace(better, encoding=encoding)
+        for encoding in (better.encoding, *([likely_encoding(text)] if odd and not other_alphabet([text]) else [])):
+            try: read = recoded(table, encoding) if encoding != better.encoding else table
+            except UnicodeError: continue
+            if works(task, read, better): return shape, task, replace(better, encoding=encoding)
     return None
 
 # %% ../../nbs/reading/05_check.ipynb #63718ac3
@@ -796,6 +802,15 @@ def unloaded_report(
                       problems=unread + found, stops=[str(error)])
 
 # %% ../../nbs/reading/05_check.ipynb #0a22420e
+def shown_in(
+    problems: list[Problem],  # rows that cannot be used
+    encoding: str,            # another
+) -> str:                     # after a comma; empty where none is not UTF-8
+    "How the first row that is not UTF-8 reads in an encoding."
+    some = (f", in which {p.place} reads {read}" for p in problems
+            if encoding_of([p]) and (read := read_in(p.row, encoding)))
+    return next(some, "")
+
 def stops_of(
     report: DataReport,      # of loaded data
     data: TaskData,          # as loaded
@@ -806,7 +821,7 @@ def stops_of(
     stops = []
     if report.problems and reading.unusable == "stop":
         remedy = ("give the encoding that the file was saved with (--reading.encoding "
-                  f"{better.encoding})" if better else "correct them")
+                  f"{better.encoding}{shown_in(report.problems, better.encoding)})" if better else "correct them")
         stops.append(f"{len(report.problems):,} of {counted(report.rows, 'row')} cannot be used: "
                      f"{remedy}, or leave them out: --reading.unusable drop")
     if report.too_long and reading.too_long == "stop":
