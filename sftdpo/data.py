@@ -447,18 +447,22 @@ def _kinds(table: Table, problems: list[Problem]) -> str:
     return f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"
 
 # %% ../nbs/01_data.ipynb #3ab903eb
+def _encoding_remedy(problems) -> str:
+    "Which encoding to name, and how the first row that is not UTF-8 reads in it; empty where another one would not help."
+    first = next((p for p in problems if p.reason.endswith("which is not UTF-8") or encoding_of([p])), None)
+    if first is None: return ""
+    if encoding := encoding_of(problems):
+        shown = read_in(first.row, encoding)
+        return (f"Give the encoding that the file was saved with: --reading.encoding {encoding}"
+                + (f", in which {first.place} reads {shown}" if shown else ""))
+    read = [f"as {name} it reads {shown}" for name in ("gbk", "shift_jis", "cp1251") if (shown := read_in(first.row, name))]
+    return ("Name its own encoding, such as --reading.encoding gbk, shift_jis or cp1251"
+            + (f" ({'; '.join(read)})" if read else ""))
+
 def _remedy(problems, some_left) -> str:
     "What to do about rows that cannot be used."
-    encoding = encoding_of(problems)
-    first = next((p.row for p in problems if p.reason.endswith("which is not UTF-8") or _other_encoding.search(p.reason)), "")
-    others = [f"as {name} it reads {shown}" for name in ("gbk", "shift_jis", "cp1251") if (shown := read_in(first, name))]
-    sample = f", in which {places[0]} reads {read_in(first, encoding)}" if encoding and (places := [
-        p.place for p in problems if p.row == first]) and read_in(first, encoding) else ""
     remedies = {  # words of a problem: what to do about it
-        "which is not UTF-8": (
-            f"Give the encoding that the file was saved with: --reading.encoding {encoding}{sample}" if encoding
-            else "Name its own encoding, such as --reading.encoding gbk, shift_jis or cp1251"
-            + (f" ({'; '.join(others)})" if others else "") if first else ""),
+        "which is not UTF-8": _encoding_remedy(problems),
         "is a list, not a text": "Write each list as one text, in a column of its own",
         "holds a null byte": "Save the file again as text without null bytes"}
     known = {words: remedy for words, remedy in remedies.items() if remedy}
@@ -1034,7 +1038,8 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
 # %% ../nbs/01_data.ipynb #70dd2e17
 def _check_encoding(table: Table, column: str):
     "Raise where labels are not UTF-8: those that can be read are not all."
-    read, problems = _gather(table, [column], lambda line, value: _text(value, "label"))
+    columns = [column, *(name for name in table.columns if name != column)]
+    read, problems = _gather(table, columns, lambda line, value, *others: _text(value, "label"))
     if bad := [p for p in problems if "which is not UTF-8" in p.reason]:
         raise UnusableRows(f"{table.file}: {len(bad):,} of {len(problems) + len(read):,} rows cannot be used: "
                            f"{_kinds(table, bad)}. {_remedy(bad, False)}", bad)

@@ -462,7 +462,7 @@ def test_of_two_labels_one_is_not_utf_8(tmp_path):
     "At 7f3c9e5c the error was 'holds 1 label ... is it the right column?'"
     path = in_encoding(tmp_path, "latin-1", GERMAN[:2])
     for unusable in ("stop", "drop"):
-        with pytest.raises(UnusableRows, match="40 of 80 rows cannot be used: line 2: the label holds the byte 0xfc.*Give the encoding that the file was saved with: --reading.encoding latin-1, in which line 2 reads 'Kündigung'"): load_task("labels", path, Reading(unusable=unusable))
+        with pytest.raises(UnusableRows, match="40 of 80 rows cannot be used: line 2: the label holds the byte 0xfc.*Give the encoding that the file was saved with: --reading.encoding latin-1, in which line 2 reads 'Kündigung, ich will weg 0'"): load_task("labels", path, Reading(unusable=unusable))
     assert "--reading.encoding latin-1" in check_file(None, path).command
 
 
