@@ -195,8 +195,8 @@ def chat_prompt(
     broken = [(who, pattern.sub(lambda found: found[0][0] + _CUT + found[0][1:], text))
               for who, text in turns]
     prompt = _mended(rendered(broken, tokenizer, add_generation_prompt=not closed), pattern)
-    said = [turn for turn in turns if turn[0] != "assistant"] + list(turns[-1:]) * closed
-    lost = next((who for who, text in said if text.strip() not in prompt), None)
+    spoken = [turn for turn in turns if turn[0] != "assistant"] + list(turns[-1:]) * closed
+    lost = next((who for who, text in spoken if text.strip() not in prompt), None)
     if lost: raise ValueError(f"the chat template leaves out what the {lost} says")
     if closed: return prompt
     block = (frame or framer(tokenizer))(tuple(who for who, _ in turns))[0]
