@@ -451,12 +451,12 @@ def _encoding_remedy(problems) -> str:
     "Which encoding to name, and how the first row that is not UTF-8 reads in it; empty where another one would not help."
     first = next((p for p in problems if p.reason.endswith("which is not UTF-8") or encoding_of([p])), None)
     if first is None: return ""
-    if encoding := encoding_of(problems):
-        shown = read_in(first.row, encoding)
-        return (f"Give the encoding that the file was saved with: --reading.encoding {encoding}"
-                + (f", in which {first.place} reads {shown}" if shown else ""))
-    read = [f"as {name} it reads {shown}" for name in ("gbk", "shift_jis", "cp1251") if (shown := read_in(first.row, name))]
-    return ("Name its own encoding, such as --reading.encoding gbk, shift_jis or cp1251"
+    if (encoding := encoding_of(problems)) and (shown := read_in(first.row, encoding)):
+        return (f"Give the encoding that the file was saved with: --reading.encoding {encoding}, in which {first.place} "
+                f"reads {shown}")
+    names = ("mac_roman", "cp850") if encoding else ("gbk", "shift_jis", "cp1251")
+    read = [f"as {name} it reads {shown}" for name in names if (shown := read_in(first.row, name))]
+    return (f"Name its own encoding, such as --reading.encoding {', '.join(names[:-1])} or {names[-1]}"
             + (f" ({'; '.join(read)})" if read else ""))
 
 def _remedy(problems, some_left) -> str:

@@ -479,6 +479,13 @@ def test_encodings_of_other_alphabets(encoding, rows, tmp_path):
     assert {e.completion for e in load_task("labels", path, Reading(encoding=encoding)).examples} == {label for _, label in rows}
 
 
+def test_an_encoding_that_reads_nothing_is_not_named(tmp_path):
+    "At 7f3c9e5c a file of an old Mac was to be read as cp1252, which it is not, or as latin-1, with control characters for its accents."
+    path = in_encoding(tmp_path, "mac_roman", [("Très bon café {}", "été"), ("déjà vu naïf {}", "hiver"), ("à bientôt {}", "hiver")])
+    with pytest.raises(UnusableRows, match="Name its own encoding, such as --reading.encoding mac_roman or cp850 .as mac_roman it reads 'été, Très bon café 0'"): load_task("labels", path)
+    assert not check_file("labels", path).command
+
+
 def test_counts_are_true_where_nothing_can_be_used_or_loading_stops(tmp_path):
     pandas = pytest.importorskip("pandas")
     pandas.DataFrame(dict(prompt=[["a", "b"]] * 200, completion=["x"] * 200)).to_parquet(tmp_path / "list.parquet")

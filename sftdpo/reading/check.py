@@ -773,9 +773,8 @@ def better_encoding(
 ) -> Reading | None:
     "The reading with the encoding in which the file seems to have been saved, if it then loads."
     if not (encoding := encoding_of(problems)): return None
-    for name, unusable in ((encoding, reading.unusable), (encoding, "drop"),
-                           ("latin-1", reading.unusable), ("latin-1", "drop")):
-        try: load_task(task, data, better := replace(reading, encoding=name, unusable=unusable))
+    for unusable in dict.fromkeys((reading.unusable, "drop")):
+        try: load_task(task, data, better := replace(reading, encoding=encoding, unusable=unusable))
         except DataError: continue
         return better
     return None
