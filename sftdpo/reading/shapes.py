@@ -259,7 +259,7 @@ def with_talks_of_texts(
     "The table with conversations in place of their JSON, in columns where most cells are such texts."
     some, columns = table.some(20), {}
     for name in table.columns:
-        cells = [cell for cell in some.values(name) if cell is not None and not (isinstance(cell, str) and not cell)]
+        cells = [cell for cell in some.values(name) if cell is not None and not (isinstance(cell, str) and not cell.strip())]
         if not any(isinstance(cell, str) for cell in cells): continue
         if 2 * sum(isinstance(cell, str) and not isinstance(_from_text(cell), str) for cell in cells) <= len(cells): continue
         columns[name] = [ValueError("is no conversation, as other rows are") if isinstance(found, str) and found.strip()
