@@ -90,13 +90,13 @@ def chosen_way(
 # %% ../nbs/15_recommend.ipynb #12dd6b95
 def honest(
     rows: pd.DataFrame,  # from `by_row`
-    gave_up: bool = False,  # did the first fold decide which ways were tried in the others?
+    left_out: bool = False,  # does the first fold not judge?
 ) -> tuple[pd.DataFrame, list[str]]:  # fold, seed, id, value; the way that was picked for each fold
     "The values of the best way, where the way for each fold is picked by the others."
     folds, parts, picked = rows.index.get_level_values("fold"), [], []
     for fold in folds.unique():
         picked.append(way := chosen_way(rows[folds != fold]))
-        if not gave_up or fold != folds.min(): parts.append(rows.loc[folds == fold, way])
+        if not left_out or fold != folds.min(): parts.append(rows.loc[folds == fold, way])
     return pd.concat(parts).rename("value").reset_index(), picked
 
 # %% ../nbs/15_recommend.ipynb #dac4086b
@@ -381,6 +381,11 @@ class Ways:
         return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
 
     @property
+    def judging(self) -> int:
+        "How many folds judge: of four or more, not the first one if it gave ways up."
+        return self.folds - bool(self.given_up and self.folds > 3)
+
+    @property
     def ahead(self) -> pd.DataFrame:
         "The rows of the way with the best mean so far."
         return max(self.tables.values(), key=mean_of_folds)
@@ -637,16 +642,17 @@ def sentences_on(
 ) -> list[str]:
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
-    own, judging = trials.tables[way], trials.folds - bool(trials.given_up)
-    if trials.given_up: own = own[own["fold"] != own["fold"].min()]
+    own = trials.tables[way]
+    if trials.judging < trials.folds: own = own[own["fold"] != own["fold"].min()]
+    about_first = (" The first fold is not among them: it decided which ways were given up." if trials.judging < trials.folds
+                   else " The first fold also decided which ways were given up, so this may be slightly too high.")
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
             f"[{format_interval(expected.low, expected.high, metric)}] on new rows like these: each of "
             f"{expected.examples:,} rows was judged by a model that had not trained on it, of a way that "
             "was chosen in the other folds."
-            + (" The first fold is not among them: it decided which ways were given up." if trials.given_up else "")
-            + f" The interval is over rows and over {counted(judging, 'model')}"
-            + (", so it is wide where these differ." if judging > 1 else ".")
+            + (about_first if trials.given_up else "")
+            + f" The interval is over rows and over {trials.judging} models, so it is wide where these differ."
             + above_expectation(mean_of_folds(own), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
             how_sure(way, picked, table, metric)]
@@ -704,7 +710,7 @@ def train_on_all(
         with written_whole(folder.model) as part:
             save_policy(model, tokenizer, part)
             save_task(part, task_record(one))
-            judged = (f"what it reaches was measured in {trials.folds} folds, "
+            judged = (f"what it reaches was measured in {trials.judging} folds, "
                       "each by a model that had not seen its rows")
             write_text(part / "README.md", model_card(one, metrics, judged))
         for key in one.keys: remove(folder.stage(key).policy)
@@ -745,12 +751,13 @@ def rows_of_file(
             f"{shown_in(report.problems, better.encoding)}.")
         reading = replace(reading, encoding=better.encoding)
         report = check_file(report.task, str(data), reading, *Inputs().readers(backbone), backbone=backbone)
-    elif any(p.reason.endswith("which is not UTF-8") for p in report.problems):
-        load_task(report.task, str(data), replace(reading, unusable="stop"))  # the error names encodings
+    undecoded = sum(problem.reason.endswith("which is not UTF-8") for problem in report.problems)
     if report.stops:
         loaded = load_task(report.task, str(data), reading)
         reading = mended(reading, report, loaded)
     loaded = load_task(report.task, str(data), reading)
+    if undecoded > sum(map(len, loaded.splits.values())):
+        load_task(report.task, str(data), replace(reading, unusable="stop"))  # the error names encodings
     say(report.short(splits=False))
     if report.problems:
         options = ["--task", report.task, *reading_options(replace(reading, unusable="stop"))]
@@ -773,7 +780,7 @@ def concluded(
     "The way that did best, trained on all rows, or why none is recommended."
     metric = trials.metric
     rows = by_row(trials.tried)
-    values, picked = honest(rows, bool(trials.given_up))
+    values, picked = honest(rows, trials.judging < trials.folds)
     share = metric.share and bool(values["value"].between(0, 1).all())
     expected = interval(observations(values), share=share)
     without = reached_without(trials.folder, set(values["fold"]))

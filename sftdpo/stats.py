@@ -633,8 +633,8 @@ def _real_shares(
     "Draws of the share of the means' spread that is no luck, given the means (Daniels 1999)."
     chances, half = np.random.default_rng(1).random(draws), (len(means) + 1) / 2
     ratio = len(means) * means.var() / noise / 2
-    if ratio < 1e-9: return 1 - chances**(1 / half)  # the limit for equal means
     below_one = distributions.gamma.cdf(ratio, half)
+    if below_one < 1e-200: return 1 - chances**(1 / half)  # the limit for equal means
     return 1 - distributions.gamma.ppf(chances * below_one, half) / ratio
 
 # %% ../nbs/13_stats.ipynb #775084dd

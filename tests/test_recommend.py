@@ -80,7 +80,7 @@ def test_a_fold_that_gave_ways_up_does_not_judge():
         tried = pd.DataFrame([dict(way=f"way {i}", fold=j % 3 + 1, seed=0, id=str(j), value=float(random.random() < right[i, j % 3])) for i in range(10) for j in range(240)])
         first = tried[tried["fold"] == 1].groupby("way")["value"].mean()
         left = tried[tried["way"].isin(first[first > first.max() - 0.2].index)]
-        values, picked = honest(by_row(left), gave_up=True)
+        values, picked = honest(by_row(left), left_out=True)
         fair.append(values["value"].mean())
         judged |= set(values["fold"])
         assert len(picked) == 3

@@ -452,11 +452,18 @@ def test_a_well_quoted_file_is_believed(kind, delimiter, tmp_path):
     assert not table.problems and [list(row) for row in zip(*table.columns.values())] == rows
 
 
+def test_two_stray_quotes_merge_no_rows(tmp_path):
+    "Speech that opens in one row and closes in the next, in a table whose fields are not quoted."
+    lines = [f'{"speech" if i % 20 in (3, 4) else "plain"}\t{chr(34) * (i % 20 == 3)}I shall go {i} today{chr(34) * (i % 20 == 4)}' for i in range(100)]
+    table = read_table(write(tmp_path, "rows.tsv", "label\ttext\n" + "\n".join(lines) + "\n"))
+    assert not [text for text in table.columns["text"] if "\n" in text]
+
+
 def test_no_line_of_a_refused_record_is_a_row(tmp_path):
     "At 7f3c9e5c the lines inside a record that was refused were read as rows."
     text = "text,label\nfine,a\n" + 'dull,b\n"def f(a,b):\n    return g(a,b)\n",a\n' * 5 + 'this "is" odd,a,b\n'
     table = read_table(write(tmp_path, "rows.csv", text))
-    assert set(table.columns["text"]) == {"fine", "dull"} and len(table.problems) == 6
+    assert set(table.columns["text"]) == {"fine", "dull"} and len(table.problems) == 16, "each of the lines is named"
     assert "so none of these 3 lines is read: correct the quotes, or save the table as JSON lines or Parquet" in table.problems[0].reason
 
 

@@ -441,6 +441,7 @@ def _split(lines, ends, start, delimiter, width, spaced=False, sure=False) -> It
                 yield i, None, (f"a quote opens here and closes on line {after}, and line {within + 1} looks like a "
                                 f"row of its own, so none of these {after - here} lines is read: correct the quotes, "
                                 "or save the table as JSON lines or Parquet")
+                for inner in range(i, after): yield inner + 1, None, f"it lies within the quote that opens on line {i}"
                 i = after
                 continue
         if fields and len(fields) == width:
@@ -456,8 +457,8 @@ def _split(lines, ends, start, delimiter, width, spaced=False, sure=False) -> It
 SEVERAL = 3  # records over several lines that are well quoted are no accident
 
 def _well_quoted(lines, ends, start, delimiter, width, spaced=False) -> bool:
-    "Is every record from a line on as the standard has it, and do several go over more than one line?"
-    i, several = start, 0
+    "Is every record from a line on as the standard has it, and do several go over more lines than two stray quotes would?"
+    i, several, spanned = start, 0, 0
     while i < len(lines):
         if '"' not in lines[i]:
             if lines[i].count(delimiter) != width - 1 and lines[i].strip(): return False
@@ -465,9 +466,9 @@ def _well_quoted(lines, ends, start, delimiter, width, spaced=False) -> bool:
             continue
         fields, after, _ = _standard(lines, ends, i, delimiter, len(lines), True, spaced)
         if not fields or len(fields) != width: return False
-        several += after > i + 1
+        if after > i + 1: several, spanned = several + 1, spanned + after - i
         i = after
-    return several >= SEVERAL
+    return several >= SEVERAL and spanned >= 3 * several
 
 
 # %% ../../nbs/reading/01_files.ipynb #b6cda939

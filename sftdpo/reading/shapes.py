@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 # %% ../../nbs/reading/02_shapes.ipynb #2326bb8b
 from ..config import Reading
-from .chat import Conversation, turns_of, written_out
+from .chat import Conversation, _usual_roles, turns_of, written_out
 from .examples import DataError, counted
 from .files import Table, named
 from ..tasks import TASKS
@@ -52,11 +52,7 @@ def _usual(role, columns, task) -> str | None:
     "The column that has one of a role's usual names."
     names = _names(role, task)
     by_name = {_plain(column): column for column in reversed(list(columns))}
-    found = next((by_name[name] for name in names if name in by_name), None)
-    # beside texts of another name, where a text was taken from is no prompt
-    if (role, task) == ("prompt", "labels") and found and _plain(found) == "source" and any(
-            _plain(column) not in ("", "source", *USUAL_NAMES["id"], *USUAL_NAMES["label"]) for column in columns): return None
-    return found
+    return next((by_name[name] for name in names if name in by_name), None)
 
 # %% ../../nbs/reading/02_shapes.ipynb #d3356291
 _piece = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]|\\[nt\\]")
@@ -170,6 +166,7 @@ def find_shape(
         elif given: found[role] = _column(given, columns, role, file)
         elif (name := _usual(role, [c for c in free if c not in found.values()], task)) is not None:
             found[role] = name
+            if (role, task) == ("prompt", "labels") and table is not None: found[role] = _not_where_from(name, free, table)
         elif role != "id": absent.append(role)
     if absent:
         other = guess_task(columns, reading)
@@ -242,6 +239,13 @@ def _texts(table: Table) -> dict[str, float]:
             found[name] = sum(map(len, values)) / len(values)
     return found
 
+# %% ../../nbs/reading/02_shapes.ipynb #a2144cf4
+def _not_where_from(name, free, table: Table) -> str:
+    "The prompt's usual column; beside a single column of texts, `source` says where these were taken from."
+    if _plain(name) != "source": return name
+    others = [column for column in _texts(table.some(20)) if column in free and column != name]
+    return others[0] if len(others) == 1 else name
+
 # %% ../../nbs/reading/02_shapes.ipynb #846eba7b
 _printed = re.compile(r"\[\{\s*'(?:role|from|content|value)'\s*:")
 
@@ -249,7 +253,8 @@ def _from_text(cell):
     "A conversation that is written as JSON in a text; an error where Python has printed it; otherwise the cell."
     if not isinstance(cell, str) or not cell.lstrip().startswith("[{"): return cell
     with suppress(ValueError, RecursionError):
-        if turns_of(found := json.loads(cell)): return found
+        turns = turns_of(found := json.loads(cell))
+        if turns and {who for who, _ in turns} <= {*_usual_roles, "tool", "function"}: return found
     return ValueError("is a conversation as Python prints it, which cannot be read back: save the table as JSON "
                       "lines or Parquet") if _printed.match(cell.lstrip()) else cell
 
@@ -612,7 +617,7 @@ def few_answers(
     if name is None or len(table) < 20: return None
     some = table.some(500)
     short = all(len(str(value)) <= 40 for value in some.values(name))
-    return name if short and name in _groups(some) else None
+    return name if short and name in _groups(some) and len(set(map(str, some.values(name)))) <= 5 else None
 
 
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae

@@ -90,9 +90,10 @@ def shortfall(
                 f"({describe_estimate(gain, evidence.unit)})")
     if not found: return ""
     metric, best, own = evidence.record.primary, max(found, key=found.get), interval(values, level)
-    stored = f"{best}_f1" if metric.name == "macro_f1" else best
     rows = evidence.results[evidence.results["task"] == evidence.task]
-    if lead(own, found[best], baseline_error(rows, stored))[1] > 0: return ""
+    error = baseline_error(rows, best)  # of its accuracy, where the metric is macro F1
+    if not error and metric.share: error = math.sqrt(found[best] * (1 - found[best]) / own.examples)
+    if lead(own, found[best], error)[1] > 0: return ""
     title = next((one.title for one in evidence.record.beside if one.name in (best, f"{best}_f1")), best)
     return (f"{name_of(cell)} reaches {reached(own, metric)} and is not shown to beat "
             f"the baseline {title} ({in_words(found[best], metric)})")
@@ -264,7 +265,8 @@ def missing(
                       for cell, number in lost.items())
     return Gate("missing", all(number < len(runs[cell]) for cell, number in lost.items()),
                 f"{words}: they failed, or are still to come",
-                remedy="Finish the study; where runs failed, lower the learning rate.")
+                remedy="Finish the study; where runs failed, lower the learning rate. If they are no longer "
+                "wanted, delete planned_runs.csv.")
 
 # %% ../../nbs/verdicts/03_gates.ipynb #e2d014d9
 def _each_once(sentences) -> str:
