@@ -71,6 +71,8 @@ from sftdpo.reading.files import (
     tables_of,
     with_class_names,
 )
+
+# %% ../nbs/01_data.ipynb #963f4062
 from .reading.questions import generated_questions
 from sftdpo.reading.rows import (
     Row,

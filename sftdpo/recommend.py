@@ -6,10 +6,11 @@
 __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'mean_of_folds', 'chosen_way',
            'honest', 'pool_of', 'dealt', 'too_little', 'capitalized', 'baselines_in_folds', 'too_easy', 'way_of',
            'with_rate', 'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
-           'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
-           'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure', 'above_expectation', 'sentences_on',
-           'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation',
-           'declined', 'study_of_trials', 'check_folder_of', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
+           'judging_folds', 'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared',
+           'reached_without', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
+           'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file',
+           'concluded', 'write_recommendation', 'declined', 'study_of_trials', 'check_folder_of', 'begin_trials',
+           'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -381,17 +382,19 @@ class Ways:
         return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
 
     @property
-    def judging(self) -> int:
-        "How many folds judge: of four or more, not the first one if it gave ways up."
-        return self.folds - bool(self.given_up and self.folds > 3)
-
-    @property
     def ahead(self) -> pd.DataFrame:
         "The rows of the way with the best mean so far."
         return max(self.tables.values(), key=mean_of_folds)
 
     @property
     def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
+
+# %% ../nbs/15_recommend.ipynb #af2bf381
+def judging_folds(
+    trials: Ways,  # that were tried
+) -> int:
+    "How many folds judge: of four or more, not the first one if it gave ways up."
+    return trials.folds - bool(trials.given_up and trials.folds > 3)
 
 # %% ../nbs/15_recommend.ipynb #af2bf378
 def far_below(
@@ -493,8 +496,7 @@ class Trials(Ways):
         if way in self.left_out: return
         self.left_out.append(way)
         if not self.tables and len(self.left_out) == 1:
-            self.say(f"{way} would take {time_in_words(takes)}, and "
-                     f"{time_in_words(max(left, 0))} are left")
+            self.say(f"{way} would take {time_in_words(takes)}, and {time_in_words(max(left, 0))} are left")
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
 @dataclass(frozen=True)
@@ -643,8 +645,8 @@ def sentences_on(
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
     own = trials.tables[way]
-    if trials.judging < trials.folds: own = own[own["fold"] != own["fold"].min()]
-    about_first = (" The first fold is not among them: it decided which ways were given up." if trials.judging < trials.folds
+    if judging_folds(trials) < trials.folds: own = own[own["fold"] != own["fold"].min()]
+    about_first = (" The first fold is not among them: it decided which ways were given up." if judging_folds(trials) < trials.folds
                    else " The first fold also decided which ways were given up, so this may be slightly too high.")
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
@@ -652,7 +654,7 @@ def sentences_on(
             f"{expected.examples:,} rows was judged by a model that had not trained on it, of a way that "
             "was chosen in the other folds."
             + (about_first if trials.given_up else "")
-            + f" The interval is over rows and over {trials.judging} models, so it is wide where these differ."
+            + f" The interval is over rows and over {judging_folds(trials)} models, so it is wide where these differ."
             + above_expectation(mean_of_folds(own), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
             how_sure(way, picked, table, metric)]
@@ -710,7 +712,7 @@ def train_on_all(
         with written_whole(folder.model) as part:
             save_policy(model, tokenizer, part)
             save_task(part, task_record(one))
-            judged = (f"what it reaches was measured in {trials.judging} folds, "
+            judged = (f"what it reaches was measured in {judging_folds(trials)} folds, "
                       "each by a model that had not seen its rows")
             write_text(part / "README.md", model_card(one, metrics, judged))
         for key in one.keys: remove(folder.stage(key).policy)
@@ -780,7 +782,7 @@ def concluded(
     "The way that did best, trained on all rows, or why none is recommended."
     metric = trials.metric
     rows = by_row(trials.tried)
-    values, picked = honest(rows, trials.judging < trials.folds)
+    values, picked = honest(rows, judging_folds(trials) < trials.folds)
     share = metric.share and bool(values["value"].between(0, 1).all())
     expected = interval(observations(values), share=share)
     without = reached_without(trials.folder, set(values["fold"]))

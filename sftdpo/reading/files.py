@@ -107,9 +107,8 @@ class Table:
             return (f" The name of the only column, {next(iter(self.columns))!r}, holds {sign!r}: "
                     f"read it with --reading.delimiter {sign!r}.")
         if again := self.repeated_name:
-            return (f" The first line looks like a row, as {again!r} occurs again in the column "
-                    "that it names: is the header missing? Put the columns' names in the first "
-                    "line, or name the columns with --reading.columns.")
+            return (f" The first line looks like a row, as {again!r} occurs again in the column that it names: is the "
+                    "header missing? Put the columns' names in the first line, or name the columns with --reading.columns.")
         return ""
 
 # %% ../../nbs/reading/01_files.ipynb #5e1cc217
