@@ -34,9 +34,9 @@ from sftdpo.config import (
     identity,
     to_dict,
 )
-from .data import DataError, Example, TaskData, check_named_files, check_sizes, fit_task
+from .data import DataError, Example, TaskData, check_named_files, check_sizes, fit_task, text_key
 from .engine.folder import DataFolder, StudyFolder, first_damaged, read_record, write_record
-from .engine.inputs import Inputs, device, judged_examples, settled
+from .engine.inputs import Inputs, RunInputs, device, judged_examples, settled
 from .engine.names import model_folder
 from .engine.runs import processor, software
 from .engine.safe_files import full_disk_named, read_json, refuse_links, remove, remove_leftovers, written_whole
@@ -52,6 +52,7 @@ from .measures.sampling import generate_ids, text_of
 from .measures.verse import lines_left
 from .model import context_length, load_backbone, load_policy, lora_targets
 from .reading.check import advice, check_data, command_of, write_check
+from .reading.examples import counted
 from .reading.files import UnusableRows, write_problems
 from .reading.saved import reading_of, rows_to_answer, rows_to_judge, saved_task
 from .tasks import RECIPES, TASKS, searched_recipes, trained_recipes
@@ -339,12 +340,23 @@ def run_search(
     return chosen
 
 # %% ../nbs/12_study.ipynb #ecda1f8c
+def _further_notes(one: RunInputs) -> list[str]:
+    "What is to be known of each further set that judges: its rows, which of them are trained on too, what is left out."
+    trained = set(map(text_key, one.data.train))
+    def about(name, data):
+        copies = sum(text_key(e) in trained for e in data.test)
+        known = f", {copies:,} of them trained on too" if copies else ""
+        return [f"--also-judge {name}: {counted(len(data.test), 'row')}{known}", *data.intake.notes]
+    return [", ".join(about(*pair)) for pair in one.also.items()]
+
 def _report_of(run: Run, inputs: Inputs, home):
     "What is in a run's data; rows that cannot be used are listed, even if they stop the study."
     try:
         one = inputs.of(run)
         command = command_of(run.task, run.data, run.reading, run.backbone)
-        return check_data(one.data, one.tokenizer, one.length, command)
+        report = check_data(one.data, one.tokenizer, one.length, command)
+        report.notes += _further_notes(one)
+        return report
     except DataError as error:
         words = f"{error}{advice(run.data, run.reading, run.task)}"
         if isinstance(error, UnusableRows):

@@ -16,6 +16,7 @@ import sftdpo
 import sftdpo.engine.runs
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
+from sftdpo.data import load_task
 from sftdpo.engine.store import read_examples, read_pairs, read_results
 from sftdpo.model import save_policy
 from sftdpo.tables import cells_table
@@ -213,6 +214,16 @@ def test_further_sets_are_printed(place, study, capsys):
                             "--held-out-text", place / "text.txt", "--also-judge", f"nights={place / 'nights.csv'}", "--out", study)])
     said = capsys.readouterr().out
     assert "also judged on nights: 30 examples" in said and said.count("dpo+sft lora") >= 2
+
+
+def test_a_further_set_that_is_trained_on_in_part_is_said_to_be(place, tmp_path, capsys):
+    "Nothing said which of its rows the models had trained on, or which could not be used. At 62ea385b the note is missing."
+    (tmp_path / "both.csv").write_text(rows(0, 240) + rows(0, 30, "night").partition("\n")[2] + "grey,perhaps\n")
+    main(["compare", *words(place, "--recipes", "base", "--also-judge", f"both={tmp_path / 'both.csv'}", f"nights={place / 'nights.csv'}",
+                            "--reading.unusable", "drop", "--out", tmp_path / "out")])
+    said, trained = capsys.readouterr().out, len(load_task("labels", str(place / "days.csv")).train)
+    assert f"--also-judge both: 270 rows, {trained} of them trained on too, 1 of 271 rows cannot be used and is left out" in said
+    assert "--also-judge nights: 30 rows" in said and "nights: 30 rows, " not in said
 
 
 @pytest.mark.parametrize("option, value, says", [

@@ -80,6 +80,14 @@ def test_the_last_turn_of_several_is_learned_and_the_check_says_so(tmp_path, cha
     assert "conversations are read through the backbone's chat template" in said
 
 
+def test_an_answer_of_its_own_leaves_out_the_last_turn_and_says_so():
+    "The assistant's turn before a `completion` was left out in silence. At 62ea385b there is no note."
+    rows = [dict(messages=conversation(i), completion=f"Another {i}.") for i in range(40)]
+    assert load_task("completions", pd.DataFrame(rows)).intake.notes[0].startswith(
+        "in 40 conversations of 'messages' the assistant has the last word: that turn is left out, as the answers are in 'completion'")
+    assert not load_task("completions", pd.DataFrame([row | dict(messages=asked(i)) for i, row in enumerate(rows)])).intake.notes
+
+
 def test_a_tokenizer_without_a_template_is_named_and_the_remedy_works(tmp_path, backbone, capsys):
     from sftdpo.cli import main, parse
     path = write(tmp_path / "rows.jsonl", map(SHAPES["shared"], range(40)))

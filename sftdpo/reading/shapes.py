@@ -359,14 +359,19 @@ def talk_notes(
     "Notes on conversations: turns before a plain prompt, turns that are left out, and answers of which the last is learned."
     table = with_talks_of_texts(with_inner_columns(table, reading))
     if not (talks := _talk_columns(table)): return []
-    answers = [name for role in ("completion", "chosen", "rejected")
-               if (name := _role_column(role, table.columns, reading, table.file)) in talks]
+    named = [name for role in ("completion", "chosen", "rejected")
+             if (name := _role_column(role, table.columns, reading, table.file))]
+    answers = [name for name in named if name in talks]
     asked, text = _asked_columns(table, reading, talks, answers)
     if asked and text: return [f"the turns of {asked!r} come before the prompt {text!r}, which is the user's turn "
                                f"(--reading.prompt {shlex.quote(text)} reads it alone)"]
     used = [list(map(turns_of, table.values(name))) for name in {asked, *answers} - {None}]
     several = learned and sum(any(sum(who == "assistant" for who, _ in turns) > 1 for turns in row if turns)
                               for row in zip(*used))
+    ended = [] if answers or not (learned and asked) else [turns for turns in used[0] if turns and turns[-1][0] == "assistant"]
+    if named and ended:
+        return [f"in {counted(len(ended), 'conversation')} of {asked!r} the assistant has the last word: that turn is left "
+                f"out, as the answers are in {named[0]!r} (without that column, it is what is learned)"]
     return [f"in {counted(several, 'conversation')} the assistant speaks several times: its last "
             "turn is learned, the turns before are the prompt"] * bool(several) + [
         f"left out: the turns of {name!r}, as the prompt is named" for name in talks
