@@ -28,7 +28,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear
 
 # %% ../nbs/04_batches.ipynb #caa0b35d
-from .loss import token_log_probabilities
 from .model import SUPPORTED, check_layers, sliding_window
 from .reading.rows import Row
 

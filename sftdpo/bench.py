@@ -23,7 +23,7 @@ import os
 import tempfile
 import textwrap
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -40,10 +40,9 @@ from .config import IN_TURNS, SPEED, Benchmark, LoRA, Run, Sampling, Stage, Stud
 from .engine.inputs import Inputs, RunInputs, device
 from .engine.runs import environment, stage_rows
 from .engine.safe_files import read_json, write_json
-from .evaluate import generate_ids
 from .loss import dpo_loss, sequence_log_probabilities, sft_loss
-from .measures.sampling import padded_left
-from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone, set_dropout
+from .measures.sampling import generate_ids, padded_left
+from .model import apply_tuning, backbone_shapes, linear_layers, load_backbone, lora_targets, set_dropout
 from .reading.examples import some_of
 from .reading.rows import Row, verbalizer_rows
 from .tasks import TASKS
@@ -406,6 +405,7 @@ def generate_options(
     sampling: Sampling,  # how texts are drawn
 ) -> dict:
     "The same way of drawing in the words of `generate`."
+    if sampling.temperature == 0: return dict(do_sample=False, max_new_tokens=sampling.max_new_tokens)
     return dict(do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=0,
                 max_new_tokens=sampling.max_new_tokens)
 
@@ -422,11 +422,10 @@ def drawn_by_generate(
     end: int,     # the end-of-text token
 ) -> int:         # tokens drawn
     "One call of `generate`."
-    ids, mask = (part.to(model.device) for part in padded_left(prompts, end))
+    # as often as asked: `generate` itself does not repeat a prompt whose likeliest text is wanted
+    ids, mask = (part.to(model.device).repeat_interleave(samples, 0) for part in padded_left(prompts, end))
     with torch.no_grad(), autocast(job.stage.precision, ids.device):
-        found = model.generate(ids,
-                               attention_mask=mask, pad_token_id=end, num_return_sequences=samples,
-                               **generate_options(job.sampling))
+        found = model.generate(ids, attention_mask=mask, pad_token_id=end, **generate_options(job.sampling))
     return drawn_tokens(found[:, ids.shape[1]:], end)
 
 # %% ../nbs/23_bench.ipynb #32820af4
@@ -447,7 +446,7 @@ def sample_with_generate(
         going = turns(tokens=sum(drawn_by_generate(model, job, call, samples, end)
                                  for call in calls))
     options = generate_options(job.sampling)
-    return dict(settings=options | dict(prompts_at_once=at_once, num_return_sequences=samples))
+    return dict(settings=options | dict(prompts_at_once=at_once, samples_at_once=samples))
 
 # %% ../nbs/23_bench.ipynb #554debe5
 def seen_pairs(
@@ -460,10 +459,12 @@ def seen_pairs(
 # %% ../nbs/23_bench.ipynb #f22275dc
 def adapter_size(
     model,       # without an adapter
-    lora: LoRA,  # its rank
+    lora: LoRA,  # its rank and layers
 ) -> int:
-    "Weights of a LoRA adapter on every linear layer of the blocks."
-    return sum(lora.rank * sum(layer.weight.shape) for layer in linear_layers(model).values())
+    "Weights of a LoRA adapter on the linear layers of the blocks that get one."
+    targets = tuple(lora_targets(model, lora.targets))
+    return sum(lora.rank * sum(layer.weight.shape) for name, layer in linear_layers(model).items()
+               if name.endswith(targets))
 
 # %% ../nbs/23_bench.ipynb #6d60633a
 def forward_operations(

@@ -527,7 +527,7 @@ class Generate:
         check_saved_model(self.model)
         check(self.max_lines is None or self.max_lines > 0, "max_lines", self.max_lines, "give 1 or more, or leave it out")
         from sftdpo.data import load_task
-        from sftdpo.evaluate import sample
+        from sftdpo.measures.sampling import sample
         from sftdpo.reading.saved import prompt_as_trained, saved_task
         from sftdpo.reading.shapes import unescaped
         from sftdpo.study import load_any
@@ -838,8 +838,8 @@ def main(
     except SettingsError as error:
         print(f"sftdpo: {visible(as_typed(error, words[0]))}", file=sys.stderr)
         sys.exit(2)
-    except (ValueError, OSError, FloatingPointError, ModuleNotFoundError) as error:
-        said = of_system(error, words) if isinstance(error, OSError) else error
+    except (ValueError, OSError, MemoryError, FloatingPointError, ModuleNotFoundError) as error:
+        said = of_system(error, words) if isinstance(error, OSError) else str(error) or type(error).__name__
         print(f"sftdpo: {visible(said)}", file=sys.stderr)
         sys.exit(2)
     except WorkFailed as error:

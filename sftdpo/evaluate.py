@@ -5,26 +5,19 @@
 # %% auto #0
 __all__ = ['Evaluation', 'finite_scores', 'predict', 'disjoint_accuracy', 'calibration_metrics', 'classification_metrics',
            'first_lines', 'ending', 'judged_sonnet', 'sonnet_metrics', 'completion_metrics', 'nats_per_token',
-           'judged_completion', 'score_pairs', 'preference_metrics', 'pair_reward_accuracy', 'evaluate',
-           'at_temperature', 'baselines', 'best_threshold', 'calibration_error', 'calibration_interval', 'characters',
-           'choose_tokens', 'chrf', 'chrf_at_length', 'chrf_corpus', 'chrf_matched', 'Continuation', 'continuations',
-           'decoding', 'divergences', 'entropy', 'first_characters', 'fit_temperature', 'form', 'generate_ids',
-           'iambic', 'kl_divergence', 'mean_interval', 'perfect_calibration_error', 'pronunciations', 'questions_of',
-           'repeated_share', 'rhyme_share', 'rhymes', 'sample', 'scheme', 'Seen', 'seen', 'syllables', 'ten_syllables',
-           'with_interval', 'words']
+           'judged_completion', 'score_pairs', 'preference_metrics', 'pair_reward_accuracy', 'evaluate']
 
 # %% ../nbs/06_evaluate.ipynb #571635f6
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 # %% ../nbs/06_evaluate.ipynb #5e94fc93
 from .batches import score
-from .config import Sampling, decoding
+from .config import Sampling
 from .data import Example, TaskData, questions_of, shared_questions, tokenize, verbalizer_rows, without_rejected
 from sftdpo.measures.answers import (
-    at_temperature,
     calibration_error,
     calibration_interval,
     characters,
@@ -33,50 +26,14 @@ from sftdpo.measures.answers import (
     chrf_corpus,
     chrf_matched,
     entropy,
-    first_characters,
-    fit_temperature,
-    mean_interval,
     perfect_calibration_error,
     repeated_share,
     with_interval,
 )
-from .measures.baselines import baselines, best_threshold
-from .measures.distance import divergences, kl_divergence
-from sftdpo.measures.sampling import (
-    Continuation,
-    choose_tokens,
-    continuations,
-    generate_ids,
-    not_finite,
-    sample,
-    text_of,
-)
-from sftdpo.measures.verse import (
-    Seen,
-    form,
-    iambic,
-    lines_left,
-    pronunciations,
-    rhyme_share,
-    rhymes,
-    scheme,
-    seen,
-    syllables,
-    ten_syllables,
-    words,
-)
+from .measures.sampling import Continuation, continuations, generate_ids, not_finite, text_of
+from .measures.verse import Seen, form, lines_left, seen
 from .model import context_length
 from .tasks import TASKS, find_function
-
-# %% ../nbs/06_evaluate.ipynb #5b7e90aa
-_all_ = ["at_temperature",
-         "baselines", "best_threshold", "calibration_error", "calibration_interval",
-         "characters", "choose_tokens", "chrf", "chrf_at_length", "chrf_corpus", "chrf_matched",
-         "Continuation", "continuations", "decoding", "divergences", "entropy", "first_characters",
-         "fit_temperature", "form", "generate_ids", "iambic", "kl_divergence", "mean_interval",
-         "perfect_calibration_error", "pronunciations", "questions_of", "repeated_share",
-         "rhyme_share", "rhymes", "sample", "scheme", "Seen", "seen", "syllables", "ten_syllables",
-         "with_interval", "words"]
 
 # %% ../nbs/06_evaluate.ipynb #f3930553
 @dataclass(frozen=True)
@@ -164,7 +121,7 @@ def classification_metrics(
 def _evaluate_labels(model, tokenizer, data, examples, sampling, seed, precision):
     "Predictions among the verbalizers; nothing is sampled."
     predictions = predict(model, tokenizer, data, examples, precision)
-    if all(questions_of(example.prompt) for example in examples):
+    if data.train and all(questions_of(example.prompt) for example in examples):
         shared = shared_questions(examples, data.train)
         predictions["shared_question"] = [example.id in shared for example in examples]
     return Evaluation(classification_metrics(predictions), predictions)
@@ -256,13 +213,13 @@ def judged_completion(
     example: Example,  # the prompt and the true completion
     text: str,         # drawn
     ended: bool,       # whether it came to an end by itself
-    known: set[str],   # the training completions
+    known: set[str],   # the training completions; none: copying is not looked for
 ) -> dict[str, float]:
     "Closeness, length, ending and copying of a completion."
     true = example.completion
     return {"chrf": chrf(text, true), "chrf_matched": chrf_matched(text, true),
             "exact": float(text.strip() == true.strip()), "ended": float(ended),
-            "length_ratio": len(text) / len(true), "copied": float(text.strip() in known),
+            "length_ratio": len(text) / len(true), **({"copied": float(text.strip() in known)} if known else {}),
             "repeated_4grams": repeated_share(text)}
 
 # %% ../nbs/06_evaluate.ipynb #0a4d92f9
@@ -366,7 +323,7 @@ def pair_reward_accuracy(
 def evaluate(
     model,                    # policy
     tokenizer,                # its tokenizer
-    data: TaskData,           # the task
+    data: TaskData,           # the task; its train split: what was trained on, where it is known
     examples: list[Example],  # those to judge: data.validation or data.test
     sampling: Sampling,       # how sonnets and completions are sampled; the other tasks do not sample
     seed: int,                # of the samples

@@ -17,7 +17,6 @@ __all__ = ['LFS_POINTER', 'SUPPORTED', 'BARD', 'SMOLLM2', 'without_subnormals', 
 import copy
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -220,14 +219,17 @@ def hub_reachable(
     except Exception: return False  # any failure means no
 
 # %% ../nbs/02_model.ipynb #56ca65f1
+_tokenizer_files = "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tokenizer_config.json"
+
 def in_hub_cache(
     name: str,             # Hub name
     revision: str | None,  # branch, tag or commit; None for main
-) -> bool:                 # are configuration and weights there?
-    "Was a Hub model downloaded before?"
-    def cached(file): return isinstance(try_to_load_from_cache(name, file, revision=revision), str)
-    weights = cached("model.safetensors") or cached("model.safetensors.index.json")
-    return cached("config.json") and weights
+) -> bool:                 # are configuration, tokenizer and all weights there?
+    "Was a Hub model downloaded before, to the end?"
+    def cached(file): return isinstance(found := try_to_load_from_cache(name, file, revision=revision), str) and found
+    index = cached("model.safetensors.index.json")
+    weights = cached("model.safetensors") or index and all(map(cached, _files_named(Path(index))))
+    return bool(weights and cached("config.json") and any(map(cached, _tokenizer_files)))
 
 # %% ../nbs/02_model.ipynb #b549c4b0
 _wanted = dict(allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"],
@@ -591,10 +593,10 @@ def continue_adapter(
     "Make an existing adapter trainable, if it has the requested settings."
     has = model.peft_config["default"]
     found, targets = sorted(has.target_modules), lora_targets(model.get_base_model(), lora.targets)
-    if (has.r, has.lora_alpha, found) != (lora.rank, lora.alpha, targets):
+    if (has.r, has.lora_alpha, has.lora_dropout, found) != (lora.rank, lora.alpha, lora.dropout, targets):
         raise ValueError(
-            f"the policy carries an adapter of rank {has.r}, alpha {has.lora_alpha:g} on {found}; "
-            f"asked for rank {lora.rank}, alpha {lora.alpha:g} on {targets}: "
+            f"the policy carries an adapter of rank {has.r}, alpha {has.lora_alpha:g}, dropout {has.lora_dropout:g} on "
+            f"{found}; asked for rank {lora.rank}, alpha {lora.alpha:g}, dropout {lora.dropout:g} on {targets}: "
             "use the same LoRA settings in both stages")
     for name, weights in model.named_parameters(): weights.requires_grad_(".lora_" in name)
     return model

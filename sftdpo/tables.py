@@ -349,7 +349,7 @@ def cells_table(
                for heading, texts in metric_columns(metric, results, examples,
                                                     metric is record.primary).items()}
     table = pd.DataFrame(columns | ({} if metrics else cost_columns(results)), index=results[
-        "cell"].cat.remove_unused_categories().cat.categories).fillna("").rename_axis("cell")
+        "cell"].cat.remove_unused_categories().cat.categories).astype(object).fillna("").rename_axis("cell")
     return table.loc[:, (table != "").any()]
 
 # %% ../nbs/20_tables.ipynb #b1346e56

@@ -90,12 +90,12 @@ def test_the_ids_of_gpt2s_kind_are_those_of_each_text_alone():
 
 def test_a_sample_keeps_its_first_blank():
     "A rejected completion that lacks the blank which the chosen one has could be told from it by that alone."
-    from sftdpo.evaluate import sample
+    from sftdpo.measures.sampling import sample
     tokenizer = sentencepiece_like("prepend")
     model = tiny_model("llama", tokenizer)
     prompts, sampling = ["Question: Why", "Shall I compare"], Sampling(samples=30, max_new_tokens=4)
     found = sample(model, tokenizer, prompts, sampling, 0)
-    from sftdpo.evaluate import generate_ids
+    from sftdpo.measures.sampling import generate_ids
     for prompt, texts, samples in zip(prompts, found, generate_ids(model, tokenizer, prompts, sampling, 0)):
         start = r.prompt_ids([prompt], tokenizer)[0]
         for said, ids in zip(texts, samples): assert prompt + said == tokenizer.decode(start + ids, skip_special_tokens=True).rstrip("\n")
@@ -149,7 +149,7 @@ def awkward(folder):
 @pytest.fixture(scope="module", params=["full", "adapter", "merged"])
 def learnt(request, tmp_path_factory):
     "A policy that has learnt to end its texts, saved; its prompts, and our texts."
-    from sftdpo.evaluate import generate_ids
+    from sftdpo.measures.sampling import generate_ids
     home = tmp_path_factory.mktemp("awkward")
     torch.manual_seed(0)
     model, tokenizer = m.load_backbone(str(awkward(home / "backbone")))
@@ -315,7 +315,8 @@ def test_a_shard_that_is_missing_is_named(plain, tmp_path):
 
 def test_a_model_without_finite_numbers_is_not_judged(tiny_gpt2, tmp_path):
     from sftdpo.data import TaskData
-    from sftdpo.evaluate import evaluate, sample
+    from sftdpo.evaluate import evaluate
+    from sftdpo.measures.sampling import sample
     model, tokenizer = tiny_gpt2
     model.name_or_path = "runs/broken/model"
     with torch.no_grad(): model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")

@@ -5,7 +5,7 @@ import pytest
 from sftdpo.config import Sampling, Stage, Study
 from sftdpo.data import load_task, make_pairs, tokenize, verbalizer_rows
 from sftdpo.engine.inputs import Inputs
-from sftdpo.evaluate import mean_interval
+from sftdpo.measures.answers import mean_interval
 from sftdpo.measures.baselines import baselines
 from sftdpo.model import load_backbone
 from sftdpo.study import compare

@@ -117,13 +117,21 @@ def test_one_call_for_all_samples_from_the_prompts_own_distribution(backbone):
     sampling, sizes = Sampling(samples=3, max_new_tokens=5), []
     generate = transformers.GPT2LMHeadModel.generate
     def noted(self, ids, **options):
-        sizes.append(len(ids) * options["num_return_sequences"])
+        sizes.append(len(ids))
         return generate(self, ids, **options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transformers.GPT2LMHeadModel, "generate", noted)
         for engine in ("generate-batched", "generate", "generate-one"):
             ran(Job("sample", engine, backbone, ["Shall I", "Thou art more"], 2, Stage("sft", precision="fp32"), sampling=sampling), 1)
     assert sizes == [6] + [3, 3] + [1] * 6  # one call for all; one a prompt; one a sample
+
+
+def test_the_likeliest_text_is_drawn_by_every_engine(backbone):
+    "`--sampling.temperature 0` was given to `generate` as a temperature, which refuses it. At 62ea385b three engines fail."
+    sampling = Sampling(samples=3, max_new_tokens=5, temperature=0)
+    drawn = {engine: ran(Job("sample", engine, backbone, ["Shall I", "Thou art more"], 2, Stage("sft", precision="fp32"), sampling=sampling), 1)[0]
+             for engine in WORKERS["sample"]}
+    assert len({turns[0]["tokens"] for turns in drawn.values()}) == 1 and len(drawn) == 4
 
 
 def test_the_bound_by_hand(tiny_llama):
@@ -141,6 +149,7 @@ def test_the_bound_by_hand(tiny_llama):
     adapter = 2 * ((64 + 64) + 2 * (64 + 32) + (64 + 64) + 3 * (64 + 128))
     assert adapter_size(model, LoRA(rank=1)) == adapter and lora.pop("bytes") == 32 * adapter
     assert sum(lora.values()) == 3 * forward + 4 * 10 * 2 * 64 + 6 * adapter * 4  # attention has no weights to be spared
+    assert adapter_size(model, LoRA(rank=1, targets=("q_proj", "v_proj"))) == 2 * ((64 + 64) + (64 + 32))
     scored = least_work(model, [row], replace(job, what="score"))
     assert scored.pop("bytes") == 0 and sum(scored.values()) == forward
 

@@ -6,7 +6,7 @@ from test_trainer import DPO, SFT, answers, pair_rows, tuned
 
 from sftdpo.batches import best_precision, score
 from sftdpo.config import Sampling
-from sftdpo.evaluate import generate_ids
+from sftdpo.measures.sampling import generate_ids
 from sftdpo.trainer import train_stage
 
 pytestmark = pytest.mark.cuda

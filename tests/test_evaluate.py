@@ -7,48 +7,36 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
-from sftdpo.config import LoRA, Sampling
-from sftdpo.data import Example, TaskData, cloze_prompt, load_task, tokenize, verbalizer_rows
+from sftdpo.config import LoRA, Sampling, decoding
+from sftdpo.data import Example, TaskData, cloze_prompt, load_task, questions_of, tokenize, verbalizer_rows
 from sftdpo.evaluate import (
+    classification_metrics,
+    evaluate,
+    first_lines,
+    pair_reward_accuracy,
+    predict,
+    preference_metrics,
+    score_pairs,
+)
+from sftdpo.measures.answers import (
     at_temperature,
-    baselines,
-    best_threshold,
     calibration_error,
     calibration_interval,
     characters,
-    choose_tokens,
     chrf,
     chrf_at_length,
     chrf_matched,
-    classification_metrics,
-    continuations,
-    decoding,
     entropy,
-    evaluate,
     first_characters,
-    first_lines,
     fit_temperature,
-    form,
-    generate_ids,
-    iambic,
     mean_interval,
-    pair_reward_accuracy,
     perfect_calibration_error,
-    predict,
-    preference_metrics,
-    questions_of,
     repeated_share,
-    rhyme_share,
-    rhymes,
-    sample,
-    score_pairs,
-    seen,
-    syllables,
-    ten_syllables,
-    text_of,
 )
-from sftdpo.measures.baselines import STRENGTHS, overlap_features, tfidf_baseline
+from sftdpo.measures.baselines import STRENGTHS, baselines, best_threshold, overlap_features, tfidf_baseline
 from sftdpo.measures.distance import distances, distributions, divergences, kl_divergence
+from sftdpo.measures.sampling import choose_tokens, continuations, generate_ids, sample, text_of
+from sftdpo.measures.verse import form, iambic, rhyme_share, rhymes, seen, syllables, ten_syllables
 from sftdpo.model import apply_tuning
 from sftdpo.tasks import TASKS
 
@@ -501,6 +489,26 @@ def test_reward_accuracy_by_hand():
     before = pd.DataFrame({"id": list("abc"), "chosen_logp": [-5., -5., -5.], "rejected_logp": [-2., -2., -2.]})
     after = pd.DataFrame({"id": list("cab"), "chosen_logp": [-5., -4., -6.], "rejected_logp": [-2., -3., -2.]})
     assert pair_reward_accuracy(after, before).loc[["a", "b", "c"]].tolist() == [1, 0, .5]
+
+
+def test_the_interval_of_a_share_of_pairs_is_that_of_a_share():
+    "30 of 30 pairs: Wilson's interval, not [1, 1]; 29 of 30: not above 1. At 62ea385b it is [1, 1] and ends at 1.03."
+    from sftdpo.engine.runs import changes
+    from sftdpo.tasks import TASKS
+    before = pd.DataFrame({"id": [str(i) for i in range(30)], "correct": 0.5, "nll": 1., "chosen_logp": -5., "rejected_logp": -5.})
+    for won, low, high in ((30, 0.886, 1), (29, 0.833, 0.994)):
+        found = changes(TASKS["preferences"], before.assign(chosen_logp=[-4.] * won + [-6.] * (30 - won)), before)
+        assert found["reward_accuracy"] == won / 30 and low - 0.07 < found["reward_accuracy_low"] < 1 and high - 0.01 < found["reward_accuracy_high"] <= 1
+
+
+def test_what_was_trained_on_is_not_looked_for_where_it_is_not_known(tiny):
+    "A file of its own that judges a saved model: at 62ea385b it says that nothing is copied, and that no question is shared."
+    model, tokenizer = tiny
+    test = [pair(1, "what is  NEW?", "Why?", 1), pair(2, "Who?", "How?", 0)]
+    assert "examples_disjoint" not in evaluate(model, tokenizer, paraphrases([], test), test, Sampling(), 0).metrics
+    from sftdpo.evaluate import judged_completion
+    assert "copied" not in judged_completion(Example("0", "a ", "b c"), "b c", True, set())
+    assert judged_completion(Example("0", "a ", "b c"), "b c", True, {"b c"})["copied"] == 1
 
 
 # -- measures of an answer

@@ -9,6 +9,11 @@ from little import unbroken
 from tiny import tiny_model
 
 from sftdpo.cli import main
+from sftdpo.config import Run, from_dict
+from sftdpo.data import shared_questions
+from sftdpo.engine.folder import StudyFolder
+from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.store import read_settings
 
 
 def judged(capsys, *words):
@@ -365,3 +370,17 @@ def test_more_labels_than_letters(tokenizer, tmp_path):
     fitted = fit_task(load_task("labels", tmp_path / "many.csv"), tokenizer, 256)
     assert len(set(fitted.verbalizers)) == 77 == len(fitted.intake.labels) and all(len(tokenizer(word)["input_ids"]) == 1 for word in fitted.verbalizers)
     assert all(e.completion == fitted.verbalizers[e.label] for e in fitted.train)
+
+
+def test_questions_are_compared_with_those_that_trained(pairs, tmp_path):
+    "With --train-size, judged pairs were set apart that share a question with any row of the file. At 62ea385b 2 of 4 are left, whatever was trained on."
+    sizes = {}
+    for size in (2, 20):
+        main(["compare", "--tasks", "paraphrase", "--data", str(pairs), "--recipes", "sft", "--tunings", "lora", "--sft.steps", "1", "--train-size", str(size), "--out", str(tmp_path / f"{size}")])
+        name, = (name for name in StudyFolder(tmp_path / f"{size}").finished_runs() if "sft" in name)
+        inputs = Inputs().of(from_dict(Run, read_settings(tmp_path / f"{size}", name)))
+        shared = shared_questions(inputs.judged, inputs.training)
+        sizes[size] = 4 - len(shared)
+        found = json.loads(StudyFolder(tmp_path / f"{size}").run(name).metrics.read_text())
+        assert len(inputs.training) == size and found["examples_disjoint"] == 4 - len(shared)
+    assert sizes[2] > sizes[20]

@@ -174,6 +174,32 @@ def test_a_downloaded_hub_model_loads_without_a_network(folder, tmp_path, monkey
     for ours in (m.load_policy(saved)[0], AutoPeftModelForCausalLM.from_pretrained(saved)): assert torch.equal(logits(ours), logits(model))
 
 
+@pytest.mark.parametrize("missing", ["model-00002-*.safetensors", "tokenizer*"])
+def test_a_download_that_was_interrupted_goes_on(folder, tmp_path, monkeypatch, missing):
+    "With the index or the weights in the cache nothing was asked of the Hub any more. At 62ea385b the same command fails for good."
+    source, home = tmp_path / "whole", tmp_path / "models--someone--parts/snapshots/abc123"
+    model, tokenizer = m.load_backbone(str(folder))
+    model.save_pretrained(source, max_shard_size=sum(p.nbytes for p in model.parameters()) // 3)
+    tokenizer.save_pretrained(source)
+    shutil.copytree(source, home)
+    gone = [path.unlink() for path in home.glob(missing)]
+    assert gone and (home / "model.safetensors.index.json").exists()
+    def resumed(name, **_): return str(shutil.copytree(source, home, dirs_exist_ok=True))
+    monkeypatch.setattr(m, "hub_reachable", lambda: True)
+    monkeypatch.setattr(m, "snapshot_download", resumed)
+    monkeypatch.setattr(m.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert not m.in_hub_cache("someone/parts", "abc123")
+    assert torch.equal(logits(m.load_backbone("someone/parts@abc123")[0]), logits(model))
+    assert m.in_hub_cache("someone/parts", "abc123")
+
+
+def test_an_adapter_goes_on_with_its_own_dropout_only(folder):
+    "At 62ea385b a stage that asks for another dropout trains with the old one."
+    adapted = m.apply_tuning(m.load_backbone(str(folder))[0], "lora", LoRA(dropout=0.1))
+    with pytest.raises(ValueError, match="dropout 0.1 on .* asked for rank 16, .* dropout 0 on"): m.apply_tuning(adapted, "lora", LoRA(dropout=0.0))
+    assert m.apply_tuning(adapted, "lora", LoRA(dropout=0.1)) is adapted
+
+
 # full and LoRA
 
 def test_counts_worked_by_hand(folder, tokenizer):

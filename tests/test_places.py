@@ -3,6 +3,7 @@ import csv
 import io
 import os
 import sys
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -123,9 +124,11 @@ def test_a_saved_model_goes_to_the_hub_with_its_card(backbone, tmp_path, monkeyp
     (home / "model").symlink_to(backbone)
     class Api:
         def create_repo(self, repository, private, exist_ok): return f"https://huggingface.co/{repository}?private={private}"
+        def model_info(self, repository): return SimpleNamespace(private=repository != "me/shown")
         def upload_folder(self, folder_path, repo_id, commit_message): sent.append((repo_id, {path.name for path in folder_path.iterdir()}))
     monkeypatch.setattr(export, "HfApi", Api)
     monkeypatch.setattr(export.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(export, "hub_reachable", lambda: True)
     with pytest.raises(SystemExit): main(["push", str(home), "me/mine"])
     assert "holds no model card, README.md" in capsys.readouterr().err and not sent
     (home / "model" / "README.md").write_text("---\nbase_model: bard\n---\n")
@@ -135,6 +138,13 @@ def test_a_saved_model_goes_to_the_hub_with_its_card(backbone, tmp_path, monkeyp
     assert capsys.readouterr().out == "https://huggingface.co/me/mine?private=True\n"
     (repository, files), = sent
     assert repository == "me/mine" and {"README.md", "model.safetensors", "tokenizer.json", "generation_config.json"} <= files
+    with pytest.raises(SystemExit): main(["push", str(home), "me/shown"])  # the real client ignores `private` where the repository exists
+    assert "me/shown: it is there already, and public; name another, or add --no-private" in capsys.readouterr().err and len(sent) == 1
+    main(["push", str(home), "me/shown", "--no-private"])
+    assert len(sent) == 2
+    monkeypatch.setattr(export, "hub_reachable", lambda: False)
+    with pytest.raises(SystemExit): main(["push", str(home), "me/mine"])
+    assert "cannot be reached: check the network, and push again" in capsys.readouterr().err and len(sent) == 2
     monkeypatch.setattr(export.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit): main(["push", str(home), "me/mine"])
     assert "HF_HUB_OFFLINE=1 forbids the network: unset it" in capsys.readouterr().err

@@ -34,7 +34,8 @@ OWN = '''
 "A task and a recipe of one's own: is the first number larger?"
 import pandas as pd
 from sftdpo.data import Example
-from sftdpo.evaluate import Evaluation, predict, with_interval
+from sftdpo.evaluate import Evaluation, predict
+from sftdpo.measures.answers import with_interval
 from sftdpo.tasks import Baseline, Metric, Recipe, Recommended, Task, pair_builders, register
 
 def example(id, first, second, label):

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..data import Example, Row, tokenize, verbalizer_rows, without_rejected
 from .inputs import RunInputs
-from ..evaluate import at_temperature, calibration_error, fit_temperature, predict, with_interval
+from ..evaluate import predict
+from ..measures.answers import at_temperature, calibration_error, fit_temperature, with_interval
 from ..measures.distance import distances, positions_key, spread
 from ..measures.forgetting import WINDOW, held_out_text, text_nll, text_windows
 from ..reading.examples import some_of

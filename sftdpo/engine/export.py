@@ -24,7 +24,9 @@ from ..config import Reading, Sampling
 from ..data import TaskData, read_question_pairs, read_sonnets, verbalizers
 from .names import model_folder
 from .safe_files import full_disk_named, write_bytes, write_text
-from ..evaluate import predict, sample
+from ..evaluate import predict
+from ..measures.sampling import sample
+from ..model import hub_reachable
 from ..reading.examples import DataError, Example, preference_dataset
 from ..reading.saved import check_format
 
@@ -150,9 +152,12 @@ def push_to_hub(
         raise ValueError(f"{repository!r} is no repository of the Hub: write OWNER/NAME.")
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE=1 forbids the network: unset it, and push again.")
+    if not hub_reachable(): raise ConnectionError(f"{constants.ENDPOINT} cannot be reached: check the network, and push again.")
     api = HfApi()
     try:
         address = api.create_repo(repository, private=private, exist_ok=True)
+        if private and not api.model_info(repository).private:  # it was there before
+            raise ValueError("it is there already, and public; name another, or add --no-private")
         api.upload_folder(folder_path=folder, repo_id=repository,
                           commit_message="Model trained with sftdpo")
     except (HfHubHTTPError, LocalTokenNotFoundError, ValueError) as error:

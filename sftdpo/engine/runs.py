@@ -41,8 +41,11 @@ from .names import BACKBONES, is_path
 from .safe_files import digest_of, read_json, remove, write_bytes, write_json, write_text, written_whole
 from .store import planned_runs, with_macro_f1
 from .trackers import stage_tracked
-from ..evaluate import baselines, evaluate, predict, sample, with_interval
+from ..evaluate import evaluate, predict
+from ..measures.answers import with_interval
+from ..measures.baselines import baselines
 from ..measures.distance import distributions, packed, unpacked
+from ..measures.sampling import sample
 from ..model import apply_tuning, context_length, load_backbone, parameter_counts, save_policy
 from ..reading.chat import Interpreted, written_out
 from ..reading.examples import some_of
@@ -302,7 +305,8 @@ def judge_run(
 ) -> tuple[dict, pd.DataFrame]:
     "Metrics of a policy on the run's test examples, and the predictions or texts behind them."
     run, data, examples, started = inputs.run, inputs.data, inputs.judged, time.perf_counter()
-    found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed, precision_of(run))
+    found = evaluate(model, tokenizer, replace(data, train=inputs.training), examples, run.sampling, run.seed,
+                     precision_of(run))
     metrics = dict(found.metrics, examples=len(examples),
                    evaluation_seconds=time.perf_counter() - started)
     if data.verbalizers and (share := data.majority_share): metrics["majority_share"] = share
@@ -325,7 +329,8 @@ def changes(
                         for table in (examples, before))
         found |= with_interval(f"{metric}_change", ours - theirs)
     for metric, function in task.paired.items():
-        found |= with_interval(metric, find_function(function)(examples, before))
+        values = find_function(function)(examples, before)
+        found |= with_interval(metric, values, share=bool(values.isin([0, 0.5, 1]).all()))
     return found
 
 # %% ../../nbs/engine/04_runs.ipynb #c8000001
@@ -481,11 +486,11 @@ def judge_further(
     base: RunFolder | None,  # of the run that judges the base model
 ) -> dict[str, tuple[dict, pd.DataFrame]]:  # name: metrics, examples
     "A run's results on the further sets."
-    run, found, trained = inputs.run, {}, inputs.training if inputs.run.stages else []
-    prompts = {example.prompt for example in trained}
+    run, found = inputs.run, {}
+    prompts = {example.prompt for example in (inputs.training if run.stages else [])}
     for name, data in inputs.also.items():
         some = some_of(data.test, run.test_size or len(data.test), 0)
-        judged = evaluate(model, tokenizer, replace(data, train=trained), some, run.sampling,
+        judged = evaluate(model, tokenizer, replace(data, train=inputs.training), some, run.sampling,
                           run.seed, precision_of(run))
         metrics = dict(judged.metrics, examples=len(some),
                        examples_in_training=sum(one.prompt in prompts for one in some))
