@@ -230,7 +230,8 @@ class Reproduce:
 
     def __call__(self):
         if not self.folder.is_dir(): raise missing_folder(str(self.folder))
-        known = StudyFolder(self.folder).finished_runs()
+        from sftdpo.engine.store import read_results
+        known = list(read_results(self.folder)["run"].unique())
         for name in self.runs: check_choice("runs", name, known)
         from sftdpo.reproduce import few_runs, reproduce, reproduced_in_words, stored_run
         if self.data: check_data_path(self.data)

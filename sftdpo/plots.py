@@ -216,7 +216,7 @@ def number(
     if value == 0: return "0"
     size = abs(value)
     for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if size >= least: return f"{value / unit:.3g}{letter}".replace("-", "−")
+        if size >= 0.9995 * least: return f"{value / unit:.3g}{letter}".replace("-", "−")
     return (f"{value:,.0f}" if size >= 100 else f"{value:.3g}").replace("-", "−")
 
 # %% ../nbs/21_plots.ipynb #e7e2dc5e

@@ -7,8 +7,9 @@ __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'SHARED', 
            'MOST_TABLE_LINES', 'cut', 'data', 'planned', 'read_study', 'has_all', 'up_to_date', 'failures_of',
            'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table', 'cells_of',
            'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task', 'further_results',
-           'more_figures', 'differences_between', 'more_tables', 'task_part', 'caveats_of', 'shared_texts', 'plain',
-           'write_tables', 'format_margin', 'plain_number', 'page', 'grouped', 'searched_rates', 'write_report']
+           'more_figures', 'differences_between', 'more_tables', 'task_part', 'task_parts', 'caveats_of',
+           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'grouped',
+           'searched_rates', 'write_report']
 
 # %% ../nbs/22_report.ipynb #03f57444
 import base64
@@ -111,27 +112,28 @@ def has_all(
 def up_to_date(
     folder: str | Path,  # of a study
 ) -> pd.DataFrame:  # empty where no run is finished
-    "Results of every finished run; the table is made anew if it is damaged, or runs have been finished since."
+    "Results of every finished run; the table is made anew if it is damaged, or runs have been finished since, or have left the study."
     folder, there = StudyFolder(folder), None
     with contextlib.suppress(FileNotFoundError, Damaged): there = store.read_results(folder)
     known = [] if there is None else list(there["run"].unique())
     asked, finished = store.planned_runs(folder), set(folder.finished_runs())
     wanted = finished & set(finished if asked is None else asked["run"])
-    if wanted and not has_all(folder, there, wanted): return store.gather(folder, known)
+    left = set() if asked is None else set(known) - set(asked["run"])  # the study; they are in its table still
+    if wanted and (left or not has_all(folder, there, wanted)): return store.gather(folder, known)
     return (pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed",
                                   "fold", "metric", "value"]) if there is None else there)
 
 # %% ../nbs/22_report.ipynb #0f841a01
 def failures_of(
     folder: Path,  # of a study
-) -> pd.DataFrame:  # stage, reason, whole
+) -> pd.DataFrame:  # stage, reason, whole; trial: of the search for learning rates?
     "Stages that failed, with the reason and the whole message."
-    lines = []
-    for path in StudyFolder(folder).failed():
+    lines, place = [], StudyFolder(folder)
+    for path in place.failed():
         whole = path.read_text(encoding="utf-8", errors="replace")
         label, _, rest = whole.partition("\n")
-        lines.append((label, rest.strip().split("\n")[0], whole))
-    return pd.DataFrame(lines, columns=["stage", "reason", "whole"])
+        lines.append((label, rest.strip().split("\n")[0], whole, path.parent == place.trials.failures))
+    return pd.DataFrame(lines, columns=["stage", "reason", "whole", "trial"])
 
 # %% ../nbs/22_report.ipynb #9e35f1a5
 def writable(
@@ -469,12 +471,23 @@ def task_part(
                 said=metric_notes(folder, results, examples),
                 notes=list(dict.fromkeys(filter(None, (trained if len(trained) else cells)["notes"]))))
 
+# %% ../nbs/22_report.ipynb #2865798d
+def task_parts(
+    folder: Path,           # of a study
+    results: pd.DataFrame,  # of its runs, from `up_to_date`; runs that left the study are not read
+) -> list[dict]:            # from `task_part`
+    "Tables, figures and texts of each task."
+    if results.empty: return []
+    examples, variants = store.read_examples(folder, list(results["run"].unique())), store.variants_of(folder)
+    return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants)
+            for task in results["task"].unique()]
+
 # %% ../nbs/22_report.ipynb #a4b848d3
 def caveats_of(
     results: pd.DataFrame,   # of the study
     parts: list[dict],       # from `task_part`
     asked_for: int | None,   # runs that the settings ask for
-    failed: int,             # stages
+    failures: pd.DataFrame,  # from `failures_of`
     chosen: bool,            # were learning rates picked by trials?
 ) -> list[str]:
     "Sentences that bound what the study shows."
@@ -482,9 +495,11 @@ def caveats_of(
     if asked_for and runs < asked_for:
         found.append(f"The study is not finished: {runs:,} of {asked_for:,} runs are. Everything "
                      "here is provisional.")
-    if failed:
+    if failed := int((~failures["trial"]).sum()):
         found.append(f"{counted(failed, 'stage')} failed; the runs that need "
                      "them are missing (see below).")
+    if trials := int(failures["trial"].sum()):
+        found.append(f"{counted(trials, 'trial')} of learning rates failed, and {'counts' if trials == 1 else 'count'} as the worst (see below).")
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
     repeated, word = ("fold", "fold") if trained["fold"].nunique() > 1 else ("seed", "seed")
     seeds = (trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained)
@@ -635,10 +650,7 @@ def write_report(
     results = up_to_date(folder)
     runs, failures, rates = (list(results["run"].unique()), failures_of(folder),
                              searched_rates(folder))
-    examples = store.read_examples(folder) if runs else pd.DataFrame()
-    variants = store.variants_of(folder)
-    parts = [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
-                       variants) for task in results["task"].unique()]
+    parts = task_parts(folder, results)
     # a recommendation compares ways to train one model, and answers no claim
     found = place.recommendation.read_text(encoding="utf-8") if place.recommendation.exists() else ""
     verdicts = judge_claims(folder) if runs and not found else []
@@ -660,7 +672,7 @@ def write_report(
         name=name, parts=parts, level=f"{100 * read_margins(folder).level:g}",
         margins_set=place.margins.exists(), runs=f"{len(runs):,}", asked_for=asked_for,
         verdicts=grouped(verdicts), failures=failures, rates=rates, trained=together("settings"),
-        caveats=([] if found else caveats_of(results, parts, asked_for, len(failures),
+        caveats=([] if found else caveats_of(results, parts, asked_for, failures,
                                              len(rates) > 0)) + shared_texts(folder),
         recommendation=found.splitlines(), environment=environment, settings=whole, tables=home.name,
         command=f"sftdpo {begin} --out {again}\nsftdpo report {again}")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .config import Execution, Run, from_dict
+from .config import Execution, Run, SettingsError, from_dict
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
 from .engine.store import read_examples, read_results, read_settings, task_of
@@ -28,6 +28,7 @@ def few_runs(
 ) -> list[str]:          # names of runs
     "One recipe's run for each tuning, at the lowest seed."
     runs = read_results(folder).drop_duplicates("run").query("recipe != 'base'")
+    if runs.empty: raise SettingsError(f"{folder} has no finished run that was trained: there is nothing to repeat.")
     sizes = runs[("train_size = " + runs["train_size"].astype(str)) == read_margins(folder).primary]
     runs = (sizes if len(sizes) else runs).sort_values(["fold", "seed", "train_size"],
                                                        kind="stable")

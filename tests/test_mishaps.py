@@ -56,6 +56,14 @@ def test_a_second_search_keeps_what_the_first_one_chose(searched):
     assert {name.split(" ")[1] for name in found.cells} == {"sft", "dpo"}
 
 
+def test_first_stages_keep_their_rates_in_any_order(tmp_path):
+    "A later command with fewer recipes writes its trials last. At 62ea385b the rate of `sft-dpo`'s first stage is lost."
+    StudyFolder(tmp_path).search.write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\n"
+                                            "paraphrase,sft-dpo,full,1,0.0001,0.1,0.9,accuracy,True,False\nparaphrase,sft,full,1,0.002,,0.8,accuracy,True,False\n")
+    found = with_searched_rates(Study(tasks=("paraphrase",), recipes=("sft", "sft-dpo"), tunings=("full",), search=Search(trials=3)), tmp_path)
+    assert found.cells["paraphrase sft-dpo full sft.learning_rate"] == 0.002
+
+
 def test_finished_trials_are_not_counted_as_to_come(searched, tmp_path):
     folder, study, _ = searched
     assert finished_trials(StudyFolder(folder)) == {("paraphrase", "sft", "full"): 3, ("paraphrase", "dpo", "full"): 3}

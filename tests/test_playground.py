@@ -30,7 +30,7 @@ from sftdpo.engine.folder import State, StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.runs import cost_group
 from sftdpo.engine.safe_files import held
-from sftdpo.engine.timing import Plan, Timing, known_times
+from sftdpo.engine.timing import Plan, Timing, known_times, measure
 from sftdpo.engine.tree import stage_lines, stage_tree
 from sftdpo.page.ask import Ask, answer_html, kept_models, one_row
 from sftdpo.page.forms import PRESETS, Form, field_paths, in_page_words
@@ -42,6 +42,7 @@ from sftdpo.page.live import (
     log_file,
     page_lock,
     progress_of,
+    recommendation_in,
     settings_file,
     stop_study,
     working,
@@ -55,6 +56,7 @@ from sftdpo.page.views import (
     html_table,
     python_call,
     read_parts,
+    relative_files,
     texts_html,
     verdicts_html,
 )
@@ -501,11 +503,44 @@ def test_each_run_has_the_labels_of_its_own_data(monkeypatch):
     one = pd.DataFrame(dict(run="base-a", label=[0., 1.], prediction=[0., 0.], probability_bug=[.9, .8], probability_praise=[.1, .2]))
     two = pd.DataFrame(dict(run="base-b", label=[0., 2.], prediction=[2., 1.], probability_eggs=[.1, .2], probability_ham=[.2, .7], probability_spam=[.7, .1]))
     table = pd.concat([one, two]).assign(task="labels", recipe="base", tuning="-", seed=0, fold=0, correct=1., id=["1", "2", "1", "2"], prompt=["p", "q", "r", "s"])
-    monkeypatch.setattr("sftdpo.page.views.read_texts", lambda folder: table)
+    monkeypatch.setattr("sftdpo.page.views.read_texts", lambda folder, runs: table)
+    monkeypatch.setattr("sftdpo.page.views.up_to_date", lambda folder: table)
     found = answers_of("", "labels")
     assert list(found.true) == ["bug", "praise", "eggs", "spam"] and list(found.answer) == ["bug (0.90)", "bug (0.80)", "spam (0.70)", "ham (0.70)"]
     names = list(dict.fromkeys(found.name))
     assert len(names) == 2 and disagreements(found, *names, "all").empty  # the same ids, other rows
+
+
+def test_answers_of_two_tasks_are_told_apart(monkeypatch):
+    "A study of labels and texts: at 62ea385b the answers to the labels are all missing."
+    labels = pd.DataFrame(dict(run="base-a", task="labels", label=[0., 1.], prediction=[0., 0.], correct=[1., 0.], probability_bug=[.9, .8], probability_praise=[.1, .2]))
+    texts = pd.DataFrame(dict(run="base-b", task="sonnet", generated="so", true="thus", chrf=[10., 20.]))
+    table = pd.concat([labels, texts]).assign(recipe="base", tuning="-", seed=0, fold=0, id=["1", "2", "3", "4"], prompt="p")
+    monkeypatch.setattr("sftdpo.page.views.read_texts", lambda folder, runs: table)
+    monkeypatch.setattr("sftdpo.page.views.up_to_date", lambda folder: table)
+    assert list(answers_of("", "labels").answer) == ["bug (0.90)", "bug (0.80)"] and list(answers_of("", "sonnet").value) == [10, 20]
+
+
+def test_files_of_a_command_are_found_from_its_folder():
+    "At 62ea385b files that judge, and a text, were left out of what the command needs."
+    study = Study(data="mine.csv", also_judge=("more=more.csv", "far=/far.csv"), held_out_text="text.txt")
+    assert relative_files(study) == ["mine.csv", "text.txt", "more.csv"] and relative_files(Study()) == []
+
+
+def test_the_newer_of_two_outcomes_is_shown(tmp_path):
+    "The page's own try declined, and a longer one from the shell did not. At 62ea385b the page keeps saying that nothing is recommended."
+    StudyFolder(tmp_path).recommendation.write_text("Train sft full.")
+    log_file(tmp_path).write_text("No recommendation. 1 minute is too little.")
+    for path, older in ((log_file(tmp_path), "Train sft full."), (StudyFolder(tmp_path).recommendation, "No recommendation. 1 minute is too little.")):
+        os.utime(path, (1000, 1000))
+        assert recommendation_in(tmp_path) == older
+        os.utime(path, (9e8, 9e8))
+
+
+def test_a_busy_machine_is_not_measured(tmp_path, monkeypatch):
+    "At 62ea385b it measures for minutes, keeps nothing and says nothing."
+    monkeypatch.setattr("sftdpo.engine.timing.busy_machine", lambda: "load 4.0 on 2 processors")
+    with pytest.raises(ValueError, match="load 4.0 on 2 processors.* try again later"): measure(tmp_path / "none.yaml", tmp_path)
 
 
 def test_the_page_says_what_a_table_needs(repository):

@@ -332,6 +332,30 @@ def test_a_sweep_sets_cells_apart(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_runs_that_left_the_study_are_in_no_cell(tmp_path):
+    "Trained again at another rate, a cell's old runs stay on the disk. At 62ea385b the report reads them too, and shows each as a cell of its own; a table that was written before still counts them."
+    folder = make_study(tmp_path / "study", seeds=(0, 1, 2))
+    gone = {path.name for path in folder.glob("runs/*") if "sft-" in path.name}
+    assert gone
+    lines = gather(StudyFolder(folder)).drop_duplicates("run").query("run not in @gone")
+    write_planned_runs(folder, lines[["run", "task", "recipe", "tuning", "seed", "fold"]].astype(str))
+    page = read_page(write_report(folder))
+    assert not gone & set(read_results(folder)["run"])
+    assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == set(lines["recipe"].where(lines["recipe"] == "base", lines["recipe"] + " " + lines["tuning"]))
+    assert f"{len(lines)} of" in page.words
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_trial_that_failed_is_no_run_that_is_missing(tmp_path):
+    "A rate that is too high may well diverge. At 62ea385b the report says that runs are missing."
+    folder = make_study(tmp_path / "study", finished=4)
+    (folder / "search" / "failures").mkdir(parents=True)
+    (folder / "search" / "failures" / "0123.txt").write_text("sonnet: dpo lora, seed 900\nFloatingPointError: The loss is not finite\n\nruns: none\n\nTraceback")
+    words = read_page(write_report(folder)).words
+    assert "1 trial of learning rates failed, and counts as the worst" in words and "stage failed" not in words
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_failures_and_chosen_rates_are_told(tmp_path):
     folder = make_study(tmp_path / "study", finished=4)
     (folder / "failures").mkdir()

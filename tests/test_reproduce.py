@@ -48,6 +48,13 @@ def test_a_result_that_is_not_found_again_is_told(backbone, tmp_path):
     assert not found["reproduced"].any() and found["stored"][0] == 1
 
 
+def test_a_study_without_trained_runs_has_nothing_to_repeat(backbone, tmp_path, capsys):
+    "At 62ea385b a traceback."
+    compare(small(backbone, tasks=("paraphrase",), recipes=("base",)), tmp_path / "study", progress=False)
+    with pytest.raises(SystemExit) as end: main(["reproduce", str(tmp_path / "study")])
+    assert end.value.code == 2 and "has no finished run that was trained: there is nothing to repeat" in capsys.readouterr().err
+
+
 def test_the_command_names_a_run_that_is_not_there_and_ends_with_1_where_a_result_differs(monkeypatch, tmp_path, capsys):
     kept = Path(__file__).resolve().parent.parent / "nbs" / "study" / "results" / "smollm2-paraphrase"
     with pytest.raises(SystemExit) as end: main(["reproduce", str(kept), "--runs", "paraphrase-sft-full"])

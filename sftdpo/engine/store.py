@@ -358,6 +358,7 @@ def with_searched_rates(
     if trials.empty: return study
     trials = trials[trials.chosen & trials.task.isin(study.tasks) & trials.tuning.isin(
         study.tunings) & trials.recipe.isin(searched_recipes(study.recipes))]
+    trials = trials.sort_values("recipe", key=lambda names: names.map(lambda name: len(RECIPES[name].stages)), kind="stable")
     for one in trials.itertuples():  # recipes of one stage come first
         settings = dict(zip(RECIPES[one.recipe].searched,
                             map(float, (one.learning_rate, one.beta))))

@@ -263,6 +263,7 @@ def measure(
     root: str | Path,      # folder that holds studies
 ):
     "Measure a few steps of each kind of work in a study, and keep the times for all studies in a folder."
+    if busy := busy_machine(): raise ValueError(f"The machine is busy ({busy}), and times measured now would not hold: try again later.")
     home = StudyFolder(root)
     home.path.mkdir(parents=True, exist_ok=True)
     study = from_yaml(Study, Path(settings).read_text(encoding="utf-8"))

@@ -251,7 +251,7 @@ def recommendation_in(
 ) -> str:               # empty while there is none
     "What was recommended, or why nothing was."
     path = StudyFolder(folder).recommendation
+    there = path.is_file() and not path.is_symlink()
     declined = re.search(r"^No recommendation\..*", format_last(folder, 400), re.MULTILINE)
-    if declined: return declined[0]
-    if not path.is_file() or path.is_symlink() or path.stat().st_mtime < since: return ""
-    return path.read_text(encoding="utf-8")
+    if declined and not (there and path.stat().st_mtime > log_file(folder).stat().st_mtime): return declined[0]
+    return path.read_text(encoding="utf-8") if there and path.stat().st_mtime >= since else ""

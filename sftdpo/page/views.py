@@ -20,14 +20,14 @@ import pandas as pd
 from markupsafe import Markup
 
 # %% ../../nbs/page/03_views.ipynb #7c29ab1a
-from ..config import Study, to_dict
+from ..config import Study, named_paths, to_dict
 from ..engine.folder import StudyFolder
 from ..engine.names import built_in
 from ..engine.plain_text import visible
 from ..engine.safe_files import refuse_links
-from ..engine.store import read_examples, read_texts, variants_of
+from ..engine.store import read_texts
 from .forms import in_page_words
-from ..report import caveats_of, data, failures_of, format_margin, planned, read_study, task_part, up_to_date
+from ..report import caveats_of, data, failures_of, format_margin, planned, read_study, task_parts, up_to_date
 from ..tables import labels_of_runs
 from ..tasks import format_metric
 from ..verdicts.verdict import Verdict, describe_estimate
@@ -63,12 +63,7 @@ def read_parts(
     "What a study's folder shows, task by task."
     folder = Path(folder)
     refuse_links(folder)
-    results = up_to_date(folder)
-    runs = list(results["run"].unique())
-    if not runs: return []
-    examples, variants = read_examples(folder), variants_of(folder)
-    return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task],
-                      variants) for task in results["task"].unique()]
+    return task_parts(folder, up_to_date(folder))
 
 # %% ../../nbs/page/03_views.ipynb #aa462957
 def notes_of(
@@ -79,7 +74,7 @@ def notes_of(
     folder = StudyFolder(folder)
     if not folder.begun: return []
     study, failures = read_study(folder), failures_of(folder)
-    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, len(failures),
+    notes = caveats_of(up_to_date(folder), parts, planned(study) if study else None, failures,
                        folder.search.exists())
     return notes + [f"Failed: {line.stage}: {line.reason}" for line in failures.itertuples()]
 
@@ -200,9 +195,9 @@ def answers_of(
     folder: str | Path,  # of a study
     task: str,           # one of its tasks
 ) -> pd.DataFrame:       # id, prompt, true, run, name, answer, value
-    "What every finished run answered to every example it was judged on."
-    table = read_texts(folder)
-    table = table[table["task"] == task] if len(table) else table
+    "What every run of the study answered to every example it was judged on."
+    table = read_texts(folder, list(up_to_date(folder)["run"].unique()))
+    table = table[table["task"] == task].dropna(axis=1, how="all") if len(table) else table
     if table.empty:
         return pd.DataFrame(columns=["id", "prompt", "true", "run", "name", "answer", "value"])
     labels = labels_of_runs(table)
@@ -361,8 +356,8 @@ def relative_files(
     study: Study,  # any
 ) -> list[str]:
     "The files and folders that a study names by relative paths."
-    named = [name for name in (study.data, study.reading.test, study.reading.validation)
-             if name and not built_in(name)]
+    named = [name for name in (study.data, study.reading.test, study.reading.validation, study.held_out_text,
+                               *named_paths(study.also_judge).values()) if name and not built_in(name)]
     return [name for name in named + [study.backbone] * os.path.isdir(study.backbone)
             if not name.startswith(("/", "~"))]
 
