@@ -7,8 +7,8 @@ __all__ = ['QUICKSTART', 'UNANSWERED', 'COMMANDS', 'CHAPTERS', 'GO_ON', 'check_d
            'Compare', 'Recommend', 'PlanCommand', 'Report', 'Reproduce', 'Data', 'Quickstart', 'Train',
            'write_and_tell', 'Evaluate', 'output_file', 'prediction_file', 'format_answers', 'Predict', 'Submit',
            'Generate', 'Fetch', 'Push', 'Bench', 'read_study_settings', 'overview', 'defaults_of', 'help_of',
-           'one_line_errors', 'with_setting_names', 'without_typed_tables', 'parse', 'as_typed', 'without_effect',
-           'of_system', 'main']
+           'one_line_errors', 'with_setting_names', 'without_typed_tables', 'parse', 'as_typed', 'cells_without_effect',
+           'without_effect', 'of_system', 'main']
 
 # %% ../nbs/25_cli.ipynb #5a241915
 import contextlib
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import textwrap
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -63,7 +64,7 @@ from .engine.safe_files import FULL_DISK
 from .reading.examples import counted
 from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file, typed_reading
-from .tasks import RECIPES, TASKS
+from .tasks import RECIPES, TASKS, searched_recipes
 
 # %% ../nbs/25_cli.ipynb #9e83102e
 def check_data_path(
@@ -777,6 +778,18 @@ def as_typed(
     return f"--{flag}{where} {value} cannot be used: {remedy}"
 
 # %% ../nbs/25_cli.ipynb #d4650153
+def cells_without_effect(
+    study: Study,  # as asked for
+) -> list[str]:
+    "A sentence for each entry of `cells` that no run has, because it fits no cell, or because a sweep sets the same."
+    recipes = [*study.recipes, *(searched_recipes(study.recipes) if study.search.trials else ())]
+    cells, found = list(map(set, product(study.tasks, recipes, study.tunings))), []
+    for name in study.cells:
+        *words, setting = name.split()
+        if setting in study.sweep: found.append(f"--cells {name!r} has no effect: --sweep gives {setting} to every cell")
+        elif not any(set(words) <= cell for cell in cells): found.append(f"--cells {name!r} has no effect: the study has no such cell")
+    return found
+
 def without_effect(
     command,           # from `parse`
     words: list[str],  # the command line
@@ -794,8 +807,9 @@ def without_effect(
                 dpo=f"{' '.join(recipes)} has no DPO stage", lora="no cell is tuned by LoRA")
     unused = [f"{flag} has no effect: {what[found[1]]}" for flag in typed
               if (found := re.match(r"--(sft|dpo|lora)\.", flag)) and found[1] not in used]
-    return unused + [f"--{kind}.steps has no effect: --{kind}.epochs says how long a stage is" for kind in ("sft", "dpo")
-                     if {f"--{kind}.steps", f"--{kind}.epochs"} <= set(typed)]
+    unused += [f"--{kind}.steps has no effect: --{kind}.epochs says how long a stage is" for kind in ("sft", "dpo")
+               if {f"--{kind}.steps", f"--{kind}.epochs"} <= set(typed)]
+    return unused + cells_without_effect(holder) if isinstance(holder, Study) else unused
 
 # %% ../nbs/25_cli.ipynb #42d9bcd7
 def of_system(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'mean_of_folds', 'chosen_way',
-           'honest', 'pool_of', 'dealt', 'too_little', 'capitalized', 'baselines_in_folds', 'too_easy', 'way_of',
-           'with_rate', 'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
+           'honest', 'pool_of', 'dealt', 'too_little', 'baselines_in_folds', 'too_easy', 'way_of', 'with_rate',
+           'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
            'judging_folds', 'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared',
            'reached_without', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
            'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file',
@@ -33,6 +33,7 @@ from .config import Execution, Reading, Run, Sampling, Stage, Study, WorkFailed,
 from .data import DataError, TaskData, deal, load_task, nearly_equal, prompt_key, questions_of, subset
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
+from .engine.plain_text import capitalized
 from .engine.runs import finish_stage, model_card, save_task, task_record
 from .engine.safe_files import remove, write_json, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
@@ -159,7 +160,6 @@ INSTEAD = {  # what to do where a baseline suffices
     "the shorter one": " Pairs of about the same length would say more about what is preferred."}
 ENOUGH = 1000  # training rows from which a baseline is fitted before anything is trained
 
-def capitalized(words: str) -> str: return words[:1].upper() + words[1:]
 
 def baselines_in_folds(
     data: TaskData,  # as loaded

@@ -29,6 +29,7 @@ from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
 from sftdpo.verdicts.evidence import Evidence, cell_values, differences_of
 from sftdpo.verdicts.gates import _unequal_trials, headroom, mark_collapsed, strong
+from sftdpo.verdicts.matching import some_cell_matches
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
 from sftdpo.verdicts.verdict import (
@@ -764,6 +765,45 @@ def test_what_more_costs_is_told_of_any_study(repository):
     if not home.exists(): pytest.skip("the stored studies are not part of an installed package")
     whole, searched, small = costs_in_words([home / name for name in ("bard-sonnet", "bard-paraphrase", "small-budget")]).splitlines()[2:]
     assert re.search(r"every cell 4\.\d h, the search with 3 seeds 10\.\d h", whole) and "87 min, the search with 3 seeds" in searched and "search" not in small
+
+
+def test_a_sweep_over_the_first_stage_s_share_is_told_apart(repository):
+    "`split` is a column of results as well, which says what judged. At cb0b3cb1 the verdicts of such a study are an error, and so is its report."
+    home = repository / "nbs/study/results/small-budget"
+    if not home.exists(): pytest.skip("the stored studies are not part of an installed package")
+    assert {"full, split = 0.25", "full, split = 0.5", "full, split = 0.75"} == {one.where for one in judge_claims(home, claims=["C1"])}
+
+
+def test_a_base_model_is_judged_in_every_fold():
+    "On a further set the folds judge the same rows. At cb0b3cb1 the base model counts in the first fold alone."
+    _, examples = study({("base", "-"): 0, ("sft", "full"): 1}, seeds=1, examples=20)
+    folds = pd.concat([examples.assign(fold=fold, run=examples.run + str(fold), seed=1000 * fold) for fold in (1, 2, 3)])
+    assert [len(cell_values(folds, "sonnet", cell)) for cell in (("base", "-"), ("sft", "full"))] == [60, 60]
+
+
+def test_some_cell_shows_the_cell_that_decides():
+    "LoRA matches, and full fine-tuning, a little ahead, has its rate at the edge. At cb0b3cb1 the verdict of the one stands beside the effect of the other."
+    _, examples = study({("sft", "full"): 0, ("dpo", "lora"): 1}, examples=10)
+    effect = difference(cell_values(examples, "sonnet", ("sft", "full")), cell_values(examples, "sonnet", ("dpo", "lora")))
+    def of(where, verdict, low): return Verdict("C2", "?", "paraphrase", verdict, where=where, part="one cell", margin=0.01, unit="accuracy",
+                                                effects=((f"dpo {where} − sft {where}", dataclasses.replace(effect, low=low)),), why=f"why {where}")
+    cells = [of("full", "undecided (rates)", 0.02), of("lora", "supported", 0.01)]
+    found = some_cell_matches(cells, cells)
+    assert (found.verdict, found.effects[0][0]) == ("supported", "dpo lora − sft lora") and found.why.endswith("The best, lora: why lora")
+
+
+def test_the_margin_beside_a_verdict_on_times_is_its_own():
+    "At cb0b3cb1 both parts of C4 show the margin of the second."
+    seconds = {("sft", "full"): 100., ("sft", "lora"): 99.}
+    frames, margins = study({cell: 0 for cell in seconds}, seconds=seconds, workers=1, load=1.), Margins(time=1.2, same_time=1.05)
+    assert {one.part.split(" by")[0]: one.margin for one in judge_results(*frames, margins, ["C4"])} == {"does not reduce": 1.05, "reduces": 1.2}
+
+
+def test_baselines_of_another_metric_are_not_compared():
+    "A task of one's own, judged by a share, beside baselines in chrF: at cb0b3cb1 a math domain error."
+    results, examples = study({("base", "-"): 0, ("sft", "full"): 0.1}, tasks=("paraphrase",))
+    rows = results[:1].assign(metric="baseline_chrf_ceiling", value=100.)
+    assert strong(Evidence(pd.concat([results, rows]), examples, "paraphrase", Margins()), [("sft", "full")])[-1].passed is not False
 
 
 def test_a_strong_cell_beats_every_baseline_that_tables_compare_with():

@@ -25,7 +25,7 @@ from sftdpo.cli import (
     without_effect,
     write_and_tell,
 )
-from sftdpo.config import Execution, Study
+from sftdpo.config import Execution, SettingsError, Study
 from sftdpo.engine.work import cores
 from sftdpo.tasks import TASKS
 
@@ -334,6 +334,19 @@ def test_what_cannot_be_written_is_found_before_the_work(tmp_path):
 def test_steps_beside_epochs_are_noted():
     words = ["train", "--sft.epochs", "1", "--sft.steps", "50"]
     assert without_effect(parse(words), words) == ["--sft.steps has no effect: --sft.epochs says how long a stage is"]
+
+
+def test_values_for_cells_that_no_run_has_are_noted():
+    "At cb0b3cb1 nothing is said, and the cells train as if they had not been given."
+    words = ["compare", "--recipes", "sft-dpo", "--sweep", "dpo.beta", "0.1,0.2", "--cells", "dpo lora dpo.learning_rate", "1e-4", "lora dpo.beta", "0.3", "sft-dpo lora.rank", "4"]
+    assert without_effect(parse(words), words) == ["--cells 'dpo lora dpo.learning_rate' has no effect: the study has no such cell",
+                                                   "--cells 'lora dpo.beta' has no effect: --sweep gives dpo.beta to every cell"]
+
+
+def test_the_value_that_is_no_number_is_named():
+    "At cb0b3cb1 it is said of the first pair."
+    with pytest.raises(SettingsError, match="--cells 'dpo full dpo.beta' abc: give a number"):
+        parse(["compare", "--cells", "sft lora sft.learning_rate", "1e-3", "dpo full dpo.beta", "abc"])
 
 
 def test_a_full_disk_keeps_its_own_remedy():

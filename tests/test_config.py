@@ -52,6 +52,13 @@ from sftdpo.engine.options import helps
     (lambda: Study(seeds=(1, 1)), ["study.seeds", "none twice"]),
     (lambda: Study(tasks=("paraphrase", "sonnet"), data="pairs.tsv"), ["one path serves one task"]),
     (lambda: Study(sweep={"dpo.bta": [0.1]}), ["did you mean 'beta'?"]),
+    (lambda: Study(sweep={"seed": [0, 1]}, folds=2), ["study.sweep = 'seed'", "list several as seeds instead"]),
+    (lambda: Study(sweep={"tuning": ["full", "lora"]}), ["study.sweep = 'tuning'", "tunings instead"]),
+    (lambda: Study(folds=-1), ["study.folds = -1", "use 0, or at least 2"]),
+    (lambda: Search(seeds=(900, 900)), ["search.seeds", "none twice"]),
+    (lambda: Search(trials=3, betas=(0.0,)), ["search.betas", "above 0"]),
+    (lambda: Search(further=-5), ["search.further = -5"]),
+    (lambda: Search(train_size=-5), ["search.train_size = -5"]),
     (lambda: Study(sweep={"dpo.beta": "["}), ["study.sweep", "values with commas between them"]),
     (lambda: from_yaml(Study, "recipies: [sft]"), ["did you mean 'recipes'?"]),
     (lambda: from_yaml(Study, "dpo: {beta: [1]}"), ["dpo.beta = [1]"]),
@@ -143,6 +150,12 @@ def test_runs_of_a_study():
     assert [run.recipe for run in runs[:2]] == ["base", "base"]
     rates = {(run.recipe, run.tuning): [stage.learning_rate for stage in run.stages] for run in Study(learning_rates={"sft_full": 1, "dpo_lora": 2}).runs()}
     assert rates["sft-dpo", "full"][0] == 1 and rates["sft-dpo", "lora"][1] == 2 and rates["sft", "lora"][0] != 1
+
+
+def test_base_models_are_swept_too():
+    "Several untrained models, or ways to draw: at cb0b3cb1 only the first is judged."
+    study = Study(tasks=("sonnet",), recipes=("base",), sweep={"backbone": ["bard", "smollm2-135m"], "sampling.temperature": [0.5, 1.0]})
+    assert [(run.backbone, run.sampling.temperature) for run in study.runs()] == [("bard", 0.5), ("bard", 1.0), ("smollm2-135m", 0.5), ("smollm2-135m", 1.0)]
 
 
 def test_words_that_yaml_reads_as_something_else():

@@ -47,7 +47,7 @@ from sftdpo.page.live import (
     stop_study,
     working,
 )
-from sftdpo.page.own_file import OwnFile, PageActions, keep_upload
+from sftdpo.page.own_file import OwnFile, PageActions, keep_upload, remedy_in_words
 from sftdpo.page.views import (
     Predictions,
     answers_of,
@@ -609,6 +609,30 @@ def test_what_is_found_stands_beside_the_column_in_the_page_s_words(tmp_path):
     assert "1 row: the label is empty" in label and "1 row: the prompt is empty" in prompt and "line 62" in label
     assert own.mend_button.description == "Leave out the rows that cannot be used" and "cannot be used" in own.findings.value
     assert "--" not in re.sub("<[^>]*>", "", label + prompt + own.findings.value)
+
+
+def test_the_look_at_another_file_is_not_taken_for_this_one_s(tmp_path):
+    "While a second file is read, the first one's task and columns are not used for it, nor shown when they come late. At cb0b3cb1 both happen."
+    waiting, taken = [], []
+    own = own_file(tmp_path, later=lambda *look: waiting.append(look), use=lambda *what: taken.append(what))
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *ROWS]))
+    (tmp_path / "b.csv").write_text("\n".join(["prompt,chosen,rejected", *(f"ask {i},yes {i},no {i}" for i in range(60))]))
+    own.pick(str(tmp_path / "a.csv"))
+    look_now(*waiting[0])
+    assert own.then.layout.display is None
+    own.pick(str(tmp_path / "b.csv"))
+    assert own.then.layout.display == "none"
+    look_now(*waiting[0])
+    assert own.then.layout.display == "none"
+    look_now(*waiting[1])
+    own.use_button.click()
+    assert [what[:2] for what in taken] == [(str(tmp_path / "b.csv"), "preferences")] and list(own.fields) == ["prompt", "chosen", "rejected"]
+
+
+def test_a_remedy_keeps_the_letters_of_a_file_s_own_words():
+    "At cb0b3cb1 a column `Ticket Text` is called 'ticket text' on the button."
+    look = SimpleNamespace(remedy=("labels", Reading(prompt="Ticket Text", label="Team")), reading=Reading())
+    assert remedy_in_words(look).startswith("T") and "'Ticket Text'" in remedy_in_words(look) and "'Team'" in remedy_in_words(look)
 
 
 def test_a_file_that_is_no_table_is_refused_in_a_sentence(tmp_path):

@@ -426,8 +426,8 @@ def check_words(
         for value in values if typing.get_origin(option.values) is not dict else ():
             check_value(option, flag, value)
         if typing.get_origin(option.values) is dict and float in typing.get_args(option.values):
-            for value in values[1::2]:
-                check_value(dataclasses.replace(option, kind=float), f"{flag} {values[0]!r}", value)
+            for key, value in zip(values[::2], values[1::2]):
+                check_value(dataclasses.replace(option, kind=float), f"{flag} {key!r}", value)
         if typing.get_origin(option.values) is dict and len(values) % 2:
             raise SettingsError(f"{flag} takes pairs of KEY and VALUE, but {shlex.join(values)} is "
                                 "an odd number of words.")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'CONTROLS', 'SHOWN', 'MOVES', 'WIDTH', 'visible', 'CleanStream', 'note_warning', 'clean_output',
-           'wrapped', 'say', 'wrapped_command', 'what_next']
+           'wrapped', 'say', 'capitalized', 'wrapped_command', 'what_next']
 
 # %% ../../nbs/engine/01_plain_text.ipynb #c11b7038
 import re
@@ -94,6 +94,13 @@ def say(
     "Print text: on a terminal in lines of 80 letters, elsewhere a line a paragraph."
     shown = wrapped if sys.stdout.isatty() else str
     print(*map(shown, text.splitlines()), sep="\n")
+
+# %% ../../nbs/engine/01_plain_text.ipynb #7d10aa0c
+def capitalized(
+    words: str,  # a sentence without its full stop, or a part of one
+) -> str:
+    "The words with a capital at the start; other letters stay as they are."
+    return words[:1].upper() + words[1:]
 
 # %% ../../nbs/engine/01_plain_text.ipynb #7d10aa04
 def wrapped_command(

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 # %% ../../nbs/page/04_own_file.ipynb #cd76e5c1
 from ..config import Reading
+from ..engine.plain_text import capitalized
 from ..engine.safe_files import write_bytes
 from .forms import FULL, NAME, WRONG, beside, in_page_words
 from .views import html_table
@@ -324,7 +325,7 @@ def remedy_in_words(
 ) -> str:
     "What the button does that applies the remedy."
     task, reading = look.remedy
-    return f"{'; '.join(changes_in_words(look.reading, reading)) or 'read it as ' + task}".capitalize()
+    return capitalized("; ".join(changes_in_words(look.reading, reading)) or f"read it as {task}")
 
 # %% ../../nbs/page/04_own_file.ipynb #290ec67d
 def findings_html(
@@ -352,6 +353,7 @@ class FileLook(OwnFileLayout):
     ):
         self.actions, self.name, self.reading, self.seen, self.fields, self.quiet = (
             actions, "", Reading(), None, {}, False)
+        self.begun = None  # the latest look
         self.widget = self.make()
         self.again.layout.display = "none"  # until there is a file
         self.show(None)
@@ -373,10 +375,12 @@ class FileLook(OwnFileLayout):
         return partial(lambda: look_at(name, task, reading, self.reader(), backbone))
 
     def look(self):
-        "Begin a look at the file as it is to be read now."
+        "Begin a look at the file as it is to be read now; what an earlier one finds is not shown any more."
         self.again.layout.display = None
-        self.findings.value = beside("reading …")
-        self.actions.later(self.looking(), self.show, self.refuse)
+        for one in (self.then, self.mend_button): one.layout.display = "none"
+        self.findings.value, self.begun = beside("reading …"), self.looking()
+        def unless_late(show, begun): return lambda found: show(found) if self.begun is begun else None
+        self.actions.later(self.begun, *(unless_late(show, self.begun) for show in (self.show, self.refuse)))
 
     def set_task(self, task: str):
         "Show a task without looking again."

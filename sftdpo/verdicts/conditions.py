@@ -90,10 +90,10 @@ def search_of(
 # %% ../../nbs/verdicts/04_conditions.ipynb #8cb915fc
 def trained_as_chosen(
     settings: dict,  # of a run
-    chosen: tuple,   # the rate, and beta, that the search chose for its cell
+    chosen: dict[str, float],  # setting: what the search chose for its stages
 ) -> bool:
     "Has the run what the search chose, and not a value that was given by hand?"
-    for name, value in zip(RECIPES[settings["recipe"]].searched, chosen):
+    for name, value in chosen.items():
         own = settings
         for part in name.split("."): own = (own or {}).get(part)
         if own is not None and value == value and not math.isclose(own, value, rel_tol=1e-3): return False
@@ -118,10 +118,12 @@ def read_conditions(
     folder, lines, swept = Path(folder), [], swept_values(folder)
     table, trained_on = read_search(folder), (StudyFolder(folder).values().get("search") or {}).get("train_size")
     search, chosen = search_of(table), table[table["chosen"] == True]  # noqa: E712
-    chosen = {(one.task, one.recipe, one.tuning): (one.learning_rate, one.beta) for one in chosen.itertuples()}
+    chosen = {(one.task, one.recipe, one.tuning): dict(zip(RECIPES[one.recipe].searched, (one.learning_rate, one.beta)))
+              for one in chosen.itertuples()}
     for (run, *cell), _ in results.groupby(["run", "task", "recipe", "tuning"], sort=False):
         settings, cell = read_settings(folder, run), tuple(cell)
-        searched = cell in search.index and trained_as_chosen(settings, chosen.get(cell, ()))
+        alone = (cell[0], RECIPES[cell[1]].after, cell[2])  # the recipe whose stage comes first
+        searched = cell in search.index and trained_as_chosen(settings, chosen.get(cell, {}) | chosen.get(alone, {}))
         found = search.loc[cell].to_dict() if searched else NOT_SEARCHED
         conditions = conditions_of(settings, read_environment(folder, run))
         lines.append(dict(run=run, **found, **conditions,
@@ -129,5 +131,7 @@ def read_conditions(
     added = pd.DataFrame(lines).set_index("run").join(swept)
     if (planned := planned_runs(folder)) is not None:
         added["missing"] = missing_runs(planned, set(results["run"]))
-    added = {name: results["run"].map(added[name]) for name in added if name not in results}
+    # a sweep over `split`, the first stage's share of the rows; of results, `split` says which rows judged
+    new = [name for name in added if name not in results or name == "split"]
+    added = {name: results["run"].map(added[name]) for name in new}
     return results.assign(**added), tuple(swept)

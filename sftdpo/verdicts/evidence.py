@@ -81,7 +81,7 @@ def cell_values(
     if rows.empty or column not in rows: table = pd.DataFrame({"seed": [], "id": [], "value": []})
     else:
         table = observations(rows.assign(value=rows[column].astype(float)).reset_index(drop=True))
-        if is_base: table = table.drop_duplicates("id").drop(columns="seed")
+        if is_base: table = table.drop_duplicates([name for name in ("fold", "id") if name in table]).drop(columns="seed")
     table.attrs["name"] = f"{name_of(cell)} on {task}"  # for messages
     return table
 

@@ -13,6 +13,7 @@ import math
 
 import pandas as pd
 
+from ..engine.plain_text import capitalized
 from ..stats import Estimate, difference, interval, lead
 from ..tasks import RECIPES, Metric, Task, format_interval, format_metric
 from .evidence import Evidence
@@ -21,13 +22,8 @@ from .verdict import Gate, Verdict, corrected_level, describe_estimate, held_bac
 # %% ../../nbs/verdicts/03_gates.ipynb #ce51fec3
 def _baselines_for(record: Task, found: dict[str, float]) -> dict[str, float]:
     "Of all baselines, those that are measured in the primary metric and that one can use."
-    metric = record.primary.name
-    if metric == "chrf":
-        usable = {one.name for one in record.comparable_baselines()}
-        return {name: found[name] for name in found if name in usable}
-    if metric == "macro_f1":
-        return {name.removesuffix("_f1"): found[name] for name in found if name.endswith("_f1")}
-    return {name: found[name] for name in found if not name.endswith(("_low", "_high", "_f1"))}
+    def title(name): return name.removesuffix("_f1") if record.primary.name == "macro_f1" else name
+    return {title(one.name): found[one.name] for one in record.comparable_baselines() if one.name in found}
 
 # %% ../../nbs/verdicts/03_gates.ipynb #8b56add3
 def _majority(examples: pd.DataFrame) -> dict[str, float]:
@@ -290,7 +286,7 @@ def _notes_of(gates: list[Gate]) -> tuple[str, ...]:
     noted = [gate for gate in gates if gate.passed is None and gate.name in ("base", "baselines")]
     noted += [gate for gate in gates if gate.passed and (
         gate.name == "collapse" and "gave" in gate.words or gate.name == "missing" and "lacks" in gate.words)]
-    return tuple(f"{gate.words[0].upper()}{gate.words[1:]}." for gate in noted)
+    return tuple(f"{capitalized(gate.words)}." for gate in noted)
 
 # %% ../../nbs/verdicts/03_gates.ipynb #ec815455
 def _weakened(one: Verdict, failed: list[Gate]) -> Verdict:

@@ -99,11 +99,11 @@ def some_cell_matches(
     plain: list[Verdict],  # the same at the plain level
 ) -> Verdict:
     "Is there a cell of DPO alone that matches SFT?"
-    tried = [one for one in cells if one.verdict != "not asked"] or cells
-    best = max(tried, key=lambda one: one.effects[0][1].low if one.effects else -math.inf)
     lost = {one.where.split(",")[0] for one in plain if one.verdict == "refuted"}
     all_lost = all(one.verdict == "refuted" for one in plain) and lost >= {"full", "lora"}
     said = "refuted" if all_lost else min((one.verdict for one in cells), key=ORDER.index)
+    best = max([one for one in cells if one.verdict == said] or cells,
+               key=lambda one: one.effects[0][1].low if one.effects else -math.inf)
     decides = best.decides if said.startswith(("undecided", "not")) else ""
     why = "; ".join(f"{one.where} {one.verdict}" for one in cells)
     if said == "refuted" and not all_lost:

@@ -186,11 +186,11 @@ SAVES_NO_TIME = "Does LoRA fail to reduce wall-clock time?"
 
 # %% ../../nbs/verdicts/08_times.ipynb #a946d100
 def _time_parts(margins: Margins) -> tuple:
-    "C4's parts: how each is called, its question, its bounds."
+    "C4's parts: how each is called, its question, its bounds, the margin that these come from."
     share = f"{100 * (1 - 1 / margins.time):.0f} %"
-    return (("does not reduce", SAVES_NO_TIME, (1 / margins.same_time, 1.)),
+    return (("does not reduce", SAVES_NO_TIME, (1 / margins.same_time, 1.), margins.same_time),
             (f"reduces by {share}", f"Does LoRA reduce wall-clock time by {share} or more?",
-             (1 / margins.time,) * 2))
+             (1 / margins.time,) * 2, margins.time))
 
 # %% ../../nbs/verdicts/08_times.ipynb #85e3aa2f
 def judge_times(
@@ -204,8 +204,8 @@ def judge_times(
 ) -> list[Verdict]:
     "C4's two parts: does LoRA not reduce the time, and does it reduce it by a share that is felt?"
     found = []
-    for part, question, bounds in _time_parts(margins):
-        frame = Verdict("C4", question, task, "undecided", margin=margins.time, unit="times",
+    for part, question, bounds, margin in _time_parts(margins):
+        frame = Verdict("C4", question, task, "undecided", margin=margin, unit="times",
                         where=where, notes=notes, part=part)
         found.append(after_gates(judge_time(frame, effect, others, bounds), gates))
     return found
