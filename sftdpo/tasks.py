@@ -78,8 +78,7 @@ def format_metric(
     "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
-    # first to nine digits, so that a sum in another order is no other number; a negative zero becomes a plain one
-    rounded = round(round(value * metric.factor, 9), metric.digits) + 0.0
+    rounded = round(value * metric.factor, metric.digits) + 0.0  # a negative zero becomes a plain one
     text = f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
     return (text if bare else text + metric.sign).replace("-", "−")
 
