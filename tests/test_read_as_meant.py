@@ -2,6 +2,7 @@
 import codecs
 import csv
 import json
+import shlex
 
 import datasets
 import numpy as np
@@ -172,3 +173,25 @@ def test_where_a_text_was_taken_from_is_no_prompt(tmp_path):
     assert report.columns["prompt"] == "{tweet}\n" and not report.stops
     path.write_text("source,target\n" + "".join(f"My tea {i} is fine today.,Mein Tee {i} ist heute gut.\n" for i in range(80)))
     assert check_file(None, path).columns["prompt"].startswith("{source}")
+
+
+# -- what columns and labels mean
+
+@pytest.mark.parametrize("columns, labels, task", [
+    (("sentence1", "sentence2", "label"), ["entailment", "not_entailment"], "labels"), (("sentence1", "sentence2", "label"), list("012"), "labels"),
+    (("sentence1", "sentence2", "label"), list("01"), "paraphrase"), (("sentence1", "sentence2", "is_duplicate"), ["0.0", "1.0"], "paraphrase"),
+    (("question1", "question2", "label"), ["not_duplicate", "duplicate"], "paraphrase")])
+def test_sentences_are_questions_only_where_names_or_labels_say_so(columns, labels, task, tmp_path):
+    "At cb0b3cb1, GLUE's RTE was read as question pairs, its class names were ignored, and of three classes the third was left out without a word."
+    names = [one for one in labels if one.isidentifier()]
+    rows = {columns[0]: [f"The tea {i} is hot." for i in range(60)], columns[1]: [f"Tea {i} is cold." for i in range(60)],
+            columns[2]: [i % len(labels) if names else labels[i % len(labels)] for i in range(60)]}
+    features = datasets.Features({**{name: datasets.Value("string") for name in columns}, **({columns[2]: datasets.ClassLabel(names=names)} if names else {})})
+    data = datasets.Dataset.from_dict(rows, features=features)
+    report = check_file(None, data)
+    assert report.task == task and not report.problems
+    doubt = [note for note in report.notes if "reads them as sentences with labels" in note]
+    assert bool(doubt) == (columns[2] == "label" and labels == ["0", "1"])
+    if doubt:
+        options = shlex.split(doubt[0].partition("else: ")[2].partition(" reads")[0])
+        assert dict(zip(options[::2], options[1::2])) == {"--tasks": "labels", "--reading.prompt": r"{sentence1}\n{sentence2}\n", "--reading.label": "label"}
