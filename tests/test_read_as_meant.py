@@ -195,3 +195,13 @@ def test_sentences_are_questions_only_where_names_or_labels_say_so(columns, labe
     if doubt:
         options = shlex.split(doubt[0].partition("else: ")[2].partition(" reads")[0])
         assert dict(zip(options[::2], options[1::2])) == {"--tasks": "labels", "--reading.prompt": r"{sentence1}\n{sentence2}\n", "--reading.label": "label"}
+
+
+@pytest.mark.parametrize("name, values, told", [
+    ("label", ["True", "False"], True), ("rating", list("12345"), True), ("Quality", ["fine", "poor"], True), ("checked", ["good", "bad"], True),
+    ("checked", ["4.5", "2,0"], True), ("category", ["open", "closed"], False), ("label", ["True"], False),
+    ("id", ["1", "2"], False), ("Unnamed: 0", ["1", "2"], False), ("__index_level_0__", [1, 2], False)])
+def test_what_rates_an_answer_is_seen_in_text_too(name, values, told):
+    "At cb0b3cb1, `label` with True and False had its note in JSON lines and none in a CSV file, where each cell is text; pandas' index was taken for a rating."
+    rows = [dict(prompt=f"What is {i}?", completion=f"It is number {i}.") | {name: values[i % len(values)]} for i in range(40)]
+    assert any("delete the rows that are not to be imitated" in note for note in load_task("completions", rows).intake.notes) == told

@@ -692,6 +692,18 @@ def wider_template(
     return f"{before}{shape.template[:place]}{after}{end}"
 
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad5
+_rating = re.compile(r"(^|_)(label|rating|score|quality|feedback|status|reward|vote|star)s?$")
+_reviews = set("accept accepted reject rejected ignore ignored approved submitted completed validated pending discarded draft default".split())
+_verdicts = {*_reviews, *"true false good bad yes no correct incorrect pass fail up down".split()}
+
+def _rates(name: str, values: list) -> bool:
+    "Do a column's values say how good each row is? Numbers and names of rows do not."
+    if re.search(r"(?<!val)ids?$|idx|^_*index|^unnamed", _plain(name)): return False
+    if any(isinstance(v, (bool, int, float)) for v in values): return True
+    said = {v.strip().lower() for v in values if isinstance(v, str)} - {""}
+    return 2 <= len(said) <= max(2, len(values) / 3) and (
+        bool(_rating.search(_plain(name))) or all(v in _verdicts or re.fullmatch(r"-?\d+([.,]\d+)?", v) for v in said))
+
 def left_out(
     table: Table,  # of training rows
     shape: Shape,  # as found
@@ -701,9 +713,7 @@ def left_out(
     texts = [name
              for name in shape.unused if name in _texts(some) or _plain(name) in (*_before, "input")
              and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
-    rated = [name for name in shape.unused if shape.task == "completions"
-             and any(isinstance(v, (bool, int, float)) for v in some.values(name))
-             and not re.search(r"(?i)id(x|$)|^index|^unnamed", name)]
+    rated = [name for name in shape.unused if shape.task == "completions" and _rates(name, some.values(name))]
     notes = []
     if texts and shape.task != "paraphrase":
         notes.append(f"left out: {', '.join(map(repr, texts))}; "
