@@ -205,3 +205,12 @@ def test_what_rates_an_answer_is_seen_in_text_too(name, values, told):
     "At cb0b3cb1, `label` with True and False had its note in JSON lines and none in a CSV file, where each cell is text; pandas' index was taken for a rating."
     rows = [dict(prompt=f"What is {i}?", completion=f"It is number {i}.") | {name: values[i % len(values)]} for i in range(40)]
     assert any("delete the rows that are not to be imitated" in note for note in load_task("completions", rows).intake.notes) == told
+
+
+def test_rows_that_a_reviewer_rejected_are_told():
+    "At cb0b3cb1, Prodigy's rejected rows were learned without a word, and where all were accepted the answer to learn was 'accept'."
+    rows = [dict(text=f"some text {i}", label="AB"[i % 2], answer=["accept", "reject", "ignore"][i % 3]) for i in range(60)]
+    for task in (None, "labels"): assert any("left out: 'answer'; every row is used" in note for note in check_file(task, rows).notes)
+    assert not any("every row is used" in note for note in check_file("labels", [row | dict(answer="accept") for row in rows]).notes)
+    choice = [dict(text=f"some text {i}", accept=["AB"[i % 2]], answer="accept") for i in range(60)]
+    with pytest.raises(DataError, match="'answer' holds 'accept' in every row, which teaches nothing"): check_file(None, choice)

@@ -680,7 +680,12 @@ def fitting_task(
         raise DataError(f"{table.file}: a row has two sentences and one of the labels {', '.join(map(repr, labels[:5]))}, so "
                         "they may be no questions that ask the same thing or not. As sentences with labels: --task labels "
                         "--reading.prompt '{COLUMN}\\n{COLUMN}\\n' --reading.label COLUMN.")
-    if task == "completions" and (answer := few_answers(table, reading)):
+    if task == "completions" and (found := few_answers(table, reading)):
+        answer, values = found
+        if len(values) == 1:
+            raise DataError(f"{table.file}: the column {answer!r} holds {values[0]!r} in every row, which teaches nothing: name "
+                            "the column of the answers, --task completions --reading.completion COLUMN, or that of the "
+                            "labels, --task labels --reading.label COLUMN.")
         raise DataError(f"{table.file}: the column {answer!r} holds few different values: are they labels "
                         f"(--task labels --reading.label {shlex.quote(answer)}) or texts (--task completions)?")
     if task: return task

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'unescaped', 'template_pieces', 'Shape', 'guess_task', 'labels_of_sentences', 'find_shape',
            'with_talks_of_texts', 'read_conversations', 'talk_notes', 'order_by_scores', 'common_beginning',
-           'cut_beginnings', 'split_texts', 'texts_to_continue', 'with_inner_columns', 'prepared', 'label_columns',
-           'few_answers', 'usual_shapes', 'wider_template', 'left_out', 'numbers_among_texts']
+           'cut_beginnings', 'split_texts', 'texts_to_continue', 'with_inner_columns', 'prepared', 'few_answers',
+           'label_columns', 'usual_shapes', 'wider_template', 'left_out', 'numbers_among_texts']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
@@ -598,11 +598,23 @@ def _nested(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading,
             yield "translations", "completions", replace(reading, prompt=f"{{{name}.{keys[0]}}}\\n",
                                                          completion=f"{name}.{keys[1]}"), table
 
+# %% ../../nbs/reading/02_shapes.ipynb #f2069ebc
+def few_answers(
+    table: Table,      # as read
+    reading: Reading,  # as given
+) -> tuple[str, list[str]] | None:  # and its values
+    "The column of the completions, if nobody named it and it holds so few and short values that they may be labels."
+    name = None if reading.completion else _usual("completion", _free(list(table.columns), "completions", reading), "completions")
+    if name is None or len(table) < 20: return None
+    values = sorted({str(v).strip() for v in table.some(500).values(name) if isinstance(v, (str, int, float))} - {""})
+    return (name, values) if 1 <= len(values) <= 5 and max(map(len, values)) <= 40 else None
+
+
 # %% ../../nbs/reading/02_shapes.ipynb #8bab5ded
 def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Reading, Table]]:
     "Readings of one text a row: its end is the completion, after a speaker's mark, a line end, a sentence or a word."
     texts = _texts(table)
-    if reading.split or len(texts) != 1 or _groups(table) or table.joining_sign: return
+    if reading.split or len(texts) != 1 or _groups(table) or table.joining_sign or few_answers(table, reading): return
     name, = texts
     values = [value for value in table.values(name) if isinstance(value, str)]
     marks = [found[-1]
@@ -624,19 +636,6 @@ def label_columns(
     groups = {name: number for name, number in _groups(table).items() if name not in inside}
     groups.pop(_role_column("prompt", table.columns, reading, table.file), None)
     return sorted(groups, key=groups.get)
-
-# %% ../../nbs/reading/02_shapes.ipynb #f2069ebc
-def few_answers(
-    table: Table,      # as read
-    reading: Reading,  # as given
-) -> str | None:
-    "The column of the completions, if nobody named it and it holds so few and short values that they may be labels."
-    name = None if reading.completion else _usual("completion", _free(list(table.columns), "completions", reading), "completions")
-    if name is None or len(table) < 20: return None
-    some = table.some(500)
-    short = all(len(str(value)) <= 40 for value in some.values(name))
-    return name if short and name in _groups(some) and len(set(map(str, some.values(name)))) <= 5 else None
-
 
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae
 def usual_shapes(
@@ -714,6 +713,8 @@ def left_out(
              for name in shape.unused if name in _texts(some) or _plain(name) in (*_before, "input")
              and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
     rated = [name for name in shape.unused if shape.task == "completions" and _rates(name, some.values(name))]
+    reviewed = [name for name in shape.unused if name not in rated
+                and len(said := {str(v).strip().lower() for v in some.values(name)} - {"none", ""}) > 1 and said <= _reviews]
     notes = []
     if texts and shape.task != "paraphrase":
         notes.append(f"left out: {', '.join(map(repr, texts))}; "
@@ -722,6 +723,9 @@ def left_out(
     if rated:
         notes.append(f"left out: {', '.join(map(repr, rated))}; every row is learned from, "
                      "whatever it says there: delete the rows that are not to be imitated")
+    if reviewed:
+        notes.append(f"left out: {', '.join(map(repr, reviewed))}; every row is used, also those that are rejected there: "
+                     "delete the rows that are not to be learned from")
     return notes
 
 # %% ../../nbs/reading/02_shapes.ipynb #4a3228bb
