@@ -214,3 +214,14 @@ def test_rows_that_a_reviewer_rejected_are_told():
     assert not any("every row is used" in note for note in check_file("labels", [row | dict(answer="accept") for row in rows]).notes)
     choice = [dict(text=f"some text {i}", accept=["AB"[i % 2]], answer="accept") for i in range(60)]
     with pytest.raises(DataError, match="'answer' holds 'accept' in every row, which teaches nothing"): check_file(None, choice)
+
+
+def test_a_column_that_holds_the_answer_is_kept_out_of_the_prompt():
+    "At cb0b3cb1, the template proposed for Alpaca took in `text`, which holds the whole example, and nothing was said of one that did."
+    rows = [dict(instruction=f"Do the thing {i}.", input=f"with word{i}", output=f"result {i}", text=f"### Do the thing {i}.\n### result {i}") for i in range(40)]
+    notes = load_task("completions", rows).intake.notes
+    assert "left out: 'text', which holds the answer" in notes and r"left out: 'input'; --reading.prompt '{instruction}\n{input}\n' takes it in" in notes
+    assert any("the prompt takes in 'text', which holds the answer" in note for note in load_task("completions", rows, Reading(prompt=r"{instruction}\n{text}\n")).intake.notes)
+    quoted = [dict(question=f"Who won game {i}?", context=f"In game {i} Anna{i} won by far.", answer=f"Anna{i}") for i in range(40)]
+    note, = load_task("completions", quoted).intake.notes
+    assert r"--reading.prompt '{context}\n{question}\n' takes it in" in note, "a passage may hold the answer"

@@ -690,6 +690,20 @@ def wider_template(
     end = shape.template[place:].replace("\n", "\\n") or "\\n"
     return f"{before}{shape.template[:place]}{after}{end}"
 
+# %% ../../nbs/reading/02_shapes.ipynb #1b95bad4
+def _hold_answers(table: Table, shape: Shape, names: list[str]) -> list[str]:
+    "The columns of texts that hold each row's answer: of the prompt, and of background, only where they end with it or hold the prompt too."
+    answer, prompts = shape.columns.get("completion") or shape.columns.get("chosen"), [c for _, c in shape.pieces if c is not None]
+    if not answer: return []
+    def known(name):
+        asked, strict = [c for c in prompts if c != name], name in prompts or _plain(name) in (*_before, "input")
+        rows = [(text.rstrip(), said.strip(), others) for text, said, *others
+                in zip(*map(table.values, [name, answer, *asked])) if isinstance(text, str) and isinstance(said, str) and len(said.strip()) > 3]
+        found = sum(said in text and (not strict or text.endswith(said) or any(isinstance(o, str) and o.strip() in text for o in others if o))
+                    for text, said, others in rows)
+        return 2 * found > len(rows)
+    return [name for name in names if known(name)]
+
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad5
 _rating = re.compile(r"(^|_)(label|rating|score|quality|feedback|status|reward|vote|star)s?$")
 _reviews = set("accept accepted reject rejected ignore ignored approved submitted completed validated pending discarded draft default".split())
@@ -716,6 +730,12 @@ def left_out(
     reviewed = [name for name in shape.unused if name not in rated
                 and len(said := {str(v).strip().lower() for v in some.values(name)} - {"none", ""}) > 1 and said <= _reviews]
     notes = []
+    if known := _hold_answers(some, shape, texts):
+        notes.append(f"left out: {', '.join(map(repr, known))}, which hold{'s' * (len(known) == 1)} the answer")
+    if inside := _hold_answers(some, shape, list(dict.fromkeys(c for _, c in shape.pieces if c is not None))):
+        notes.append(f"the prompt takes in {', '.join(map(repr, inside))}, which hold{'s' * (len(inside) == 1)} the answer in most "
+                     "rows, so there is little left to learn: name other columns in --reading.prompt")
+    texts = [name for name in texts if name not in known]
     if texts and shape.task != "paraphrase":
         notes.append(f"left out: {', '.join(map(repr, texts))}; "
                      f"--reading.prompt '{wider_template(shape, texts)}' takes "
