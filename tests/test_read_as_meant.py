@@ -16,7 +16,7 @@ from sftdpo.reading.check import check_file, length_quantiles
 from sftdpo.reading.examples import shuffle_completions
 from sftdpo.reading.files import as_text, keep, plain_markdown, read_delimited, table_of, tables_of
 from sftdpo.reading.rows import opening
-from sftdpo.reading.shapes import Shape, find_shape, wider_template
+from sftdpo.reading.shapes import Shape, common_beginning, find_shape, wider_template
 
 ROWS = [dict(text=f"text {i} of some words", category="ab"[i % 2], stars=str(i % 5)) for i in range(60)]
 BOTH = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["neg", "pos"]))
@@ -225,3 +225,11 @@ def test_a_column_that_holds_the_answer_is_kept_out_of_the_prompt():
     quoted = [dict(question=f"Who won game {i}?", context=f"In game {i} Anna{i} won by far.", answer=f"Anna{i}") for i in range(40)]
     note, = load_task("completions", quoted).intake.notes
     assert r"--reading.prompt '{context}\n{question}\n' takes it in" in note, "a passage may hold the answer"
+
+
+@pytest.mark.parametrize("start", ["\n\nHuman: tell me\n\nAssistant:", "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "### Instruction:\nq\n\n### Response:",
+                                   "[INST] q [/INST]\n<|assistant|>", "User: How?\nAnswer in one line.\n\nModel:", "Human: q\n\nAssistant: Sure.\n\nAI is "])
+def test_a_prompt_ends_after_a_speakers_mark_and_not_after_an_ordinary_word(start):
+    "At cb0b3cb1, 'Answer in one line' ended the prompt after its first word, and 'AI is good' after 'AI'."
+    end = "Human: q\n\nAssistant:" if start.endswith("AI is ") else start.rstrip("\n")
+    assert common_beginning(f"{start}Good", f"{start}No idea").rstrip("\n") == end
