@@ -416,7 +416,7 @@ def order_by_scores(
                                                    for i, name in enumerate(names)})
 
 # %% ../../nbs/reading/02_shapes.ipynb #99037ba2
-_speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|chatbot|ai|model|gpt|claude)\b(?:[:|>\]]+|[ \t]*$)",
+_speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|chatbot|ai|model|gpt|claude)\b(?:[:|>\]]+|[ \t]*(?=\n))",
                      re.IGNORECASE | re.MULTILINE)
 
 def common_beginning(
