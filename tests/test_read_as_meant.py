@@ -233,3 +233,10 @@ def test_a_prompt_ends_after_a_speakers_mark_and_not_after_an_ordinary_word(star
     "At cb0b3cb1, 'Answer in one line' ended the prompt after its first word, and 'AI is good' after 'AI'."
     end = "Human: q\n\nAssistant:" if start.endswith("AI is ") else start.rstrip("\n")
     assert common_beginning(f"{start}Good", f"{start}No idea").rstrip("\n") == end
+
+
+def test_files_in_a_dict_are_read_as_asked_for(tmp_path):
+    "At cb0b3cb1, encoding, delimiter and columns were forgotten there."
+    (tmp_path / "old.csv").write_bytes("".join(f"été {i}|{'ab'[i % 2]}\n" for i in range(40)).encode("latin-1"))
+    reading = Reading(encoding="latin-1", delimiter="|", columns=("text", "label"))
+    assert load_task("labels", dict(train=tmp_path / "old.csv"), reading).examples == load_task("labels", tmp_path / "old.csv", reading).examples
