@@ -240,3 +240,17 @@ def test_files_in_a_dict_are_read_as_asked_for(tmp_path):
     (tmp_path / "old.csv").write_bytes("".join(f"été {i}|{'ab'[i % 2]}\n" for i in range(40)).encode("latin-1"))
     reading = Reading(encoding="latin-1", delimiter="|", columns=("text", "label"))
     assert load_task("labels", dict(train=tmp_path / "old.csv"), reading).examples == load_task("labels", tmp_path / "old.csv", reading).examples
+
+
+@pytest.mark.parametrize("turns, told", [
+    (lambda i: [dict(role="user", content=f"q {i}"), dict(role="assistant", content=None, tool_calls=[1]), dict(role="assistant", content="a")], "has a turn without text, as calls of tools have (first: row 1, turn 2)"),
+    (lambda i: [dict(type="human", content=f"q {i}"), dict(type="ai", content="a")], "a turn here has 'type', 'content' (row 1)"),
+    (lambda i: [dict(role="user", parts=[dict(text=f"q {i}")])], "a turn here has 'role', 'parts' (row 1)"), (lambda i: [dict(human=f"q {i}", assistant="a")], "a turn here has 'human', 'assistant' (row 1)")])
+def test_conversations_of_another_form_are_told(turns, told):
+    "At cb0b3cb1, the columns fitted no task, and one was too few. A file with calls of tools in every third row had no conversations either."
+    rows = [dict(messages=turns(i)) for i in range(60)]
+    for task in (None, "completions"):
+        with pytest.raises(DataError) as error: load_task(task, rows) if task else check_file(None, rows)
+        assert "If 'messages' is to hold conversations, each of its turns needs" in str(error.value) and told in str(error.value)
+    good = [row if i % 3 == 0 else dict(messages=[dict(role="user", content=f"q {i}"), dict(role="assistant", content=f"a {i}")]) for i, row in enumerate(rows)]
+    if "calls" in told: assert len(check_file("completions", good).problems) == 20

@@ -65,6 +65,7 @@ from sftdpo.reading.shapes import (
     label_columns,
     labels_of_sentences,
     prepared,
+    talk_hint,
     usual_shapes,
 )
 from ..tasks import TASKS, steps_of
@@ -691,9 +692,10 @@ def fitting_task(
     if task: return task
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table)
-    hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
+    told = talk_hint(table)
+    hint = table.hint() or told or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
                             "--reading.label COLUMN.")
-    if len(columns) == 1 and not table.joining_sign:
+    if len(columns) == 1 and not (table.joining_sign or told):
         hint = (" One column is too few: a row needs a prompt and at least one answer or text, in columns of their "
                 "own.")
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{hint}")
