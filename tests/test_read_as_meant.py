@@ -254,3 +254,12 @@ def test_conversations_of_another_form_are_told(turns, told):
         assert "If 'messages' is to hold conversations, each of its turns needs" in str(error.value) and told in str(error.value)
     good = [row if i % 3 == 0 else dict(messages=[dict(role="user", content=f"q {i}"), dict(role="assistant", content=f"a {i}")]) for i, row in enumerate(rows)]
     if "calls" in told: assert len(check_file("completions", good).problems) == 20
+
+
+def test_a_spreadsheets_errors_among_texts_are_told(tmp_path):
+    "At cb0b3cb1, #REF! and nan were learned as texts without a word."
+    cells = {3: ("#NAME?", "It is 3."), 5: ("What is 5?", "#REF!"), 6: ("What is 6?", "nan")}
+    (tmp_path / "some.csv").write_text("prompt,completion\n" + "".join(",".join(cells.get(i, (f"What is {i}?", f"It is {i}."))) + "\n" for i in range(40)))
+    notes = load_task("completions", tmp_path / "some.csv").intake.notes
+    assert notes == ["'prompt' holds a spreadsheet's error or no value in 1 row, read as text (first: #NAME?, line 5): correct or delete it",
+                     "'completion' holds a spreadsheet's error or no value in 2 rows, read as text (first: #REF!, line 7): correct or delete them"]

@@ -773,15 +773,22 @@ def left_out(
     return notes
 
 # %% ../../nbs/reading/02_shapes.ipynb #4a3228bb
+_no_text = {"#REF!", "#NAME?", "#N/A", "#VALUE!", "#DIV/0!", "#NULL!", "#NUM!", "nan", "NaN", "<NA>"}
+
 def numbers_among_texts(
     table: Table,  # of rows
     shape: Shape,  # as found
 ) -> list[str]:
-    "A note on each column that is to hold texts and holds numbers in some rows."
+    "A note on each column that is to hold texts and holds numbers in some rows, or what a spreadsheet writes where there is none."
     columns = dict.fromkeys([column for _, column in shape.pieces if column is not None]
                             + [shape.columns[part] for part in ("completion", "chosen", "rejected") if part in shape.columns])
     notes = []
     for name in columns:
+        bad = [i for i, value in enumerate(table.values(name)) if isinstance(value, str) and value.strip() in _no_text]
+        if bad:
+            notes.append(f"{name!r} holds a spreadsheet's error or no value in {counted(len(bad), 'row')}, read as text (first: "
+                         f"{table.values(name)[bad[0]].strip()}, {table.unit} {table.lines[bad[0]]}): correct or delete "
+                         f"{'it' if len(bad) == 1 else 'them'}")
         values = table.columns[name]
         if not isinstance(values, list): continue  # a column of a Parquet or Arrow file has one type
         numbers = [i for i, value in enumerate(values) if type(value) in (int, float) and math.isfinite(value)]
