@@ -495,7 +495,8 @@ def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> lis
 
 # %% ../nbs/01_data.ipynb #f57d3429
 def _file_table(path, reading: Reading) -> Table:
-    "The table of a file, read as the settings say."
+    "The table of a file, or of a folder in which `datasets` saved one, read as the settings say."
+    if (expanded(path) / "state.json").is_file(): return tables_of(path)["train"]
     return read_table(path, reading.delimiter, reading.encoding, reading.columns)
 
 def read_question_pairs(

@@ -247,11 +247,12 @@ def test_what_only_the_training_file_needed_is_not_asked_of_another(tmp_path, ca
     assert list(pd.read_csv(tmp_path / "answers.csv")["text"]) == ["naïve café", "plain"]
 
 
-def test_a_table_that_datasets_saved_is_a_file(team_model, tmp_path, capsys):
-    "All its rows judge, as those of a CSV do; at 2313f6f5 it was split as if it were to train."
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_table_that_datasets_saved_is_a_file(team_model, tmp_path, capsys, shards):
+    "All its rows judge, as those of a CSV do; at 2313f6f5 it was split as if it were to train, at cb0b3cb1 where it had several shards."
     import datasets
     home, _ = team_model
-    datasets.Dataset.from_list([dict(mail=f"My {('invoice', 'parcel')[i % 2]} number {i}", team=list(TEAMS)[i % 2]) for i in range(10)]).save_to_disk(tmp_path / "new")
+    datasets.Dataset.from_list([dict(mail=f"My {('invoice', 'parcel')[i % 2]} number {i}", team=list(TEAMS)[i % 2]) for i in range(10)]).save_to_disk(tmp_path / "new", num_shards=shards)
     code, told = asked(capsys, "evaluate", home / "out", "--data", tmp_path / "new", "--reading.prompt", "{mail}", "--reading.label", "team")
     assert code == 0 and "judged: 10 examples" in told, told
     code, told = asked(capsys, "predict", home / "out", tmp_path / "new", "--reading.prompt", "{mail}", "--out", tmp_path / "answers.csv")

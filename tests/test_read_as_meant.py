@@ -2,6 +2,7 @@
 import codecs
 import csv
 import json
+import shlex
 
 import datasets
 import numpy as np
@@ -15,7 +16,7 @@ from sftdpo.reading.check import check_file, length_quantiles
 from sftdpo.reading.examples import shuffle_completions
 from sftdpo.reading.files import as_text, keep, plain_markdown, read_delimited, table_of, tables_of
 from sftdpo.reading.rows import opening
-from sftdpo.reading.shapes import Shape, find_shape, wider_template
+from sftdpo.reading.shapes import Shape, common_beginning, find_shape, wider_template
 
 ROWS = [dict(text=f"text {i} of some words", category="ab"[i % 2], stars=str(i % 5)) for i in range(60)]
 BOTH = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["neg", "pos"]))
@@ -172,3 +173,93 @@ def test_where_a_text_was_taken_from_is_no_prompt(tmp_path):
     assert report.columns["prompt"] == "{tweet}\n" and not report.stops
     path.write_text("source,target\n" + "".join(f"My tea {i} is fine today.,Mein Tee {i} ist heute gut.\n" for i in range(80)))
     assert check_file(None, path).columns["prompt"].startswith("{source}")
+
+
+# -- what columns and labels mean
+
+@pytest.mark.parametrize("columns, labels, task", [
+    (("sentence1", "sentence2", "label"), ["entailment", "not_entailment"], "labels"), (("sentence1", "sentence2", "label"), list("012"), "labels"),
+    (("sentence1", "sentence2", "label"), list("01"), "paraphrase"), (("sentence1", "sentence2", "is_duplicate"), ["0.0", "1.0"], "paraphrase"),
+    (("question1", "question2", "label"), ["not_duplicate", "duplicate"], "paraphrase")])
+def test_sentences_are_questions_only_where_names_or_labels_say_so(columns, labels, task, tmp_path):
+    "At cb0b3cb1, GLUE's RTE was read as question pairs, its class names were ignored, and of three classes the third was left out without a word."
+    names = [one for one in labels if one.isidentifier()]
+    rows = {columns[0]: [f"The tea {i} is hot." for i in range(60)], columns[1]: [f"Tea {i} is cold." for i in range(60)],
+            columns[2]: [i % len(labels) if names else labels[i % len(labels)] for i in range(60)]}
+    features = datasets.Features({**{name: datasets.Value("string") for name in columns}, **({columns[2]: datasets.ClassLabel(names=names)} if names else {})})
+    data = datasets.Dataset.from_dict(rows, features=features)
+    report = check_file(None, data)
+    assert report.task == task and not report.problems
+    doubt = [note for note in report.notes if "reads them as sentences with labels" in note]
+    assert bool(doubt) == (columns[2] == "label" and labels == ["0", "1"])
+    if doubt:
+        options = shlex.split(doubt[0].partition("else: ")[2].partition(" reads")[0])
+        assert dict(zip(options[::2], options[1::2])) == {"--tasks": "labels", "--reading.prompt": r"{sentence1}\n{sentence2}\n", "--reading.label": "label"}
+
+
+@pytest.mark.parametrize("name, values, told", [
+    ("label", ["True", "False"], True), ("rating", list("12345"), True), ("Quality", ["fine", "poor"], True), ("checked", ["good", "bad"], True),
+    ("checked", ["4.5", "2,0"], True), ("category", ["open", "closed"], False), ("label", ["True"], False),
+    ("id", ["1", "2"], False), ("Unnamed: 0", ["1", "2"], False), ("__index_level_0__", [1, 2], False)])
+def test_what_rates_an_answer_is_seen_in_text_too(name, values, told):
+    "At cb0b3cb1, `label` with True and False had its note in JSON lines and none in a CSV file, where each cell is text; pandas' index was taken for a rating."
+    rows = [dict(prompt=f"What is {i}?", completion=f"It is number {i}.") | {name: values[i % len(values)]} for i in range(40)]
+    assert any("delete the rows that are not to be imitated" in note for note in load_task("completions", rows).intake.notes) == told
+
+
+def test_rows_that_a_reviewer_rejected_are_told():
+    "At cb0b3cb1, Prodigy's rejected rows were learned without a word, and where all were accepted the answer to learn was 'accept'."
+    rows = [dict(text=f"some text {i}", label="AB"[i % 2], answer=["accept", "reject", "ignore"][i % 3]) for i in range(60)]
+    for task in (None, "labels"): assert any("left out: 'answer'; every row is used" in note for note in check_file(task, rows).notes)
+    assert not any("every row is used" in note for note in check_file("labels", [row | dict(answer="accept") for row in rows]).notes)
+    choice = [dict(text=f"some text {i}", accept=["AB"[i % 2]], answer="accept") for i in range(60)]
+    with pytest.raises(DataError, match="'answer' holds 'accept' in every row, which teaches nothing"): check_file(None, choice)
+
+
+def test_a_column_that_holds_the_answer_is_kept_out_of_the_prompt():
+    "At cb0b3cb1, the template proposed for Alpaca took in `text`, which holds the whole example, and nothing was said of one that did."
+    rows = [dict(instruction=f"Do the thing {i}.", input=f"with word{i}", output=f"result {i}", text=f"### Do the thing {i}.\n### result {i}") for i in range(40)]
+    notes = load_task("completions", rows).intake.notes
+    assert "left out: 'text', which holds the answer" in notes and r"left out: 'input'; --reading.prompt '{instruction}\n{input}\n' takes it in" in notes
+    assert any("the prompt takes in 'text', which holds the answer" in note for note in load_task("completions", rows, Reading(prompt=r"{instruction}\n{text}\n")).intake.notes)
+    quoted = [dict(question=f"Who won game {i}?", context=f"In game {i} Anna{i} won by far.", answer=f"Anna{i}") for i in range(40)]
+    note, = load_task("completions", quoted).intake.notes
+    assert r"--reading.prompt '{context}\n{question}\n' takes it in" in note, "a passage may hold the answer"
+
+
+@pytest.mark.parametrize("start", ["\n\nHuman: tell me\n\nAssistant:", "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n", "### Instruction:\nq\n\n### Response:",
+                                   "[INST] q [/INST]\n<|assistant|>", "User: How?\nAnswer in one line.\n\nModel:", "Human: q\n\nAssistant: Sure.\n\nAI is "])
+def test_a_prompt_ends_after_a_speakers_mark_and_not_after_an_ordinary_word(start):
+    "At cb0b3cb1, 'Answer in one line' ended the prompt after its first word, and 'AI is good' after 'AI'."
+    end = "Human: q\n\nAssistant:" if start.endswith("AI is ") else start.rstrip("\n")
+    assert common_beginning(f"{start}Good", f"{start}No idea").rstrip("\n") == end
+
+
+def test_files_in_a_dict_are_read_as_asked_for(tmp_path):
+    "At cb0b3cb1, encoding, delimiter and columns were forgotten there."
+    (tmp_path / "old.csv").write_bytes("".join(f"été {i}|{'ab'[i % 2]}\n" for i in range(40)).encode("latin-1"))
+    reading = Reading(encoding="latin-1", delimiter="|", columns=("text", "label"))
+    assert load_task("labels", dict(train=tmp_path / "old.csv"), reading).examples == load_task("labels", tmp_path / "old.csv", reading).examples
+
+
+@pytest.mark.parametrize("turns, told", [
+    (lambda i: [dict(role="user", content=f"q {i}"), dict(role="assistant", content=None, tool_calls=[1]), dict(role="assistant", content="a")], "has a turn without text, as calls of tools have (first: row 1, turn 2)"),
+    (lambda i: [dict(type="human", content=f"q {i}"), dict(type="ai", content="a")], "a turn here has 'type', 'content' (row 1)"),
+    (lambda i: [dict(role="user", parts=[dict(text=f"q {i}")])], "a turn here has 'role', 'parts' (row 1)"), (lambda i: [dict(human=f"q {i}", assistant="a")], "a turn here has 'human', 'assistant' (row 1)")])
+def test_conversations_of_another_form_are_told(turns, told):
+    "At cb0b3cb1, the columns fitted no task, and one was too few. A file with calls of tools in every third row had no conversations either."
+    rows = [dict(messages=turns(i)) for i in range(60)]
+    for task in (None, "completions"):
+        with pytest.raises(DataError) as error: load_task(task, rows) if task else check_file(None, rows)
+        assert "If 'messages' is to hold conversations, each of its turns needs" in str(error.value) and told in str(error.value)
+    good = [row if i % 3 == 0 else dict(messages=[dict(role="user", content=f"q {i}"), dict(role="assistant", content=f"a {i}")]) for i, row in enumerate(rows)]
+    if "calls" in told: assert len(check_file("completions", good).problems) == 20
+
+
+def test_a_spreadsheets_errors_among_texts_are_told(tmp_path):
+    "At cb0b3cb1, #REF! and nan were learned as texts without a word."
+    cells = {3: ("#NAME?", "It is 3."), 5: ("What is 5?", "#REF!"), 6: ("What is 6?", "nan")}
+    (tmp_path / "some.csv").write_text("prompt,completion\n" + "".join(",".join(cells.get(i, (f"What is {i}?", f"It is {i}."))) + "\n" for i in range(40)))
+    notes = load_task("completions", tmp_path / "some.csv").intake.notes
+    assert notes == ["'prompt' holds a spreadsheet's error or no value in 1 row, read as text (first: #NAME?, line 5): correct or delete it",
+                     "'completion' holds a spreadsheet's error or no value in 2 rows, read as text (first: #REF!, line 7): correct or delete them"]

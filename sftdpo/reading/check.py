@@ -9,9 +9,9 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_J
            'report_verdict', 'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes',
            'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note', 'folds_note', 'glued',
            'between_glued', 'glued_notes', 'too_long_in', 'text_lengths', 'long_notes', 'add_tokens', 'check_data',
-           'tables_behind', 'fitting_task', 'columns_fit', 'works', 'recoded', 'suggested', 'look_of', 'advice',
-           'better_encoding', 'unloaded_report', 'shown_in', 'stops_of', 'mended', 'suggested_report', 'failed_report',
-           'too_rare', 'loaded_report', 'check_file', 'write_check']
+           'tables_behind', 'fitting_task', 'question_notes', 'columns_fit', 'works', 'recoded', 'suggested', 'look_of',
+           'advice', 'better_encoding', 'unloaded_report', 'shown_in', 'stops_of', 'mended', 'suggested_report',
+           'failed_report', 'too_rare', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import math
@@ -58,7 +58,16 @@ from sftdpo.reading.files import (
     write_problems,
 )
 from .rows import check_joints, longer_than, read_otherwise, suggest_verbalizers, token_counts
-from .shapes import few_answers, find_shape, guess_task, label_columns, prepared, usual_shapes
+from sftdpo.reading.shapes import (
+    few_answers,
+    find_shape,
+    guess_task,
+    label_columns,
+    labels_of_sentences,
+    prepared,
+    talk_hint,
+    usual_shapes,
+)
 from ..tasks import TASKS, steps_of
 
 # %% ../../nbs/reading/05_check.ipynb #6da91ebd
@@ -653,6 +662,8 @@ def tables_behind(
                      columns=reading.columns)
 
 # %% ../../nbs/reading/05_check.ipynb #04efb3a4
+TRIED = 500 # rows
+
 _tells_task = dict(label="labels", completion="completions", chosen="preferences",
                    rejected="preferences")
 
@@ -663,20 +674,45 @@ def fitting_task(
     "The task that the training table's columns fit."
     if not tables: raise DataError(f"No task is named: give --task with one of {', '.join(TASKS)}.")
     table = tables["train"]
-    columns = list(prepared(table, reading).columns)
+    read = prepared(table, reading)
+    columns = list(read.columns)
     task = guess_task(columns, reading)
-    if task == "completions" and (answer := few_answers(table, reading)):
+    if task == "paraphrase" and not {"0", "1"} >= set(labels := labels_of_sentences(read, reading) or ()):
+        raise DataError(f"{table.file}: a row has two sentences and one of the labels {', '.join(map(repr, labels[:5]))}, so "
+                        "they may be no questions that ask the same thing or not. As sentences with labels: --task labels "
+                        "--reading.prompt '{COLUMN}\\n{COLUMN}\\n' --reading.label COLUMN.")
+    if task == "completions" and (found := few_answers(table, reading)):
+        answer, values = found
+        if len(values) == 1:
+            raise DataError(f"{table.file}: the column {answer!r} holds {values[0]!r} in every row, which teaches nothing: name "
+                            "the column of the answers, --task completions --reading.completion COLUMN, or that of the "
+                            "labels, --task labels --reading.label COLUMN.")
         raise DataError(f"{table.file}: the column {answer!r} holds few different values: are they labels "
                         f"(--task labels --reading.label {shlex.quote(answer)}) or texts (--task completions)?")
     if task: return task
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table)
-    hint = table.hint() or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
+    told = talk_hint(table)
+    hint = table.hint() or told or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
                             "--reading.label COLUMN.")
-    if len(columns) == 1 and not table.joining_sign:
+    if len(columns) == 1 and not (table.joining_sign or told):
         hint = (" One column is too few: a row needs a prompt and at least one answer or text, in columns of their "
                 "own.")
     raise DataError(f"{table.file}: the columns {named(table.columns)} fit no task.{hint}")
+
+# %% ../../nbs/reading/05_check.ipynb #04efb3a5
+def question_notes(
+    tables: dict,      # from `tables_behind`
+    task: str,         # from `fitting_task`
+    reading: Reading,  # how they are read
+) -> list[str]:
+    "A note on pairs that are read as questions, although nothing but their labels says so."
+    if task != "paraphrase" or labels_of_sentences(tables["train"], reading) is None: return []
+    other = next((better for shape, _, better, _ in usual_shapes(tables["train"].some(TRIED), reading)
+                  if shape == "pairs of sentences with labels"), None)
+    remedy = f": {shlex.join(['--tasks', 'labels', *reading_options(other)])} reads them as sentences with labels" if other else ""
+    return ["the labels are 0 and 1, so 1 is taken to say that two questions ask the same thing; if they say something else"
+            + (remedy or ", name the task")]
 
 # %% ../../nbs/reading/05_check.ipynb #b16e02ec
 def columns_fit(
@@ -694,8 +730,6 @@ def columns_fit(
     return True
 
 # %% ../../nbs/reading/05_check.ipynb #5a46d641
-TRIED = 500 # rows
-
 def works(
     task: str,         # what the data is for
     table,             # some of its rows
@@ -953,8 +987,11 @@ def check_file(
     suggest: bool = True,           # try usual shapes where the data does not load
 ) -> DataReport:
     "What is in a file, whatever state it is in."
-    tables = tables_behind(task, data, reading)
-    try: task = task or fitting_task(tables, reading)
+    tables, notes = tables_behind(task, data, reading), []
+    try:
+        if not task:
+            task = fitting_task(tables, reading)
+            notes = question_notes(tables, task, reading)
     except DataError as error:
         if not suggest or not (found := suggested(tables, reading)): raise
         why = error if tables["train"].hint() else None
@@ -972,7 +1009,9 @@ def check_file(
             plainly = ("conversations", task, replace(reading, conversations="write"))
             return replace(suggested_report(error, plainly, data, reading, tokenizer, max_length,
                                             backbone), written_out=True)
-    return loaded_report(loaded, data, reading, tokenizer, max_length, backbone)
+    report = loaded_report(loaded, data, reading, tokenizer, max_length, backbone)
+    report.notes += notes
+    return report
 
 # %% ../../nbs/reading/05_check.ipynb #849b7c3d
 def write_check(

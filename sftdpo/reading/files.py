@@ -957,7 +957,7 @@ def tables_of(
                 raise DataError(f"{name} has {len(names)} splits that could be for {role} "
                                 f"({', '.join(map(repr, names))}): name the one that is meant {role!r}, "
                                 "and leave out the others.")
-        return {role: table_of(data[names[0]], f"{name}, {names[0]}")
+        return {role: table_of(data[names[0]], f"{name}, {names[0]}", **reading)
                 for role, names in found.items()}
     return dict(train=table_of(data, name))
 
