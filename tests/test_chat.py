@@ -201,7 +201,7 @@ def test_a_saved_model_predicts_judges_and_generates_through_its_template(tmp_pa
     assert set(pd.read_parquet(tmp_path / "answers.parquet")["prompt"]) == {rendered}
     capsys.readouterr()
     asked_for = []
-    import sftdpo.evaluate as module
+    import sftdpo.measures.sampling as module
     drawn = module.sample
     def noted(model, tokenizer, prompts, *others):
         asked_for.extend(prompts)
