@@ -783,11 +783,15 @@ def cells_without_effect(
 ) -> list[str]:
     "A sentence for each entry of `cells` that no run has, because it fits no cell, or because a sweep sets the same."
     recipes = [*study.recipes, *(searched_recipes(study.recipes) if study.search.trials else ())]
-    cells, found = list(map(set, product(study.tasks, recipes, study.tunings))), []
+    cells, found = list(product(study.tasks, recipes, study.tunings)), []
+    def uses(cell, kind):
+        stages = {stage for some in (RECIPES[cell[1]].stages, *RECIPES[cell[1]].depths) for stage in some}
+        return kind not in ("sft", "dpo", "lora") or kind in {*stages, cell[2]}
     for name in study.cells:
         *words, setting = name.split()
         if setting in study.sweep: found.append(f"--cells {name!r} has no effect: --sweep gives {setting} to every cell")
-        elif not any(set(words) <= cell for cell in cells): found.append(f"--cells {name!r} has no effect: the study has no such cell")
+        elif not any(set(words) <= set(cell) and uses(cell, setting.partition(".")[0]) for cell in cells):
+            found.append(f"--cells {name!r} has no effect: the study has no such cell")
     return found
 
 def without_effect(

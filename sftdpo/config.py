@@ -8,8 +8,8 @@ __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'NOT_SWEPT', 'Tracker', 
            'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
            'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'LearningRates', 'Search',
            'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
-           'cell_settings', 'as_number', 'Study', 'check_chosen', 'Execution', 'Benchmark', 'to_dict', 'from_dict',
-           'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'cell_settings', 'as_number', 'with_swept', 'Study', 'check_chosen', 'Execution', 'Benchmark', 'to_dict',
+           'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -654,15 +654,15 @@ def check_names(
 UNUSED = {  # fields that belong to the other kind
     "sft": ("beta", "label_smoothing", "rejected", "wrong_label", "loss", "sft_weight"), "dpo": ()}
 
-NOT_SWEPT = dict(task="list several as tasks", recipe="list several as recipes", tuning="list several as tunings", seed="list several as seeds",
-                 fold="say how many with folds", folds="compare numbers of folds in studies of their own", judge="leave it out: test rows judge")
+NOT_SWEPT = {name: f"list several as {name}s instead" for name in ("task", "recipe", "tuning", "seed")} | dict(
+    fold="say how many with folds instead", folds="compare numbers of folds in studies of their own", judge="leave it out: test rows judge")
 
 def check_cells(
     study,  # a `Study`
 ):
     "Raise unless each swept setting has values and each entry of `cells` names a cell of the study."
     for name, values in study.sweep.items():
-        check(name not in NOT_SWEPT, "study.sweep", name, f"{NOT_SWEPT.get(name)} instead")
+        check(name not in NOT_SWEPT, "study.sweep", name, NOT_SWEPT.get(name, ""))
         check(isinstance(values, (list, tuple)) and len(values) > 0,
               f"study.sweep[{name!r}]", values,
               "give a list of values")
@@ -779,6 +779,18 @@ def as_number(
     return found if isinstance(found, (int, float)) else value
 
 # %% ../nbs/11_config.ipynb #14cdd262
+def with_swept(
+    run: Run,       # of a cell
+    changes: dict,  # such as its seed
+    swept: dict,    # setting: its value in this part of the sweep
+) -> Run:
+    "The run with swept values; an error names these."
+    try: return run.replace(**changes | swept)
+    except SettingsError as error:
+        if not swept: raise
+        values = ", ".join(f"{name} {value}" for name, value in swept.items())
+        raise SettingsError(f"sweep {values}: {str(error).removeprefix('run.')}") from None
+
 @dataclass(frozen=True)
 class Study(StudySettings):
     "A set of runs and what they show."
@@ -801,9 +813,9 @@ class Study(StudySettings):
         cells = product(self.tasks, [one for one in self.recipes if one != "base"], self.tunings)
         found = [one for cell in cells for one in self.cell_runs(*cell, seeds or self.seeds)]
         if any(one != "base" for one in self.recipes): return found
-        swept = [dict(zip(self.sweep, values)) for values in product(*self.sweep.values())]
-        return [(Run(**self.shared | {"fold": fold}, task=task, recipe="base").replace(**values), values)
-                for task in self.tasks for fold in self.every_fold for values in swept]
+        bases = [Run(**self.shared | {"fold": fold}, task=task, recipe="base") for task in self.tasks for fold in self.every_fold]
+        return [(with_swept(base, {}, dict(zip(self.sweep, values))).base, dict(zip(self.sweep, values)))
+                for base in bases for values in product(*self.sweep.values())]
 
     @property
     def shared(self) -> dict:
@@ -818,12 +830,7 @@ class Study(StudySettings):
         for fold, seed, *values in product(self.every_fold, seeds,
                                            *map(tuple, self.sweep.values())):
             swept = dict(zip(self.sweep, values))
-            changes = dict(fold=fold, seed=seed_in_fold(seed, fold)) | swept
-            try: found.append((cell.replace(**changes), swept))
-            except SettingsError as error:
-                if not swept: raise
-                values = ", ".join(f"{name} {value}" for name, value in swept.items())
-                raise SettingsError(f"sweep {values}: {str(error).removeprefix('run.')}") from None
+            found.append((with_swept(cell, dict(fold=fold, seed=seed_in_fold(seed, fold)), swept), swept))
         return found
 
     def runs(self, seeds: tuple[int, ...] | None = None) -> list[Run]:

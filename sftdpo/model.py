@@ -219,7 +219,7 @@ def hub_reachable(
     except Exception: return False  # any failure means no
 
 # %% ../nbs/02_model.ipynb #56ca65f1
-_tokenizer_files = "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "vocab.txt", "tokenizer_config.json"
+_tokenizer_files = "tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "vocab.txt"
 
 def in_hub_cache(
     name: str,             # Hub name

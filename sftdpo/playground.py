@@ -826,7 +826,7 @@ class PageFollowing:
         if self.process is None: return
         process, self.process = self.process, None
         done = bool(process.recommendation) if isinstance(process, Recommending) else self.done
-        said, wrong = live.how_it_ended(process.poll(), done, failures_of(process.folder),
+        said, wrong = live.how_it_ended(process.poll(), done, failures_of(process.folder).loc[lambda each: ~each["trial"]],
                                         live.format_last(process.folder, 3))
         if self.done and not wrong: self.finished = process.folder, self.begun_with
         self.course.rest()

@@ -121,7 +121,7 @@ def up_to_date(
     left = set() if asked is None else set(known) - set(asked["run"])  # the study; they are in its table still
     if wanted and (left or not has_all(folder, there, wanted)): return store.gather(folder, known)
     return (pd.DataFrame(columns=["study", "run", "task", "backbone", "recipe", "tuning", "seed",
-                                  "fold", "metric", "value"]) if there is None else there)
+                                  "fold", "metric", "value"]) if there is None else there[~there["run"].isin(left)])
 
 # %% ../nbs/22_report.ipynb #0f841a01
 def failures_of(
@@ -133,7 +133,7 @@ def failures_of(
         whole = path.read_text(encoding="utf-8", errors="replace")
         label, _, rest = whole.partition("\n")
         lines.append((label, rest.strip().split("\n")[0], whole, path.parent == place.trials.failures))
-    return pd.DataFrame(lines, columns=["stage", "reason", "whole", "trial"])
+    return pd.DataFrame(lines, columns=["stage", "reason", "whole", "trial"]).astype({"trial": bool})
 
 # %% ../nbs/22_report.ipynb #9e35f1a5
 def writable(

@@ -341,11 +341,11 @@ def run_search(
 
 # %% ../nbs/12_study.ipynb #ecda1f8c
 def _further_notes(one: RunInputs) -> list[str]:
-    "What is to be known of each further set that judges: its rows, which of them are trained on too, what is left out."
+    "What is to be known of each further set that judges: its rows, which of them are training rows too, what is left out."
     trained = set(map(text_key, one.data.train))
     def about(name, data):
         copies = sum(text_key(e) in trained for e in data.test)
-        known = f", {copies:,} of them trained on too" if copies else ""
+        known = f", {copies:,} of them among the training rows too" if copies else ""
         return [f"--also-judge {name}: {counted(len(data.test), 'row')}{known}", *data.intake.notes]
     return [", ".join(about(*pair)) for pair in one.also.items()]
 
@@ -597,6 +597,7 @@ def evaluate_saved(
             "values may be better than on new ones")
     elif data.fingerprint == known.get("fingerprint"):
         say("note: the model was trained on other rows of this data; it is judged on those that it has not seen")
+    if trained := set(known.get("trained", ())): data = replace(data, train=[e for e in data.train if identity(e.prompt) in trained])
     found = evaluate(model, tokenizer, data, examples, run.sampling, run.seed)
     each = with_labels(found.examples, data)
     if seen: each = each.assign(trained_on=each["id"].astype(str).isin(seen))

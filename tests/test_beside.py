@@ -222,7 +222,7 @@ def test_a_further_set_that_is_trained_on_in_part_is_said_to_be(place, tmp_path,
     main(["compare", *words(place, "--recipes", "base", "--also-judge", f"both={tmp_path / 'both.csv'}", f"nights={place / 'nights.csv'}",
                             "--reading.unusable", "drop", "--out", tmp_path / "out")])
     said, trained = capsys.readouterr().out, len(load_task("labels", str(place / "days.csv")).train)
-    assert f"--also-judge both: 270 rows, {trained} of them trained on too, 1 of 271 rows cannot be used and is left out" in said
+    assert f"--also-judge both: 270 rows, {trained} of them among the training rows too, 1 of 271 rows cannot be used and is left out" in said
     assert "--also-judge nights: 30 rows" in said and "nights: 30 rows, " not in said
 
 

@@ -774,6 +774,13 @@ def test_a_sweep_over_the_first_stage_s_share_is_told_apart(repository):
     assert {"full, split = 0.25", "full, split = 0.5", "full, split = 0.75"} == {one.where for one in judge_claims(home, claims=["C1"])}
 
 
+def test_a_recipe_that_is_not_registered_here_is_no_error(tmp_path):
+    "A folder from somebody with a recipe of their own is judged without it."
+    results, judged = study({("base", "-"): 0, ("sft", "full"): 1, ("mine", "full"): 1}, seeds=2, examples=20)
+    write(tmp_path / "s", results, judged)
+    assert {one.verdict for one in judge_claims(tmp_path / "s", claims=["C1"])} == {"not asked"}
+
+
 def test_a_base_model_is_judged_in_every_fold():
     "On a further set the folds judge the same rows. At cb0b3cb1 the base model counts in the first fold alone."
     _, examples = study({("base", "-"): 0, ("sft", "full"): 1}, seeds=1, examples=20)
@@ -789,7 +796,7 @@ def test_some_cell_shows_the_cell_that_decides():
                                                 effects=((f"dpo {where} − sft {where}", dataclasses.replace(effect, low=low)),), why=f"why {where}")
     cells = [of("full", "undecided (rates)", 0.02), of("lora", "supported", 0.01)]
     found = some_cell_matches(cells, cells)
-    assert (found.verdict, found.effects[0][0]) == ("supported", "dpo lora − sft lora") and found.why.endswith("The best, lora: why lora")
+    assert (found.verdict, found.effects[0][0]) == ("supported", "dpo lora − sft lora") and found.why.endswith("What decides, lora: why lora")
 
 
 def test_the_margin_beside_a_verdict_on_times_is_its_own():

@@ -339,8 +339,10 @@ def test_steps_beside_epochs_are_noted():
 def test_values_for_cells_that_no_run_has_are_noted():
     "At cb0b3cb1 nothing is said, and the cells train as if they had not been given."
     words = ["compare", "--recipes", "sft-dpo", "--sweep", "dpo.beta", "0.1,0.2", "--cells", "dpo lora dpo.learning_rate", "1e-4", "lora dpo.beta", "0.3", "sft-dpo lora.rank", "4"]
+    words += ["sft-dpo full lora.alpha", "8"]
     assert without_effect(parse(words), words) == ["--cells 'dpo lora dpo.learning_rate' has no effect: the study has no such cell",
-                                                   "--cells 'lora dpo.beta' has no effect: --sweep gives dpo.beta to every cell"]
+                                                   "--cells 'lora dpo.beta' has no effect: --sweep gives dpo.beta to every cell",
+                                                   "--cells 'sft-dpo full lora.alpha' has no effect: the study has no such cell"]
 
 
 def test_the_value_that_is_no_number_is_named():

@@ -155,6 +155,8 @@ def test_runs_of_a_study():
 def test_base_models_are_swept_too():
     "Several untrained models, or ways to draw: at cb0b3cb1 only the first is judged."
     study = Study(tasks=("sonnet",), recipes=("base",), sweep={"backbone": ["bard", "smollm2-135m"], "sampling.temperature": [0.5, 1.0]})
+    assert len(Study(recipes=("base",), sweep={"train_size": [50, 100]}).runs()) == 1, "the size of the training set is no matter"
+    with pytest.raises(SettingsError, match="sweep sampling.temperature -1"): Study(tasks=("sonnet",), recipes=("base",), sweep={"sampling.temperature": [-1]}).runs()
     assert [(run.backbone, run.sampling.temperature) for run in study.runs()] == [("bard", 0.5), ("bard", 1.0), ("smollm2-135m", 0.5), ("smollm2-135m", 1.0)]
 
 

@@ -620,11 +620,12 @@ def test_the_look_at_another_file_is_not_taken_for_this_one_s(tmp_path):
     own.pick(str(tmp_path / "a.csv"))
     look_now(*waiting[0])
     assert own.then.layout.display is None
+    own.fields["prompt"].control.value = "label"
     own.pick(str(tmp_path / "b.csv"))
-    assert own.then.layout.display == "none"
+    assert own.then.layout.display == own.rows.layout.display == "none" and not own.fields and own.reading == Reading()
     look_now(*waiting[0])
     assert own.then.layout.display == "none"
-    look_now(*waiting[1])
+    look_now(*waiting[-1])
     own.use_button.click()
     assert [what[:2] for what in taken] == [(str(tmp_path / "b.csv"), "preferences")] and list(own.fields) == ["prompt", "chosen", "rejected"]
 

@@ -343,6 +343,8 @@ def test_runs_that_left_the_study_are_in_no_cell(tmp_path):
     assert not gone & set(read_results(folder)["run"])
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == set(lines["recipe"].where(lines["recipe"] == "base", lines["recipe"] + " " + lines["tuning"]))
     assert f"{len(lines)} of" in page.words
+    write_planned_runs(folder, lines[["run", "task", "recipe", "tuning", "seed", "fold"]].astype(str).assign(run="none-of-these"))
+    assert up_to_date(folder).empty, "none of the runs that are asked for now is finished"
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -388,6 +388,7 @@ class FileLook(OwnFileLayout):
 
     def refuse(self, error: Exception):
         "Say why there is nothing to show."
+        self.begun = None
         self.show(None)
         self.findings.value = beside("", in_page_words(str(error)))
 
@@ -432,7 +433,8 @@ class OwnFile(FileLook):
 
     def pick(self, name: str):
         "Look at another file, from the start."
-        self.name, self.reading = name, Reading()
+        self.name, self.reading, self.begun = name, Reading(), None
+        self.show(None)
         self.set_task("")
         self.path.value = name
         self.look()

@@ -118,11 +118,12 @@ def read_conditions(
     folder, lines, swept = Path(folder), [], swept_values(folder)
     table, trained_on = read_search(folder), (StudyFolder(folder).values().get("search") or {}).get("train_size")
     search, chosen = search_of(table), table[table["chosen"] == True]  # noqa: E712
-    chosen = {(one.task, one.recipe, one.tuning): dict(zip(RECIPES[one.recipe].searched, (one.learning_rate, one.beta)))
+    def recipe(name): return RECIPES.get(name, RECIPES["base"])  # one of one's own may not be registered here
+    chosen = {(one.task, one.recipe, one.tuning): dict(zip(recipe(one.recipe).searched, (one.learning_rate, one.beta)))
               for one in chosen.itertuples()}
     for (run, *cell), _ in results.groupby(["run", "task", "recipe", "tuning"], sort=False):
         settings, cell = read_settings(folder, run), tuple(cell)
-        alone = (cell[0], RECIPES[cell[1]].after, cell[2])  # the recipe whose stage comes first
+        alone = (cell[0], recipe(cell[1]).after, cell[2])  # the recipe whose stage comes first
         searched = cell in search.index and trained_as_chosen(settings, chosen.get(cell, {}) | chosen.get(alone, {}))
         found = search.loc[cell].to_dict() if searched else NOT_SEARCHED
         conditions = conditions_of(settings, read_environment(folder, run))

@@ -109,11 +109,12 @@ def some_cell_matches(
     if said == "refuted" and not all_lost:
         said, decides = "undecided", MORE_TUNINGS
         why = f"{why}; every cell that was tried loses, but not all tunings were"
+    role = "The best" if len({one.verdict for one in cells}) == 1 else "What decides"
     notes = tuple(note for note in best.notes if not note.startswith("Exploratory"))
     return dataclasses.replace(
         best, verdict=said, part="some cell", where="", exploratory=False, decides=decides, notes=notes,
         question="Is there a tuning and a beta with which DPO alone matches SFT?",
-        why=f"{why}. The best, {best.where}: {best.why}")
+        why=f"{why}. {role}, {best.where}: {best.why}")
 
 # %% ../../nbs/verdicts/06_matching.ipynb #3f4bc362
 def same_study(
