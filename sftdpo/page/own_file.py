@@ -13,7 +13,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -351,9 +350,8 @@ class FileLook(OwnFileLayout):
         self,
         actions: PageActions,  # to the page
     ):
-        self.actions, self.name, self.reading, self.seen, self.fields, self.quiet = (
-            actions, "", Reading(), None, {}, False)
-        self.begun = None  # the latest look
+        self.actions, self.name, self.reading, self.quiet = actions, "", Reading(), False
+        self.seen, self.fields, self.begun = None, {}, None  # what the latest look found, and that look
         self.widget = self.make()
         self.again.layout.display = "none"  # until there is a file
         self.show(None)
@@ -366,13 +364,9 @@ class FileLook(OwnFileLayout):
                         else Reading())
         self.look()
 
-    # tokenizer and length
-    def reader(self) -> tuple: return self.actions.readers(self.actions.backbone())
-
-    def looking(self) -> partial:
-        name, task, reading, backbone = (self.name, self.task.value or None, self.reading,
-                                         self.actions.backbone())
-        return partial(lambda: look_at(name, task, reading, self.reader(), backbone))
+    def looking(self) -> Callable:
+        name, task, reading, backbone = self.name, self.task.value or None, self.reading, self.actions.backbone()
+        return lambda: look_at(name, task, reading, self.actions.readers(backbone), backbone)
 
     def look(self):
         "Begin a look at the file as it is to be read now; what an earlier one finds is not shown any more."
