@@ -254,7 +254,7 @@ class Reading(Settings):
     # place counts
     split: str = ""
     # two columns with the scores of chosen and rejected; in each row the text with the higher score
-    # is chosen
+    # is chosen. Or one column that names the better text: A or B, 1 or 2, or the text's column
     scores: tuple[str, ...] = ()
     # if chosen and rejected begin with the prompt, keep or cut it; without a prompt column, their
     # common beginning is the prompt
@@ -269,8 +269,8 @@ class Reading(Settings):
     end_of_text: bool = True  # completions end with the end-of-text token; labels never do
 
     def validate(self):
-        _check_field(self, len(self.scores) in (0, 2), "scores",
-                     "name two columns, that of the chosen completion first")
+        _check_field(self, len(self.scores) <= 2, "scores",
+                     "name two columns, that of the chosen completion first, or one that names the better text")
         if self.delimiter in ("\\t", "tab"): object.__setattr__(self, "delimiter", "\t")
         _check_field(self, len(self.delimiter) <= 1, "delimiter",
                      "use one character, such as ',' or ';', or \\t for a tab")

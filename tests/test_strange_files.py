@@ -5,13 +5,16 @@ import json
 import re
 import shlex
 
+import pandas as pd
 import pytest
 from little import unbroken
 
 import sftdpo.reading.files
 from sftdpo.config import Reading
 from sftdpo.data import DataError, UnusableRows, load_task
-from sftdpo.reading.files import read_table
+from sftdpo.reading.check import check_file
+from sftdpo.reading.files import read_table, table_of
+from sftdpo.reading.shapes import scored_pairs
 
 
 def write(folder, name, data):
@@ -203,6 +206,36 @@ def test_compare_says_what_the_data_looks_like(tmp_path, backbone):
     name, data, *_ = SHAPES["hh"]
     study = Study("one", tasks=("preferences",), data=str(write(tmp_path, name, data)), backbone=backbone)
     with pytest.raises(DataError, match="It looks like pairs without a prompt: --tasks preferences --reading.beginning cut reads it"): compare(study, tmp_path / "out", progress=False)
+
+
+BETTER = {  # columns of the two answers and of the better one; what it says of the first, of the second and of neither
+    "letters": ("response_a", "response_b", "preferred", "A", "B", "tie"), "label": ("response_a", "response_b", "label", "a", "b", "both"),
+    "numbers": ("answer_1", "answer_2", "better", 1, 2, 0), "from 0": ("response_0", "response_1", "better_response_id", 0, 1, 2),
+    "columns": ("reply_a", "reply_b", "winner", "reply_a", "reply_b", ""), "models": ("answer_a", "answer_b", "winner", "model_a", "model_b", "tie (bothbad)")}
+
+
+@pytest.mark.parametrize("shape", BETTER)
+def test_a_column_that_names_the_better_answer_is_read(tmp_path, shape, capsys):
+    "Probably the commonest form of human preferences. At e7860492 no option reads it, and a column `label` of this kind was learned as a label of the prompt alone."
+    first, second, better, one, two, neither = BETTER[shape]
+    rows = [{"prompt": f"How do I mend {i}?", first: f"first answer {i}", second: f"second answer {i}", better: neither if i == 5 else two if i % 3 else one} for i in range(45)]
+    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    report = check_file(None, tmp_path / "pairs.csv")
+    assert report.task == "preferences" and f"--reading.scores {better}" in report.command
+    read = load_task("preferences", str(tmp_path / "pairs.csv"), Reading(chosen=first, rejected=second, scores=(better,), unusable="drop"))
+    assert len(read.examples) == 44 and all(e.completion.startswith("second" if int(re.search(r"\d+", e.prompt)[0]) % 3 else "first") for e in read.examples)
+    assert {e.rejected.split()[0] for e in read.examples} == {"first", "second"}
+
+
+def test_a_column_that_may_name_anything_is_no_verdict(tmp_path):
+    "Who judged, or which of two flags is set, does not say which answer is better; two columns of winners are scores."
+    rows = [dict(prompt=f"How do I mend {i}?", response_a=f"first answer {i}", response_b=f"second answer {i}") for i in range(40)]
+    for more, scores in ((lambda i: dict(annotator="AB"[i % 2]), ()), (lambda i: dict(better=i % 2), ()),
+                         (lambda i: dict(winner_a=i % 2, winner_b=1 - i % 2), ("winner_a", "winner_b"))):
+        table = table_of(pd.DataFrame([row | more(i) for i, row in enumerate(rows)]), "pairs.csv")
+        assert [found.scores for found in scored_pairs(table, Reading())] == [scores] * bool(scores)
+    with pytest.raises(DataError, match="the column 'better' of --reading.scores names neither 'response_a' nor 'response_b'"):
+        load_task("preferences", [row | dict(better=i % 2) for i, row in enumerate(rows)], Reading(chosen="response_a", rejected="response_b", scores=("better",)))
 
 
 def test_scores_that_do_not_order_are_named(tmp_path):

@@ -64,6 +64,7 @@ from sftdpo.reading.shapes import (
     guess_task,
     label_columns,
     labels_of_sentences,
+    pairs_behind_labels,
     prepared,
     talk_hint,
     usual_shapes,
@@ -681,6 +682,9 @@ def fitting_task(
         raise DataError(f"{table.file}: a row has two sentences and one of the labels {', '.join(map(repr, labels[:5]))}, so "
                         "they may be no questions that ask the same thing or not. As sentences with labels: --task labels "
                         "--reading.prompt '{COLUMN}\\n{COLUMN}\\n' --reading.label COLUMN.")
+    if task == "labels" and not reading.label and (pairs := pairs_behind_labels(table.some(TRIED), reading)):
+        raise DataError(f"{table.file}: {pairs.scores[0]!r} names the better of {pairs.chosen!r} and {pairs.rejected!r}: "
+                        f"--task preferences {shlex.join(reading_options(pairs))}.")
     if task == "completions" and (found := few_answers(table, reading)):
         answer, values = found
         if len(values) == 1:

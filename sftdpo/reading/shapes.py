@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['USUAL_NAMES', 'unescaped', 'template_pieces', 'Shape', 'guess_task', 'labels_of_sentences', 'talk_hint', 'find_shape',
-           'with_talks_of_texts', 'read_conversations', 'talk_notes', 'order_by_scores', 'common_beginning',
-           'cut_beginnings', 'split_texts', 'texts_to_continue', 'with_inner_columns', 'prepared', 'few_answers',
-           'label_columns', 'usual_shapes', 'wider_template', 'left_out', 'numbers_among_texts']
+           'with_talks_of_texts', 'read_conversations', 'talk_notes', 'better_named', 'order_by_scores',
+           'common_beginning', 'cut_beginnings', 'split_texts', 'texts_to_continue', 'with_inner_columns', 'prepared',
+           'scored_pairs', 'pairs_behind_labels', 'few_answers', 'label_columns', 'usual_shapes', 'wider_template',
+           'left_out', 'numbers_among_texts']
 
 # %% ../../nbs/reading/02_shapes.ipynb #cbf5f534
 import difflib
@@ -416,8 +417,21 @@ def talk_notes(
 
 
 # %% ../../nbs/reading/02_shapes.ipynb #d2d7c785
+def better_named(
+    values: Sequence,     # of a column that names the better answer, row by row
+    names: Sequence[str],  # of the columns of the two answers
+) -> dict[str, int]:      # word: which answer it names; empty where the column names none
+    "The words for the first and the second answer: their columns' names or what sets these apart, A and B, 1 and 2, first and second."
+    said, start = set(map(_word, values)), len(os.path.commonprefix(list(names)))
+    for two in (tuple(map(_word, names)), tuple(_word(name[start:]) for name in names), ("a", "b"), ("model_a", "model_b"),
+                ("1", "2"), ("first", "second"), ("left", "right")):
+        if len(set(two)) == 2 and set(two) <= said: return dict(zip(two, (0, 1)))
+    return {}
+
+def _word(value) -> str: return re.sub(r"\.0$", "", str(value).strip().lower())
+
 def order_by_scores(
-    table: Table,      # with two answers and their scores
+    table: Table,      # with two answers, and their scores or a column that names the better one
     reading: Reading,  # names the columns
 ) -> Table:
     "The table with the better answer of each row as the chosen one."
@@ -426,16 +440,22 @@ def order_by_scores(
     if None in names:
         raise DataError(f"{table.file}: --reading.scores needs the two answers too: "
                         "--reading.chosen COLUMN --reading.rejected COLUMN.")
+    words = better_named(table.values(scored[0]), names) if len(scored) == 1 else {}
+    if len(scored) == 1 and not words:
+        raise DataError(f"{table.file}: the column {scored[0]!r} of --reading.scores names neither {names[0]!r} nor {names[1]!r}: "
+                        "it is to hold A and B, 1 and 2, or the names of the two columns; of two columns with "
+                        "scores, give both.")
+    def unknown(why): return ValueError(f"is not known: {why}")
+    def named(first, second, value):
+        which = words.get(_word(value))
+        return ((first, second), (second, first), (unknown(f"{scored[0]} says {value!r}"), second))[2 if which is None else which]
     def ordered(first, second, a, b):
         try: a, b = float(a), float(b)
-        except (TypeError, ValueError):
-            return ValueError(f"is not known: the scores are {a!r} and {b!r}"), second
-        if math.isnan(a) or math.isnan(b):
-            return ValueError(f"is not known: the scores are {a:g} and {b:g}"), second
-        if a > b: return first, second
-        return ((second, first) if b > a else (ValueError(f"is not known: both scores are {a:g}"),
-                                               second))
-    rows = [ordered(*row) for row in zip(*map(table.values, [*names, *scored]))]
+        except (TypeError, ValueError): return unknown(f"the scores are {a!r} and {b!r}"), second
+        if math.isnan(a) or math.isnan(b): return unknown(f"the scores are {a:g} and {b:g}"), second
+        if a == b: return unknown(f"both scores are {a:g}"), second
+        return (first, second) if a > b else (second, first)
+    rows = [(ordered if len(scored) == 2 else named)(*row) for row in zip(*map(table.values, [*names, *scored]))]
     return replace(table, columns=table.columns | {name: [row[i] for row in rows]
                                                    for i, name in enumerate(names)})
 
@@ -576,22 +596,36 @@ def _groups(table: Table) -> dict[str, int]:
     return {name: n for name, n in counts.items() if name and 2 <= n <= max(2, len(table) / 3)}
 
 # %% ../../nbs/reading/02_shapes.ipynb #341fa4a0
-def _scored_pairs(table: Table, reading: Reading) -> Iterator[Reading]:
-    "Readings of two answers, such as answer_A and answer_B, with their scores."
+def scored_pairs(
+    table: Table,      # some rows of the training data
+    reading: Reading,  # as given
+) -> Iterator[Reading]:
+    "Readings of two answers, such as answer_A and answer_B, with their scores or with a column that names the better one."
     stems = {}
     for name in table.columns:
-        if found := re.fullmatch(r"(.*?)[_ ]?([abAB12])", name):
+        if found := re.fullmatch(r"(.*?)[_ ]?([abAB012])", name):
             stems.setdefault(found[1], []).append(name)
-    two, texts = [names for names in stems.values() if len(names) == 2], _texts(table)
+    two, texts, groups = [names for names in stems.values() if len(names) == 2], _texts(table), _groups(table)
     two.sort(key=lambda names: -sum(texts.get(name, 0) for name in names))
-    scored = [names for names in two if re.search("score|rating|votes", names[0].lower())]
+    scored = [names for names in two if re.search("score|rating|votes|winner", names[0].lower())]
+    names = re.compile(r"(?i)winner|prefer|better|best|choice|choose|chosen|select|label|vote|pick|verdict|judg")
     for answers in two:
         rest = {name: length
                 for name, length in texts.items() if not any(name in names for names in two)}
-        if not scored or not rest or not all(name in texts for name in answers): continue
+        better = scored + [[name] for name in groups if names.search(name) and not any(name in pair for pair in two)
+                           and better_named(table.values(name), answers)]
+        if not better or not rest or not all(name in texts for name in answers): continue
         prompt = reading.prompt or _usual("prompt", rest, "") or max(rest, key=rest.get)
         yield replace(reading, prompt=prompt, chosen=answers[0], rejected=answers[1],
-                      scores=tuple(scored[0]))
+                      scores=tuple(better[0]))
+
+def pairs_behind_labels(
+    table: Table,      # some rows of the training data
+    reading: Reading,  # as given
+) -> Reading | None:
+    "The reading as preferences, if the usual column of labels names the better of two answers."
+    label = _role_column("label", table.columns, reading, table.file)
+    return next((one for one in scored_pairs(table, reading) if one.scores == (label,)), None)
 
 # %% ../../nbs/reading/02_shapes.ipynb #9293d519
 def _without_header(table: Table) -> Table:
@@ -679,8 +713,8 @@ def usual_shapes(
         yield "pairs without a prompt", "preferences", replace(reading, beginning="cut"), table
     yield from _nested(table, reading)
     yield from _text_alone(table, reading)
-    for scored in _scored_pairs(table, reading):
-        yield "two answers and their scores", "preferences", scored, table
+    for scored in scored_pairs(table, reading):
+        yield f"two answers and {'their scores' if len(scored.scores) == 2 else 'which is better'}", "preferences", scored, table
     pair, label = ([_usual(role, table.columns, "paraphrase")
                     for role in ("question1", "question2")], has["label"])
     if all(pair) and label and not reading.prompt:
