@@ -662,7 +662,8 @@ def check_cells(
 ):
     "Raise unless each swept setting has values and each entry of `cells` names a cell of the study."
     for name, values in study.sweep.items():
-        check(name not in NOT_SWEPT, "study.sweep", name, NOT_SWEPT.get(name, ""))
+        refused = name in NOT_SWEPT and (name != "seed" or study.folds)  # folds have seeds of their own
+        check(not refused, "study.sweep", name, NOT_SWEPT.get(name, ""))
         check(isinstance(values, (list, tuple)) and len(values) > 0,
               f"study.sweep[{name!r}]", values,
               "give a list of values")

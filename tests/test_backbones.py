@@ -370,9 +370,10 @@ def test_fetch_does_not_trust_a_folder_that_has_changed(recorded, plain, tmp_pat
 
 
 def test_generate_reads_a_line_end_as_a_template_does(monkeypatch):
-    from sftdpo import cli, evaluate, study
+    from sftdpo import cli, study
+    from sftdpo.measures import sampling
     monkeypatch.setattr(study, "load_any", lambda name: (None, None))
-    monkeypatch.setattr(evaluate, "sample", lambda model, tokenizer, prompts, *rest: [prompts])
+    monkeypatch.setattr(sampling, "sample", lambda model, tokenizer, prompts, *rest: [prompts])
     asked = []
     monkeypatch.setattr("builtins.print", lambda *words, **named: asked.append(words[0]))
     cli.parse(["generate", "bard", "--prompt", r"a\nb\\n"])()
