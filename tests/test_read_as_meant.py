@@ -218,7 +218,7 @@ def test_rows_that_a_reviewer_rejected_are_told():
 
 def test_a_column_that_holds_the_answer_is_kept_out_of_the_prompt():
     "At cb0b3cb1, the template proposed for Alpaca took in `text`, which holds the whole example, and nothing was said of one that did."
-    rows = [dict(instruction=f"Do the thing {i}.", input=f"with word{i}", output=f"result {i}", text=f"### Do the thing {i}.\n### result {i}") for i in range(40)]
+    rows = [dict(instruction=f"Do the thing of number {i}.", input=f"with word{i}", output=f"the result of thing {i}", text=f"### Do the thing of number {i}.\n### the result of thing {i}") for i in range(40)]
     notes = load_task("completions", rows).intake.notes
     assert "left out: 'text', which holds the answer" in notes and r"left out: 'input'; --reading.prompt '{instruction}\n{input}\n' takes it in" in notes
     assert any("the prompt takes in 'text', which holds the answer" in note for note in load_task("completions", rows, Reading(prompt=r"{instruction}\n{text}\n")).intake.notes)
@@ -263,3 +263,15 @@ def test_a_spreadsheets_errors_among_texts_are_told(tmp_path):
     notes = load_task("completions", tmp_path / "some.csv").intake.notes
     assert notes == ["'prompt' holds a spreadsheet's error or no value in 1 row, read as text (first: #NAME?, line 5): correct or delete it",
                      "'completion' holds a spreadsheet's error or no value in 2 rows, read as text (first: #REF!, line 7): correct or delete them"]
+
+
+def test_ordinary_columns_are_neither_verdicts_nor_whole_rows():
+    "A year, a flag, an open ticket; a story that holds the answer; answers of three letters; one odd label; a conversation in one of many rows."
+    rows = [dict(prompt=f"What is number {i}?", completion=f"It is {i}, and so on.", year=str(2000 + i % 5), is_code="yes" if i % 2 else "no", status="open" if i % 3 else "closed") for i in range(60)]
+    assert not load_task("completions", rows, Reading()).intake.notes
+    story = [dict(question=f"Who won game {i} of them all?", story=f"In game {i} it was Anna{i} who won.", answer=f"Anna{i}") for i in range(60)]
+    assert r"--reading.prompt '{question}\n{story}\n' takes it in" in " ".join(load_task("completions", story, Reading(completion="answer")).intake.notes)
+    pairs = [dict(sentence1=f"Is it {i}?", sentence2=f"Was it {i}?", label="n/a" if i == 5 else str(i % 2)) for i in range(60)]
+    assert check_file(None, pairs).task == "paraphrase"
+    talks = [dict(prompt=f"q {i}", completion=f"an answer {i}", trace=[dict(role="user", content="x")] if i == 3 else None) for i in range(100)]
+    assert load_task("completions", talks, Reading(conversations="write")).examples[0].prompt.startswith("q ")

@@ -214,15 +214,16 @@ BETTER = {  # columns of the two answers and of the better one; what it says of 
     "columns": ("reply_a", "reply_b", "winner", "reply_a", "reply_b", ""), "models": ("answer_a", "answer_b", "winner", "model_a", "model_b", "tie (bothbad)")}
 
 
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("shape", BETTER)
-def test_a_column_that_names_the_better_answer_is_read(tmp_path, shape, capsys):
+def test_a_column_that_names_the_better_answer_is_read(tmp_path, shape, turned):
     "Probably the commonest form of human preferences. At e7860492 no option reads it, and a column `label` of this kind was learned as a label of the prompt alone."
     first, second, better, one, two, neither = BETTER[shape]
     rows = [{"prompt": f"How do I mend {i}?", first: f"first answer {i}", second: f"second answer {i}", better: neither if i == 5 else two if i % 3 else one} for i in range(45)]
-    pd.DataFrame(rows).to_csv(tmp_path / "pairs.csv", index=False)
+    pd.DataFrame(rows)[["prompt", *((second, first) if turned else (first, second)), better]].to_csv(tmp_path / "pairs.csv", index=False)
     report = check_file(None, tmp_path / "pairs.csv")
     assert report.task == "preferences" and f"--reading.scores {better}" in report.command
-    read = load_task("preferences", str(tmp_path / "pairs.csv"), Reading(chosen=first, rejected=second, scores=(better,), unusable="drop"))
+    read = load_task("preferences", str(tmp_path / "pairs.csv"), Reading(chosen=second if turned else first, rejected=first if turned else second, scores=(better,), unusable="drop"))
     assert len(read.examples) == 44 and all(e.completion.startswith("second" if int(re.search(r"\d+", e.prompt)[0]) % 3 else "first") for e in read.examples)
     assert {e.rejected.split()[0] for e in read.examples} == {"first", "second"}
 
@@ -230,10 +231,13 @@ def test_a_column_that_names_the_better_answer_is_read(tmp_path, shape, capsys):
 def test_a_column_that_may_name_anything_is_no_verdict(tmp_path):
     "Who judged, or which of two flags is set, does not say which answer is better; two columns of winners are scores."
     rows = [dict(prompt=f"How do I mend {i}?", response_a=f"first answer {i}", response_b=f"second answer {i}") for i in range(40)]
-    for more, scores in ((lambda i: dict(annotator="AB"[i % 2]), ()), (lambda i: dict(better=i % 2), ()),
+    for more, scores in ((lambda i: dict(annotator="AB"[i % 2]), ()), (lambda i: dict(better=i % 2), ()), (lambda i: dict(better=i % 3), ()),
+                         (lambda i: dict(response_c=f"third answer {i}", label="abc"[i % 3]), ()), (lambda i: dict(label="abc"[i % 3]), ()),
                          (lambda i: dict(winner_a=i % 2, winner_b=1 - i % 2), ("winner_a", "winner_b"))):
         table = table_of(pd.DataFrame([row | more(i) for i, row in enumerate(rows)]), "pairs.csv")
         assert [found.scores for found in scored_pairs(table, Reading())] == [scores] * bool(scores)
+    parts = {part: [row | dict(winner="a" if part == "test" else "ab"[i % 2]) for i, row in enumerate(rows)] for part in ("train", "test")}
+    assert load_task("preferences", parts, Reading(chosen="response_a", rejected="response_b", scores=("winner",))).test[0].completion == "first answer 0", "a part may name one alone"
     with pytest.raises(DataError, match="the column 'better' of --reading.scores names neither 'response_a' nor 'response_b'"):
         load_task("preferences", [row | dict(better=i % 2) for i, row in enumerate(rows)], Reading(chosen="response_a", rejected="response_b", scores=("better",)))
 

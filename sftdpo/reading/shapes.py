@@ -16,6 +16,7 @@ import math
 import os.path
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -153,8 +154,10 @@ def labels_of_sentences(
     pair = [_plain(_usual(role, free, "paraphrase") or "") for role in ("question1", "question2")]
     label = _column(reading.label, table.columns, "label", table.file) if reading.label else _usual("label", free, "paraphrase")
     if pair == ["question1", "question2"] or re.search("duplicate|paraphras", _plain(label)): return None
-    names = table.class_names.get(label) or sorted({str(v).strip() for v in table.values(label) if v is not None} - {""})
-    return list(dict.fromkeys(re.sub(r"\.0+$", "", name) for name in names))
+    if named := table.class_names.get(label): return list(named)
+    rows = Counter(re.sub(r"\.0+$", "", str(v).strip()) for v in table.values(label) if v is not None and v == v and str(v).strip())
+    odd = rows.total() - rows["0"] - rows["1"]
+    return ["0", "1"] if 20 * odd <= rows.total() else sorted(rows)  # a few odd ones are rows that cannot be used
 
 # %% ../../nbs/reading/02_shapes.ipynb #69fffc71
 _speakers = {"role", "from", "type", "speaker", "author", "human", "user", "assistant"}
@@ -310,9 +313,9 @@ def with_talks_of_texts(
     return replace(table, columns=table.columns | columns) if columns else table
 
 def _talk_columns(table: Table) -> list[str]:
-    "The columns that hold conversations, judged by 500 rows."
+    "The columns that hold conversations in at least a twentieth of 500 rows."
     some = table.some(500)
-    return [name for name in table.columns if any(map(turns_of, some.values(name)))]
+    return [name for name in table.columns if 20 * sum(turns_of(cell) is not None for cell in some.values(name)) >= len(some) > 0]
 
 # %% ../../nbs/reading/02_shapes.ipynb #c0a7ab01
 _whole_talks = ("messages", "conversations", "conversation", "dialog", "dialogs", "dialogues", "chat", "turns")
@@ -417,18 +420,29 @@ def talk_notes(
 
 
 # %% ../../nbs/reading/02_shapes.ipynb #d2d7c785
+_in_order = ("a", "b"), ("1", "2"), ("0", "1"), ("first", "second"), ("left", "right")
+_neither = {"", "none", "nan", "null", "tie", "tie (bothbad)", "both", "bothbad", "neither", "same", "equal", "draw"}
+
+def _word(value) -> str: return re.sub(r"\.0$", "", str(value).strip().lower())
+
 def better_named(
     values: Sequence,     # of a column that names the better answer, row by row
     names: Sequence[str],  # of the columns of the two answers
-) -> dict[str, int]:      # word: which answer it names; empty where the column names none
-    "The words for the first and the second answer: their columns' names or what sets these apart, A and B, 1 and 2, first and second."
-    said, start = set(map(_word, values)), len(os.path.commonprefix(list(names)))
-    for two in (tuple(map(_word, names)), tuple(_word(name[start:]) for name in names), ("a", "b"), ("model_a", "model_b"),
-                ("1", "2"), ("first", "second"), ("left", "right")):
-        if len(set(two)) == 2 and set(two) <= said: return dict(zip(two, (0, 1)))
-    return {}
+    strictly: bool = False,  # must it name both, and nothing else but ties?
+) -> dict[str, int]:      # word: the place of the answer that it names; empty where the column names none
+    """The words for the two answers: their columns' names, what sets these apart, or A and B, 1 and 2, first and second.
 
-def _word(value) -> str: return re.sub(r"\.0$", "", str(value).strip().lower())
+    These last are laid on the columns in the order of the columns' own ends: of reply_b and reply_a, A names the second."""
+    said, start = set(map(_word, values)), len(os.path.commonprefix(list(names)))
+    ends = tuple(_word(name[start:]) for name in names)
+    numbered, turned = ends[0].isdigit(), ends[::-1] in _in_order
+    others = [("a", "b"), ("model_a", "model_b"), ("first", "second"), ("left", "right")]
+    if not (numbered or "0" in said): others.append(("1", "2"))  # 0 may be the first answer, or none
+    for two in (tuple(map(_word, names)), ends, *(two[::-1] if turned else two for two in others)):
+        if len(set(two)) < 2 or not said & set(two): continue
+        rest = said - set(two) - _neither - ({"-1", "0", "2", "3"} if numbered else set())
+        if not strictly or set(two) <= said and not rest: return dict(zip(two, (0, 1)))
+    return {}
 
 def order_by_scores(
     table: Table,      # with two answers, and their scores or a column that names the better one
@@ -460,7 +474,7 @@ def order_by_scores(
                                                    for i, name in enumerate(names)})
 
 # %% ../../nbs/reading/02_shapes.ipynb #99037ba2
-_speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|chatbot|ai|model|gpt|claude)\b(?:[:|>\]]+|[ \t]*(?=\n))",
+_speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|chatbot|ai|model|gpt|claude)\b(?:\*{0,2}[ \t]?[:：|>\]]+\*{0,2}|\*\*|[ \t]+-|[ \t]*(?=\n))",
                      re.IGNORECASE | re.MULTILINE)
 
 def common_beginning(
@@ -603,9 +617,9 @@ def scored_pairs(
     "Readings of two answers, such as answer_A and answer_B, with their scores or with a column that names the better one."
     stems = {}
     for name in table.columns:
-        if found := re.fullmatch(r"(.*?)[_ ]?([abAB012])", name):
-            stems.setdefault(found[1], []).append(name)
-    two, texts, groups = [names for names in stems.values() if len(names) == 2], _texts(table), _groups(table)
+        if found := re.fullmatch(r"(.+?)[_ ]?([a-eA-E]|\d)", name):  # of four options, two are no pair
+            stems.setdefault(found[1], {})[found[2].lower()] = name
+    two, texts, groups = [list(ends.values()) for ends in stems.values() if "".join(sorted(ends)) in ("ab", "12", "01")], _texts(table), _groups(table)
     two.sort(key=lambda names: -sum(texts.get(name, 0) for name in names))
     scored = [names for names in two if re.search("score|rating|votes|winner", names[0].lower())]
     names = re.compile(r"(?i)winner|prefer|better|best|choice|choose|chosen|select|label|vote|pick|verdict|judg")
@@ -613,7 +627,7 @@ def scored_pairs(
         rest = {name: length
                 for name, length in texts.items() if not any(name in names for names in two)}
         better = scored + [[name] for name in groups if names.search(name) and not any(name in pair for pair in two)
-                           and better_named(table.values(name), answers)]
+                           and better_named(table.values(name), answers, strictly=True)]
         if not better or not rest or not all(name in texts for name in answers): continue
         prompt = reading.prompt or _usual("prompt", rest, "") or max(rest, key=rest.get)
         yield replace(reading, prompt=prompt, chosen=answers[0], rejected=answers[1],
@@ -750,21 +764,25 @@ def wider_template(
 
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad4
 def _hold_answers(table: Table, shape: Shape, names: list[str]) -> list[str]:
-    "The columns of texts that hold each row's answer: of the prompt, and of background, only where they end with it or hold the prompt too."
+    "The columns of texts that hold the whole row: they end with its answer, or hold a prompt of some length and the answer."
     answer, prompts = shape.columns.get("completion") or shape.columns.get("chosen"), [c for _, c in shape.pieces if c is not None]
     if not answer: return []
+    def whole(name, text, said, others):
+        asked = any(isinstance(o, str) and len(o.strip()) >= 20 and o.strip() in text for o in others)
+        if name in prompts: return asked and len(said) >= 20 and text.endswith(said)  # an article may end with its summary
+        return len(said) > 3 and (text.endswith(said) or asked and said in text)
     def known(name):
-        asked, strict = [c for c in prompts if c != name], name in prompts or _plain(name) in (*_before, "input")
+        asked = [c for c in prompts if c != name]
         rows = [(text.rstrip(), said.strip(), others) for text, said, *others
-                in zip(*map(table.values, [name, answer, *asked])) if isinstance(text, str) and isinstance(said, str) and len(said.strip()) > 3]
-        found = sum(said in text and (not strict or text.endswith(said) or any(isinstance(o, str) and o.strip() in text for o in others if o))
-                    for text, said, others in rows)
-        return 2 * found > len(rows)
+                in zip(*map(table.values, [name, answer, *asked])) if isinstance(text, str) and isinstance(said, str)]
+        return 2 * sum(whole(name, *row) for row in rows) > len(rows)
     return [name for name in names if known(name)]
 
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad5
-_rating = re.compile(r"(^|_)(label|rating|score|quality|feedback|status|reward|vote|star)s?$")
-_reviews = set("accept accepted reject rejected ignore ignored approved submitted completed validated pending discarded draft default".split())
+_rating = re.compile(r"(^|_)(rating|score|quality|feedback|reward|vote|star)s?$")
+_may_rate = re.compile(r"(^|_)(label|status|valid|correct|checked|accepted|approved|good)s?$")
+_refused = {"reject", "rejected", "ignore", "ignored", "discarded", "declined"}
+_reviews = {*_refused, *"accept accepted approved submitted completed validated pending draft default".split()}
 _verdicts = {*_reviews, *"true false good bad yes no correct incorrect pass fail up down".split()}
 
 def _rates(name: str, values: list) -> bool:
@@ -772,8 +790,9 @@ def _rates(name: str, values: list) -> bool:
     if re.search(r"(?<!val)ids?$|idx|^_*index|^unnamed", _plain(name)): return False
     if any(isinstance(v, (bool, int, float)) for v in values): return True
     said = {v.strip().lower() for v in values if isinstance(v, str)} - {""}
-    return 2 <= len(said) <= max(2, len(values) / 3) and (
-        bool(_rating.search(_plain(name))) or all(v in _verdicts or re.fullmatch(r"-?\d+([.,]\d+)?", v) for v in said))
+    if not 2 <= len(said) <= max(2, len(values) / 3): return False
+    return (said <= _reviews and bool(said & _refused) or bool(_rating.search(_plain(name)))
+            or bool(_may_rate.search(_plain(name))) and all(v in _verdicts or re.fullmatch(r"-?\d+([.,]\d+)?", v) for v in said))
 
 def left_out(
     table: Table,  # of training rows
@@ -786,7 +805,7 @@ def left_out(
              and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
     rated = [name for name in shape.unused if shape.task == "completions" and _rates(name, some.values(name))]
     reviewed = [name for name in shape.unused if name not in rated
-                and len(said := {str(v).strip().lower() for v in some.values(name)} - {"none", ""}) > 1 and said <= _reviews]
+                and len(said := {str(v).strip().lower() for v in some.values(name)} - {"none", ""}) > 1 and said <= _reviews and said & _refused]
     notes = []
     if known := _hold_answers(some, shape, texts):
         notes.append(f"left out: {', '.join(map(repr, known))}, which hold{'s' * (len(known) == 1)} the answer")
@@ -819,7 +838,7 @@ def numbers_among_texts(
     notes = []
     for name in columns:
         bad = [i for i, value in enumerate(table.values(name)) if isinstance(value, str) and value.strip() in _no_text]
-        if bad:
+        if 0 < 10 * len(bad) <= len(table):  # where it is common, it is an answer
             notes.append(f"{name!r} holds a spreadsheet's error or no value in {counted(len(bad), 'row')}, read as text (first: "
                          f"{table.values(name)[bad[0]].strip()}, {table.unit} {table.lines[bad[0]]}): correct or delete "
                          f"{'it' if len(bad) == 1 else 'them'}")
