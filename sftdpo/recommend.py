@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'mean_of_folds', 'chosen_way',
            'honest', 'pool_of', 'dealt', 'too_little', 'baselines_in_folds', 'too_easy', 'way_of', 'with_rate',
-           'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways',
-           'judging_folds', 'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared',
-           'reached_without', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
-           'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file',
-           'concluded', 'write_recommendation', 'declined', 'study_of_trials', 'check_folder_of', 'begin_trials',
-           'try_ways', 'too_few_minutes', 'recommend']
+           'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below',
+           'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
+           'against_baselines', 'apart_in_words', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more',
+           'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined',
+           'study_of_trials', 'check_folder_of', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -34,14 +33,14 @@ from .data import DataError, TaskData, deal, load_task, nearly_equal, prompt_key
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.plain_text import capitalized
-from .engine.runs import finish_stage, model_card, save_task, task_record
+from .engine.runs import finish_stage, keep_policy
 from .engine.safe_files import remove, write_json, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
 from .engine.timing import calibrate, known_times, time_in_words
 from .engine.tree import stage_tree
 from .engine.work import cores, forkable
 from .measures.baselines import baselines
-from .model import load_backbone, save_policy
+from .model import load_backbone
 from sftdpo.reading.check import (
     LEAST_OF_LABEL,
     LEAST_ROWS,
@@ -370,6 +369,11 @@ class Ways:
         for home in self.folder.stages.glob("*/"):
             if home.name not in kept: remove(self.folder.stage(home.name).policy)
 
+    @property
+    def first_left_out(self) -> bool:
+        "Whether the first fold does not judge: of four or more, if it gave ways up."
+        return bool(self.given_up) and self.folds > 3
+
     def score(self, run: Run) -> float:
         "The mean of a way over all folds; -inf if it was not tried."
         table = self.tables.get(way_of(run))
@@ -389,13 +393,6 @@ class Ways:
     @property
     def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
 
-# %% ../nbs/15_recommend.ipynb #af2bf381
-def judging_folds(
-    trials: Ways,  # that were tried
-) -> int:
-    "How many folds judge: of four or more, not the first one if it gave ways up."
-    return trials.folds - bool(trials.given_up and trials.folds > 3)
-
 # %% ../nbs/15_recommend.ipynb #af2bf378
 def far_below(
     table: pd.DataFrame,  # way, fold, seed, id, value: of one way, perhaps in one fold only
@@ -414,13 +411,11 @@ def finish_ways(
     ways: dict[str, list[Run]],  # by `way_of`: runs, one per fold
     workers: int,         # processes
     say,                  # reports what is wrong with the list of planned runs
-    anew: bool,           # forget runs of the file as it was before? ways that are tried again are back at once
 ):
     "Train and judge ways in every fold, the base model with them."
     runs = [one for some in ways.values() for one in some]
     planned = ([(one.base, "") for one in runs]
                + [(one, way) for way, some in ways.items() for one in some])
-    if anew: remove(folder.planned)
     write_planned_runs(folder, pd.DataFrame(
         [dict(run=inputs.of(one).name, **{field: getattr(one, field) for field in CELL}, way=words)
          for one, words in planned]), say)
@@ -481,7 +476,9 @@ class Trials(Ways):
     def judged(self, new: dict[str, Run], folds: int) -> dict[str, pd.DataFrame]:
         "What ways reach in the first few folds, by row; those that fail are left out."
         in_folds = {way: self.in_folds(run)[:folds] for way, run in new.items()}
-        if new: finish_ways(self.folder, self.inputs, in_folds, self.workers, self.say, anew=not self.tables)
+        # forget runs of the file as it was before; ways that are tried again are back at once
+        if new and not self.tables: remove(self.folder.planned)
+        if new: finish_ways(self.folder, self.inputs, in_folds, self.workers, self.say)
         self.times.read(self.folder)
         tables = {}
         for way, runs in in_folds.items():
@@ -533,12 +530,9 @@ def compared(
 
 # %% ../nbs/15_recommend.ipynb #1f5d5fff
 def reached_without(
-    folder: StudyFolder,  # in which the ways were tried
-    folds: set[int],      # that judge
-) -> dict[str, float]:    # title -> value on the scale of the primary metric
+    results: pd.DataFrame,  # in which the base model was judged
+) -> dict[str, float]:      # title -> value on the scale of the primary metric
     "What the base model and the baselines reach, averaged over folds; the base model comes first."
-    results = gather(folder)
-    results = results[results["fold"].isin(folds)]
     base = results.loc[(results["recipe"] == "base") & (
         results["metric"] == task_of(results).primary.name), "value"].mean()
     return {"the base model": base} | baselines_of(results)
@@ -645,8 +639,8 @@ def sentences_on(
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
     own = trials.tables[way]
-    if judging_folds(trials) < trials.folds: own = own[own["fold"] != own["fold"].min()]
-    about_first = (" The first fold is not among them: it decided which ways were given up." if judging_folds(trials) < trials.folds
+    if trials.first_left_out: own = own[own["fold"] != own["fold"].min()]
+    about_first = (" The first fold is not among them: it decided which ways were given up." if trials.first_left_out
                    else " The first fold also decided which ways were given up, so this may be slightly too high.")
     said = [f"Train {way}.",
             f"Expect {format_metric(expected.mean, metric)} {metric.title} "
@@ -654,7 +648,7 @@ def sentences_on(
             f"{expected.examples:,} rows was judged by a model that had not trained on it, of a way that "
             "was chosen in the other folds."
             + (about_first if trials.given_up else "")
-            + f" The interval is over rows and over {judging_folds(trials)} models, so it is wide where these differ."
+            + f" The interval is over rows and over {trials.folds - trials.first_left_out} models, so it is wide where these differ."
             + above_expectation(mean_of_folds(own), expected.mean, len(trials.tables), metric),
             against_baselines(expected, baselines, metric),
             how_sure(way, picked, table, metric)]
@@ -697,12 +691,11 @@ def hour_more(
 # %% ../nbs/15_recommend.ipynb #03b4d514
 def train_on_all(
     trials: Trials,
-    run: Run,            # the way that is picked
-    everything: Inputs,  # in which all rows train
-    metrics: dict,       # for the model's card
+    run: Run,       # the way that is picked
+    metrics: dict,  # for the model's card
 ) -> Path:               # its folder
     "Train the recommended way once more on all rows, and save the model ready for use."
-    folder, one = trials.folder, everything.of(run.replace(folds=0, fold=0, seed=0))
+    folder, one = trials.folder, trials.inputs.of(run.replace(folds=0, fold=0, seed=0))
     model, tokenizer = load_backbone(run.backbone)
     with folder.held("model", wait=-1):  # another process may be at the same
         for stage, key in zip(one.run.stages, one.keys):
@@ -710,11 +703,9 @@ def train_on_all(
             if home.record.exists(): remove(home.path)
             model = finish_stage(home, one, stage, model, tokenizer, progress=False)
         with written_whole(folder.model) as part:
-            save_policy(model, tokenizer, part)
-            save_task(part, task_record(one))
-            judged = (f"what it reaches was measured in {judging_folds(trials)} folds, "
-                      "each by a model that had not seen its rows")
-            write_text(part / "README.md", model_card(one, metrics, judged))
+            keep_policy(part, one, model, tokenizer, metrics,
+                        f"what it reaches was measured in {trials.folds - trials.first_left_out} folds, "
+                        "each by a model that had not seen its rows")
         for key in one.keys: remove(folder.stage(key).policy)
     return folder.model
 
@@ -782,10 +773,11 @@ def concluded(
     "The way that did best, trained on all rows, or why none is recommended."
     metric = trials.metric
     rows = by_row(trials.tried)
-    values, picked = honest(rows, judging_folds(trials) < trials.folds)
+    values, picked = honest(rows, trials.first_left_out)
     share = metric.share and bool(values["value"].between(0, 1).all())
     expected = interval(observations(values), share=share)
-    without = reached_without(trials.folder, set(values["fold"]))
+    results = gather(trials.folder)
+    without = reached_without(results[results["fold"].isin(values["fold"])])
     best = trials.runs[chosen_way(rows)]
     table = compared(trials, way_of(best))
     known = dict(expected=expected, table=table, baselines=without)
@@ -795,7 +787,7 @@ def concluded(
             "rows": number}
     trials.say(f"training {way_of(best)} on all rows · "
                f"{time_in_words(trials.seconds_on_all(best))}")
-    model = train_on_all(trials, best, trials.inputs, card)
+    model = train_on_all(trials, best, card)
     sentences = sentences_on(trials, best, picked, expected, without, table)
     return Recommendation(way=way_of(best), sentences=tuple(sentences), model=str(model), **known)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import recommend_fresh
+import recommend_grid
 import yaml
 from tickets import write_tickets
 
@@ -458,6 +459,22 @@ def test_a_training_counts_once_however_many_folds_it_has():
     results = pd.DataFrame([dict(run=run, metric="accuracy", value=value) for run, value in values.items()])
     found = recommend_fresh.reached(results, Named(), {"a way": runs}, TASKS["labels"].primary)
     assert found["way"].tolist() == ["a way"] * 2 and np.allclose(found["value"], [0.2, 0.7])
+
+
+def test_the_tools_that_ask_how_good_a_recommendation_is_run(tmp_path):
+    "At 136b05df recommend_fresh.py called `finish_ways` with too little."
+    file, fresh = (write_tickets(tmp_path / f"{seed}.csv", rows=60, seed=seed) for seed in (0, 1))
+    walk, grid = tmp_path / "walk", tmp_path / "grid.csv"
+    recommend_grid.main(file, grid, walk, folds=2, epochs=(1,), rates=(1,))
+    ways = pd.read_csv(grid)
+    assert set(zip(ways["recipe"], ways["tuning"])) == {(recipe, tuning) for recipe in ("sft", "dpo", "sft-dpo") for tuning in ("full", "lora")}
+    assert Counter(ways["fold"]) == {1: 6, 2: 6}
+    chosen = pd.read_csv(walk / "planned_runs.csv", keep_default_na=False)["way"].max()
+    (walk / "recommendation.json").write_text(json.dumps(dict(way=chosen)))
+    recommend_fresh.main(file, fresh, walk, grid, tmp_path / "fresh.csv", tmp_path / "fresh", seeds=1, folds=2)
+    found = pd.read_csv(tmp_path / "fresh.csv")
+    assert {"recommended", "best of all ways", "the base model", "TF-IDF"} <= set(found["way"])
+    assert found["value"].between(0, 1).all() and set(found.loc[found["way"] == "recommended", "judged"]) == {"on new rows", "in the folds"}
 
 
 def test_the_remedy_for_a_rare_label_can_be_followed(tmp_path):

@@ -13,9 +13,8 @@ from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import read_json
 from sftdpo.engine.store import gather, read_settings
-from sftdpo.recommend import dealt, finish_ways, pool_of, rows_of_file, runs_at_once
+from sftdpo.recommend import dealt, finish_ways, pool_of, reached_without, rows_of_file, runs_at_once
 from sftdpo.study import claim_folder
-from sftdpo.tables import baselines_of
 
 
 def judged_on(loaded, fresh):
@@ -31,12 +30,6 @@ def ways_in(folder, metric):
     results = gather(folder)
     results = results[results["metric"] == metric].merge(pd.read_csv(StudyFolder(folder).planned, keep_default_na=False)[["run", "way"]].drop_duplicates(), on="run")
     return results[results["way"] != ""].groupby("way").agg(value=("value", "mean"), run=("run", "first"))
-
-
-def reached_without(results, metric):
-    "What the base model and the baselines reach."
-    base = results[results["recipe"] == "base"]
-    return {"the base model": base.loc[base["metric"] == metric, "value"].mean()} | baselines_of(base)
 
 
 def run_in(folder, name): return from_dict(Run, read_settings(folder, name))
@@ -77,7 +70,7 @@ def main(data, fresh, walk, grid, out, folder, again=None, seeds=5, folds=3):
     refolded, _ = trained(Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(f"{folder}-again"), study, in_folds, metric)
     lines = [new.assign(rows=len(both.test), judged="on new rows"), refolded.assign(rows=len(pool_of(loaded)), judged="in the folds"),
              pd.DataFrame([dict(way=name, turn=0, value=value, rows=len(both.test), judged="on new rows")
-                           for name, value in reached_without(results, metric.name).items()])]
+                           for name, value in reached_without(results).items()])]
     pd.concat(lines).assign(metric=metric.name).to_csv(out, index=False, float_format="%.5g")
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sftdpo.config import Reading, Run, Stage, Study
+from sftdpo.config import Reading, Run
 from sftdpo.engine.folder import StudyFolder
-from sftdpo.engine.inputs import Inputs, settled
-from sftdpo.recommend import Trials, dealt, rows_of_file, runs_at_once, way_of, with_rate
-from sftdpo.study import claim_folder
+from sftdpo.recommend import begin_trials, dealt, rows_of_file, way_of, with_rate
 
 WAY = ["recipe", "tuning", "epochs", "learning_rate"]
 
@@ -41,16 +39,10 @@ def lines_of(run, trials):
 def main(data, out, folder, task=None, again=None, best=12, folds=3, epochs=(1, 3, 10, 30), rates=(1 / 3, 1, 3)):
     "Train the grid on a file, or the best ways of an earlier one, and write what each way reached."
     loaded, reading = rows_of_file(data, task, "bard", Reading(unusable="drop"), print)
-    inputs, home = Inputs(lambda task, data, reading, folds, fold: dealt(loaded, folds, fold)), StudyFolder(folder)
-    stages = {kind: Stage(kind, evaluations=0) for kind in ("sft", "dpo")}
-    study = Study("grid", tasks=(loaded.task,), backbone="bard", data=str(data), reading=reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"), **stages)
-    claim_folder(home.path, study)
-    study = settled(home, study)
-    start = Run(task=loaded.task, backbone="bard", data=str(data), reading=reading, sft=study.sft, dpo=study.dpo)
-    rows, lines = len(dealt(loaded, folds, 1).train), []
-    trials = Trials(home, inputs, loaded.record.primary, folds, time.monotonic() + 1e6)
-    trials.workers = runs_at_once(inputs, "bard", 2 * folds)
+    start = Run(task=loaded.task, backbone="bard", data=str(data), reading=reading)
+    trials, start = begin_trials(loaded, start, StudyFolder(folder), folds, time.monotonic() + 1e6, print)
     trials.give_up = math.inf
+    rows, lines = len(dealt(loaded, folds, 1).train), []
     if again:
         means = means_in(again)
         runs = [run_of(way, means, start, rows) for way in means.nlargest(best).index]

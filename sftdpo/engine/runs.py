@@ -568,17 +568,17 @@ def write_judged(
 
 # %% ../../nbs/engine/04_runs.ipynb #0b6b5c7d
 def keep_policy(
-    place: RunFolder,   # being written
+    folder: Path,       # being written
     inputs: RunInputs,  # of the run
     model,              # its final policy
     tokenizer,          # its tokenizer
     metrics: dict,      # what it reached
+    judged: str = "",   # how that was measured, if not on the run's judged rows
 ):
-    "Save a run's policy with its record and its card."
-    save_policy(model, tokenizer, place.policy)
-    save_task(place.policy, task_record(inputs))
-    card = model_card(inputs, metrics)
-    (place.policy / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
+    "Save a policy with its task's record and its card."
+    save_policy(model, tokenizer, folder)
+    save_task(folder, task_record(inputs))
+    write_text(folder / "README.md", model_card(inputs, metrics, judged))
 
 # %% ../../nbs/engine/04_runs.ipynb #ed0ed629
 def finish_run(
@@ -605,7 +605,7 @@ def finish_run(
         copy_training(place, stages)
         write_judged(place, judged)
         if stages and weights in ("best", "all"):
-            keep_policy(place, inputs, model, tokenizer, judged.metrics)
+            keep_policy(place.policy, inputs, model, tokenizer, judged.metrics)
         write_json(place.metrics, judged.metrics)
         place.close(**describe(inputs))
     if best: keep_best(folder, run, best)
