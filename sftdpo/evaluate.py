@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Evaluation', 'finite_scores', 'predict', 'disjoint_accuracy', 'calibration_metrics', 'classification_metrics',
-           'first_lines', 'ending', 'judged_sonnet', 'sonnet_metrics', 'completion_metrics', 'nats_per_token',
+           'first_lines', 'ending', 'judged_sonnet', 'completion_metrics', 'sonnet_metrics', 'nats_per_token',
            'judged_completion', 'score_pairs', 'preference_metrics', 'pair_reward_accuracy', 'evaluate']
 
 # %% ../nbs/06_evaluate.ipynb #571635f6
@@ -172,28 +172,24 @@ def judged_sonnet(
             "full_length": float(enough and _lines_of(poem) == wanted),
             "repeated_4grams": repeated_share(poem)}
 
-# %% ../nbs/06_evaluate.ipynb #90cb0ee9
-def sonnet_metrics(
-    table: pd.DataFrame,  # one row per sample: id, texts, chrf, nll and numbers
-) -> dict[str, float]:    # chrf and nll with intervals over prompts, chrf_whole, the numbers
-    "Means over the samples of a prompt first, then over prompts."
-    texts = ["prompt", "sample", "generated", "free", "true"]
-    numbers = table.drop(columns=texts).groupby("id").mean()
-    whole = [chrf_corpus(list(part.prompt + part.free), list(part.prompt + part.true))
-             for _, part in table.groupby("sample")]
-    found = {**with_interval("chrf", numbers.pop("chrf")), "chrf_whole": float(np.mean(whole)),
-             **with_interval("nll", numbers.pop("nll"))}
-    return found | numbers.mean().to_dict()
-
 # %% ../nbs/06_evaluate.ipynb #dd808de1
 def completion_metrics(
-    table: pd.DataFrame,  # one row per sample: id, texts, chrf, nll and numbers
-) -> dict[str, float]:    # chrf, nll and their intervals over prompts; chrf_matched, the shares
+    table: pd.DataFrame,  # one row per sample: id, chrf, nll and other numbers, texts
+) -> dict[str, float]:    # chrf, nll and their intervals over prompts; the other numbers
     "Means over the samples of a prompt first, then over prompts."
-    numbers = table.drop(columns=["prompt", "sample", "generated", "true"]).groupby("id").mean()
+    numbers = table.drop(columns="sample").groupby("id").mean(numeric_only=True)
     return {**with_interval("chrf", numbers.pop("chrf")),
             **with_interval("nll", numbers.pop("nll")),
             **numbers.mean().to_dict()}
+
+# %% ../nbs/06_evaluate.ipynb #90cb0ee9
+def sonnet_metrics(
+    table: pd.DataFrame,  # one row per sample: id, chrf, nll and other numbers, texts
+) -> dict[str, float]:    # those of `completion_metrics`, and chrf_whole
+    "Means over the samples of a prompt first, then over prompts; `chrf_whole` is of a sample's sonnets together."
+    whole = [chrf_corpus(list(part.prompt + part.free), list(part.prompt + part.true))
+             for _, part in table.groupby("sample")]
+    return completion_metrics(table) | {"chrf_whole": float(np.mean(whole))}
 
 # %% ../nbs/06_evaluate.ipynb #d20f6aaf
 def nats_per_token(

@@ -269,15 +269,14 @@ def _tokenizer_error(where, error: Exception) -> ValueError:
 
 # %% ../nbs/02_model.ipynb #3d0c3597
 def load_tokenizer(
-    where: str | Path,  # folder or Hub name
-    **options,          # for `AutoTokenizer.from_pretrained`
+    folder: str | Path,  # of a model
 ):
     "Load a tokenizer unchanged, without running any code in its folder."
-    try: tokenizer = AutoTokenizer.from_pretrained(where, **dict(trust_remote_code=False) | options)
+    try: tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
     except Exception as error:  # each kind fails in its own way
-        raise _tokenizer_error(where, error) from error
+        raise _tokenizer_error(folder, error) from error
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        raise FileNotFoundError(f"{where} holds no tokenizer: copy tokenizer.json and "
+        raise FileNotFoundError(f"{folder} holds no tokenizer: copy tokenizer.json and "
                                 "tokenizer_config.json of the model into the folder")
     pad_id(tokenizer)  # fails here rather than in training
     return tokenizer
@@ -491,7 +490,7 @@ def inspect_backbone(
     check_finite_weights(weight_files(folder))
     config = read_config(folder)
     check_layers(config, name)
-    tokenizer = load_tokenizer(str(folder), local_files_only=True)
+    tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, empty_model(config, name).get_input_embeddings().weight.shape[0])
     return Inspected(where, revision, folder, config, tokenizer)
 

@@ -1,8 +1,6 @@
-"""Make README.md from nbs/index.ipynb, the same with and without Quarto. `--check` only says whether it is in step."""
-import argparse
+"""Make README.md from nbs/index.ipynb, the same with and without Quarto."""
 import posixpath
 import re
-import sys
 from pathlib import Path
 
 import nbformat
@@ -59,10 +57,6 @@ def out_of_step():
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a file is out of step")
-    if parser.parse_args().check:
-        sys.exit("".join(f"{name} is not what nbs/index.ipynb makes: run `make readme`\n" for name in out_of_step()) or 0)
     for name, content in readme().items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(content)

@@ -278,7 +278,7 @@ class Inputs(Sources):
         super().__init__(load)
         self.precision = precision or resolved_precision("auto", device())
         self.settings, self.keys = cache(self.settings_of), cache(self.key_of)
-        self.plain, self.runs = cache(to_dict), cache(self.run)
+        self.plain, self.of = cache(to_dict), cache(self.inputs_of)
 
     def settings_of(self, stage: Stage, tuning, lora, sampling, own_dropout) -> dict:
         return identifying_settings(relevant(stage, tuning, lora, own_dropout), sampling,
@@ -302,7 +302,8 @@ class Inputs(Sources):
                       sampling=self.plain(run.sampling)) | self.judging_marks(run)
         return "-".join([*words_of(run), identity(dict(judged, stages=list(keys)))[:10]])
 
-    def run(self, run: Run) -> RunInputs:
+    def inputs_of(self, run: Run) -> RunInputs:
+        "The inputs of a run; `of` keeps them."
         # a base model that cannot work is refused before data is read
         reader, data = self.readers(run.backbone), self.fitted(run.backbone, *run.source)
         run = run.resolved(min(run.train_size or len(data.train), len(data.train)))
@@ -312,6 +313,3 @@ class Inputs(Sources):
         base = self.name_of(run.base, data, fingerprint, ())
         return RunInputs(run, data, *reader, fingerprint, keys, name, base, self.all_further(run))
 
-    def of(self, run: Run) -> RunInputs:
-        "The inputs of a run."
-        return self.runs(run)

@@ -465,8 +465,8 @@ def in_page_words(
     "The message with fields of the page in place of options."
     paths = field_paths(Study)
     def field(found):
-        path = {"task": "tasks"}.get(found[2].rstrip(".").replace("-", "_"),
-                                     found[2].rstrip(".").replace("-", "_"))
+        path = found[2].rstrip(".").replace("-", "_")
+        path = RENAMED.get(path, path)
         if path not in paths: return found[0]
         value = "off" if found[1] else found[3].strip()
         ends = "." * (found[2].endswith(".") and not found[3])
