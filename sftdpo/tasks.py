@@ -78,7 +78,8 @@ def format_metric(
     "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
-    rounded = round(value * metric.factor, metric.digits) + 0.0  # a negative zero becomes a plain one
+    exact = round(float(value) * metric.factor, 9)      # without the noise of the last bits: half is half everywhere
+    rounded = round(exact, metric.digits) + 0.0  # a negative zero becomes a plain one
     text = f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
     return (text if bare else text + metric.sign).replace("-", "−")
 
