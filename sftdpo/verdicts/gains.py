@@ -11,11 +11,9 @@ import dataclasses
 import math
 from itertools import combinations
 
-import pandas as pd
-
 from ..stats import Estimate, at_level, holm, student, verdict
 from ..tasks import controls_of_recipe
-from .evidence import Evidence, cell_values, combined_error, judged_by_tuning
+from .evidence import Evidence, combined_error, judged_by_tuning
 from .gates import after_gates, collapse, depth_of, headroom, missing, rates, strong
 from sftdpo.verdicts.verdict import (
     Gate,
@@ -34,18 +32,16 @@ from sftdpo.verdicts.verdict import (
 
 # %% ../../nbs/verdicts/05_gains.ipynb #d415c4b4
 def controls_of(
-    results: pd.DataFrame,   # as `read_conditions` completes them
-    examples: pd.DataFrame,  # as `read_examples` gives them
-    task: str,               # which task
-    tuning: str,             # full or lora
+    evidence: Evidence,  # of one task
+    tuning: str,         # full or lora
 ) -> tuple[list[str], tuple]:  # recipes; notes on what is no control
     "The controls of sft-dpo that were trained to its depth."
-    controls, notes, ours = [], (), depth_of(results, task, ("sft-dpo", tuning))
+    def depth(recipe): return depth_of(evidence.results, evidence.task, (recipe, tuning))
+    controls, notes, ours = [], (), depth("sft-dpo")
     for recipe in controls_of_recipe("sft-dpo"):
-        if cell_values(examples, task, (recipe, tuning)).empty: continue
-        depth = depth_of(results, task, (recipe, tuning))
-        if depth == ours: controls.append(recipe)
-        else: notes += (f"{recipe} {tuning} is no control of equal depth: it had {depth}, "
+        if evidence.lacking([(recipe, tuning)]): continue
+        if depth(recipe) == ours: controls.append(recipe)
+        else: notes += (f"{recipe} {tuning} is no control of equal depth: it had {depth(recipe)}, "
                         f"and sft-dpo {tuning} {ours}.",)
     return controls, notes
 
@@ -245,7 +241,7 @@ def gains_of_dpo(
     "C1's parts on one task with one tuning."
     task, margins, ours, sft = evidence.task, evidence.margins, ("sft-dpo", tuning), ("sft", tuning)
     if lacking := evidence.lacking([ours, sft]): return [not_asked("C1", task, lacking, tuning)]
-    controls, notes = controls_of(evidence.results, evidence.examples, task, tuning)
+    controls, notes = controls_of(evidence, tuning)
     if not controls:
         notes += ("No control of equal depth: a gain over sft may come from the further steps alone.",)
     gains = {recipe: evidence.effect({ours: 1, (recipe, tuning): -1})
