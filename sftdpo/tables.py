@@ -6,11 +6,10 @@
 __all__ = ['CELL_COLUMNS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO', 'place_of', 'apart_by_name', 'with_cells', 'values_of',
            'line_of', 'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
-           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'values_of_baselines',
-           'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
-           'labels_of_runs', 'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped',
-           'words_of_brackets', 'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences',
-           'next_steps']
+           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
+           'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'labels_of_runs',
+           'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets',
+           'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -29,7 +28,7 @@ from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE, in_label_order
 from .engine.folder import StudyFolder
 from .engine.plain_text import what_next, wrapped
-from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
+from .engine.store import further_sets, read_examples, read_results, task_of, values_of_baselines, variants_of
 from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
@@ -402,17 +401,6 @@ def fitted_table(
     return "\n\n".join("\n".join(joined_columns(filled(block))) for block in blocks)
 
 # %% ../nbs/20_tables.ipynb #73f9b0cb
-def values_of_baselines(
-    results: pd.DataFrame,  # of one task
-) -> pd.DataFrame:          # a line each: name, value; data, the data set, where there are several
-    "What is reached without any model, averaged over folds, however many runs each has."
-    found = results[results["metric"].str.startswith("baseline_")]
-    apart = ["metric"] + ["data"] * ("data" in found and found["data"].nunique() > 1)
-    in_folds = found.groupby([*apart, *found.columns.intersection(["fold"])])["value"].mean()
-    means = in_folds.groupby(apart).mean().reset_index()
-    return means.assign(name=means.pop("metric").str.removeprefix("baseline_"))
-
-
 def baselines_of(
     results: pd.DataFrame,  # of one task
     comparable: bool = True,  # only those on the primary metric's scale?
