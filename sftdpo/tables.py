@@ -428,8 +428,7 @@ def best_baseline(
 ) -> tuple[str, float] | None:  # its title and its value; None where there is no baseline
     "The baseline that reaches most on the primary metric; none of several data sets, of which each has its own."
     if "data" in results and results["data"].nunique() > 1: return None
-    sign = -1 if task_of(results).primary.better == "lower" else 1
-    return max(baselines_of(results).items(), key=lambda found: sign * found[1], default=None)
+    return max(baselines_of(results).items(), key=lambda found: found[1], default=None)
 
 # %% ../nbs/20_tables.ipynb #5f60b6b6
 def beats(
@@ -438,16 +437,12 @@ def beats(
     baseline: float,         # on the primary metric's scale
 ) -> bool:
     "Does a trained cell reach more than a baseline, by the whole of its interval where it has one?"
-    metric = task_of(results).primary
-    sign, trained = -1 if metric.better == "lower" else 1, results[results["recipe"] != "base"]
-    found = (cell_intervals(examples, metric.column) if metric.column and len(examples)
-             else pd.DataFrame(columns=CELL_COLUMNS))
+    metric, trained = task_of(results).primary, results[results["recipe"] != "base"]
+    found = cell_intervals(examples, metric.column)
     found = found[found["recipe"] != "base"]
-    ends = (found["low"] if sign > 0 else found["high"]).fillna(found["mean"])
-    if found.empty:
-        ends = trained[trained["metric"] == metric.name].groupby(
-            ["recipe", "tuning"])["value"].mean()
-    return bool((sign * ends > sign * baseline).any())
+    ends = found["low"].fillna(found["mean"])
+    if found.empty: ends = trained[trained["metric"] == metric.name].groupby(["recipe", "tuning"])["value"].mean()
+    return bool((ends > baseline).any())
 
 # %% ../nbs/20_tables.ipynb #19b8b19b
 CEILING = 0.99  # a share above which nothing can clearly do better
