@@ -6,9 +6,9 @@
 __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'FEW_FOLDS', 'NO_ENDS', 'OVERLAP', 'SEEDS_UNKNOWN',
            'MOST', 'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds',
            'floor_of_variance', 'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on',
-           'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'wider',
-           'fold_components', 'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired',
-           'contrast', 'difference', 'choice_error', 'widened', 'lead', 'equivalence', 'verdict', 'holm', 'steady',
+           'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'fold_components',
+           'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired', 'contrast',
+           'difference', 'choice_error', 'widened', 'lead', 'equivalence', 'verdict', 'holm', 'freedom_for_power',
            'detectable', 'detectable_range', 'planned_error', 'Needed', 'with_components', 'needed_to_reach', 'needed',
            'ratio', 'mcnemar', 'full_tables']
 
@@ -333,14 +333,6 @@ def variance_of_rows(
     return (float((rows["var"].fillna(0) / rows["size"]).sum() / len(rows)**2),
             float(max(rows["size"].sum() - len(rows), 1)))
 
-def wider(
-    one: tuple[float, float],    # variance, degrees of freedom
-    other: tuple[float, float],  # the same
-) -> bool:
-    "Does one give a wider 95 % interval than the other?"
-    half, than = (student(.95, freedom) * math.sqrt(variance) for variance, freedom in (one, other))
-    return half > than
-
 # %% ../nbs/13_stats.ipynb #1d098886
 def fold_components(
     table: pd.DataFrame,  # fold, seed, id, value
@@ -356,6 +348,11 @@ def fold_components(
     left = variance - np.nansum(weights * within)
     return np.append(within, max(left, 0) * len(parts)), np.append(weights, 1 / len(parts))
 
+# %% ../nbs/13_stats.ipynb #5f713380
+def _most_unseen(level: float, examples: int) -> float:
+    "The share of examples that could still behave otherwise, though none of so many did."
+    return 1 - (1 - level)**(1 / examples)
+
 # %% ../nbs/13_stats.ipynb #5f713381
 NO_ENDS = "without any spread nothing shows how sure this is, and the interval has no ends."
 
@@ -370,7 +367,7 @@ def bounds_without_spread(
     "Interval, p value and a sentence for values that are all the same."
     same = f"All {number} values are {value:.6g}: "
     if not all(map(math.isfinite, bounds)): return -math.inf, math.inf, 1., f"{same}{NO_ENDS}"
-    most = 1 - (1 - level)**(1 / examples)
+    most = _most_unseen(level, examples)
     low, high = value - most * max(value - bounds[0], 0), value + most * max(bounds[1] - value, 0)
     words = (f"{same}were they changes of right and wrong answers, "
              f"up to {100 * most:.2g} % of the examples could still behave otherwise.")
@@ -415,7 +412,7 @@ def _mean_of(table: pd.DataFrame, sums: Sums, notes: tuple) -> _Found:
     mean, *spread = fold_variance(table)
     tiny = spread[0] <= 1e-24 * mean**2  # the folds coincide, also where their rows do not
     alone = variance_of_rows(table)
-    if (folds < FEW_FOLDS or tiny) and wider(alone, spread): spread = alone
+    if (folds < FEW_FOLDS or tiny) and _reaches(*alone) > _reaches(*spread): spread = alone
     variance, freedom = spread
     notes += (f"{folds} {OVERLAP}",) + (SEEDS_UNKNOWN,) * (len(sums.counts) == 1)
     return _Found(mean, variance, freedom, *fold_components(table, variance), notes, folds)
@@ -521,7 +518,7 @@ def interval(
 # %% ../nbs/13_stats.ipynb #b023de45
 def _width_at(estimate: Estimate, level: float) -> float:
     "What the width of an interval is proportional to, at a level."
-    if estimate.standard_error == 0: return 1 - (1 - level)**(1 / estimate.examples)
+    if estimate.standard_error == 0: return _most_unseen(level, estimate.examples)
     return student(level, estimate.degrees_of_freedom)
 
 # %% ../nbs/13_stats.ipynb #2162b159
@@ -731,7 +728,7 @@ def holm(
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 # %% ../nbs/13_stats.ipynb #250eeae5
-def steady(
+def freedom_for_power(
     estimate: Estimate,  # of a difference
 ) -> float:              # degrees of freedom
     "Degrees of freedom for statements on power: between the interval's and those of the seeds."
@@ -745,7 +742,7 @@ def detectable(
     power: float = 0.8,   # probability of finding it
 ) -> float:               # in the unit of the values; inf where no spread is known
     "Smallest true difference that another study of this size finds with this probability."
-    error, freedom = estimate.standard_error, steady(estimate)
+    error, freedom = estimate.standard_error, freedom_for_power(estimate)
     if math.isinf(error): return math.inf
     if error == 0: return float(max(estimate.mean - estimate.low, estimate.high - estimate.mean))
     quantile = student(estimate.level, freedom)
@@ -760,7 +757,7 @@ def detectable_range(
     power: float = 0.8,   # probability of finding it
 ) -> tuple[float, float]:  # lower and upper end, at the estimate's level
     "Interval of the difference that could have been found, were the true standard error known."
-    error, freedom, upper = estimate.standard_error, steady(estimate), (1 + estimate.level) / 2
+    error, freedom, upper = estimate.standard_error, freedom_for_power(estimate), (1 + estimate.level) / 2
     if not 0 < error < math.inf: return (detectable(estimate, power),) * 2
     times = distributions.t.ppf(upper, freedom) + distributions.t.ppf(power, freedom)
     ends = (distributions.chi2.ppf(end, freedom) for end in (upper, (1 - estimate.level) / 2))
@@ -893,9 +890,8 @@ def _needed_without_interval(estimate: Estimate, goal: str) -> Needed:
 def _needed_without_spread(estimate: Estimate, distance: float, goal: str) -> Needed:
     "What is needed where values are all the same, and only more examples narrow the interval."
     examples, mean = estimate.examples, estimate.mean
-    most_changed = 1 - (1 - estimate.level)**(1 / examples)
-    reach = max(estimate.high - mean, mean - estimate.low) / most_changed
-    if distance < reach:
+    reach = max(estimate.high - mean, mean - estimate.low) / _most_unseen(estimate.level, examples)
+    if distance < reach:  # `_most_unseen` is then distance / reach
         enough = math.log(1 - estimate.level) / math.log1p(-distance / reach)
         examples = max(examples, math.ceil(enough))
     return Needed(None, examples, f"To show {goal}: about {examples:,} examples, if they are as alike "
@@ -1043,7 +1039,7 @@ def _student_halves(of: _Squares, variance, freedom, level: float) -> np.ndarray
     "Half the width of Student's intervals."
     number = of.seeds * of.examples
     half = student(level, freedom) * np.sqrt(variance / number)
-    half[variance <= 1e-20] = 1 - (1 - level)**(1 / of.examples)
+    half[variance <= 1e-20] = _most_unseen(level, of.examples)
     return half
 
 # %% ../nbs/13_stats.ipynb #47869c2b
