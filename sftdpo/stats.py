@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'FEW_FOLDS', 'NO_ENDS', 'OVERLAP', 'SEEDS_UNKNOWN',
-           'MOST', 'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds',
+           'POWER', 'MOST', 'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds',
            'floor_of_variance', 'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on',
            'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'fold_components',
            'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired', 'contrast',
@@ -737,29 +737,29 @@ def freedom_for_power(
     return min(math.sqrt(own * least) if 1 < least < own < 1e9 else own, 1e6)
 
 # %% ../nbs/13_stats.ipynb #885ae15e
+POWER = 0.8  # the probability with which a study is to find something
+
 def detectable(
     estimate: Estimate,   # of a difference
-    power: float = 0.8,   # probability of finding it
 ) -> float:               # in the unit of the values; inf where no spread is known
-    "Smallest true difference that another study of this size finds with this probability."
+    "Smallest true difference that another study of this size finds in 8 of 10 cases."
     error, freedom = estimate.standard_error, freedom_for_power(estimate)
     if math.isinf(error): return math.inf
     if error == 0: return float(max(estimate.mean - estimate.low, estimate.high - estimate.mean))
     quantile = student(estimate.level, freedom)
     spread = np.sqrt(distributions.chi2.ppf((np.arange(100) + 0.5) / 100, freedom) / freedom)
     def lacking(times):
-        return float(ndtr(times * spread[:, None] - quantile * spread).mean()) - power
+        return float(ndtr(times * spread[:, None] - quantile * spread).mean()) - POWER
     return float(error * brentq(lacking, 0, 100 * quantile))
 
 # %% ../nbs/13_stats.ipynb #2a8204e4
 def detectable_range(
     estimate: Estimate,   # of a difference
-    power: float = 0.8,   # probability of finding it
 ) -> tuple[float, float]:  # lower and upper end, at the estimate's level
     "Interval of the difference that could have been found, were the true standard error known."
     error, freedom, upper = estimate.standard_error, freedom_for_power(estimate), (1 + estimate.level) / 2
-    if not 0 < error < math.inf: return (detectable(estimate, power),) * 2
-    times = distributions.t.ppf(upper, freedom) + distributions.t.ppf(power, freedom)
+    if not 0 < error < math.inf: return (detectable(estimate),) * 2
+    times = distributions.t.ppf(upper, freedom) + distributions.t.ppf(POWER, freedom)
     ends = (distributions.chi2.ppf(end, freedom) for end in (upper, (1 - estimate.level) / 2))
     return tuple(float(times * error * math.sqrt(freedom / end)) for end in ends)
 
@@ -823,11 +823,11 @@ def with_components(
     return dataclasses.replace(estimate, components=found)
 
 # %% ../nbs/13_stats.ipynb #cc5197bb
-def _enough(estimate: Estimate, distance: float, power: float, **times: float) -> bool:
+def _enough(estimate: Estimate, distance: float, **times: float) -> bool:
     "Would the interval of a study so many times as large end within the distance?"
     error, freedom = planned_error(estimate, **times)
     freedom = min(max(freedom, 1e-2), 1e9)
-    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, power], freedom)
+    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, POWER], freedom)
     return bool(quantiles.sum() * error <= distance)
 
 # %% ../nbs/13_stats.ipynb #2b64f448
@@ -837,10 +837,10 @@ def _one_seed_each(estimate: Estimate) -> bool:
     "Does each fold have one seed, so that nothing shows what a second one would change?"
     return estimate.folds > 1 and estimate.components.get("seed") is None
 
-def _least_number(estimate: Estimate, name: str, distance: float, power: float) -> int | None:
+def _least_number(estimate: Estimate, name: str, distance: float) -> int | None:
     "The least number of seeds or examples that is enough, from the present one on."
     present = getattr(estimate, name)
-    def enough(number): return _enough(estimate, distance, power, **{name: number / present})
+    def enough(number): return _enough(estimate, distance, **{name: number / present})
     if name == "seeds" and _one_seed_each(estimate): return None
     if name[:-1] in estimate.unknown or not present or not enough(MOST): return None
     low, high = present, present
@@ -873,10 +873,10 @@ def _with_range(numbers: list[int | None]) -> list[int | None]:
     known = [number for number in numbers if number is not None]
     return [numbers[0], min(known, default=None), max(known) if len(known) == len(numbers) else None]
 
-def _times_the_search(estimate: Estimate, distance: float, power: float) -> float:
+def _times_the_search(estimate: Estimate, distance: float) -> float:
     "As many times the seeds of the search are needed; 1 or less: the present ones will do."
     error, freedom = estimate.choice
-    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, power], max(freedom, 1))
+    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, POWER], max(freedom, 1))
     return (quantiles.sum() * error / distance)**2
 
 # %% ../nbs/13_stats.ipynb #73ee1e38
@@ -902,19 +902,18 @@ def needed_to_reach(
     estimate: Estimate,       # as found
     distance: float,          # between the mean and the bound that the interval must not reach
     goal: str,                # what that would show, for the sentence
-    power: float = 0.8,       # probability of it, were the mean and the components the true ones
 ) -> Needed:
     "How many seeds, or how many examples, keep a larger study's interval from reaching a bound."
     if not math.isfinite(estimate.standard_error) or not math.isfinite(estimate.high):
         return _needed_without_interval(estimate, goal)
-    if (times := _times_the_search(estimate, distance, power)) > 1:
+    if (times := _times_the_search(estimate, distance)) > 1:
         more = f"about {math.ceil(times)} times as many seeds"
         remedy = f"first search with {more}" if times < 20 else f"the search would need {more}, which is out of reach"
         return Needed(None, None, f"More seeds or examples alone cannot show {goal}, because the best "
                                   f"learning rates are too uncertain: {remedy}.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
-    numbers = {name: _with_range([_least_number(one, name, distance, power) for one in ways])
+    numbers = {name: _with_range([_least_number(one, name, distance) for one in ways])
                for name in ("seeds", "examples")}
     known = {name: number for name, (number, *_) in numbers.items() if name == "seeds" or estimate.examples}
     parts = [_told(estimate, name, known[name], numbers[name][1:])
@@ -922,7 +921,7 @@ def needed_to_reach(
     (seeds, *seeds_range), (examples, *examples_range) = numbers.values()
     if seeds is None and examples is None and not (estimate.unknown or _one_seed_each(estimate)) and estimate.examples:
         parts = ["more seeds alone or more examples alone are not enough, both are needed"]
-    why = f"To show {goal} with probability {power:g}: {('; ' if None in known.values() else '; or ').join(parts)}."
+    why = f"To show {goal} with probability {POWER:g}: {('; ' if None in known.values() else '; or ').join(parts)}."
     if "seed" in estimate.unknown: why += " Run 5 seeds before believing a number."
     return Needed(seeds, examples, why, tuple(seeds_range), tuple(examples_range))
 
@@ -930,14 +929,13 @@ def needed_to_reach(
 def needed(
     estimate: Estimate,       # of a difference
     margin: float,            # the largest difference that does not matter
-    power: float = 0.8,       # probability of deciding, were the mean and the components the true ones
 ) -> Needed:
     "How many seeds or examples would show a difference from 0 or, if easier, one inside the margin."
     if verdict(estimate, margin) != "undecided":
         return Needed(estimate.seeds, estimate.examples, "It is decided already.")
     size = abs(estimate.mean)
     goal = "a difference from zero" if size > margin / 2 else "that it lies inside the margin"
-    return needed_to_reach(estimate, max(size, margin - size), goal, power)
+    return needed_to_reach(estimate, max(size, margin - size), goal)
 
 # %% ../nbs/13_stats.ipynb #e3d87a09
 def _logs_of_ratios(first: pd.Series, second: pd.Series) -> pd.DataFrame:

@@ -356,10 +356,9 @@ def column_lines(
     heading: str,       # of a column
     rows: list[str],    # its cells
     right: bool = True,  # aligned to the right?
-    most: int = 30,     # letters in a line of a cell
 ) -> list[list[str]]:   # the heading's lines, then those of each row, all of one width
-    "A column as text, its heading no wider than its cells where words allow."
-    cells = [textwrap.wrap(row, most) or [""] for row in rows]
+    "A column as text, with cells of at most 30 letters a line, its heading no wider than they are where words allow."
+    cells = [textwrap.wrap(row, 30) or [""] for row in rows]
     wide = max((len(line) for cell in cells for line in cell), default=0)
     # a unit stays with its word
     words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 10),

@@ -420,10 +420,9 @@ def draw_effects(
 def hits_with_collapse(
     tables: int, seeds: int, examples: int,
     random: np.random.Generator,
-    share: float = 0.1,  # of seeds that collapse
 ) -> tuple[int, int]:    # intervals that hold the truth, and all of them
-    "Seeds that collapsed are left out; with fewer than two left, or half of them gone, there is no interval."
-    left, hits, total = random.binomial(seeds, 1 - share, tables), 0, 0
+    "One seed in ten collapses and is left out; with fewer than two left, or half of them gone, there is no interval."
+    left, hits, total = random.binomial(seeds, 0.9, tables), 0, 0
     for number in np.unique(left[(left > 1) & (2 * left > seeds)]):
         _, low, high = full_tables(draw_effects("interaction", int((left == number).sum()), int(number), examples, random))
         hits, total = hits + int(((low <= 0) & (high >= 0)).sum()), total + len(low)
