@@ -32,7 +32,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # %% ../nbs/21_plots.ipynb #b8ca8e68
 from .engine.plain_text import visible
-from .engine.store import task_of
+from .engine.store import scores_of_seeds, task_of
 from .stats import Estimate
 from .tables import cell_intervals, costs_of, format_time, with_cells
 from .tasks import RECIPES, Metric, format_interval, format_metric, metric_named
@@ -831,11 +831,9 @@ def trials_of(
     search: pd.DataFrame,  # as `search.csv` has it, of one task
 ) -> pd.DataFrame:         # with the columns low and high: the lowest and highest search seed
     "The trials of a search, ordered by rate."
-    scores = search["seed_scores"] if "seed_scores" in search else search["score"]
-    seeds = [[float(one) for one in str(line).split()] for line in scores]
-    return search.assign(low=[min(one) for one in seeds],
-                         high=[max(one) for one in seeds]).sort_values(
-                             ["recipe", "tuning", "learning_rate"], kind="stable")
+    scores = scores_of_seeds(search)
+    return search.assign(low=list(map(min, scores)), high=list(map(max, scores))).sort_values(
+        ["recipe", "tuning", "learning_rate"], kind="stable")
 
 # %% ../nbs/21_plots.ipynb #cfe53d8a
 def draw_trials(

@@ -8,8 +8,8 @@ __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'SHARED', 
            'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table', 'cells_of',
            'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task', 'further_results',
            'more_figures', 'differences_between', 'more_tables', 'task_part', 'task_parts', 'caveats_of',
-           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'grouped',
-           'searched_rates', 'write_report']
+           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'repeated_notes',
+           'grouped', 'searched_rates', 'write_report']
 
 # %% ../nbs/22_report.ipynb #03f57444
 import base64
@@ -32,7 +32,7 @@ from markupsafe import Markup
 import sftdpo
 from . import plots
 from .claims import CAVEATS, evidence_of, judge_claims, notes_on_differences, verdict_table
-from .config import SettingsError, Study, identity, relevant, to_dict
+from .config import SettingsError, Stage, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
@@ -182,9 +182,9 @@ def environment_table(
 # %% ../nbs/22_report.ipynb #34742f6e
 ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"),
           "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
-WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto",
-                     engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance",
-                     sft_weight=0.0, dropout=0.0, max_gradient_norm=1.0)
+WHERE_UNUSUAL = {name: vars(Stage("dpo"))[name] for name in (
+    "schedule", "warmup", "weight_decay", "precision", "engine", "loss", "label_smoothing", "wrong_label",
+    "sft_weight", "dropout", "max_gradient_norm")}
 
 
 def describe_stage(
@@ -613,6 +613,14 @@ def page(
                                                 most_lines=MOST_TABLE_LINES, **parts)
 
 # %% ../nbs/22_report.ipynb #603ffbf7
+def repeated_notes(
+    verdicts: list[Verdict],  # from `judge_claims`
+) -> list[str]:
+    "The notes that bound more than one verdict, once each."
+    counts = Counter(note for one in verdicts for note in dict.fromkeys(one.notes))
+    return [note for note, count in counts.items() if count > 1]
+
+
 def grouped(
     verdicts: list[Verdict],  # in any order
 ) -> list[tuple[str, list[Verdict], list[str]]]:  # claim; its verdicts; notes on several of them
@@ -620,9 +628,7 @@ def grouped(
     found, claims = [], {}
     for one in verdicts: claims.setdefault(one.claim, []).append(one)
     for claim, group in claims.items():
-        number = Counter(note for one in group for note in set(one.notes))
-        shared = [note for note in dict.fromkeys(note for one in group for note in one.notes)
-                  if number[note] > 1]
+        shared = repeated_notes(group)
         alone = [replace(one, notes=tuple(note for note in one.notes if note not in shared))
                  for one in group]
         found.append((claim, sorted(alone, key=lambda one: one.verdict == "not asked"), shared))

@@ -7,7 +7,7 @@ __all__ = ['CELL', 'IDENTITY', 'COLUMNS', 'MAIN', 'SEARCHED', 'read_whole_table'
            'write_planned_runs', 'rows_of', 'rows_judged_on', 'further_sets', 'swept_values', 'sizes_over_folds',
            'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1', 'read_examples', 'task_of',
            'values_of_baselines', 'read_history', 'read_settings', 'read_environment', 'variants_of', 'several_values',
-           'read_search', 'trials_of_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
+           'read_search', 'scores_of_seeds', 'trials_of_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -337,6 +337,14 @@ def read_search(
     "The trials that chose learning rates."
     path = StudyFolder(folder).search
     return read_whole_table(path, SEARCHED, **how) if path.exists() else pd.DataFrame(columns=SEARCHED)
+
+# %% ../../nbs/engine/05_store.ipynb #5eed5c01
+def scores_of_seeds(
+    trials: pd.DataFrame,  # from `read_search`
+) -> list[list[float]]:    # of each trial; a search of an earlier version has the mean alone
+    "The score of each seed of the search."
+    lines = trials["seed_scores" if "seed_scores" in trials else "score"].astype(str)
+    return [[float(score) for score in line.split()] for line in lines]
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d0
 def trials_of_cells(

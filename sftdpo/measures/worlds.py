@@ -22,7 +22,7 @@ from scipy import stats as distributions
 from ..claims import judge_results
 from ..engine.folder import StudyFolder
 from ..stats import full_tables
-from ..verdicts.conditions import search_of
+from ..verdicts.conditions import NOT_SEARCHED, search_of
 
 # %% ../../nbs/measures/06_worlds.ipynb #1f4fc774
 @dataclass(frozen=True)
@@ -196,10 +196,9 @@ def completed(
 ) -> pd.DataFrame:  # results with the columns that `judge_claims` adds
     "The results with the columns that a study's folder adds."
     search, world, lines = search_of(study.search), study.world, {}
-    not_searched = dict(picked=False, at_edge=False, trials=0, choice_error=0., choice_freedom=1.)
     for cell in study.results[["recipe", "tuning"]].drop_duplicates().itertuples(index=False, name=None):
         key, stages = ("paraphrase", *cell), 1 + (cell[0] in ("sft-dpo", "sft-sft"))
-        lines[cell] = dict(search.loc[key] if key in search.index else not_searched) | dict(
+        lines[cell] = dict(search.loc[key] if key in search.index else NOT_SEARCHED) | dict(
             engine="sftdpo", hardware="P, 2 threads", rejected="flip" if "dpo" in cell[0] else None, batch_sizes="16",
             workers=1, epochs=world.epochs.get(cell, stages), load=world.load.get(cell[1], 1.))
     added = pd.DataFrame(lines).T.reset_index(names=["recipe", "tuning"]).infer_objects()
