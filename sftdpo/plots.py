@@ -231,12 +231,11 @@ def listed(
 # %% ../nbs/21_plots.ipynb #ce034586
 def with_stages(
     history: pd.DataFrame,  # from `read_history`, of one task
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # with the columns path, cell and line; shared stages once
     "The steps of each stage under the path that leads to it."
     if history.empty:
         return history.reindex(columns=list(dict.fromkeys([*history, "path", "cell", "line"])))
-    history = with_cells(history, variants)
+    history = with_cells(history)
     # a shared stage is the simplest recipe's
     history = history.sort_values(["cell", "stage"], kind="stable")
     def path(recipe, stage, kind):
@@ -674,15 +673,13 @@ def pairs_of_metrics(
     results: pd.DataFrame,  # from `read_results`, of one task
     x: str,                 # name of a metric
     y: str,                 # name of another
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # run, cell, recipe, tuning, seed, x, y
     "Two metrics of each trained run that has both."
-    place, trained = (["run", "recipe", "tuning", "seed", "fold"],
-                      results[results["recipe"] != "base"])
-    wide = trained.pivot_table(index=place, columns="metric", values="value",
-                               sort=False).reindex(columns=[x, y]).dropna().reset_index()
-    wide.columns = [*place, "x", "y"]
-    return with_cells(wide, variants)
+    place, trained = (["run", "recipe", "tuning", "seed", "fold", "cell", "line"],
+                      with_cells(results[results["recipe"] != "base"]))
+    wide = trained.pivot_table(index=place, columns="metric", values="value", sort=False,
+                               observed=True).reindex(columns=[x, y]).dropna().reset_index()
+    return wide.set_axis([*place, "x", "y"], axis=1)
 
 # %% ../nbs/21_plots.ipynb #ec6d31e8
 def draw_runs(
@@ -701,11 +698,10 @@ def metric_against(
     results: pd.DataFrame,  # from `read_results`, of one task
     x: Metric | str,        # on the horizontal axis
     y: Metric | str,        # on the vertical axis
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "Two metrics against one another, a panel per recipe and a point per run."
     x, y = metric_named(x), metric_named(y)
-    points = pairs_of_metrics(results, x.name, y.name, variants)
+    points = pairs_of_metrics(results, x.name, y.name)
     if points.empty: return nothing(f"No run has both {x.title} and {y.title}.")
     recipes, looks = list(dict.fromkeys(points.sort_values("cell")["recipe"])), looks_of(dict.fromkeys(points["tuning"]))
     across = min(3, len(recipes))
@@ -728,10 +724,9 @@ def metric_against(
 # %% ../nbs/21_plots.ipynb #5a0a4d94
 def against_forgetting(
     results: pd.DataFrame,  # from `read_results`, of one task
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "The task's score against what was forgotten, a point per run."
-    return metric_against(results, "forgetting", task_of(results).primary, variants)
+    return metric_against(results, "forgetting", task_of(results).primary)
 
 # %% ../nbs/21_plots.ipynb #3384f28d
 def against_examples(
@@ -788,7 +783,6 @@ def scale_sizes(
 # %% ../nbs/21_plots.ipynb #d050f1e1
 def displaced_pairs(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:        # cell, id, chosen_change, rejected_change, similarity, prompt, chosen, rejected
     "Each cell's pairs, their changes averaged over seeds, those whose chosen completion lost most first."
     texts = [name for name in ("prompt", "chosen", "rejected") if name in pairs]
@@ -796,16 +790,15 @@ def displaced_pairs(
     if pairs.empty: return pd.DataFrame(columns=columns)
     last = pairs[pairs["stage"] == pairs.groupby("run")["stage"].transform("max")]
     how = {name: "mean" for name in columns[2:5]} | {name: "first" for name in texts}
-    found = with_cells(last, variants).groupby(["cell", "id"], observed=True).agg(how).reset_index()
+    found = with_cells(last).groupby(["cell", "id"], observed=True).agg(how).reset_index()
     return found.sort_values(["cell", "chosen_change"], kind="stable", ignore_index=True)
 
 # %% ../nbs/21_plots.ipynb #304e238c
 def displacement(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> Picture:
     "The change of each pair's chosen log-probability, sorted, a line per cell."
-    table, words = displaced_pairs(pairs, variants), []
+    table, words = displaced_pairs(pairs), []
     if table.empty: return nothing("No DPO stage has recorded the changes of its pairs.")
     names = list(table["cell"].cat.categories[table["cell"].cat.categories.isin(table["cell"])])
     looks = looks_of(names[:MOST_LINES])
@@ -1013,7 +1006,6 @@ def calibration(
 # %% ../nbs/21_plots.ipynb #cab5244e
 def side_by_side(
     texts: pd.DataFrame,   # from `read_texts`, of one task: id, prompt, sample, generated, true
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
     prompts: int = 3,      # how many
     cells: int = 9,        # at most
 ) -> pd.DataFrame:         # one line per prompt and cell: id, prompt, true, generated …
@@ -1021,7 +1013,7 @@ def side_by_side(
     columns = [name for name in ("id", "prompt", "true", "cell", "run", "seed", "sample",
                                  "generated", "chrf") if name in texts or name == "cell"]
     if "generated" not in texts or texts.empty: return pd.DataFrame(columns=columns)
-    table = with_cells(texts, variants)
+    table = with_cells(texts)
     table = table[
         table["cell"].isin(table["cell"].cat.remove_unused_categories().cat.categories[:cells])]
     table = table.sort_values([name for name in ("fold", "seed", "sample") if name in table],

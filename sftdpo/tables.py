@@ -112,14 +112,13 @@ def line_of(
 
 # %% ../nbs/20_tables.ipynb #48d57fc0
 def cell_intervals(
-    examples: pd.DataFrame,  # from `read_examples`, of one task
+    examples: pd.DataFrame,  # from `read_examples`, of one task, with cells or without
     column: str,             # what each example reached: correct, chrf
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:           # one line per cell, with `CELL_COLUMNS`
     "Each cell's mean with its interval over seeds and examples."
     if column not in examples: return pd.DataFrame(columns=CELL_COLUMNS)
     lines = []
-    for _, part in with_cells(examples, variants).groupby("cell", observed=True):
+    for _, part in with_cells(examples).groupby("cell", observed=True):
         values = values_of(part, column)
         if len(values): lines.append(line_of(part, column, interval(values)))
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
@@ -159,20 +158,16 @@ def cell_changes(
 # %% ../nbs/20_tables.ipynb #b1795c70
 def costs_of(
     results: pd.DataFrame,  # from `read_results`, of one task, with cells or without
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
-    metric = task_of(results).primary.name
-    wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "fold"], columns="metric",
-                               values="value", sort=False).reset_index()
+    metric, place = task_of(results).primary.name, ["run", "recipe", "tuning", "seed", "fold", "cell", "line"]
+    wide = with_cells(results).pivot_table(index=place, columns="metric", values="value", sort=False,
+                                           observed=True).reset_index()
     times = [name for name in wide if re.fullmatch(r"stage\d+_[^_]+_seconds", name)]
     def column(name): return wide[name] if name in wide else pd.Series(np.nan, index=wide.index)
-    lines = wide[["run", "recipe", "tuning", "seed", "fold"]].assign(
+    return wide[place].assign(
         value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan,
         parameters=column("parameters_trainable"))
-    if {"cell", "line"} <= set(results):
-        return lines.join(results.drop_duplicates("run").set_index("run")[["cell", "line"]], on="run")
-    return with_cells(lines, variants)
 
 # %% ../nbs/20_tables.ipynb #14607926
 def size_intervals(
@@ -525,11 +520,10 @@ def decoding_of(
 # %% ../nbs/20_tables.ipynb #d0c6d87a
 def collapsed_note(
     examples: pd.DataFrame,  # from `read_examples`, of one task
-    variants: dict[str, str] | None = None,  # run: the swept setting that tells it apart
 ) -> str:                    # empty where there is none
     "Which cells have runs that learned nothing but one answer, and what may help."
     if not {"run", "recipe", "prediction", "label"} <= set(examples): return ""
-    runs = with_cells(mark_collapsed(examples), variants).drop_duplicates("run")
+    runs = with_cells(mark_collapsed(examples)).drop_duplicates("run")
     runs = runs[runs["recipe"] != "base"].groupby("cell", observed=True)["collapsed"].agg(["sum", "size"])
     failed = [f"{cell} in {one['sum']:.0f} of {one['size']:.0f}"
               for cell, one in runs.iterrows() if one["sum"]]
@@ -550,7 +544,7 @@ def metric_notes(
     if rare:
         found.append(f"labels with fewer than {RARE} judged rows, of which these results say "
                      f"little: {', '.join(rare)}")
-    if failed := collapsed_note(examples, variants_of(Path(folder))): found.append(failed)
+    if failed := collapsed_note(examples): found.append(failed)
     values = StudyFolder(folder).values()
     if values.get("split"):
         found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of "
@@ -607,11 +601,10 @@ def seeds_in_words(
 # %% ../nbs/20_tables.ipynb #1dbc5283
 def fewer_runs(
     trained: pd.DataFrame,  # results of runs, without the base model's
-    variants: dict[str, str] | None = None,  # from `variants_of`
 ) -> str:                   # empty where all cells have as many
     "A note on cells that have fewer runs than others."
     if not len(trained): return ""
-    runs = with_cells(trained.drop_duplicates("run"), variants)["cell"].value_counts(sort=False)
+    runs = with_cells(trained).groupby("cell", observed=True)["run"].nunique()
     most, few = runs.max(), runs[runs < runs.max()]
     told = ", ".join(f"{cell} {number}" for cell, number in few.items())
     alone = " The interval of one run is over examples only." if (few == 1).any() else ""
@@ -624,7 +617,7 @@ def print_tables(
 ):
     "Print each task's table of cells, its baselines, and where the files are."
     for task in results.task.unique():
-        part = results[results.task == task]
+        part = with_cells(results[results.task == task], variants_of(Path(folder)))
         first = part.iloc[0]
         trained = part[part.recipe != "base"]
         sizes = " or ".join(f"{size:,}" for size in sorted(trained.train_size.unique()))
@@ -633,12 +626,11 @@ def print_tables(
         each = " in each fold" * (part.fold.nunique() > 1)
         print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
                       f"judged{each}" + (f" · {seeds_in_words(trained)}" if len(trained) else ""))
-        examples, variants = (read_examples(folder, list(part.run.unique())),
-                              variants_of(Path(folder)))
+        examples = with_cells(read_examples(folder, list(part.run.unique())), variants_of(Path(folder)))
         searched = StudyFolder(folder).search.exists()
-        if note := nothing_learned(part, with_cells(examples, variants), searched): print_wrapped(note)
-        print(fitted_table(with_baseline(cells_table(results, task, examples, variants), part)))
-        if note := fewer_runs(trained, variants): print_wrapped(note)
+        if note := nothing_learned(part, examples, searched): print_wrapped(note)
+        print(fitted_table(with_baseline(cells_table(part, task, examples), part)))
+        if note := fewer_runs(trained): print_wrapped(note)
         if beside := format_baselines(part): print_wrapped(f"without training: {beside}")
         lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower"
                  and (part.metric == metric.name).any()]
