@@ -6,10 +6,9 @@
 __all__ = ['COLOURS', 'BAR', 'LARGEST_SETTINGS', 'PAGE_STYLE', 'RECOMMENDATION', 'BUILT_IN', 'MINE', 'ABOUT', 'state_in_words',
            'progress_html', 'time_left', 'save_settings', 'load_settings', 'begun_settings', 'folder_of',
            'error_sentence', 'message', 'estimate_html', 'button', 'part', 'SettingsFile', 'Course', 'read_on_page',
-           'nothing_yet', 'Results', 'Recommending', 'is_recommendation', 'found_at_work', 'measure_apart', 'source_of',
-           'preset_row', 'PageForm', 'PageRun', 'on_data_of', 'PageChanges', 'PageLooks', 'reading_values',
-           'PageTraining', 'PageOpening', 'marks_of_files', 'PageEstimates', 'PageCourse', 'outputs_in',
-           'PageFollowing', 'Playground']
+           'Results', 'Recommending', 'is_recommendation', 'found_at_work', 'measure_apart', 'source_of', 'preset_row',
+           'PageForm', 'PageRun', 'on_data_of', 'PageChanges', 'PageLooks', 'reading_values', 'PageTraining',
+           'PageOpening', 'marks_of_files', 'PageEstimates', 'PageCourse', 'outputs_in', 'PageFollowing', 'Playground']
 
 # %% ../nbs/24_playground.ipynb #4766e526
 import asyncio
@@ -300,14 +299,9 @@ def read_on_page(
     parts = views.read_parts(folder)
     return dict(folder=folder, cells=views.cells_html(parts, views.notes_of(folder, parts)),
                 figures=views.figures_html(parts), texts=views.texts_html(parts),
-                verdicts=views.verdicts_html(judge_claims(folder)) if parts else nothing_yet(),
+                verdicts=views.verdicts_html(judge_claims(folder)) if parts else views.NOTHING_YET,
                 models=kept_models(folder),
                 answers={part["task"]: views.answers_of(folder, part["task"]) for part in parts})
-
-# %% ../nbs/24_playground.ipynb #ee1c713b
-def nothing_yet() -> Markup:
-    "What is shown before there are results."
-    return Markup("<p><i>No run is finished yet.</i></p>")
 
 # %% ../nbs/24_playground.ipynb #8a76d44d
 class Results:
@@ -330,20 +324,20 @@ class Results:
         "Show nothing yet, of a folder."
         self.of.value = beside(visible(folder)) if folder else ""
         for name in ("Cells", "Verdicts", "Figures", "Texts"):
-            self.views[name].value = nothing_yet()
-        self.predictions.children, self.recommendation.value = [widgets.HTML(nothing_yet())], ""
+            self.views[name].value = views.NOTHING_YET
+        self.predictions.children, self.recommendation.value = [widgets.HTML(views.NOTHING_YET)], ""
         self.ask.show({})
 
     def show(self, found: dict):
         "Show what was read."
         self.clear(found["folder"])
         for name in ("Cells", "Figures", "Texts", "Verdicts"):
-            self.views[name].value = found[name.lower()] or nothing_yet()
+            self.views[name].value = found[name.lower()] or views.NOTHING_YET
         def box(task, answers):
             return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(data(task))),
                                  views.Predictions(answers).widget])
         boxes = [box(task, answers) for task, answers in found["answers"].items() if len(answers)]
-        self.predictions.children = boxes or [widgets.HTML(nothing_yet())]
+        self.predictions.children = boxes or [widgets.HTML(views.NOTHING_YET)]
         self.ask.show(found["models"])
 
     def recommend(self, text: str, folder: Path):

@@ -8,8 +8,8 @@ __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'SHARED', 
            'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table', 'cells_of',
            'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task', 'further_results',
            'more_figures', 'differences_between', 'more_tables', 'task_part', 'task_parts', 'caveats_of',
-           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'grouped',
-           'searched_rates', 'write_report']
+           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'repeated_notes',
+           'grouped', 'searched_rates', 'write_report']
 
 # %% ../nbs/22_report.ipynb #03f57444
 import base64
@@ -32,7 +32,7 @@ from markupsafe import Markup
 import sftdpo
 from . import plots
 from .claims import CAVEATS, evidence_of, judge_claims, notes_on_differences, verdict_table
-from .config import SettingsError, Study, identity, relevant, to_dict
+from .config import SettingsError, Stage, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
@@ -182,9 +182,9 @@ def environment_table(
 # %% ../nbs/22_report.ipynb #34742f6e
 ALWAYS = {"sft": ("learning_rate", "epochs", "batch_size"),
           "dpo": ("learning_rate", "epochs", "batch_size", "beta", "rejected")}
-WHERE_UNUSUAL = dict(schedule="linear", warmup=0.1, weight_decay=0.0, precision="auto",
-                     engine="sftdpo", loss="sigmoid", label_smoothing=0.0, wrong_label="chance",
-                     sft_weight=0.0, dropout=0.0, max_gradient_norm=1.0)
+WHERE_UNUSUAL = {name: vars(Stage("dpo"))[name] for name in (
+    "schedule", "warmup", "weight_decay", "precision", "engine", "loss", "label_smoothing", "wrong_label",
+    "sft_weight", "dropout", "max_gradient_norm")}
 
 
 def describe_stage(
@@ -355,24 +355,23 @@ def further_results(
 # %% ../nbs/22_report.ipynb #9fab07ea
 def more_figures(
     folder: Path,            # of a study
-    results: pd.DataFrame,   # of one task
-    variants: dict[str, str],  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
+    results: pd.DataFrame,   # of one task, with cells
 ) -> list[dict]:             # from `figure`
     "Figures that not every study has."
-    task, found = results["task"].iloc[0], []
+    task, found, variants = results["task"].iloc[0], [], store.variants_of(folder)
     if store.several_values(variants, results["run"]):
-        costs, metric = costs_of(results, variants), store.task_of(results).primary
+        costs, metric = costs_of(results), store.task_of(results).primary
         found.append(figure(plots.against_parameters(costs, metric), "What was trained",
                             "Trained parameters. Recipes with the same number are drawn a little "
                             "beside one another."))
     if (results["metric"] == "forgetting").any():
-        found.append(figure(plots.against_forgetting(results, variants),
+        found.append(figure(plots.against_forgetting(results),
                             "What it forgot",
                             "Forgetting: loss on text that no task trains on, after training minus "
                             "before; to the right, more is forgotten. One mark a run."))
     pairs = store.read_pairs(folder, list(results["run"].unique()))
     if len(pairs):
-        found.append(figure(plots.displacement(pairs, variants), "Which pairs lose",
+        found.append(figure(plots.displacement(with_cells(pairs, variants)), "Which pairs lose",
                             "Held-out pairs of the last DPO stage, sorted by how much likelihood "
                             "their chosen completion gained or lost; mean of the seeds. The pairs "
                             "themselves are in the tables beside this report."))
@@ -403,34 +402,32 @@ def differences_between(
 def more_tables(
     folder: Path,            # of a study
     results: pd.DataFrame,   # of one task
-    variants: dict[str, str],  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> dict[str, pd.DataFrame]:
     "The pairs, the trials at one rate for all, and all metrics on further sets; tables beside the report."
-    task, trials = results["task"].iloc[0], trials_of_task(folder, results["task"].iloc[0])
+    task, variants = results["task"].iloc[0], store.variants_of(folder)
+    pairs, trials = store.read_pairs(folder, list(results["run"].unique())), trials_of_task(folder, task)
     further = [metrics_of(with_cells(rows, variants)).assign(judged=name)
                for name, (rows, _) in further_results(folder, task).items()]
     return dict(
-        pairs=plots.displaced_pairs(store.read_pairs(folder, list(results["run"].unique())),
-                                    variants),
+        pairs=plots.displaced_pairs(with_cells(pairs, variants)),
         one_rate_for_all=plots.one_rate_for_all(trials) if len(trials) else pd.DataFrame(),
         further=pd.concat(further, ignore_index=True) if further else pd.DataFrame())
 
 # %% ../nbs/22_report.ipynb #2865798c
 def task_part(
     folder: Path,            # of a study
-    results: pd.DataFrame,   # of one task
+    results: pd.DataFrame,   # of one task, with cells
     examples: pd.DataFrame,  # of the same
-    variants: dict[str, str],  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> dict:                   # what the page shows, and tables
     "Tables, figures and texts of one task."
     task = results["task"].iloc[0]
     record = store.task_of(results)
     metric = record.primary
-    results, examples = with_cells(results, variants), with_cells(examples, variants)
+    variants = store.variants_of(folder)
     cells, beside, costs, drawn = (cells_of(results, examples), baselines_of(results),
-                                   costs_of(results, variants), curve_runs(results))
+                                   costs_of(results), curve_runs(results))
     have = [run for run in drawn if StudyFolder(folder).run(run).history.exists()]
-    history = (plots.with_stages(store.read_history(folder, have), variants) if have
+    history = (plots.with_stages(with_cells(store.read_history(folder, have), variants)) if have
                else pd.DataFrame())
     some = ("" if len(drawn) == results.loc[results["recipe"] != "base", "run"].nunique()
             else f" Drawn from the {len(drawn)} runs with the lowest seeds.")
@@ -454,19 +451,19 @@ def task_part(
                               "Calibration", "On the diagonal, answers are right "
                               "as often as their probability says. Larger marks: more answers. "
                               "All runs of a cell together; the table averages their calibration errors."))
-    figures += more_figures(folder, results, variants)
+    figures += more_figures(folder, results)
     first = results.drop_duplicates("run").sort_values(
         ["fold", "seed"], kind="stable").drop_duplicates("cell").sort_values("cell")
     held = ([run for run in first["run"][:9] if StudyFolder(folder).run(run).examples.exists()]
             if record.answers == "text" else [])
-    texts = plots.side_by_side(store.read_texts(folder, held), variants) if held else pd.DataFrame()
+    texts = plots.side_by_side(with_cells(store.read_texts(folder, held), variants)) if held else pd.DataFrame()
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
     trained = cells[cells["recipe"] != "base"]  # the base model has no seeds
     return dict(task=task,
                 about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
                 best=best, beside=beside, opening=nothing_learned(results, examples, StudyFolder(folder).search.exists()),
                 metrics=metrics_of(results),
-                **more_tables(folder, results, variants), settings=settings_table(folder, results),
+                **more_tables(folder, results), settings=settings_table(folder, results),
                 figures=figures, texts=texts, missing=int(cells["missing"].sum()),
                 said=metric_notes(folder, results, examples),
                 notes=list(dict.fromkeys(filter(None, (trained if len(trained) else cells)["notes"]))))
@@ -479,8 +476,8 @@ def task_parts(
     "Tables, figures and texts of each task."
     if results.empty: return []
     examples, variants = store.read_examples(folder, list(results["run"].unique())), store.variants_of(folder)
-    return [task_part(folder, results[results["task"] == task], examples[examples["task"] == task], variants)
-            for task in results["task"].unique()]
+    def of_task(table, task): return with_cells(table[table["task"] == task], variants)
+    return [task_part(folder, of_task(results, task), of_task(examples, task)) for task in results["task"].unique()]
 
 # %% ../nbs/22_report.ipynb #a4b848d3
 def caveats_of(
@@ -613,6 +610,14 @@ def page(
                                                 most_lines=MOST_TABLE_LINES, **parts)
 
 # %% ../nbs/22_report.ipynb #603ffbf7
+def repeated_notes(
+    verdicts: list[Verdict],  # from `judge_claims`
+) -> list[str]:
+    "The notes that bound more than one verdict, once each."
+    counts = Counter(note for one in verdicts for note in dict.fromkeys(one.notes))
+    return [note for note, count in counts.items() if count > 1]
+
+
 def grouped(
     verdicts: list[Verdict],  # in any order
 ) -> list[tuple[str, list[Verdict], list[str]]]:  # claim; its verdicts; notes on several of them
@@ -620,9 +625,7 @@ def grouped(
     found, claims = [], {}
     for one in verdicts: claims.setdefault(one.claim, []).append(one)
     for claim, group in claims.items():
-        number = Counter(note for one in group for note in set(one.notes))
-        shared = [note for note in dict.fromkeys(note for one in group for note in one.notes)
-                  if number[note] > 1]
+        shared = repeated_notes(group)
         alone = [replace(one, notes=tuple(note for note in one.notes if note not in shared))
                  for one in group]
         found.append((claim, sorted(alone, key=lambda one: one.verdict == "not asked"), shared))

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ONE_EACH', 'ONE_SEED', 'ONE_EXAMPLE', 'TWO_SEEDS', 'NEVER_TWICE', 'FEW_FOLDS', 'NO_ENDS', 'OVERLAP', 'SEEDS_UNKNOWN',
-           'MOST', 'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds',
+           'POWER', 'MOST', 'checked_table', 'Sums', 'sums_of', 'variance_of_mean', 'spread_of_variance', 'exceeds',
            'floor_of_variance', 'steady_freedom', 'steady_variance', 'Estimate', 'observations', 'notes_on',
-           'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'wider',
-           'fold_components', 'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired',
-           'contrast', 'difference', 'choice_error', 'widened', 'lead', 'equivalence', 'verdict', 'holm', 'steady',
+           'share_interval', 'example_part', 'share_freedom', 'fold_variance', 'variance_of_rows', 'fold_components',
+           'bounds_without_spread', 'student', 'estimate_of', 'interval', 'at_level', 'paired', 'contrast',
+           'difference', 'choice_error', 'widened', 'lead', 'equivalence', 'verdict', 'holm', 'freedom_for_power',
            'detectable', 'detectable_range', 'planned_error', 'Needed', 'with_components', 'needed_to_reach', 'needed',
            'ratio', 'mcnemar', 'full_tables']
 
@@ -333,14 +333,6 @@ def variance_of_rows(
     return (float((rows["var"].fillna(0) / rows["size"]).sum() / len(rows)**2),
             float(max(rows["size"].sum() - len(rows), 1)))
 
-def wider(
-    one: tuple[float, float],    # variance, degrees of freedom
-    other: tuple[float, float],  # the same
-) -> bool:
-    "Does one give a wider 95 % interval than the other?"
-    half, than = (student(.95, freedom) * math.sqrt(variance) for variance, freedom in (one, other))
-    return half > than
-
 # %% ../nbs/13_stats.ipynb #1d098886
 def fold_components(
     table: pd.DataFrame,  # fold, seed, id, value
@@ -356,6 +348,11 @@ def fold_components(
     left = variance - np.nansum(weights * within)
     return np.append(within, max(left, 0) * len(parts)), np.append(weights, 1 / len(parts))
 
+# %% ../nbs/13_stats.ipynb #5f713380
+def _most_unseen(level: float, examples: int) -> float:
+    "The share of examples that could still behave otherwise, though none of so many did."
+    return 1 - (1 - level)**(1 / examples)
+
 # %% ../nbs/13_stats.ipynb #5f713381
 NO_ENDS = "without any spread nothing shows how sure this is, and the interval has no ends."
 
@@ -370,7 +367,7 @@ def bounds_without_spread(
     "Interval, p value and a sentence for values that are all the same."
     same = f"All {number} values are {value:.6g}: "
     if not all(map(math.isfinite, bounds)): return -math.inf, math.inf, 1., f"{same}{NO_ENDS}"
-    most = 1 - (1 - level)**(1 / examples)
+    most = _most_unseen(level, examples)
     low, high = value - most * max(value - bounds[0], 0), value + most * max(bounds[1] - value, 0)
     words = (f"{same}were they changes of right and wrong answers, "
              f"up to {100 * most:.2g} % of the examples could still behave otherwise.")
@@ -415,7 +412,7 @@ def _mean_of(table: pd.DataFrame, sums: Sums, notes: tuple) -> _Found:
     mean, *spread = fold_variance(table)
     tiny = spread[0] <= 1e-24 * mean**2  # the folds coincide, also where their rows do not
     alone = variance_of_rows(table)
-    if (folds < FEW_FOLDS or tiny) and wider(alone, spread): spread = alone
+    if (folds < FEW_FOLDS or tiny) and _reaches(*alone) > _reaches(*spread): spread = alone
     variance, freedom = spread
     notes += (f"{folds} {OVERLAP}",) + (SEEDS_UNKNOWN,) * (len(sums.counts) == 1)
     return _Found(mean, variance, freedom, *fold_components(table, variance), notes, folds)
@@ -521,7 +518,7 @@ def interval(
 # %% ../nbs/13_stats.ipynb #b023de45
 def _width_at(estimate: Estimate, level: float) -> float:
     "What the width of an interval is proportional to, at a level."
-    if estimate.standard_error == 0: return 1 - (1 - level)**(1 / estimate.examples)
+    if estimate.standard_error == 0: return _most_unseen(level, estimate.examples)
     return student(level, estimate.degrees_of_freedom)
 
 # %% ../nbs/13_stats.ipynb #2162b159
@@ -731,7 +728,7 @@ def holm(
     return [float(p) for p in multipletests(p_values, method="holm")[1]]
 
 # %% ../nbs/13_stats.ipynb #250eeae5
-def steady(
+def freedom_for_power(
     estimate: Estimate,  # of a difference
 ) -> float:              # degrees of freedom
     "Degrees of freedom for statements on power: between the interval's and those of the seeds."
@@ -740,29 +737,29 @@ def steady(
     return min(math.sqrt(own * least) if 1 < least < own < 1e9 else own, 1e6)
 
 # %% ../nbs/13_stats.ipynb #885ae15e
+POWER = 0.8  # the probability with which a study is to find something
+
 def detectable(
     estimate: Estimate,   # of a difference
-    power: float = 0.8,   # probability of finding it
 ) -> float:               # in the unit of the values; inf where no spread is known
-    "Smallest true difference that another study of this size finds with this probability."
-    error, freedom = estimate.standard_error, steady(estimate)
+    "Smallest true difference that another study of this size finds in 8 of 10 cases."
+    error, freedom = estimate.standard_error, freedom_for_power(estimate)
     if math.isinf(error): return math.inf
     if error == 0: return float(max(estimate.mean - estimate.low, estimate.high - estimate.mean))
     quantile = student(estimate.level, freedom)
     spread = np.sqrt(distributions.chi2.ppf((np.arange(100) + 0.5) / 100, freedom) / freedom)
     def lacking(times):
-        return float(ndtr(times * spread[:, None] - quantile * spread).mean()) - power
+        return float(ndtr(times * spread[:, None] - quantile * spread).mean()) - POWER
     return float(error * brentq(lacking, 0, 100 * quantile))
 
 # %% ../nbs/13_stats.ipynb #2a8204e4
 def detectable_range(
     estimate: Estimate,   # of a difference
-    power: float = 0.8,   # probability of finding it
 ) -> tuple[float, float]:  # lower and upper end, at the estimate's level
     "Interval of the difference that could have been found, were the true standard error known."
-    error, freedom, upper = estimate.standard_error, steady(estimate), (1 + estimate.level) / 2
-    if not 0 < error < math.inf: return (detectable(estimate, power),) * 2
-    times = distributions.t.ppf(upper, freedom) + distributions.t.ppf(power, freedom)
+    error, freedom, upper = estimate.standard_error, freedom_for_power(estimate), (1 + estimate.level) / 2
+    if not 0 < error < math.inf: return (detectable(estimate),) * 2
+    times = distributions.t.ppf(upper, freedom) + distributions.t.ppf(POWER, freedom)
     ends = (distributions.chi2.ppf(end, freedom) for end in (upper, (1 - estimate.level) / 2))
     return tuple(float(times * error * math.sqrt(freedom / end)) for end in ends)
 
@@ -826,11 +823,11 @@ def with_components(
     return dataclasses.replace(estimate, components=found)
 
 # %% ../nbs/13_stats.ipynb #cc5197bb
-def _enough(estimate: Estimate, distance: float, power: float, **times: float) -> bool:
+def _enough(estimate: Estimate, distance: float, **times: float) -> bool:
     "Would the interval of a study so many times as large end within the distance?"
     error, freedom = planned_error(estimate, **times)
     freedom = min(max(freedom, 1e-2), 1e9)
-    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, power], freedom)
+    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, POWER], freedom)
     return bool(quantiles.sum() * error <= distance)
 
 # %% ../nbs/13_stats.ipynb #2b64f448
@@ -840,10 +837,10 @@ def _one_seed_each(estimate: Estimate) -> bool:
     "Does each fold have one seed, so that nothing shows what a second one would change?"
     return estimate.folds > 1 and estimate.components.get("seed") is None
 
-def _least_number(estimate: Estimate, name: str, distance: float, power: float) -> int | None:
+def _least_number(estimate: Estimate, name: str, distance: float) -> int | None:
     "The least number of seeds or examples that is enough, from the present one on."
     present = getattr(estimate, name)
-    def enough(number): return _enough(estimate, distance, power, **{name: number / present})
+    def enough(number): return _enough(estimate, distance, **{name: number / present})
     if name == "seeds" and _one_seed_each(estimate): return None
     if name[:-1] in estimate.unknown or not present or not enough(MOST): return None
     low, high = present, present
@@ -876,10 +873,10 @@ def _with_range(numbers: list[int | None]) -> list[int | None]:
     known = [number for number in numbers if number is not None]
     return [numbers[0], min(known, default=None), max(known) if len(known) == len(numbers) else None]
 
-def _times_the_search(estimate: Estimate, distance: float, power: float) -> float:
+def _times_the_search(estimate: Estimate, distance: float) -> float:
     "As many times the seeds of the search are needed; 1 or less: the present ones will do."
     error, freedom = estimate.choice
-    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, power], max(freedom, 1))
+    quantiles = distributions.t.ppf([(1 + estimate.level) / 2, POWER], max(freedom, 1))
     return (quantiles.sum() * error / distance)**2
 
 # %% ../nbs/13_stats.ipynb #73ee1e38
@@ -893,9 +890,8 @@ def _needed_without_interval(estimate: Estimate, goal: str) -> Needed:
 def _needed_without_spread(estimate: Estimate, distance: float, goal: str) -> Needed:
     "What is needed where values are all the same, and only more examples narrow the interval."
     examples, mean = estimate.examples, estimate.mean
-    most_changed = 1 - (1 - estimate.level)**(1 / examples)
-    reach = max(estimate.high - mean, mean - estimate.low) / most_changed
-    if distance < reach:
+    reach = max(estimate.high - mean, mean - estimate.low) / _most_unseen(estimate.level, examples)
+    if distance < reach:  # `_most_unseen` is then distance / reach
         enough = math.log(1 - estimate.level) / math.log1p(-distance / reach)
         examples = max(examples, math.ceil(enough))
     return Needed(None, examples, f"To show {goal}: about {examples:,} examples, if they are as alike "
@@ -906,19 +902,18 @@ def needed_to_reach(
     estimate: Estimate,       # as found
     distance: float,          # between the mean and the bound that the interval must not reach
     goal: str,                # what that would show, for the sentence
-    power: float = 0.8,       # probability of it, were the mean and the components the true ones
 ) -> Needed:
     "How many seeds, or how many examples, keep a larger study's interval from reaching a bound."
     if not math.isfinite(estimate.standard_error) or not math.isfinite(estimate.high):
         return _needed_without_interval(estimate, goal)
-    if (times := _times_the_search(estimate, distance, power)) > 1:
+    if (times := _times_the_search(estimate, distance)) > 1:
         more = f"about {math.ceil(times)} times as many seeds"
         remedy = f"first search with {more}" if times < 20 else f"the search would need {more}, which is out of reach"
         return Needed(None, None, f"More seeds or examples alone cannot show {goal}, because the best "
                                   f"learning rates are too uncertain: {remedy}.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)
     ways = [estimate, with_components(estimate, 0.1), with_components(estimate, 0.9)]
-    numbers = {name: _with_range([_least_number(one, name, distance, power) for one in ways])
+    numbers = {name: _with_range([_least_number(one, name, distance) for one in ways])
                for name in ("seeds", "examples")}
     known = {name: number for name, (number, *_) in numbers.items() if name == "seeds" or estimate.examples}
     parts = [_told(estimate, name, known[name], numbers[name][1:])
@@ -926,7 +921,7 @@ def needed_to_reach(
     (seeds, *seeds_range), (examples, *examples_range) = numbers.values()
     if seeds is None and examples is None and not (estimate.unknown or _one_seed_each(estimate)) and estimate.examples:
         parts = ["more seeds alone or more examples alone are not enough, both are needed"]
-    why = f"To show {goal} with probability {power:g}: {('; ' if None in known.values() else '; or ').join(parts)}."
+    why = f"To show {goal} with probability {POWER:g}: {('; ' if None in known.values() else '; or ').join(parts)}."
     if "seed" in estimate.unknown: why += " Run 5 seeds before believing a number."
     return Needed(seeds, examples, why, tuple(seeds_range), tuple(examples_range))
 
@@ -934,14 +929,13 @@ def needed_to_reach(
 def needed(
     estimate: Estimate,       # of a difference
     margin: float,            # the largest difference that does not matter
-    power: float = 0.8,       # probability of deciding, were the mean and the components the true ones
 ) -> Needed:
     "How many seeds or examples would show a difference from 0 or, if easier, one inside the margin."
     if verdict(estimate, margin) != "undecided":
         return Needed(estimate.seeds, estimate.examples, "It is decided already.")
     size = abs(estimate.mean)
     goal = "a difference from zero" if size > margin / 2 else "that it lies inside the margin"
-    return needed_to_reach(estimate, max(size, margin - size), goal, power)
+    return needed_to_reach(estimate, max(size, margin - size), goal)
 
 # %% ../nbs/13_stats.ipynb #e3d87a09
 def _logs_of_ratios(first: pd.Series, second: pd.Series) -> pd.DataFrame:
@@ -1043,7 +1037,7 @@ def _student_halves(of: _Squares, variance, freedom, level: float) -> np.ndarray
     "Half the width of Student's intervals."
     number = of.seeds * of.examples
     half = student(level, freedom) * np.sqrt(variance / number)
-    half[variance <= 1e-20] = 1 - (1 - level)**(1 / of.examples)
+    half[variance <= 1e-20] = _most_unseen(level, of.examples)
     return half
 
 # %% ../nbs/13_stats.ipynb #47869c2b

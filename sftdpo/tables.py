@@ -6,11 +6,10 @@
 __all__ = ['CELL_COLUMNS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO', 'place_of', 'apart_by_name', 'with_cells', 'values_of',
            'line_of', 'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
            'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
-           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'values_of_baselines',
-           'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
-           'labels_of_runs', 'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped',
-           'words_of_brackets', 'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences',
-           'next_steps']
+           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
+           'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'labels_of_runs',
+           'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets',
+           'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -29,7 +28,7 @@ from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE, in_label_order
 from .engine.folder import StudyFolder
 from .engine.plain_text import what_next, wrapped
-from .engine.store import further_sets, read_examples, read_results, task_of, variants_of
+from .engine.store import further_sets, read_examples, read_results, task_of, values_of_baselines, variants_of
 from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
@@ -113,14 +112,13 @@ def line_of(
 
 # %% ../nbs/20_tables.ipynb #48d57fc0
 def cell_intervals(
-    examples: pd.DataFrame,  # from `read_examples`, of one task
+    examples: pd.DataFrame,  # from `read_examples`, of one task, with cells or without
     column: str,             # what each example reached: correct, chrf
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:           # one line per cell, with `CELL_COLUMNS`
     "Each cell's mean with its interval over seeds and examples."
     if column not in examples: return pd.DataFrame(columns=CELL_COLUMNS)
     lines = []
-    for _, part in with_cells(examples, variants).groupby("cell", observed=True):
+    for _, part in with_cells(examples).groupby("cell", observed=True):
         values = values_of(part, column)
         if len(values): lines.append(line_of(part, column, interval(values)))
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
@@ -160,20 +158,16 @@ def cell_changes(
 # %% ../nbs/20_tables.ipynb #b1795c70
 def costs_of(
     results: pd.DataFrame,  # from `read_results`, of one task, with cells or without
-    variants: dict[str, str] | None = None,  # run -> the swept setting that tells it apart, such as dpo.beta 0.05
 ) -> pd.DataFrame:          # one line per run: its cell, value, seconds, parameters
     "What each run reached, the seconds its stages took, and the parameters it trained."
-    metric = task_of(results).primary.name
-    wide = results.pivot_table(index=["run", "recipe", "tuning", "seed", "fold"], columns="metric",
-                               values="value", sort=False).reset_index()
+    metric, place = task_of(results).primary.name, ["run", "recipe", "tuning", "seed", "fold", "cell", "line"]
+    wide = with_cells(results).pivot_table(index=place, columns="metric", values="value", sort=False,
+                                           observed=True).reset_index()
     times = [name for name in wide if re.fullmatch(r"stage\d+_[^_]+_seconds", name)]
     def column(name): return wide[name] if name in wide else pd.Series(np.nan, index=wide.index)
-    lines = wide[["run", "recipe", "tuning", "seed", "fold"]].assign(
+    return wide[place].assign(
         value=column(metric), seconds=wide[times].sum(axis=1, min_count=1) if times else np.nan,
         parameters=column("parameters_trainable"))
-    if {"cell", "line"} <= set(results):
-        return lines.join(results.drop_duplicates("run").set_index("run")[["cell", "line"]], on="run")
-    return with_cells(lines, variants)
 
 # %% ../nbs/20_tables.ipynb #14607926
 def size_intervals(
@@ -357,10 +351,9 @@ def column_lines(
     heading: str,       # of a column
     rows: list[str],    # its cells
     right: bool = True,  # aligned to the right?
-    most: int = 30,     # letters in a line of a cell
 ) -> list[list[str]]:   # the heading's lines, then those of each row, all of one width
-    "A column as text, its heading no wider than its cells where words allow."
-    cells = [textwrap.wrap(row, most) or [""] for row in rows]
+    "A column as text, with cells of at most 30 letters a line, its heading no wider than they are where words allow."
+    cells = [textwrap.wrap(row, 30) or [""] for row in rows]
     wide = max((len(line) for cell in cells for line in cell), default=0)
     # a unit stays with its word
     words = textwrap.wrap(heading.replace(" %", "\N{NO-BREAK SPACE}%"), max(wide, 10),
@@ -402,17 +395,6 @@ def fitted_table(
     return "\n\n".join("\n".join(joined_columns(filled(block))) for block in blocks)
 
 # %% ../nbs/20_tables.ipynb #73f9b0cb
-def values_of_baselines(
-    results: pd.DataFrame,  # of one task
-) -> pd.DataFrame:          # a line each: name, value; data, the data set, where there are several
-    "What is reached without any model, averaged over folds, however many runs each has."
-    found = results[results["metric"].str.startswith("baseline_")]
-    apart = ["metric"] + ["data"] * ("data" in found and found["data"].nunique() > 1)
-    in_folds = found.groupby([*apart, *found.columns.intersection(["fold"])])["value"].mean()
-    means = in_folds.groupby(apart).mean().reset_index()
-    return means.assign(name=means.pop("metric").str.removeprefix("baseline_"))
-
-
 def baselines_of(
     results: pd.DataFrame,  # of one task
     comparable: bool = True,  # only those on the primary metric's scale?
@@ -440,8 +422,7 @@ def best_baseline(
 ) -> tuple[str, float] | None:  # its title and its value; None where there is no baseline
     "The baseline that reaches most on the primary metric; none of several data sets, of which each has its own."
     if "data" in results and results["data"].nunique() > 1: return None
-    sign = -1 if task_of(results).primary.better == "lower" else 1
-    return max(baselines_of(results).items(), key=lambda found: sign * found[1], default=None)
+    return max(baselines_of(results).items(), key=lambda found: found[1], default=None)
 
 # %% ../nbs/20_tables.ipynb #5f60b6b6
 def beats(
@@ -450,16 +431,12 @@ def beats(
     baseline: float,         # on the primary metric's scale
 ) -> bool:
     "Does a trained cell reach more than a baseline, by the whole of its interval where it has one?"
-    metric = task_of(results).primary
-    sign, trained = -1 if metric.better == "lower" else 1, results[results["recipe"] != "base"]
-    found = (cell_intervals(examples, metric.column) if metric.column and len(examples)
-             else pd.DataFrame(columns=CELL_COLUMNS))
+    metric, trained = task_of(results).primary, results[results["recipe"] != "base"]
+    found = cell_intervals(examples, metric.column)
     found = found[found["recipe"] != "base"]
-    ends = (found["low"] if sign > 0 else found["high"]).fillna(found["mean"])
-    if found.empty:
-        ends = trained[trained["metric"] == metric.name].groupby(
-            ["recipe", "tuning"])["value"].mean()
-    return bool((sign * ends > sign * baseline).any())
+    ends = found["low"].fillna(found["mean"])
+    if found.empty: ends = trained[trained["metric"] == metric.name].groupby(["recipe", "tuning"])["value"].mean()
+    return bool((ends > baseline).any())
 
 # %% ../nbs/20_tables.ipynb #19b8b19b
 CEILING = 0.99  # a share above which nothing can clearly do better
@@ -543,11 +520,10 @@ def decoding_of(
 # %% ../nbs/20_tables.ipynb #d0c6d87a
 def collapsed_note(
     examples: pd.DataFrame,  # from `read_examples`, of one task
-    variants: dict[str, str] | None = None,  # run: the swept setting that tells it apart
 ) -> str:                    # empty where there is none
     "Which cells have runs that learned nothing but one answer, and what may help."
     if not {"run", "recipe", "prediction", "label"} <= set(examples): return ""
-    runs = with_cells(mark_collapsed(examples), variants).drop_duplicates("run")
+    runs = with_cells(mark_collapsed(examples)).drop_duplicates("run")
     runs = runs[runs["recipe"] != "base"].groupby("cell", observed=True)["collapsed"].agg(["sum", "size"])
     failed = [f"{cell} in {one['sum']:.0f} of {one['size']:.0f}"
               for cell, one in runs.iterrows() if one["sum"]]
@@ -568,7 +544,7 @@ def metric_notes(
     if rare:
         found.append(f"labels with fewer than {RARE} judged rows, of which these results say "
                      f"little: {', '.join(rare)}")
-    if failed := collapsed_note(examples, variants_of(Path(folder))): found.append(failed)
+    if failed := collapsed_note(examples): found.append(failed)
     values = StudyFolder(folder).values()
     if values.get("split"):
         found.append(f"one budget: recipes of two stages train on {100 * values['split']:g} % of "
@@ -625,11 +601,10 @@ def seeds_in_words(
 # %% ../nbs/20_tables.ipynb #1dbc5283
 def fewer_runs(
     trained: pd.DataFrame,  # results of runs, without the base model's
-    variants: dict[str, str] | None = None,  # from `variants_of`
 ) -> str:                   # empty where all cells have as many
     "A note on cells that have fewer runs than others."
     if not len(trained): return ""
-    runs = with_cells(trained.drop_duplicates("run"), variants)["cell"].value_counts(sort=False)
+    runs = with_cells(trained).groupby("cell", observed=True)["run"].nunique()
     most, few = runs.max(), runs[runs < runs.max()]
     told = ", ".join(f"{cell} {number}" for cell, number in few.items())
     alone = " The interval of one run is over examples only." if (few == 1).any() else ""
@@ -642,7 +617,7 @@ def print_tables(
 ):
     "Print each task's table of cells, its baselines, and where the files are."
     for task in results.task.unique():
-        part = results[results.task == task]
+        part = with_cells(results[results.task == task], variants_of(Path(folder)))
         first = part.iloc[0]
         trained = part[part.recipe != "base"]
         sizes = " or ".join(f"{size:,}" for size in sorted(trained.train_size.unique()))
@@ -651,12 +626,11 @@ def print_tables(
         each = " in each fold" * (part.fold.nunique() > 1)
         print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
                       f"judged{each}" + (f" · {seeds_in_words(trained)}" if len(trained) else ""))
-        examples, variants = (read_examples(folder, list(part.run.unique())),
-                              variants_of(Path(folder)))
+        examples = with_cells(read_examples(folder, list(part.run.unique())), variants_of(Path(folder)))
         searched = StudyFolder(folder).search.exists()
-        if note := nothing_learned(part, with_cells(examples, variants), searched): print_wrapped(note)
-        print(fitted_table(with_baseline(cells_table(results, task, examples, variants), part)))
-        if note := fewer_runs(trained, variants): print_wrapped(note)
+        if note := nothing_learned(part, examples, searched): print_wrapped(note)
+        print(fitted_table(with_baseline(cells_table(part, task, examples), part)))
+        if note := fewer_runs(trained): print_wrapped(note)
         if beside := format_baselines(part): print_wrapped(f"without training: {beside}")
         lower = [metric.title for metric in task_of(part).metrics if metric.better == "lower"
                  and (part.metric == metric.name).any()]

@@ -24,11 +24,12 @@ from sftdpo.claims import (
 from sftdpo.config import Search, SettingsError, from_yaml, to_yaml
 from sftdpo.engine.store import CELL, read_examples, read_results, write_planned_runs
 from sftdpo.stats import Estimate, at_level, contrast, difference, interval, paired, ratio
+from sftdpo.tables import baselines_of
 from sftdpo.tasks import RECIPES, TASKS, Metric, Recipe
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
 from sftdpo.verdicts.evidence import Evidence, cell_values, differences_of
-from sftdpo.verdicts.gates import _unequal_trials, headroom, mark_collapsed, strong
+from sftdpo.verdicts.gates import _unequal_trials, baseline_values, headroom, mark_collapsed, strong
 from sftdpo.verdicts.matching import some_cell_matches
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
@@ -821,6 +822,15 @@ def test_a_strong_cell_beats_every_baseline_that_tables_compare_with():
         return Evidence(pd.concat([results, *rows]), examples, "sonnet", Margins())
     assert strong(known(chrf_best_training=90.), [("sft", "full")])[-1].passed
     assert not strong(known(chrf_nearest=70.), [("sft", "full")])[-1].passed
+
+
+def test_a_fold_counts_once_among_baselines_however_many_runs_it_has():
+    "At 136b05df the gate averaged over runs, and the table over folds."
+    results, examples = study({("base", "-"): 0, ("sft", "full"): 10})
+    rows = [results[:1].assign(metric="baseline_chrf_nearest", value=value, fold=fold) for fold, value in ((1, 30.), (1, 30.), (1, 30.), (2, 50.))]
+    results = pd.concat([results, *rows])
+    assert baseline_values(Evidence(results, examples, "sonnet", Margins()))["chrf_nearest"] == 40.
+    assert 40. in baselines_of(results).values()
 
 
 def test_a_baseline_is_not_known_exactly():

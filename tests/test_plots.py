@@ -162,16 +162,16 @@ def test_values_that_are_no_numbers():
 def test_forty_cells_with_long_names():
     examples = pd.concat(examples_of([(recipe, tuning, .1 + k / 20)], 1, 10).assign(run=f"{recipe}{tuning}{k}") for recipe in ("sft", "dpo") for tuning in ("full", "lora") for k in range(10))
     variants = {run: f"a.very.long.setting.name {'and value ' * 9}{run}" for run in examples.run.unique()}
-    picture = cell_comparison(cell_intervals(examples, "correct", variants), "accuracy")
+    picture = cell_comparison(cell_intervals(with_cells(examples, variants), "correct"), "accuracy")
     sound(picture)
     assert len(picture.axes[0].get_yticks()) == 40 and picture.get_figwidth() == 6.4
     history = pd.concat(history_of([("sft", "full")], 1).assign(run=f"r{k}", loss=lambda table, k=k: table.loss + k) for k in range(20))
-    words = sound(learning_curves(with_stages(history, {f"r{k}": f"rate {k}" for k in range(20)})))
+    words = sound(learning_curves(with_stages(with_cells(history, {f"r{k}": f"rate {k}" for k in range(20)}))))
     assert f"Of 20 lines the last {20 - MOST_LINES} are grey" in words
 
 
 def test_hundreds_of_cells_are_cut_and_counted():
-    intervals = cell_intervals(pd.concat(examples_of([("sft", "full", .5)], 1, 4).assign(run=f"r{k}") for k in range(200)), "correct", {f"r{k}": f"rate {k}" for k in range(200)})
+    intervals = cell_intervals(with_cells(pd.concat(examples_of([("sft", "full", .5)], 1, 4).assign(run=f"r{k}") for k in range(200)), {f"r{k}": f"rate {k}" for k in range(200)}), "correct")
     picture = cell_comparison(intervals, "accuracy")
     assert f"The {MOST_ROWS} highest of 200 cells are drawn" in sound(picture) and picture.get_figheight() < 20
 

@@ -10,7 +10,7 @@ import yaml
 
 from sftdpo.claims import judge_claims, judge_results
 from sftdpo.engine.store import write_planned_runs
-from sftdpo.measures.worlds import (
+from sftdpo.verdicts.worlds import (
     FINDINGS,
     MARGINAL,
     NEVER,
@@ -182,7 +182,7 @@ def test_intervals_cover_where_they_were_said_to():
 
 def test_no_two_worlds_share_random_numbers(monkeypatch):
     "Otherwise what is said of several worlds together would count the same luck several times."
-    import sftdpo.measures.worlds as worlds
+    import sftdpo.verdicts.worlds as worlds
     drawn, draw = [], worlds.draw_study
     monkeypatch.setattr(worlds, "draw_study", lambda world, random: drawn.append(tuple(random.bit_generator.seed_seq.entropy)) or draw(world, random))
     world = World(equal_cells(recipes=ONE), examples=60)

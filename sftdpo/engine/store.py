@@ -6,8 +6,8 @@
 __all__ = ['CELL', 'IDENTITY', 'COLUMNS', 'MAIN', 'SEARCHED', 'read_whole_table', 'in_one_form', 'planned_runs',
            'write_planned_runs', 'rows_of', 'rows_judged_on', 'further_sets', 'swept_values', 'sizes_over_folds',
            'gather', 'read_results', 'described', 'read_texts', 'with_macro_f1', 'read_examples', 'task_of',
-           'read_history', 'read_settings', 'read_environment', 'variants_of', 'several_values', 'read_search',
-           'trials_of_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
+           'values_of_baselines', 'read_history', 'read_settings', 'read_environment', 'variants_of', 'several_values',
+           'read_search', 'scores_of_seeds', 'trials_of_cells', 'first_stage', 'with_searched_rates', 'read_pairs']
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
@@ -270,6 +270,17 @@ def task_of(
     return task_named(task or (rows["task"].iloc[0] if len(rows) else "")).judged(
         shares.max() if len(shares) else None)
 
+# %% ../../nbs/engine/05_store.ipynb #b5e11e02
+def values_of_baselines(
+    results: pd.DataFrame,  # of one task
+) -> pd.DataFrame:          # a line each: name, value; data, the data set, where there are several
+    "What is reached without any model, averaged over folds, however many runs each has."
+    found = results[results["metric"].str.startswith("baseline_")]
+    apart = ["metric"] + ["data"] * ("data" in found and found["data"].nunique() > 1)
+    in_folds = found.groupby([*apart, *found.columns.intersection(["fold"])])["value"].mean()
+    means = in_folds.groupby(apart).mean().reset_index()
+    return means.assign(name=means.pop("metric").str.removeprefix("baseline_"))
+
 # %% ../../nbs/engine/05_store.ipynb #3e054f80
 def read_history(
     folder: str | Path,             # of a study
@@ -326,6 +337,14 @@ def read_search(
     "The trials that chose learning rates."
     path = StudyFolder(folder).search
     return read_whole_table(path, SEARCHED, **how) if path.exists() else pd.DataFrame(columns=SEARCHED)
+
+# %% ../../nbs/engine/05_store.ipynb #5eed5c01
+def scores_of_seeds(
+    trials: pd.DataFrame,  # from `read_search`
+) -> list[list[float]]:    # of each trial; a search of an earlier version has the mean alone
+    "The score of each seed of the search."
+    lines = trials["seed_scores" if "seed_scores" in trials else "score"].astype(str)
+    return [[float(score) for score in line.split()] for line in lines]
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d0
 def trials_of_cells(

@@ -14,7 +14,14 @@ import numpy as np
 import pandas as pd
 
 from ..engine.folder import StudyFolder
-from ..engine.store import planned_runs, read_environment, read_search, read_settings, swept_values
+from sftdpo.engine.store import (
+    planned_runs,
+    read_environment,
+    read_search,
+    read_settings,
+    scores_of_seeds,
+    swept_values,
+)
 from ..stats import choice_error
 from ..tasks import RECIPES
 
@@ -68,9 +75,7 @@ def searched_trials(
     trials: pd.DataFrame,  # the lines of one cell
 ) -> tuple[int, float, float]:  # number of trials, error of choosing, its degrees of freedom
     "How often a cell was tried, and what choosing may have cost it."
-    scores = trials["score"].map(lambda score: [score])
-    if "seed_scores" in trials: scores = trials["seed_scores"].astype(str).str.split()
-    return len(trials), *choice_error(np.array([[float(score) for score in one] for one in scores]))
+    return len(trials), *choice_error(np.array(scores_of_seeds(trials)))
 
 # %% ../../nbs/verdicts/04_conditions.ipynb #d3a6ed21
 # what is said of a cell without a search

@@ -265,34 +265,36 @@ def guarded(
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00040
 def judged_by_task(
-    name: str,               # of the claim
-    results: pd.DataFrame,   # as `read_conditions` completes them
-    examples: pd.DataFrame,  # as `read_examples` gives them
-    margins: Margins,        # set beforehand
-    judge: Callable[[Evidence], list[Verdict]],  # of one task
-) -> list[Verdict]:
-    "A claim's verdicts on each task."
-    found = []
-    for task in tasks_of(examples):
-        evidence = Evidence(results, examples, task, margins)
-        found += guarded(name, task, "", lambda: judge(evidence))
-    return found
+    name: str,     # of the claim
+    judge: Callable[[Evidence], list[Verdict]],  # its verdicts on one task
+    says: str = "",  # the docstring of the function
+) -> Callable:     # takes results, examples and margins, as `claim` wants it
+    "The function of a claim that is asked of each task."
+    def ask(results: pd.DataFrame, examples: pd.DataFrame, margins: Margins) -> list[Verdict]:
+        found = []
+        for task in tasks_of(examples):
+            evidence = Evidence(results, examples, task, margins)
+            found += guarded(name, task, "", lambda: judge(evidence))
+        return found
+    ask.__doc__ = says or f"{name}, per task."
+    return ask
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00041
 def judged_by_tuning(
-    name: str,               # of the claim
-    results: pd.DataFrame,   # as `read_conditions` completes them
-    examples: pd.DataFrame,  # as `read_examples` gives them
-    margins: Margins,        # set beforehand
-    judge: Callable[[Evidence, str], list[Verdict]],  # of one task and tuning
-) -> list[Verdict]:
-    "A claim's verdicts on each task with each tuning."
-    found = []
-    for task in tasks_of(examples):
-        evidence = Evidence(results, examples, task, margins)
-        for tuning in tunings_of(examples, task) or ["full"]:
-            found += guarded(name, task, tuning, lambda: judge(evidence, tuning))
-    return found
+    name: str,     # of the claim
+    judge: Callable[[Evidence, str], list[Verdict]],  # its verdicts on one task and tuning
+    says: str = "",  # the docstring of the function
+) -> Callable:     # takes results, examples and margins, as `claim` wants it
+    "The function of a claim that is asked of each task with each tuning."
+    def ask(results: pd.DataFrame, examples: pd.DataFrame, margins: Margins) -> list[Verdict]:
+        found = []
+        for task in tasks_of(examples):
+            evidence = Evidence(results, examples, task, margins)
+            for tuning in tunings_of(examples, task) or ["full"]:
+                found += guarded(name, task, tuning, lambda: judge(evidence, tuning))
+        return found
+    ask.__doc__ = says or f"{name}, per task and tuning."
+    return ask
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #f14edce4
 def _suspects(examples: pd.DataFrame, columns: dict[str, str]):

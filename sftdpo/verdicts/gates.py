@@ -14,6 +14,7 @@ import math
 import pandas as pd
 
 from ..engine.plain_text import capitalized
+from ..engine.store import values_of_baselines
 from ..stats import Estimate, difference, interval, lead
 from ..tasks import RECIPES, Metric, Task, format_interval, format_metric
 from .evidence import Evidence
@@ -37,12 +38,9 @@ def baseline_values(
     evidence: Evidence,  # of one task
 ) -> dict[str, float]:  # name: value of the primary metric
     "What is reached on the judged rows without the backbone."
-    rows, metric = evidence.results, evidence.record.primary.name
-    rows = rows[(rows["task"] == evidence.task) & rows["metric"].str.startswith("baseline_")]
-    means = rows.groupby("metric")["value"].mean()
-    found = {name.removeprefix("baseline_"): float(value) for name, value in means.items()}
-    found = _baselines_for(evidence.record, found)
-    if found or metric in ("chrf", "macro_f1"): return found
+    values = values_of_baselines(evidence.results[evidence.results["task"] == evidence.task])
+    found = _baselines_for(evidence.record, values.groupby("name")["value"].mean().to_dict())
+    if found or evidence.record.primary.name in ("chrf", "macro_f1"): return found
     return _majority(evidence.examples[evidence.examples["task"] == evidence.task])
 
 # %% ../../nbs/verdicts/03_gates.ipynb #2efd5898
