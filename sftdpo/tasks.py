@@ -78,8 +78,9 @@ def format_metric(
     "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
-    exact = round(float(value) * metric.factor, 9)      # without the noise of the last bits: half is half everywhere
-    rounded = round(exact, metric.digits) + 0.0  # a negative zero becomes a plain one
+    exact = value * metric.factor
+    # half goes away from zero, whatever noise the last bits have; a negative zero becomes a plain one
+    rounded = round(exact + math.copysign(1e-9, exact), metric.digits) + 0.0
     text = f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
     return (text if bare else text + metric.sign).replace("-", "−")
 
