@@ -446,7 +446,7 @@ def format_answers(
 # the options for rows that train or have an answer, without effect on rows that are answered
 UNANSWERED = tuple(f"reading.{name}" for name in (
     "label", "completion", "chosen", "rejected", "scores", "test", "validation", "leaked",
-    "similar-labels", "end-of-text"))
+    "similar-labels", "beginning", "end-of-text"))
 
 # %% ../nbs/25_cli.ipynb #898976f2
 @dataclass
