@@ -59,10 +59,10 @@ from sftdpo.reading.files import (
     UnusableRows,
     as_text,
     decode,
+    existing,
     expanded,
     first_line,
     keep,
-    no_such_path,
     other_alphabet,
     plain_markdown,
     read_bytes,
@@ -1316,16 +1316,6 @@ def _own_task(task, data, reading) -> TaskData:
                         f"a CSV, TSV, JSON lines or Parquet file or of a folder{also}.")
     return _from_tables(task, data, reading)
 
-# %% ../nbs/01_data.ipynb #185f7477
-def _existing(data):
-    "What to load; a name that is none of the known ones is a path, and must exist."
-    if built_in(data) or not isinstance(data, (str, Path)): return data
-    data = expanded(data)
-    try: there = data.exists()
-    except (OSError, ValueError): there = False
-    if not there: raise no_such_path(data)
-    return data
-
 # %% ../nbs/01_data.ipynb #540df041
 @gc_paused()
 def load_task(
@@ -1353,7 +1343,8 @@ def load_task(
     """
     if task not in TASKS: raise DataError(f"There is no task {task!r}: use "
                                           f"{', '.join(map(repr, TASKS))}.")
-    data, load = _existing(data), TASKS[task].load
+    if isinstance(data, (str, Path)) and not built_in(data): data = existing(data)
+    load = TASKS[task].load
     loaded = find_function(load)(data, reading) if load else _own_task(task, data, reading)
     if folds: loaded = in_folds(loaded, folds, fold)
     if reading.leaked == "drop":

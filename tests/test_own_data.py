@@ -105,7 +105,7 @@ def test_errors(tmp_path, task, name, data, message):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
-    for data, message in (("nowhere.csv", "no such file or folder"), ("a\0b", "no such file or folder"), (str(tmp_path), "holds no training file"), ("/dev/null", "is not a file")):
+    for data, message in (("nowhere.csv", "no such file or folder"), ("a\0b", "no such file or folder"), ("a" * 300, "cannot be a path"), (str(tmp_path), "holds no training file"), ("/dev/null", "is not a file")):
         with pytest.raises(DataError, match=message): load_task("labels", data)
     with pytest.raises(DataError, match="is for data of your own: give --data FILE"): load_task("labels")
     with pytest.raises(DataError, match="data is a int"): load_task("labels", 3)

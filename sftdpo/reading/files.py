@@ -6,7 +6,7 @@
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'SEVERAL', 'Problem', 'Table', 'named', 'first_line', 'UnusableRows',
            'write_problems', 'expanded', 'read_bytes', 'decode', 'likely_encoding', 'other_alphabet', 'read_in',
            'not_a_text', 'as_text', 'read_delimited', 'read_json_lines', 'as_name', 'table_of_rows', 'read_json_rows',
-           'table_of_arrow', 'with_class_names', 'read_table', 'table_of', 'find_files', 'no_such_path', 'tables_of',
+           'table_of_arrow', 'with_class_names', 'read_table', 'table_of', 'find_files', 'existing', 'tables_of',
            'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
@@ -919,12 +919,18 @@ def _saved_tables(folder) -> dict[str, Table] | None:
     return tables_of(found, str(folder))
 
 # %% ../../nbs/reading/01_files.ipynb #b1a4c0f1
-def no_such_path(
+def existing(
     data: str | Path,  # as given
-) -> DataError:
-    "What to say of a path at which there is nothing."
-    return DataError(f"data is {str(data)!r}, and there is no such file or folder"
-                     f"{near_path(str(data), Path.exists)}")
+) -> Path:             # with ~ as the home folder
+    "The path of a file or folder, or a `DataError` where nothing is there."
+    path = expanded(data)
+    try:
+        if path.exists(): return path
+    except (OSError, ValueError) as e:
+        raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): give that of a file "
+                        "or folder.") from None
+    raise DataError(f"data is {str(data)!r}, and there is no such file or folder"
+                    f"{near_path(str(data), Path.exists)}")
 
 # %% ../../nbs/reading/01_files.ipynb #cf73e62d
 def tables_of(
@@ -936,15 +942,8 @@ def tables_of(
 ) -> dict[str, Table]:   # train, and validation and test where there are such tables
     "The tables that train, validation and judge, as far as the data has them."
     if isinstance(data, (str, Path)):
-        path = expanded(data)
-        try:
-            if not path.exists(): raise no_such_path(data)
-            is_folder = path.is_dir()
-        except (OSError, ValueError) as e:
-            if isinstance(e, DataError): raise
-            raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): give that of a file "
-                            "or folder.") from None
-        if not is_folder: return dict(train=read_table(path, **reading))
+        path = existing(data)
+        if not path.is_dir(): return dict(train=read_table(path, **reading))
         return (_saved_tables(path) or {role: _join([read_table(p, **reading) for p in paths])
                                         for role, paths in find_files(path).items()})
     if isinstance(data, dict) or type(data).__name__ == "DatasetDict":
