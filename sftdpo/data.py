@@ -91,7 +91,7 @@ from sftdpo.reading.shapes import (
     numbers_among_texts,
     prepared,
     talk_notes,
-    template_pieces,
+    template_columns,
     texts_to_continue,
 )
 from .tasks import TASKS, Task, find_function
@@ -1124,10 +1124,7 @@ def _with_columns(reading: Reading, known: dict[str, str], table: Table) -> Read
     found = {}
     for part, column in known.items():
         if getattr(reading, part, "given"): continue
-        names = [column]
-        if part == "prompt":
-            pieces = template_pieces(column, re.findall(r"\{([^{}]*)\}", column))
-            names = [name for _, name in pieces if name]
+        names = template_columns(column) if part == "prompt" else [column]
         if set(names) <= set(table.columns): found[part] = column
     return replace(reading, **found)
 
