@@ -226,11 +226,12 @@ def find_shape(
         raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} "
                         f"among {named(own or columns)} ({usual}).{hint} "
                         + (f"The columns fit the task {other!r}: --tasks {other}."
-                           if other and other != task else
+                           if other and other != task and not skip else
                            "" if table is not None and table.joining_sign
                            else f"Name the columns: --tasks {task} {options}"
                            + (", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'."
                               if "prompt" in absent else ".") if options
+                           else "Name them in the first line." if skip
                            else "Name them in the first line, or take the task 'labels' with "
                            "--reading.prompt '{COLUMN} {COLUMN}'."))
     if "prompt" in found:
