@@ -345,7 +345,7 @@ def test_submission_files(tmp_path, shared):
 
 def test_report_tells_what_is_wrong(tmp_path, tokenizer):
     rows = [dict(prompt=f"question {i % 25} ", completion="answer " * (1 + 40 * (i == 3))) for i in range(30)]
-    report = check_file(None, rows, Reading(), tokenizer, 100)
+    report = check_file(None, rows, Reading(), lambda: (tokenizer, 100))
     assert report.task == "completions" and report.rows == 30
     assert sum(some["count"] for some in report.too_long.values()) == 1 and any("too long" in s for s in report.stops)
     assert sum(some["exact"] for some in report.duplicates.values()) + report.shared["train in test"] + report.shared["validation in test"] + report.shared["train in validation"] >= 4
@@ -387,7 +387,7 @@ def test_verses_are_no_table(tmp_path):
 
 def test_report_tells_long_answers(tmp_path, tokenizer):
     own = Reading(label="mood", verbalizers=dict(good="quite good", bad="rather bad", mixed="a mixture"))  # chosen by the user: nothing else stands for them
-    report = check_file("labels", write(tmp_path, "m.csv", moods()), own, tokenizer, 100)
+    report = check_file("labels", write(tmp_path, "m.csv", moods()), own, lambda: (tokenizer, 100))
     assert any(n > 1 for n in report.verbalizers.values()) and set(report.suggestion) == set(own.verbalizers.values()) and "--reading.verbalizers" in report.stops[-1]
     fixed = load_task("labels", tmp_path / "m.csv", reading=Reading(label="mood", verbalizers={label: report.suggestion[answer] for label, answer in own.verbalizers.items()}))
     assert fit_task(fixed, tokenizer, 100) is fixed
@@ -543,7 +543,7 @@ def test_hints_on_columns(tmp_path):
 def test_options_are_spelled_as_the_command_line_has_them(tokenizer):
     with pytest.raises(DataError) as error: fit([Example("x", "word " * 90, "a")], tokenizer, True, 10)
     assert "--reading.too-long drop" in str(error.value) and "too_long" not in str(error.value)
-    report = check_file("completions", [dict(prompt=f"{'word ' * 90 if i == 3 else i} ", completion="a") for i in range(20)], Reading(), tokenizer, 50)
+    report = check_file("completions", [dict(prompt=f"{'word ' * 90 if i == 3 else i} ", completion="a") for i in range(20)], Reading(), lambda: (tokenizer, 50))
     assert report.stops == ["1 example is too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)"]
 
 
@@ -668,9 +668,9 @@ def test_few_judging_rows_are_told_of_folds(tmp_path):
 
 def test_a_check_says_what_will_stop_its_own_command(tokenizer, tmp_path):
     path = write(tmp_path, "long.jsonl", "".join(json.dumps(dict(prompt=f"p {i}", completion="word " * (400 if i == 3 else 2))) + "\n" for i in range(20)))
-    report = check_file("completions", path, Reading(too_long="truncate"), tokenizer, 256)
+    report = check_file("completions", path, Reading(too_long="truncate"), lambda: (tokenizer, 256))
     assert any("the completion alone is too long" in stop for stop in report.stops) and "--reading.too-long drop" in report.command
-    assert check_file("completions", path, Reading(too_long="drop"), tokenizer, 256).stops == []
+    assert check_file("completions", path, Reading(too_long="drop"), lambda: (tokenizer, 256)).stops == []
 
 
 # -- any text in gives the same text out, or a named error

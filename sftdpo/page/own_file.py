@@ -159,12 +159,12 @@ def look_at(
     path: str,              # of a file or folder
     task: str | None,       # what it is for; None: what its columns fit
     reading: Reading,       # how it is read
-    reader: tuple = (),     # tokenizer and length of the backbone
+    reader: Callable | None = None,  # gives the tokenizer and length of the backbone
     backbone: str = "bard",  # its name
 ) -> Look:
     "Read a file as the check does; a `DataError` where there is no table to show."
     table = tables_behind(None, path, reading)["train"]
-    try: report = check_file(task, path, reading, *reader, backbone=backbone)
+    try: report = check_file(task, path, reading, reader, backbone)
     except DataError as error: return Look(table, None, task, reading, str(error))
     if not report.command: return Look(table, report, report.task, reading)
     task, found = reading_of_command(report.command)
@@ -366,7 +366,7 @@ class FileLook(OwnFileLayout):
 
     def looking(self) -> Callable:
         name, task, reading, backbone = self.name, self.task.value or None, self.reading, self.actions.backbone()
-        return lambda: look_at(name, task, reading, self.actions.readers(backbone), backbone)
+        return lambda: look_at(name, task, reading, lambda: self.actions.readers(backbone), backbone)
 
     def look(self):
         "Begin a look at the file as it is to be read now; what an earlier one finds is not shown any more."
