@@ -240,6 +240,8 @@ class DataFindings:
     command: str = ""                                         # runs it
     # finds out how to train on it; empty where that is not for it
     recommend: str = ""
+    # the task and the reading of these commands; None: there is none
+    way: tuple[str, Reading] | None = None
 
 # %% ../../nbs/reading/05_check.ipynb #2a29a012
 @dataclass
@@ -251,6 +253,7 @@ class DataReport(DataFindings):
     def to_dict(self) -> dict:
         "Plain values, ready for JSON; of many problems the first thousand."
         values = dict(asdict(self), rows=self.rows)
+        del values["way"]  # the commands say it
         values["problems"] = [dict(file=p.file, line=p.line, reason=p.reason)
                               for p in self.problems[:1000]]
         values["unusable"] = dict(rows=len(self.problems),
@@ -925,7 +928,7 @@ def failed_report(
     "The report of data that does not load, with the command that reads it if one is found."
     report = unloaded_report(error, task, data, tables)
     if better := better_encoding(task, data, reading, report.problems):
-        report.command = command_of(task, data, better, backbone)
+        report.command, report.way = command_of(task, data, better, backbone), (task, better)
         return report
     found = suggested(tables, reading) if suggest else None
     fits = found and columns_fit(task, tables, reading)
@@ -933,7 +936,7 @@ def failed_report(
     if found and not (found[0] == "texts alone" and fits):
         other = suggested_report(error, found, tables, data, reading, reader if fits else None, backbone)
         report = replace(report, notes=other.notes[:1], command=other.command,
-                         recommend=other.recommend)
+                         recommend=other.recommend, way=other.way)
     return report
 
 # %% ../../nbs/reading/05_check.ipynb #99f5f8e1
@@ -962,18 +965,18 @@ def loaded_report(
     if any("similar-labels merge" in note for note in loaded.intake.notes):
         reading = replace(reading, similar_labels="merge")  # in the commands
     if between := between_glued(loaded): reading = replace(reading, prompt=between)
-    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
-    report.recommend = recommend_command(task, data, reading, backbone)
+    report = check_data(loaded, tokenizer, max_length)
     better = better_encoding(task, data, reading, report.problems)
     if report.too_long and reading.too_long != "stop":
         try: fit_task(loaded, tokenizer, max_length, reading.too_long)
         except DataError as error: report.stops.append(str(error))
     report.stops += stops_of(report, loaded, reading, better)
     if report.stops:
-        remedied = mended(reading, report, loaded)
-        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
-        report.command, report.recommend = (command(task, data, remedied, backbone)
-                                            for command in (command_of, recommend_command))
+        reading = mended(reading, report, loaded)
+        if better: reading = replace(reading, encoding=better.encoding, unusable=better.unusable)
+    report.command = command_of(task, data, reading, backbone)
+    report.recommend = recommend_command(task, data, reading, backbone)
+    report.way = task, reading
     if report.rows < LEAST_ROWS: report.recommend = ""
     if report.recommend and (rare := too_rare(report, reading.similar_labels)):
         report.recommend = ""
