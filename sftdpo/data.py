@@ -854,13 +854,12 @@ def word_runs(
 def shared_runs(
     judged: Sequence[Example],    # texts that judge
     training: Sequence[Example],  # texts that train
-    size: int = 6,                # words in a run
 ) -> dict[str, list[str]]:        # id -> the shared runs; only those texts that share one
-    "Runs of words that a judged completion shares with a training text."
-    asked = {e.id: word_runs(e.completion, size) for e in judged}
+    "Runs of six words that a judged completion shares with a training text."
+    asked = {e.id: word_runs(e.completion) for e in judged}
     wanted = {run for runs in asked.values() for run in runs}  # small, unlike the training file
     texts = (f"{e.prompt} {e.completion}" for e in training)
-    known = {run for text in texts for run in word_runs(text, size) if run in wanted}
+    known = {run for text in texts for run in word_runs(text) if run in wanted}
     found = {id: [" ".join(run) for run in runs if run in known] for id, runs in asked.items()}
     return {id: runs for id, runs in found.items() if runs}
 
