@@ -115,7 +115,7 @@ class ReadBefore:
         try: return load_task(task, data, reading, *fold)
         except UnusableRows: return None
         except DataError as error:
-            raise DataError(f"{error}{advice(data, reading, task)}") from error
+            raise DataError(f"{error}{advice(task, data, reading)}") from error
 
     def load(self, *key):
         "The result of `load_task`; data is read only once."

@@ -731,7 +731,7 @@ def rows_of_file(
 ) -> tuple[TaskData, Reading]:
     "The rows of a file, and the way of reading with the remedies that let them train."
     fits = columns_fit(task, tables_behind(task, str(data), reading), reading)
-    found = None if fits else look_of(str(data), reading, task)
+    found = None if fits else look_of(task, str(data), reading)
     if found and task in (None, found[1]) and not found[2].split:
         shape, task, better = found
         if shape == "texts with labels": check_one_label(str(data), reading)

@@ -360,7 +360,7 @@ def _report_of(run: Run, inputs: Inputs, home):
         report.notes += _further_notes(one)
         return report
     except DataError as error:
-        words = f"{error}{advice(run.data, run.reading, run.task)}"
+        words = f"{error}{advice(run.task, run.data, run.reading)}"
         if isinstance(error, UnusableRows):
             home.path.mkdir(parents=True, exist_ok=True)
             words += f" All of them are listed in {write_problems(error.problems, home.unusable)}."

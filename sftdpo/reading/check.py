@@ -131,9 +131,9 @@ def small_leaks(
     if data.task in ("sonnet", "completions", "preferences"):
         return dict(copied=shared_runs(data.test, data.train))
     if data.task != "paraphrase" or any(e.label is None for e in data.test): return {}
-    shared = shared_questions(data.test, data.train)
+    asked = shared_questions(data.test, data.train)
     def yes(some): return sum(e.label for e in some) / len(some) if some else None
-    inside, outside = ([e for e in data.test if (e.id in shared) == wanted]
+    inside, outside = ([e for e in data.test if (e.id in asked) == wanted]
                        for wanted in (True, False))
     return dict(questions=dict(pairs=len(inside), of=len(data.test), duplicates=yes(inside),
                                duplicates_elsewhere=yes(outside)))
@@ -782,9 +782,9 @@ def suggested(
 
 # %% ../../nbs/reading/05_check.ipynb #63718ac3
 def look_of(
-    data,                     # as for `load_task`
-    reading: Reading,         # as given
-    task: str | None = None,  # as given
+    task: str | None,  # as given
+    data,              # as for `load_task`
+    reading: Reading,  # as given
 ) -> tuple[str, str, Reading] | None:  # from `suggested`; nothing where the columns are not what is wrong
     "What data looks like where reading it has failed."
     try:
@@ -795,12 +795,12 @@ def look_of(
 
 # %% ../../nbs/reading/05_check.ipynb #f365b961
 def advice(
-    data,                        # as for `load_task`
-    reading: Reading,            # as given
-    task: str | None = None,     # as given
-) -> str:                        # a sentence with a blank before it, or nothing
+    task: str | None,  # as given
+    data,              # as for `load_task`
+    reading: Reading,  # as given
+) -> str:              # a sentence with a blank before it, or nothing
     "What the data looks like, and the options that read it, where reading it has failed."
-    if not (found := look_of(data, reading, task)): return ""
+    if not (found := look_of(task, data, reading)): return ""
     options = shlex.join(["--tasks", found[1], *reading_options(found[2])])
     return f" It looks like {found[0]}: {options} reads it."
 
