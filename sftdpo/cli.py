@@ -86,10 +86,10 @@ def check_columns(
     "Raise what is wrong with the columns of a file that can be read, where that is known at once."
     from sftdpo.reading.check import columns_fit, suggested, tables_behind
     try:
-        if columns_fit(task, data, reading): return
         tables = tables_behind(task, data, reading)
+        if columns_fit(task, tables, reading): return
     except DataError: return  # `check_file` may find a remedy
-    suggested(tables, reading)
+    suggested(tables, reading)  # it raises where it knows what is wrong
 
 # %% ../nbs/25_cli.ipynb #34c9d37c
 class ReadBefore:
@@ -115,7 +115,7 @@ class ReadBefore:
         try: return load_task(task, data, reading, *fold)
         except UnusableRows: return None
         except DataError as error:
-            raise DataError(f"{error}{advice(data, reading, task)}") from error
+            raise DataError(f"{error}{advice(task, data, reading)}") from error
 
     def load(self, *key):
         "The result of `load_task`; data is read only once."
@@ -260,21 +260,17 @@ class Data:
     out: Path | None = None  # a folder for the report and the list of rows that cannot be used
 
     def __call__(self):
-        from sftdpo.reading.check import check_file, columns_fit, look_of, write_check
+        from sftdpo.reading.check import check_file, write_check
         check_model_name(self.backbone)
         check_data_path(self.data)
         if self.out:
             home = DataFolder(self.out)
             for file in (home.report, home.summary, home.unusable):
                 output_file(file, self.data, self.reading.test, self.reading.validation, folder=self.out)
-        # no backbone is needed to say so
-        readable = columns_fit(self.task, self.data, self.reading) or (
-            not self.task and look_of(self.data, self.reading))
-        if not readable: reader = ()
-        else:
+        def reader():  # imported late: rows that cannot be read need no backbone
             from sftdpo.engine.inputs import tokenizer_of
-            reader = tokenizer_of(self.backbone)
-        report = check_file(self.task, self.data, self.reading, *reader, backbone=self.backbone)
+            return tokenizer_of(self.backbone)
+        report = check_file(self.task, self.data, self.reading, reader, self.backbone)
         print(report)
         if self.out:
             for path in write_check(report, self.out): print(f"written: {path}")
@@ -446,7 +442,7 @@ def format_answers(
 # the options for rows that train or have an answer, without effect on rows that are answered
 UNANSWERED = tuple(f"reading.{name}" for name in (
     "label", "completion", "chosen", "rejected", "scores", "test", "validation", "leaked",
-    "similar-labels", "end-of-text"))
+    "similar-labels", "beginning", "end-of-text"))
 
 # %% ../nbs/25_cli.ipynb #898976f2
 @dataclass

@@ -6,10 +6,11 @@
 __all__ = ['TuningName', 'LOSSES', 'OF_BASE', 'UNUSED', 'NOT_SWEPT', 'Tracker', 'SPEED', 'IN_TURNS', 'MOST_YAML', 'SettingsError',
            'WorkFailed', 'check', 'check_choice', 'bare', 'convert', 'declared', 'Settings', 'LoRA', 'Sampling',
            'decoding', 'Reading', 'neutral', 'check_numbers', 'StageSettings', 'Stage', 'named_paths', 'check_values',
-           'check_suits_task', 'RunSettings', 'share_rows', 'Run', 'base', 'resolve', 'LearningRates', 'Search',
-           'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds', 'StudySettings',
-           'cell_settings', 'as_number', 'with_swept', 'Study', 'check_chosen', 'Execution', 'Benchmark', 'to_dict',
-           'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant', 'identity']
+           'check_suits_task', 'CellSettings', 'SharedSettings', 'RunSettings', 'Run', 'base', 'resolve',
+           'LearningRates', 'Search', 'seed_in_fold', 'check_names', 'check_cells', 'check_search', 'check_seeds',
+           'ComparedSettings', 'StudySettings', 'cell_settings', 'as_number', 'with_swept', 'Study', 'check_chosen',
+           'Execution', 'Benchmark', 'to_dict', 'from_dict', 'to_yaml', 'check_yaml', 'from_yaml', 'relevant',
+           'identity']
 
 # %% ../nbs/11_config.ipynb #a30deac0
 import dataclasses
@@ -459,23 +460,27 @@ def check_suits_task(
 
 # %% ../nbs/11_config.ipynb #5b47e534
 @dataclass(frozen=True)
-class RunSettings(Settings):
-    "What is set for a run: one recipe, tuning and seed, on one task, backbone and data size."
+class CellSettings(Settings):
+    "What tells a run from the others of its study."
     task: "Literal[tuple(TASKS)]" = "paraphrase"  # what is learned
-    backbone: str = "bard"  # the model to start from
-    data: str = "embedded"  # "embedded", "hub", or the path of a folder or file
-    train_size: int | None = None  # training examples; default: all of them
-    test_size: int | None = None  # examples judged; default: all of them
     recipe: "Literal[tuple(RECIPES)]" = "sft"  # which stages, in which order
     tuning: TuningName = "full"  # all weights, or LoRA's
     # of the subset, the order, dropout, the adapter's initial weights and the samples
     seed: int = 0
-    # deal the rows into so many folds, each of which judges once; 0: the split as published, or
-    # made by chance
-    folds: int = 0
     fold: int = 0  # the fold that judges, from 1 up
     # the rows that judge; validation: those that pick learning rates
     judge: Literal["test", "validation"] = "test"
+
+@dataclass(frozen=True)
+class SharedSettings(Settings):
+    "What is the same for all runs of a study."
+    backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
+    data: str = "embedded"  # embedded, hub, or the path of a folder or file
+    train_size: int | None = None  # training examples of a run; default: all
+    test_size: int | None = None  # examples judged; default: all
+    # deal the rows into so many folds, each of which judges once; 0: the split as published, or
+    # made by chance
+    folds: int = 0
     sft: Stage = Stage("sft")  # settings of SFT stages
     dpo: Stage = Stage("dpo")  # settings of DPO stages
     # learning rate of a second SFT stage, as in sft-sft; default: that of the first
@@ -493,16 +498,9 @@ class RunSettings(Settings):
     # control: permute the training answers, so that there is nothing to learn
     shuffle_labels: bool = False
 
-# %% ../nbs/11_config.ipynb #f62f4acc
-def share_rows(
-    rows: int | None,      # training examples; None: unknown
-    split: float | None,   # share of the first stage; None: every stage trains on all
-    stages: int,           # how many there are
-) -> list[int | None]:
-    "How many training examples each stage of a recipe gets."
-    if split is None or stages < 2 or rows is None: return [rows] * stages
-    first = min(max(round(split * rows), 1), rows - 1)
-    return [first] + [rows - first] * (stages - 1)
+@dataclass(frozen=True)
+class RunSettings(SharedSettings, CellSettings):
+    "What is set for a run: one recipe, tuning and seed, on one task, backbone and data size."
 
 # %% ../nbs/11_config.ipynb #653f0ec7
 @dataclass(frozen=True)
@@ -544,8 +542,11 @@ class Run(RunSettings):
         return self.split is not None and len(RECIPES[self.recipe].stages) > 1
 
     def stage_sizes(self, rows: int | None) -> list[int | None]:
-        "How many of the training examples each stage trains on."
-        return share_rows(rows, self.split, len(RECIPES[self.recipe].stages))
+        "How many of the training examples each stage trains on; None: unknown."
+        stages = len(RECIPES[self.recipe].stages)
+        if not self.splits or rows is None: return [rows] * stages
+        first = min(max(round(self.split * rows), 1), rows - 1)
+        return [first] + [rows - first] * (stages - 1)
 
     @cached_property
     def stages(self) -> list[Stage]:
@@ -712,37 +713,20 @@ def check_seeds(
 
 # %% ../nbs/11_config.ipynb #f385b7da
 @dataclass(frozen=True)
-class StudySettings(Settings):
-    "What is set for a study: what is compared, on which data, how it is trained and judged."
+class ComparedSettings(Settings):
+    "What a study compares."
     name: str = "study"  # its name in results and tables
     tasks: "tuple[Literal[tuple(TASKS)], ...]" = ("paraphrase",)  # what is learned
-    backbone: str = "bard"  # bard, smollm2-135m, a name on the Hub, or a folder
-    data: str = "embedded"  # embedded, hub, or the path of a folder or file
-    train_size: int | None = None  # training examples per run; default: all
-    test_size: int | None = None  # examples judged; default: all
     # the base model is always judged too
     recipes: "tuple[Literal[tuple(RECIPES)], ...]" = ("sft", "dpo", "sft-dpo")
     tunings: tuple[TuningName, ...] = ("full", "lora")  # all weights, or LoRA's
     seeds: tuple[int, ...] = (0,)  # one run per cell and seed
-    # deal the rows into so many folds, each of which judges once; 0: the split as published, or
-    # made by chance
-    folds: int = 0
     learning_rates: LearningRates = LearningRates()  # per kind of stage and tuning
-    sft: Stage = Stage("sft")  # settings of SFT stages
-    dpo: Stage = Stage("dpo")  # settings of DPO stages
-    # learning rate of a second SFT stage, as in sft-sft; default: that of the first
-    second_sft_rate: float | None = None
-    dpo_sft_weight: float = 1.0  # dpo+sft: weight of the SFT loss
-    # recipes of two stages: share of the training examples for the first stage, the others are for
-    # the second; default: both train on all
-    split: float | None = None
-    lora: LoRA = LoRA()  # LoRA's settings
-    sampling: Sampling = Sampling()  # how texts are continued
-    reading: Reading = Reading()  # how files are read
-    held_out_text: str = "embedded"  # text file to measure forgetting
-    also_judge: tuple[str, ...] = ()  # further sets to judge on, each as NAME=PATH
+
+@dataclass(frozen=True)
+class StudySettings(SharedSettings, ComparedSettings):
+    "What is set for a study: what is compared, on which data, how it is trained and judged."
     search: Search = Search()  # how each cell's learning rate is picked
-    shuffle_labels: bool = False  # control: permute the training answers
     # models to keep: none, each cell's best on the validation rows, or all
     weights: Literal["none", "best", "all"] = "none"
     # settings of single cells, such as 'sft-dpo lora dpo.beta' 0.05
@@ -805,10 +789,6 @@ class Study(StudySettings):
         "The folds that judge, in turn; (0,) where there is one split."
         return tuple(range(1, self.folds + 1)) if self.folds else (0,)
 
-    def overrides(self, task: str, recipe: str, tuning: str) -> dict:
-        "The settings of a single cell: its learning rates, and what `cells` says of it."
-        return cell_settings(self.learning_rates, self.cells, task, recipe, tuning)
-
     def swept_runs(self, seeds: tuple[int, ...] | None = None) -> list[tuple[Run, dict]]:
         "Every cell's runs, each with the swept values; a run may have one that does not affect it."
         cells = product(self.tasks, [one for one in self.recipes if one != "base"], self.tunings)
@@ -821,13 +801,13 @@ class Study(StudySettings):
     @property
     def shared(self) -> dict:
         "The settings that are the same for all runs."
-        return {name: getattr(self, name) for name in declared(Run) if hasattr(self, name)}
+        return {name: getattr(self, name) for name in declared(SharedSettings)}
 
     def cell_runs(self, task: str, recipe: str, tuning: str, seeds) -> list[tuple[Run, dict]]:
         "One cell's runs, each with the swept values."
         found, shared = [], self.shared | {"fold": self.every_fold[0]}
         cell = Run(**shared, task=task, recipe=recipe, tuning=tuning)
-        cell = cell.replace(**self.overrides(task, recipe, tuning))
+        cell = cell.replace(**cell_settings(self.learning_rates, self.cells, task, recipe, tuning))
         for fold, seed, *values in product(self.every_fold, seeds,
                                            *map(tuple, self.sweep.values())):
             swept = dict(zip(self.sweep, values))

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['verbalizers', 'MOST_LABELS', 'FEW_ROWS', 'LEAST_HELD', 'VALIDATING', 'RARE', 'cloze_prompt', 'Intake',
-           'majority_share', 'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'read_question_pairs',
-           'as_compared', 'in_label_order', 'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal',
-           'fold_split', 'in_folds', 'word_runs', 'shared_runs', 'questions_of', 'shared_questions', 'rare_labels',
-           'favourites', 'load_judged', 'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read',
-           'with_short_answers', 'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row',
-           'UnusableRows', 'keep', 'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize',
-           'verbalizer_rows', 'without_rejected']
+           'majority_share', 'TaskData', 'read_sonnets', 'encoding_of', 'gathered', 'as_compared', 'in_label_order',
+           'nearly_equal', 'prompt_key', 'text_key', 'without_leaks', 'deal', 'fold_split', 'in_folds', 'word_runs',
+           'shared_runs', 'questions_of', 'shared_questions', 'rare_labels', 'favourites', 'load_judged',
+           'load_prompts', 'load_task', 'with_chat_template', 'with_special_tokens_read', 'with_short_answers',
+           'fit_task', 'check_sizes', 'check_named_files', 'DataError', 'Example', 'Row', 'UnusableRows', 'keep',
+           'make_pairs', 'preference_dataset', 'shuffle_labels', 'subset', 'tokenize', 'verbalizer_rows',
+           'without_rejected']
 
 # %% ../nbs/01_data.ipynb #c478907c
 import datetime
@@ -59,10 +59,10 @@ from sftdpo.reading.files import (
     UnusableRows,
     as_text,
     decode,
+    existing,
     expanded,
     first_line,
     keep,
-    no_such_path,
     other_alphabet,
     plain_markdown,
     read_bytes,
@@ -91,7 +91,7 @@ from sftdpo.reading.shapes import (
     numbers_among_texts,
     prepared,
     talk_notes,
-    template_pieces,
+    template_columns,
     texts_to_continue,
 )
 from .tasks import TASKS, Task, find_function
@@ -389,40 +389,14 @@ def _id(value, line, unit) -> str:
     except ValueError: return f"{unit}-{line}"
 
 # %% ../nbs/01_data.ipynb #bf1e200e
-_labels = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
+_pair_labels = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
 
-def _pair_label(value) -> int:
-    try: number = _labels.get(as_text(value).strip())
-    except ValueError as e: raise ValueError(f"the label {e}") from None
-    if number is None: raise ValueError(f"the label is {value!r}, not 0 or 1")
-    return number
-
-# %% ../nbs/01_data.ipynb #fddcc356
-def _pair_example(id, question1, question2, **more) -> Example:
+def _pair_example(id, question1, question2, label=None) -> Example:
     "One question pair; without a label, one to predict."
-    number = _pair_label(more["label"]) if "label" in more else None
-    texts = [_text(q, "question", blank=True) for q in (question1, question2)]
-    if not all(text.strip() for text in texts): raise ValueError("an empty question")
-    return _question_example(id, *texts, number)
-
-# %% ../nbs/01_data.ipynb #45a077ab
-def _made_examples(table: Table, shape: Shape, make,
-                   left_out=()) -> tuple[list[Example], list[Problem]]:
-    "Examples that a function makes from the parts of each row."
-    parts, lines = [part for part in shape.columns if part not in left_out], []
-    def example(line, *values):
-        given, place = dict(zip(parts, values)), f"{table.unit}-{line}"
-        made = make(_id(given.pop("id"), line, table.unit) if "id" in given else place, **given)
-        lines.append(line)
-        return made
-    examples, problems = _gather(table, [shape.columns[part] for part in parts], example)
-    return _named(examples, lines), problems
-
-# %% ../nbs/01_data.ipynb #2e74a846
-def _pair_examples(table: Table, shape: Shape,
-                   labelled=True) -> tuple[list[Example], list[Problem]]:
-    "Question pairs of a table."
-    return _made_examples(table, shape, _pair_example, () if labelled else ("label",))
+    number = None if label is None else _pair_labels.get(label.strip())
+    if number is None and label is not None: raise ValueError(f"the label is {label!r}, not 0 or 1")
+    if not (question1.strip() and question2.strip()): raise ValueError("an empty question")
+    return _question_example(id, question1, question2, number)
 
 # %% ../nbs/01_data.ipynb #c3303945
 def gathered(
@@ -498,24 +472,6 @@ def _file_table(path, reading: Reading) -> Table:
     "The table of a file, or of a folder in which `datasets` saved one, read as the settings say."
     if (expanded(path) / "state.json").is_file(): return tables_of(path)["train"]
     return read_table(path, reading.delimiter, reading.encoding, reading.columns)
-
-def read_question_pairs(
-    path: str | Path,        # tab-separated or CSV, with the column names of the course, GLUE or Kaggle
-    labelled: bool = True,   # False for pairs to predict: the label column is not looked at
-    unusable: str = "stop",  # rows that cannot be used: "stop" raises, "drop" leaves them out
-    reading: Reading = Reading(),  # delimiter and encoding
-) -> list[Example]:                # prompts as `cloze_prompt` makes them, completions from `verbalizers`
-    "The question pairs of a file, or a `DataError` that names the bad rows by line."
-    table = _file_table(path, reading)
-    columns = table.columns if labelled else [*table.columns, "is_duplicate"]
-    try: shape = find_shape(columns, "paraphrase", reading, f"{path}, {table.unit} 1", table)
-    except DataError:
-        if labelled: raise
-        raise DataError(f"{path} has the columns {', '.join(map(repr, list(table.columns)[:20]))}, and pairs of questions are "
-                        f"read from two, called question1 and question2, or sentence1 and sentence2.{table.hint()}") from None
-    examples, problems = _pair_examples(table, shape, labelled)
-    _check_usable(dict(train=(table, examples, problems)), unusable)
-    return examples
 
 # %% ../nbs/01_data.ipynb #1b123c57
 MOST_LABELS = 256  # more are taken for a free text
@@ -714,8 +670,7 @@ def _own_examples(
         elif "completion" in given: completion = _text(given["completion"], "completion")
         elif "chosen" in given: completion, rejected = _pair_of(given["chosen"], given["rejected"])
         lines.append(line)
-        id = _id(given["id"], line, table.unit) if "id" in given else f"{table.unit}-{line}"
-        return Example(id, prompt, completion, rejected, label)
+        return Example(_id(given.get("id"), line, table.unit), prompt, completion, rejected, label)
     examples, problems = _gather(table, prompts + [shape.columns[r] for r in parts], make)
     return _named(examples, lines), problems
 
@@ -725,10 +680,15 @@ def _examples_of(table: Table, shape: Shape, answers: dict[str, str],
     "Examples of a table, made as the task's record says."
     example = TASKS[shape.task].example
     if not example: return _own_examples(table, shape, answers, merged)
-    make = find_function(example)
-    if isinstance(example, str): return _made_examples(table, shape, make)
-    def texts(parts): return {part: _text(value, part, blank=True) for part, value in parts.items()}
-    return _made_examples(table, shape, lambda id, **parts: make(id, **texts(parts)))
+    make, lines = find_function(example), []
+    def made(line, *values):
+        given = dict(zip(shape.columns, values))
+        id = _id(given.pop("id", None), line, table.unit)
+        one = make(id, **{part: _text(value, part, blank=True) for part, value in given.items()})
+        lines.append(line)
+        return one
+    examples, problems = _gather(table, list(shape.columns.values()), made)
+    return _named(examples, lines), problems
 
 # %% ../nbs/01_data.ipynb #8901ff31
 def _hold_size(examples) -> int:
@@ -894,13 +854,12 @@ def word_runs(
 def shared_runs(
     judged: Sequence[Example],    # texts that judge
     training: Sequence[Example],  # texts that train
-    size: int = 6,                # words in a run
 ) -> dict[str, list[str]]:        # id -> the shared runs; only those texts that share one
-    "Runs of words that a judged completion shares with a training text."
-    asked = {e.id: word_runs(e.completion, size) for e in judged}
+    "Runs of six words that a judged completion shares with a training text."
+    asked = {e.id: word_runs(e.completion) for e in judged}
     wanted = {run for runs in asked.values() for run in runs}  # small, unlike the training file
     texts = (f"{e.prompt} {e.completion}" for e in training)
-    known = {run for text in texts for run in word_runs(text, size) if run in wanted}
+    known = {run for text in texts for run in word_runs(text) if run in wanted}
     found = {id: [" ".join(run) for run in runs if run in known] for id, runs in asked.items()}
     return {id: runs for id, runs in found.items() if runs}
 
@@ -1124,10 +1083,7 @@ def _with_columns(reading: Reading, known: dict[str, str], table: Table) -> Read
     found = {}
     for part, column in known.items():
         if getattr(reading, part, "given"): continue
-        names = [column]
-        if part == "prompt":
-            pieces = template_pieces(column, re.findall(r"\{([^{}]*)\}", column))
-            names = [name for _, name in pieces if name]
+        names = template_columns(column) if part == "prompt" else [column]
         if set(names) <= set(table.columns): found[part] = column
     return replace(reading, **found)
 
@@ -1155,6 +1111,27 @@ def _judged_answers(table: Table, column: str, reading: Reading,
     return answers, {label: same.get(as_compared(label), label) for label in counts}
 
 # %% ../nbs/01_data.ipynb #d107f55d
+def _all_rows(task, path, table: Table, reading: Reading, answers: dict, columns: dict, skip=()) -> TaskData:
+    "All rows of a file's table as the test split; the parts in `skip` are not looked for."
+    record, merged = TASKS[task], {}
+    talks = talk_notes(table, reading, False) if reading.conversations != "stop" else []
+    table = _class_names(prepared(table, reading, task), record, reading, answers)
+    reading = _with_columns(reading, columns, table)
+    shape = _shape_of(table, task, reading, skip=skip)
+    if record.answers == "labels" and not record.verbalizers and not skip:
+        answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
+    examples, problems = _examples_of(table, shape, answers, merged)
+    _check_usable(dict(test=(table, examples, problems)), reading.unusable)
+    notes = _lost(table, examples, problems)
+    if not skip: notes += left_out(table, shape) + numbers_among_texts(table, shape)
+    notes += _other_prompt(reading, columns, shape) + talks
+    file = _file_record("test", table, examples, problems)
+    return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading),
+                    record.verbalizers or tuple(dict.fromkeys(answers.values())),
+                    _ends_with_token(record, reading),
+                    f"All {'usable ' * bool(problems)}rows of {Path(path).name}.",
+                    Intake([file], shape, tuple(answers), problems, notes=notes))
+
 def load_judged(
     task: str,                     # any task whose rows come from a file with columns
     path: str | Path,              # of a file
@@ -1163,24 +1140,7 @@ def load_judged(
     columns: dict[str, str] | None = None,  # part -> column of the training file, where this one has it
 ) -> TaskData:                     # with nothing but a test split
     "All rows of a file as the examples that judge a model; some of its labels may be absent."
-    record, known, answers, merged = TASKS[task], columns or {}, answers or {}, {}
-    table = _file_table(path, reading)
-    turns = talk_notes(table, reading, False) if reading.conversations != "stop" else []
-    table = _class_names(prepared(table, reading, task), record, reading, answers)
-    reading = _with_columns(reading, known, table)
-    shape = _shape_of(table, task, reading)
-    if record.answers == "labels" and not record.verbalizers:
-        answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
-    examples, problems = _examples_of(table, shape, answers, merged)
-    _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    notes = [*_lost(table, examples, problems), *left_out(table, shape),
-             *numbers_among_texts(table, shape), *_other_prompt(reading, known, shape), *turns]
-    file = _file_record("test", table, examples, problems)
-    intake = Intake([file], shape, tuple(answers), problems, notes=notes)
-    words = record.verbalizers or tuple(dict.fromkeys(answers.values()))
-    end = _ends_with_token(record, reading)
-    return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading), words, end,
-                    f"All {'usable ' * bool(problems)}rows of {Path(path).name}.", intake)
+    return _all_rows(task, path, _file_table(path, reading), reading, answers or {}, columns or {})
 
 # %% ../nbs/01_data.ipynb #309526d5
 _answer_parts = ("label", "completion", "chosen", "rejected")
@@ -1224,26 +1184,6 @@ def _given_columns(table: Table, shape: Shape, examples: list[Example],
         found[name] = dict(zip(ids, _of_one_kind(written), strict=True))
     return found, notes
 
-# %% ../nbs/01_data.ipynb #c7569237
-def _prompt_rows(task, path, reading: Reading, answers: dict, columns: dict) -> tuple[list, Intake]:
-    "The rows of a table as prompts, and what was read."
-    reading = replace(reading, scores=(), beginning="keep")
-    table = _file_table(path, reading)
-    reading, notes = _without_answers(reading, table), []
-    whole = _class_names(table, TASKS[task], reading, answers)  # as the file has it
-    if reading.split: table, reading, notes = texts_to_continue(table, reading)
-    if reading.conversations != "stop": notes += talk_notes(table, reading, False)
-    table = _class_names(prepared(table, reading, task), TASKS[task], reading, answers)
-    reading = _with_columns(reading, columns, table)
-    shape = _shape_of(table, task, reading, skip=_answer_parts)
-    examples, problems = _examples_of(table, shape, {})
-    _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    given, left_out = _given_columns(whole, shape, examples, problems)
-    intake = Intake([_file_record("test", table, examples, problems)], shape,
-                    tuple(answers), problems, given=given,
-                    notes=[*notes, *_lost(table, examples, problems), *_other_prompt(reading, columns, shape), *left_out])
-    return _interpreted(examples, reading), intake
-
 # %% ../nbs/01_data.ipynb #dd2d45ec
 def load_prompts(
     task: str,                     # any task whose rows come from a file
@@ -1253,17 +1193,21 @@ def load_prompts(
     columns: dict[str, str] | None = None,  # part -> column of the training file, where this one has it
 ) -> TaskData:                     # with nothing but a test split, without labels
     "All rows of a file as prompts; no labels are needed."
-    record, path = TASKS[task], Path(path)
-    words = record.verbalizers or tuple(dict.fromkeys((answers or {}).values()))
-    end = _ends_with_token(record, reading)
-    if record.columns:
-        rows, intake = _prompt_rows(task, path, reading, answers or {}, columns or {})
-        source, answer = f"All rows of {path.name}.", words[0] if words else ""
-    else:
-        rows, intake = read_sonnets(path, whole=False, encoding=reading.encoding), Intake()
-        source, answer = f"All prompts of {path.name}.", ""
-    examples = [replace(e, completion=answer, label=None, rejected=None) for e in rows]
-    return TaskData(task, path.stem, [], [], examples, words, end, source, intake)
+    record, path, answers = TASKS[task], Path(path), answers or {}
+    if not record.columns:
+        rows = [replace(e, completion="") for e in read_sonnets(path, whole=False, encoding=reading.encoding)]
+        return TaskData(task, path.stem, [], [], rows, record.verbalizers, _ends_with_token(record, reading),
+                        f"All prompts of {path.name}.")
+    reading = replace(reading, scores=(), beginning="keep")
+    table = _file_table(path, reading)
+    reading, notes = _without_answers(reading, table), []
+    whole = _class_names(table, record, reading, answers)  # as the file has it
+    if reading.split: table, reading, notes = texts_to_continue(table, reading)
+    data = _all_rows(task, path, table, reading, answers, columns or {}, _answer_parts)
+    intake, answer = data.intake, next(iter(data.verbalizers), "")
+    given, unwritten = _given_columns(whole, intake.shape, data.test, intake.problems)
+    rows = [replace(e, completion=answer, label=None, rejected=None) for e in data.test]
+    return replace(data, test=rows, intake=replace(intake, given=given, notes=[*notes, *intake.notes, *unwritten]))
 
 # %% ../nbs/01_data.ipynb #12a1c804
 def _hub_tables(data: str):
@@ -1316,16 +1260,6 @@ def _own_task(task, data, reading) -> TaskData:
                         f"a CSV, TSV, JSON lines or Parquet file or of a folder{also}.")
     return _from_tables(task, data, reading)
 
-# %% ../nbs/01_data.ipynb #185f7477
-def _existing(data):
-    "What to load; a name that is none of the known ones is a path, and must exist."
-    if built_in(data) or not isinstance(data, (str, Path)): return data
-    data = expanded(data)
-    try: there = data.exists()
-    except (OSError, ValueError): there = False
-    if not there: raise no_such_path(data)
-    return data
-
 # %% ../nbs/01_data.ipynb #540df041
 @gc_paused()
 def load_task(
@@ -1353,7 +1287,8 @@ def load_task(
     """
     if task not in TASKS: raise DataError(f"There is no task {task!r}: use "
                                           f"{', '.join(map(repr, TASKS))}.")
-    data, load = _existing(data), TASKS[task].load
+    if isinstance(data, (str, Path)) and not built_in(data): data = existing(data)
+    load = TASKS[task].load
     loaded = find_function(load)(data, reading) if load else _own_task(task, data, reading)
     if folds: loaded = in_folds(loaded, folds, fold)
     if reading.leaked == "drop":

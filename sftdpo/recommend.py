@@ -730,20 +730,20 @@ def rows_of_file(
     say,               # called with what the file holds
 ) -> tuple[TaskData, Reading]:
     "The rows of a file, and the way of reading with the remedies that let them train."
-    fits = columns_fit(task, str(data), reading)
-    found = None if fits else look_of(str(data), reading, task)
+    fits = columns_fit(task, tables_behind(task, str(data), reading), reading)
+    found = None if fits else look_of(task, str(data), reading)
     if found and task in (None, found[1]) and not found[2].split:
         shape, task, better = found
         if shape == "texts with labels": check_one_label(str(data), reading)
         reading = better
         say(f"It looks like {shape}, and is read so: "
             f"{shlex.join(['--task', task, *reading_options(reading)])}")
-    report = check_file(task, str(data), reading, *Inputs().readers(backbone), backbone=backbone)
+    report = check_file(task, str(data), reading, lambda: Inputs().readers(backbone), backbone)
     if better := better_encoding(report.task, str(data), reading, report.problems):
         say(f"The file is not UTF-8, and is read with --reading.encoding {better.encoding}"
             f"{shown_in(report.problems, better.encoding)}.")
         reading = replace(reading, encoding=better.encoding)
-        report = check_file(report.task, str(data), reading, *Inputs().readers(backbone), backbone=backbone)
+        report = check_file(report.task, str(data), reading, lambda: Inputs().readers(backbone), backbone)
     undecoded = sum(problem.reason.endswith("which is not UTF-8") for problem in report.problems)
     if report.stops:
         loaded = load_task(report.task, str(data), reading)

@@ -26,11 +26,13 @@ from sftdpo.config import (
     Run,
     Sampling,
     SettingsError,
+    SharedSettings,
     Stage,
     Study,
     WorkFailed,
     check,
     check_chosen,
+    declared,
     identity,
     to_dict,
 )
@@ -358,7 +360,7 @@ def _report_of(run: Run, inputs: Inputs, home):
         report.notes += _further_notes(one)
         return report
     except DataError as error:
-        words = f"{error}{advice(run.data, run.reading, run.task)}"
+        words = f"{error}{advice(run.task, run.data, run.reading)}"
         if isinstance(error, UnusableRows):
             home.path.mkdir(parents=True, exist_ok=True)
             words += f" All of them are listed in {write_problems(error.problems, home.unusable)}."
@@ -477,8 +479,7 @@ def study_of(
     run: Run,  # any run
 ) -> Study:
     "A study with only this run."
-    names = {field.name for field in fields(Study)} & {field.name for field in fields(Run)}
-    same = {name: getattr(run, name) for name in names}
+    same = {name: getattr(run, name) for name in declared(SharedSettings)}
     return Study(**same, name="one run", tasks=(run.task,), recipes=(run.recipe,),
                  tunings=(run.tuning,), seeds=(run.seed,), weights="all")
 

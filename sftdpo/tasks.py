@@ -173,7 +173,7 @@ class Task:
     recommended: dict[str | None, Recommended]  # by backbone; None: any other backbone
     headlines: tuple[Metric, ...] = ()  # further metrics that tables show
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)  # part: usual column names
-    example: Function | None = None  # (id, **parts as text) -> Example, or a ValueError
+    example: Function | None = None  # (id, and the text of each part by its name) -> Example, or a ValueError
     load: Function | None = None     # (data, reading) -> TaskData; default: tables are read
     verbalizers: tuple[str, ...] = ()  # the answers, index = label; default: the labels in the data
     sources: tuple[str, ...] = ()    # "embedded", "hub"; default: data of your own

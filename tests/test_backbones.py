@@ -116,9 +116,9 @@ def test_what_cannot_be_joined_is_refused_by_name_before_training(tmp_path):
     run = Run(task="completions", data=str(data), backbone=str(folder))
     with pytest.raises(DataError, match=r"tokenizer of .*stripping changes the text where prompt and completion meet, in \d+ of \d+ rows [^\n]* such as bard") as error: task_data(run)
     assert "?It" in str(error.value) or "? It" in str(error.value)
-    report = check_file("completions", str(data), Reading(), *m_reader(folder))
+    report = check_file("completions", str(data), Reading(), lambda: m_reader(folder))
     assert any("changes the text where prompt and completion meet, in 36 of 36 rows" in stop for stop in report.stops)
-    assert task_data(run.replace(backbone="bard")).train and not check_file("completions", str(data), Reading(), *m_reader("bard")).stops
+    assert task_data(run.replace(backbone="bard")).train and not check_file("completions", str(data), Reading(), lambda: m_reader("bard")).stops
 
 
 def m_reader(name):

@@ -231,7 +231,7 @@ def test_a_model_of_written_conversations_is_asked_in_that_form(tmp_path, backbo
 def test_recommend_writes_conversations_out_where_there_is_no_template(tmp_path, backbone):
     from sftdpo.reading.check import check_file, mended
     path = write(tmp_path / "rows.jsonl", map(SHAPES["messages"], range(40)))
-    report = check_file(None, str(path), Reading(), load_tokenizer(backbone), 256, backbone)
+    report = check_file(None, str(path), Reading(), lambda: (load_tokenizer(backbone), 256), backbone)
     assert report.stops and mended(Reading(), report, load_task("completions", path)).conversations == "write"
 
 

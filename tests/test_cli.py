@@ -76,6 +76,7 @@ def test_a_settings_file_and_options_that_win_over_it(tmp_path):
     (["train", "--sft.beta", "1"], "--sft.beta does not apply to SFT: it is --dpo.beta"),
     (["train", "--dpo.kind", "dpo"], "--dpo.kind does not apply"),
     (["predict", "bard", "x.csv", "--reading.leaked", "drop"], "--reading.leaked does not apply to predict: leave it out"),
+    (["predict", "bard", "x.csv", "--reading.beginning", "cut"], "--reading.beginning does not apply to predict: leave it out"),
 ])
 def test_mistakes_are_told_in_a_line(words, told, tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")] if words[0] != "evaluate" else []

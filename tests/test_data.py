@@ -54,7 +54,7 @@ def test_course_quotes_agree_with_pandas():
     pandas = pytest.importorskip("pandas")
     for name in ("train.tsv", "dev.tsv"):
         theirs = pandas.read_csv(shared/"qqp"/name, sep="\t", keep_default_na=False)
-        ours = d.read_question_pairs(shared/"qqp"/name)
+        ours = d.load_judged("paraphrase", shared/"qqp"/name).test
         assert [e.id for e in ours] == list(theirs["id"])
         assert [e.prompt for e in ours] == [d.cloze_prompt(a, b) for a, b in zip(theirs["sentence1"], theirs["sentence2"])]
         assert [e.label for e in ours] == [int(x) for x in theirs["is_duplicate"]]
@@ -65,7 +65,7 @@ def test_broken_rows_are_named_by_line():
     path = shared/"qqp"/"raw_course_sample.csv"
     bad = [n for n, line in enumerate(path.read_text().split("\n"), 1) if line and not line.endswith(("0.0", "1.0", "is_duplicate"))]
     assert len(bad) == 2
-    with pytest.raises(DataError, match="2 of 502 rows cannot be used") as error: d.read_question_pairs(path)
+    with pytest.raises(DataError, match="2 of 502 rows cannot be used") as error: d.load_judged("paraphrase", path)
     assert all(f"line {n}" in str(error.value) for n in bad)
 
 
@@ -123,12 +123,12 @@ def test_glue_and_kaggle_shapes(tmp_path):
     glue = write(tmp_path, "glue.tsv", 'id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n7\t1\t2\tWhy "so?\t"Who is ""it""?"\t1\n')
     kaggle = write(tmp_path, "kaggle.csv", '"id","qid1","qid2","question1","question2","is_duplicate"\n"7","1","2","Why ""so?","Who is ""it""?","1"\n')
     same = [Example("7", d.cloze_prompt('Why "so?', 'Who is "it"?'), "yes", label=1)]
-    assert d.read_question_pairs(glue) == d.read_question_pairs(kaggle) == same
+    assert d.load_judged("paraphrase", glue).test == d.load_judged("paraphrase", kaggle).test == same
 
 
 def test_an_open_quote_swallows_nothing(tmp_path):
     rows = "id\tsentence1\tsentence2\tis_duplicate\n" + "".join(f'{i}\t"Why {i}\tWho "so" {i}?"\t0.0\n' for i in range(5))
-    examples = d.read_question_pairs(write(tmp_path, "open.tsv", rows))
+    examples = d.load_judged("paraphrase", write(tmp_path, "open.tsv", rows)).test
     assert [e.id for e in examples] == list("01234") and '"Why 3' in examples[3].prompt
 
 
@@ -140,10 +140,10 @@ def test_an_open_quote_swallows_nothing(tmp_path):
     ("sentence1\tsentence2\tis_duplicate\n\nA?\t \t1\n", "line 3: an empty question"),
     ("sentence1\tsentence2\tis_duplicate\nA?\tB?\n", "line 2: 2 fields where the header has 3"),
     ("question1,question2,is_duplicate\n\"A?\nB?,C?,1\n", "line 2: .*check the quotes"),
-    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: the question holds the byte 0xff, which is not UTF-8"),
+    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: the question1 holds the byte 0xff, which is not UTF-8"),
 ])
 def test_bad_files(tmp_path, text, message):
-    with pytest.raises(DataError, match=message) as error: d.read_question_pairs(write(tmp_path, "some.tsv", text))
+    with pytest.raises(DataError, match=message) as error: d.load_judged("paraphrase", write(tmp_path, "some.tsv", text))
     assert "some.tsv" in str(error.value)
 
 

@@ -2,7 +2,6 @@
 import dataclasses
 import errno
 import os
-import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from little import compare, little_inputs, plan, small, stage_tree
 from tiny import tiny_model
 
+from sftdpo.cli import parse
 from sftdpo.config import Reading, Run, Search, SettingsError, Study, to_yaml
 from sftdpo.engine import runs as runs_module
 from sftdpo.engine import safe_files, work
@@ -24,7 +24,6 @@ from sftdpo.engine.safe_files import remove_leftovers, to_disk, write_json
 from sftdpo.engine.store import CELL, gather, with_searched_rates, write_planned_runs
 from sftdpo.engine.timing import Timing, finished_trials, trial_cost, trials_in_words
 from sftdpo.model import load_backbone, save_policy
-from sftdpo.page.own_file import reading_of_command
 from sftdpo.reading.check import check_file, reading_options, write_check
 from sftdpo.report import describe_stage
 from sftdpo.study import check_study_folder, claim_folder, claimed, train_run
@@ -284,8 +283,9 @@ def test_a_stage_is_described_with_all_that_sets_it_apart():
 
 
 def test_a_column_whose_name_looks_like_an_option_can_be_named():
-    reading = Reading(label="--cat")
-    assert reading_of_command(shlex.join(["sftdpo", "compare", "--tasks", "labels", *reading_options(reading)])) == ("labels", reading)
+    for reading in (Reading(label="--cat"), Reading(prompt="{text}\n", label="team", unusable="drop"),
+                    Reading(verbalizers={"0": "no", "1": "it is"}, columns=("a", "b c"), end_of_text=False)):
+        assert parse(["compare", "--tasks", "labels", *reading_options(reading)]).study.reading == reading
 
 
 def test_a_negative_zero_is_a_plain_one():

@@ -24,9 +24,10 @@ from sftdpo.data import (
     UnusableRows,
     fit_task,
     keep,
+    load_judged,
+    load_prompts,
     load_task,
     make_pairs,
-    read_question_pairs,
     without_rejected,
 )
 from sftdpo.engine.export import COURSE_TOKENS, paraphrase_submission, sonnet_submission, write_pairs, write_predictions
@@ -81,7 +82,7 @@ def moods(rows=30):
     ("paraphrase", "quote.csv", qqp + '1,"A?,B?,1\n2,C?,D?,1\n', "1 of 2 rows cannot be used: line 2: a quote opens in field 2 and does not close: check the quotes"),
     ("paraphrase", "quote.csv", qqp + '1,"A" or B,B?,1\n2,C?,D?,1\n', "line 2: text stands after the quote that closes field 2"),
     ("paraphrase", "pair.csv", qqp + '1,"A?,B?,1\n2,C?,D?,1\n3,so",D?,1\n', "line 2: a quote opens here and closes on line 4, and line 3 looks like a row of its own"),
-    ("paraphrase", "null.csv", qqp + "1,A?,B?,1\n2,A\0?,B?,1\n", "line 3: the question holds a null byte at character 2"),
+    ("paraphrase", "null.csv", qqp + "1,A?,B?,1\n2,A\0?,B?,1\n", "line 3: the question1 holds a null byte at character 2"),
     ("paraphrase", "latin.csv", (qqp + "1,café?,B?,1\n").encode("latin-1"), "line 2: the question holds the byte 0xe9, which is not UTF-8 .saved in another encoding. --reading.encoding latin-1.*Give the encoding that the file was saved with: --reading.encoding latin-1"),
     ("completions", "surrogate.jsonl", '{"prompt": "a\\ud800", "completion": "b"}\n', r"line 1: the prompt holds a lone surrogate U\+D800 at character 2"),
     ("completions", "missing.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "line 2: the completion is missing"),
@@ -105,7 +106,7 @@ def test_errors(tmp_path, task, name, data, message):
 
 
 def test_paths_that_lead_nowhere(tmp_path):
-    for data, message in (("nowhere.csv", "no such file or folder"), ("a\0b", "no such file or folder"), (str(tmp_path), "holds no training file"), ("/dev/null", "is not a file")):
+    for data, message in (("nowhere.csv", "no such file or folder"), ("a\0b", "no such file or folder"), ("a" * 300, "cannot be a path"), (str(tmp_path), "holds no training file"), ("/dev/null", "is not a file")):
         with pytest.raises(DataError, match=message): load_task("labels", data)
     with pytest.raises(DataError, match="is for data of your own: give --data FILE"): load_task("labels")
     with pytest.raises(DataError, match="data is a int"): load_task("labels", 3)
@@ -171,7 +172,7 @@ def test_course_sample_loads_500_and_names_2(shared):
     assert [(p.place, p.unit) for p in error.value.problems] == [("line 302", "line"), ("line 303", "line")]
     task = load_task("paraphrase", path, reading=Reading(unusable="drop"))
     assert sum(len(s) for s in task.splits.values()) == 500
-    assert len(read_question_pairs(path, unusable="drop")) == 500
+    assert len(load_judged("paraphrase", path, Reading(unusable="drop")).test) == 500
     report = check_file("paraphrase", path)
     assert report.rows == 502 and len(report.problems) == 2 and "--reading.unusable drop" in report.command and "raw_course_sample.csv line 302" in unbroken(str(report))
 
@@ -344,7 +345,7 @@ def test_submission_files(tmp_path, shared):
 
 def test_report_tells_what_is_wrong(tmp_path, tokenizer):
     rows = [dict(prompt=f"question {i % 25} ", completion="answer " * (1 + 40 * (i == 3))) for i in range(30)]
-    report = check_file(None, rows, Reading(), tokenizer, 100)
+    report = check_file(None, rows, Reading(), lambda: (tokenizer, 100))
     assert report.task == "completions" and report.rows == 30
     assert sum(some["count"] for some in report.too_long.values()) == 1 and any("too long" in s for s in report.stops)
     assert sum(some["exact"] for some in report.duplicates.values()) + report.shared["train in test"] + report.shared["validation in test"] + report.shared["train in validation"] >= 4
@@ -386,7 +387,7 @@ def test_verses_are_no_table(tmp_path):
 
 def test_report_tells_long_answers(tmp_path, tokenizer):
     own = Reading(label="mood", verbalizers=dict(good="quite good", bad="rather bad", mixed="a mixture"))  # chosen by the user: nothing else stands for them
-    report = check_file("labels", write(tmp_path, "m.csv", moods()), own, tokenizer, 100)
+    report = check_file("labels", write(tmp_path, "m.csv", moods()), own, lambda: (tokenizer, 100))
     assert any(n > 1 for n in report.verbalizers.values()) and set(report.suggestion) == set(own.verbalizers.values()) and "--reading.verbalizers" in report.stops[-1]
     fixed = load_task("labels", tmp_path / "m.csv", reading=Reading(label="mood", verbalizers={label: report.suggestion[answer] for label, answer in own.verbalizers.items()}))
     assert fit_task(fixed, tokenizer, 100) is fixed
@@ -542,7 +543,7 @@ def test_hints_on_columns(tmp_path):
 def test_options_are_spelled_as_the_command_line_has_them(tokenizer):
     with pytest.raises(DataError) as error: fit([Example("x", "word " * 90, "a")], tokenizer, True, 10)
     assert "--reading.too-long drop" in str(error.value) and "too_long" not in str(error.value)
-    report = check_file("completions", [dict(prompt=f"{'word ' * 90 if i == 3 else i} ", completion="a") for i in range(20)], Reading(), tokenizer, 50)
+    report = check_file("completions", [dict(prompt=f"{'word ' * 90 if i == 3 else i} ", completion="a") for i in range(20)], Reading(), lambda: (tokenizer, 50))
     assert report.stops == ["1 example is too long: leave them out (--reading.too-long drop) or cut their prompts (--reading.too-long truncate)"]
 
 
@@ -565,7 +566,7 @@ def test_copies_of_a_text_stay_on_one_side(tmp_path):
     assert not any(check_data(load_task("paraphrase", pairs)).shared.values())
     assert sum(map(len, load_task("labels", labelled(tmp_path, ["same"] * 30 + ["other"])).splits.values())) == 31  # nothing to keep apart
     for name in ("train", "dev"): write(tmp_path / "course", f"{name}.csv", pairs.read_text())
-    train, validation = _hold_out(read_question_pairs(pairs), 0)
+    train, validation = _hold_out(load_judged("paraphrase", pairs).test, 0)
     assert load_task("paraphrase", tmp_path / "course").validation == validation  # the published split
 
 
@@ -633,16 +634,16 @@ def test_a_list_is_no_conversation(tmp_path):
 
 def test_pairs_of_questions_without_their_columns(tmp_path):
     (tmp_path / "pairs.csv").write_text("a,b\n" + "one?,two?\n" * 9)
-    with pytest.raises(DataError, match="has the columns 'a', 'b', and pairs of questions are read from two, called question1"): read_question_pairs(tmp_path / "pairs.csv", labelled=False)
+    with pytest.raises(DataError, match=r"pairs.csv, line 1: .* no column for question1 and question2 among \['a', 'b'\] .*usually called sentence1, question1.* Name them in the first line\.$"): load_prompts("paraphrase", tmp_path / "pairs.csv")
 
 
 def test_pairs_of_questions_read_with_the_wrong_delimiter(tmp_path):
     path = write(tmp_path, "pairs.csv", "id;question1;question2;is_duplicate\n" + "1;one?;two?;0\n" * 9)
-    for labelled in (True, False):
-        with pytest.raises(DataError, match="read it with --reading.delimiter ';'"): read_question_pairs(path, labelled=labelled, reading=Reading(delimiter=","))
-        assert len(read_question_pairs(path, labelled=labelled, reading=Reading(delimiter=";"))) == 9
+    for load in (load_judged, load_prompts):
+        with pytest.raises(DataError, match="read it with --reading.delimiter ';'"): load("paraphrase", path, Reading(delimiter=","))
+        assert len(load("paraphrase", path, Reading(delimiter=";")).test) == 9
     path = write(tmp_path, "bare.csv", "one?,two?\n" * 9)
-    with pytest.raises(DataError, match="is the header missing"): read_question_pairs(path, labelled=False)
+    with pytest.raises(DataError, match="is the header missing"): load_prompts("paraphrase", path)
 
 
 def test_labels_of_which_one_is_named(tmp_path):
@@ -667,9 +668,9 @@ def test_few_judging_rows_are_told_of_folds(tmp_path):
 
 def test_a_check_says_what_will_stop_its_own_command(tokenizer, tmp_path):
     path = write(tmp_path, "long.jsonl", "".join(json.dumps(dict(prompt=f"p {i}", completion="word " * (400 if i == 3 else 2))) + "\n" for i in range(20)))
-    report = check_file("completions", path, Reading(too_long="truncate"), tokenizer, 256)
+    report = check_file("completions", path, Reading(too_long="truncate"), lambda: (tokenizer, 256))
     assert any("the completion alone is too long" in stop for stop in report.stops) and "--reading.too-long drop" in report.command
-    assert check_file("completions", path, Reading(too_long="drop"), tokenizer, 256).stops == []
+    assert check_file("completions", path, Reading(too_long="drop"), lambda: (tokenizer, 256)).stops == []
 
 
 # -- any text in gives the same text out, or a named error
@@ -832,7 +833,7 @@ def hostile_lines(rng, task):
 @pytest.mark.parametrize("files", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_many_hostile_files(files, tmp_path):
     "No bare traceback, and no wrong row count: what is good is read, what is bad is named."
-    from sftdpo.data import _own_examples, _pair_examples
+    from sftdpo.data import _examples_of
     from sftdpo.reading.shapes import find_shape
     rng, usable_files, problems = random.Random(0), 0, []
     for number in range(files):
@@ -843,7 +844,7 @@ def test_many_hostile_files(files, tmp_path):
         try:
             table = read_table(path, delimiter)
             shape = find_shape(table.columns, task, Reading(), str(path))
-            examples, problems = _pair_examples(table, shape) if task == "paraphrase" else _own_examples(table, shape, {"yes": "yes", "no": "no"})
+            examples, problems = _examples_of(table, shape, {"yes": "yes", "no": "no"})
             found = len(examples), len(problems)
             usable_files += 1
         except UnusableRows as error: found = 0, len(error.problems)

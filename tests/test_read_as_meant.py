@@ -39,6 +39,13 @@ def test_a_column_of_the_prompt_is_not_the_answer():
     assert report.columns["label"] == "stars" and "category" not in report.command.split("--reading.label")[1]
 
 
+def test_a_name_in_two_braces_is_text():
+    "At 8de1bc6d the label was not found, as a column that stands in the prompt."
+    rows = [dict(text=f"text {i} of it", label="ab"[i % 2]) for i in range(30)]
+    examples = load_task("labels", rows, Reading(prompt=r"{{Label}} {text}\n")).examples
+    assert all(e.prompt.startswith("{Label} text ") for e in examples) and {e.completion for e in examples} == {"a", "b"}
+
+
 @pytest.mark.parametrize("name, header, row, reading, task", [
     ("glued", ["prompt", "chosen", "rejected"], lambda i: [f"Frage {i}?", f"Frage {i}?Ja {i}", f"Frage {i}?Nein {i}"], Reading(beginning="cut"), "preferences"),
     ("split", ["body"], lambda i: [f"two and {i}={i + 2} and more"], Reading(prompt="body", split="="), "completions")])

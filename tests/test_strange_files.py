@@ -145,7 +145,7 @@ def test_usual_shapes_are_named_and_the_command_reads_them(shape, tmp_path, caps
     from sftdpo.reading.check import advice
     name, data, called, prompt, completion, rejected = SHAPES[shape]
     path = write(tmp_path, name, data)
-    assert f"It looks like {called}: " in advice(path, Reading())
+    assert f"It looks like {called}: " in advice(None, path, Reading())
     try: stopped = main(["data", "check", str(path), "--backbone", "bard", "--reading.leaked", "drop"])
     except SystemExit as end: stopped = end.code
     said = unbroken(capsys.readouterr().out)

@@ -17,6 +17,7 @@ import sftdpo
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, Study
+from sftdpo.data import Example, load_task
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.store import read_examples, read_results
 from sftdpo.plots import cell_comparison
@@ -28,6 +29,14 @@ inputs = Inputs(precision="fp32")
 
 
 def run_name(run): return inputs.of(run).name
+
+
+def test_a_function_that_is_named_gets_texts_too(monkeypatch):
+    "At 8de1bc6d only one that is given itself did; a named one got the cells as they are."
+    seen = []
+    monkeypatch.setattr("sftdpo.data._pair_example", lambda id, **parts: seen.append((id, parts)) or Example(id, "?", "no", label=0))
+    load_task("paraphrase", [dict(question1=1, question2=2.5, is_duplicate=i % 2) for i in range(20)])
+    assert seen[1] == ("row-2", dict(question1="1", question2="2.5", label="1"))
 
 
 OWN = '''

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 # %% ../../nbs/engine/14_export.ipynb #cbb3a78c
 from ..config import Reading, Sampling
-from ..data import TaskData, read_question_pairs, read_sonnets, verbalizers
+from ..data import load_prompts, read_sonnets
 from .names import model_folder
 from .safe_files import full_disk_named, write_bytes, write_text
 from ..evaluate import predict
@@ -77,11 +77,8 @@ def submit_paraphrases(
     reading: Reading = Reading(),  # how the file is read
 ) -> Path:
     "Predict the pairs of a file and write the course's submission file."
-    examples = read_question_pairs(pairs, labelled=False, unusable=reading.unusable,
-                                   reading=reading)
-    task = TaskData("paraphrase", Path(pairs).stem, [], [], examples, verbalizers, False,
-                    f"Question pairs of {Path(pairs).name}.")
-    return paraphrase_submission(predict(model, tokenizer, task, examples), path)
+    data = load_prompts("paraphrase", pairs, reading)
+    return paraphrase_submission(predict(model, tokenizer, data, data.test), path)
 
 # %% ../../nbs/engine/14_export.ipynb #ef811497
 def sonnet_submission(

@@ -219,11 +219,10 @@ def argument_name(option: Option) -> str:
 
 # %% ../../nbs/engine/16_options.ipynb #065f2aa2
 def option_lines(
-    option: Option,   # of a command
-    width: int = 80,  # of the terminal
-    column: int = 27,  # where the text begins
+    option: Option,  # of a command
 ) -> list[str]:
-    "An option's lines in the help."
+    "An option's lines in the help: its text begins in a column of its own."
+    column, width = 27, 80
     if option.positional: head = f"  {argument_name(option)}"
     else:
         names = option.flags if option.default is True else option.flags[:1]

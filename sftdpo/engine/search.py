@@ -94,7 +94,7 @@ class CellTrials:
         self.before = before | {setting: value for setting, value in own.items() if setting in before}
         self.metric = TASKS[task].primary.name  # until its data are read
         self.run = Run(**study.shared, task=task, recipe=recipe, tuning=tuning, fold=study.every_fold[0],
-                       judge="validation").replace(**study.overrides(task, recipe, tuning) | self.before)
+                       judge="validation").replace(**cell_settings(study.learning_rates, study.cells, task, recipe, tuning) | self.before)
         if study.search.train_size: self.run = self.run.replace(train_size=study.search.train_size)
 
     @property

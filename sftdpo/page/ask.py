@@ -24,7 +24,7 @@ from ..engine.folder import StudyFolder
 from .forms import FULL, NAME, beside
 from .views import html_table
 from ..reading.saved import saved_task
-from ..reading.shapes import template_pieces
+from ..reading.shapes import template_columns
 from ..report import data
 from ..tasks import TASKS
 
@@ -45,10 +45,7 @@ def prompt_parts(
 ) -> list[str]:   # names of the columns that make a prompt
     "What has to be typed."
     columns, task = known.get("columns", {}), TASKS[known["task"]]
-    template = columns.get("prompt", "")
-    if names := [name for _, name in template_pieces(template, re.findall(r"\{([^{}]*)\}",
-                                                                          template)) if name]:
-        return names
+    if names := template_columns(columns.get("prompt", "")): return names
     parts = [part for part in task.columns if part not in ("label", "completion", "chosen",
                                                            "rejected", "prompt")]
     return [columns.get(part, part) for part in parts] or ["prompt"]

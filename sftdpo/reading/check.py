@@ -17,7 +17,7 @@ __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_J
 import math
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -131,9 +131,9 @@ def small_leaks(
     if data.task in ("sonnet", "completions", "preferences"):
         return dict(copied=shared_runs(data.test, data.train))
     if data.task != "paraphrase" or any(e.label is None for e in data.test): return {}
-    shared = shared_questions(data.test, data.train)
+    asked = shared_questions(data.test, data.train)
     def yes(some): return sum(e.label for e in some) / len(some) if some else None
-    inside, outside = ([e for e in data.test if (e.id in shared) == wanted]
+    inside, outside = ([e for e in data.test if (e.id in asked) == wanted]
                        for wanted in (True, False))
     return dict(questions=dict(pairs=len(inside), of=len(data.test), duplicates=yes(inside),
                                duplicates_elsewhere=yes(outside)))
@@ -240,6 +240,8 @@ class DataFindings:
     command: str = ""                                         # runs it
     # finds out how to train on it; empty where that is not for it
     recommend: str = ""
+    # the task and the reading of these commands; None: there is none
+    way: tuple[str, Reading] | None = None
 
 # %% ../../nbs/reading/05_check.ipynb #2a29a012
 @dataclass
@@ -251,6 +253,7 @@ class DataReport(DataFindings):
     def to_dict(self) -> dict:
         "Plain values, ready for JSON; of many problems the first thousand."
         values = dict(asdict(self), rows=self.rows)
+        del values["way"]  # the commands say it
         values["problems"] = [dict(file=p.file, line=p.line, reason=p.reason)
                               for p in self.problems[:1000]]
         values["unusable"] = dict(rows=len(self.problems),
@@ -721,11 +724,10 @@ def question_notes(
 # %% ../../nbs/reading/05_check.ipynb #b16e02ec
 def columns_fit(
     task: str | None,  # what the data is for, if it is named
-    data,              # as for `load_task`
-    reading: Reading,  # how it is read
+    tables: dict,      # from `tables_behind`
+    reading: Reading,  # how they are read
 ) -> bool:
     "Does the training table have the columns of the task, or of some task?"
-    tables = tables_behind(task, data, reading)
     try:
         task = task or fitting_task(tables, reading)
         if tables and TASKS[task].columns:
@@ -780,9 +782,9 @@ def suggested(
 
 # %% ../../nbs/reading/05_check.ipynb #63718ac3
 def look_of(
-    data,                     # as for `load_task`
-    reading: Reading,         # as given
-    task: str | None = None,  # as given
+    task: str | None,  # as given
+    data,              # as for `load_task`
+    reading: Reading,  # as given
 ) -> tuple[str, str, Reading] | None:  # from `suggested`; nothing where the columns are not what is wrong
     "What data looks like where reading it has failed."
     try:
@@ -793,12 +795,12 @@ def look_of(
 
 # %% ../../nbs/reading/05_check.ipynb #f365b961
 def advice(
-    data,                        # as for `load_task`
-    reading: Reading,            # as given
-    task: str | None = None,     # as given
-) -> str:                        # a sentence with a blank before it, or nothing
+    task: str | None,  # as given
+    data,              # as for `load_task`
+    reading: Reading,  # as given
+) -> str:              # a sentence with a blank before it, or nothing
     "What the data looks like, and the options that read it, where reading it has failed."
-    if not (found := look_of(data, reading, task)): return ""
+    if not (found := look_of(task, data, reading)): return ""
     options = shlex.join(["--tasks", found[1], *reading_options(found[2])])
     return f" It looks like {found[0]}: {options} reads it."
 
@@ -895,19 +897,18 @@ def mended(
 def suggested_report(
     error: DataError | None,  # why the data does not load as it is; none: only its columns are not named
     found: tuple,       # from `suggested`
+    tables: dict,       # from `tables_behind`
     data,               # as for `check_file`
     reading: Reading,   # as given
-    tokenizer,          # of the backbone, or None
-    max_length: int | None,  # tokens that the backbone reads
+    reader: Callable | None,  # as for `check_file`
     backbone: str,      # as the command names it
 ) -> DataReport:
     "The report of the data read as its shape suggests, with why it was not read as asked for."
     shape, task, better = found
-    report = check_file(task, data, better, tokenizer, max_length, backbone, suggest=False)
+    report = check_file(task, data, better, reader, backbone, suggest=False)
     options = shlex.join(["--tasks", task, *reading_options(better)])
-    others = ([repr(name) for name in label_columns(
-        tables_behind(task, data, reading)["train"].some(TRIED), reading) if name != better.label]
-        if shape == "texts with labels" else [])
+    others = ([repr(name) for name in label_columns(tables["train"].some(TRIED), reading) if name != better.label]
+              if shape == "texts with labels" else [])
     also = f"; the label may also be in {' or '.join(others)}" if others else ""
     told = "" if error else ", as in the commands below"
     return replace(report, stops=[str(error)] * bool(error) + report.stops,
@@ -920,19 +921,22 @@ def failed_report(
     data,               # as for `check_file`
     reading: Reading,   # as given
     tables: dict,       # from `tables_behind`
-    reader: tuple,      # tokenizer, tokens it reads, backbone
+    reader: Callable | None,  # as for `check_file`
+    backbone: str,      # as the command names it
     suggest: bool,      # try usual shapes?
 ) -> DataReport:
     "The report of data that does not load, with the command that reads it if one is found."
     report = unloaded_report(error, task, data, tables)
     if better := better_encoding(task, data, reading, report.problems):
-        report.command = command_of(task, data, better, reader[-1])
-    elif (suggest and (found := suggested(tables, reading))
-          # columns that are right are not what stops it
-          and not (found[0] == "texts alone" and columns_fit(task, data, reading))):
-        other = suggested_report(error, found, data, reading, *reader)
+        report.command, report.way = command_of(task, data, better, backbone), (task, better)
+        return report
+    found = suggested(tables, reading) if suggest else None
+    fits = found and columns_fit(task, tables, reading)
+    # columns that are right are not what stops it; wrong ones are told without a backbone
+    if found and not (found[0] == "texts alone" and fits):
+        other = suggested_report(error, found, tables, data, reading, reader if fits else None, backbone)
         report = replace(report, notes=other.notes[:1], command=other.command,
-                         recommend=other.recommend)
+                         recommend=other.recommend, way=other.way)
     return report
 
 # %% ../../nbs/reading/05_check.ipynb #99f5f8e1
@@ -961,18 +965,18 @@ def loaded_report(
     if any("similar-labels merge" in note for note in loaded.intake.notes):
         reading = replace(reading, similar_labels="merge")  # in the commands
     if between := between_glued(loaded): reading = replace(reading, prompt=between)
-    report = check_data(loaded, tokenizer, max_length, command_of(task, data, reading, backbone))
-    report.recommend = recommend_command(task, data, reading, backbone)
+    report = check_data(loaded, tokenizer, max_length)
     better = better_encoding(task, data, reading, report.problems)
     if report.too_long and reading.too_long != "stop":
         try: fit_task(loaded, tokenizer, max_length, reading.too_long)
         except DataError as error: report.stops.append(str(error))
     report.stops += stops_of(report, loaded, reading, better)
     if report.stops:
-        remedied = mended(reading, report, loaded)
-        if better: remedied = replace(remedied, encoding=better.encoding, unusable=better.unusable)
-        report.command, report.recommend = (command(task, data, remedied, backbone)
-                                            for command in (command_of, recommend_command))
+        reading = mended(reading, report, loaded)
+        if better: reading = replace(reading, encoding=better.encoding, unusable=better.unusable)
+    report.command = command_of(task, data, reading, backbone)
+    report.recommend = recommend_command(task, data, reading, backbone)
+    report.way = task, reading
     if report.rows < LEAST_ROWS: report.recommend = ""
     if report.recommend and (rare := too_rare(report, reading.similar_labels)):
         report.recommend = ""
@@ -985,8 +989,8 @@ def check_file(
     task: str | None,               # what the data is for; None: what its columns fit
     data,                           # path of a file or folder, or an object, as for `load_task`
     reading: Reading = Reading(),   # how it is read
-    tokenizer=None,                 # of the backbone
-    max_length: int | None = None,  # tokens that the backbone reads
+    # gives the backbone's tokenizer and the tokens that it reads; called once the rows are read
+    reader: Callable | None = None,
     backbone: str = "bard",         # as the command names it
     suggest: bool = True,           # try usual shapes where the data does not load
 ) -> DataReport:
@@ -999,20 +1003,20 @@ def check_file(
     except DataError as error:
         if not suggest or not (found := suggested(tables, reading)): raise
         why = error if tables["train"].hint() else None
-        return suggested_report(why, found, data, reading, tokenizer, max_length, backbone)
+        return suggested_report(why, found, tables, data, reading, reader, backbone)
     try: loaded = load_task(task, data, replace(reading, unusable="drop"))
     except DataError as error:
         if not tables: raise
-        return failed_report(error, task, data, reading, tables,
-                             (tokenizer, max_length, backbone), suggest)
+        return failed_report(error, task, data, reading, tables, reader, backbone, suggest)
+    tokenizer, max_length = reader() if reader else (None, None)
     if tokenizer is not None:
         try:
             loaded = with_short_answers(with_special_tokens_read(loaded, tokenizer, "drop"),
                                         tokenizer)
         except DataError as error:
             plainly = ("conversations", task, replace(reading, conversations="write"))
-            return replace(suggested_report(error, plainly, data, reading, tokenizer, max_length,
-                                            backbone), written_out=True)
+            return replace(suggested_report(error, plainly, tables, data, reading, reader, backbone),
+                           written_out=True)
     report = loaded_report(loaded, data, reading, tokenizer, max_length, backbone)
     report.notes += notes
     return report

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOST_COLUMNS', 'LARGEST_BYTES', 'SEVERAL', 'Problem', 'Table', 'named', 'first_line', 'UnusableRows',
            'write_problems', 'expanded', 'read_bytes', 'decode', 'likely_encoding', 'other_alphabet', 'read_in',
-           'not_a_text', 'as_text', 'read_delimited', 'read_json_lines', 'as_name', 'table_of_rows', 'read_json_rows',
-           'table_of_arrow', 'with_class_names', 'read_table', 'table_of', 'find_files', 'no_such_path', 'tables_of',
+           'not_a_text', 'as_text', 'read_delimited', 'read_json_lines', 'table_of_rows', 'read_json_rows',
+           'table_of_arrow', 'with_class_names', 'read_table', 'table_of', 'find_files', 'existing', 'tables_of',
            'keep', 'printable', 'plain_markdown']
 
 # %% ../../nbs/reading/01_files.ipynb #9aa682b5
@@ -238,9 +238,6 @@ def decode(
     except (LookupError, UnicodeError, ValueError) as e:
         raise DataError(f"{name} cannot be read with --reading.encoding {encoding!r} ({e}): try "
                         "'utf-8' or 'latin-1'.") from None
-    if not isinstance(text, str):
-        raise DataError(f"{encoding!r} is not an encoding of text: use a name such as 'utf-8' or "
-                        "'latin-1' for --reading.encoding.")
     return text.removeprefix("\ufeff")
 
 # %% ../../nbs/reading/01_files.ipynb #03901df5
@@ -614,7 +611,7 @@ def _json_columns(found, file) -> tuple[dict[str, list], list[int]] | None:
     if (isinstance(names := found.get("columns"), list)
         and isinstance(rows := found.get("data"), list)
         and all(isinstance(row, list) and len(row) == len(names) for row in rows)):
-        found = {as_name(name): [row[i] for row in rows] for i, name in enumerate(names)}
+        found = {str(name): [row[i] for row in rows] for i, name in enumerate(names)}
     values = list(found.values())
     if (all(isinstance(value, dict) for value in values)
         and len({tuple(value) for value in values}) == 1):
@@ -639,11 +636,6 @@ def _shortly(value) -> str:
     try: return str(value)[:200]
     except RecursionError: return f"a {type(value).__name__} nested too deep to show"
 
-# %% ../../nbs/reading/01_files.ipynb #faeaf834
-def as_name(name) -> str:
-    "The name of a column as text."
-    return name if isinstance(name, str) else str(name)
-
 # %% ../../nbs/reading/01_files.ipynb #fcf6a76f
 def table_of_rows(
     rows: list,                     # of dicts
@@ -655,7 +647,7 @@ def table_of_rows(
     problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values",
                         _shortly(row), "row")
                 for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
-    columns = {as_name(name): values
+    columns = {str(name): values
                for name, values in _columns_of([row for _, row in good], file).items()}
     return Table(file, format, columns, [i for i, _ in good], problems, "row")
 
@@ -835,7 +827,7 @@ def table_of(
         columns = [data.iloc[:, i] for i in range(data.shape[1])]
         values = [c.astype(object).where(c.notna(), None).tolist() for c in columns]
         table = Table(name, "DataFrame",
-                      dict(zip(_check_names(map(as_name, data.columns), name), values)),
+                      dict(zip(_check_names(map(str, data.columns), name), values)),
                       list(range(1, len(data) + 1)), unit="row")
     elif kind[0] == "datasets" and kind[1] == "Dataset":
         table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
@@ -919,12 +911,18 @@ def _saved_tables(folder) -> dict[str, Table] | None:
     return tables_of(found, str(folder))
 
 # %% ../../nbs/reading/01_files.ipynb #b1a4c0f1
-def no_such_path(
+def existing(
     data: str | Path,  # as given
-) -> DataError:
-    "What to say of a path at which there is nothing."
-    return DataError(f"data is {str(data)!r}, and there is no such file or folder"
-                     f"{near_path(str(data), Path.exists)}")
+) -> Path:             # with ~ as the home folder
+    "The path of a file or folder, or a `DataError` where nothing is there."
+    path = expanded(data)
+    try:
+        if path.exists(): return path
+    except (OSError, ValueError) as e:
+        raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): give that of a file "
+                        "or folder.") from None
+    raise DataError(f"data is {str(data)!r}, and there is no such file or folder"
+                    f"{near_path(str(data), Path.exists)}")
 
 # %% ../../nbs/reading/01_files.ipynb #cf73e62d
 def tables_of(
@@ -936,15 +934,8 @@ def tables_of(
 ) -> dict[str, Table]:   # train, and validation and test where there are such tables
     "The tables that train, validation and judge, as far as the data has them."
     if isinstance(data, (str, Path)):
-        path = expanded(data)
-        try:
-            if not path.exists(): raise no_such_path(data)
-            is_folder = path.is_dir()
-        except (OSError, ValueError) as e:
-            if isinstance(e, DataError): raise
-            raise DataError(f"data is {str(data)!r}, which cannot be a path ({e}): give that of a file "
-                            "or folder.") from None
-        if not is_folder: return dict(train=read_table(path, **reading))
+        path = existing(data)
+        if not path.is_dir(): return dict(train=read_table(path, **reading))
         return (_saved_tables(path) or {role: _join([read_table(p, **reading) for p in paths])
                                         for role, paths in find_files(path).items()})
     if isinstance(data, dict) or type(data).__name__ == "DatasetDict":
