@@ -17,6 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from .engine.folder import StudyFolder
+from .engine.plain_text import counted, time_in_words
 from .engine.store import CELL, read_examples, read_results, rows_of, task_of
 from .stats import Estimate, detectable, detectable_range
 from .tasks import TASKS
@@ -67,7 +68,7 @@ def _too_few_seeds(rows: pd.DataFrame) -> list[str]:
     "A note on how few seeds there are."
     seeds = rows.groupby(["recipe", "tuning"])["seed"].nunique().min() if len(rows) else 0
     folds = rows["fold"].nunique() if len(rows) else 0
-    number = f"{seeds} seed{'' if seeds == 1 else 's'}{f' in {folds} folds' if folds > 1 else ''}"
+    number = f"{counted(seeds, 'seed')}{f' in {folds} folds' if folds > 1 else ''}"
     return [f"{number}: a look, not a claim; a claim takes 5 seeds or more."] if seeds < 5 else []
 
 # %% ../nbs/14_claims.ipynb #a2479480
@@ -408,7 +409,6 @@ def costs_in_words(
     folders: list[Path],  # of finished studies
 ) -> str:
     "As Markdown: what another seed of every cell of each study costs, and its search again, by what its own runs took."
-    from sftdpo.engine.timing import time_in_words  # which loads torch
     lines = ["What more would cost on the same machines, estimated from what these runs took, several of them side by side:", ""]
     for folder in map(StudyFolder, folders):
         results, tried, search = read_results(folder), folder.trials.finished_runs(), ""

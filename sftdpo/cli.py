@@ -59,9 +59,8 @@ from sftdpo.engine.names import (
     nearest,
 )
 from .engine.options import check_words, help_text, options_of
-from .engine.plain_text import clean_output, say, visible, what_next
+from .engine.plain_text import clean_output, counted, say, visible, what_next
 from .engine.safe_files import FULL_DISK
-from .reading.examples import counted
 from .reading.files import UnusableRows, expanded
 from .reading.saved import check_format, existing_file, typed_reading
 from .tasks import RECIPES, TASKS, searched_recipes

@@ -34,10 +34,10 @@ from .config import Execution, Reading, SettingsError, Study, from_yaml, named_p
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.names import built_in
-from .engine.plain_text import visible
+from .engine.plain_text import time_in_words, visible
 from .engine.safe_files import refuse_links, sign_of, write_text
 from .engine.store import with_searched_rates
-from .engine.timing import Plan, existing_parent, known_times, seconds_left, time_in_words, trials_in_words
+from .engine.timing import Plan, existing_parent, known_times, seconds_left, trials_in_words
 from .engine.tree import stage_tree
 from .page import live, views
 from .page.ask import Ask, kept_models
@@ -46,7 +46,7 @@ from .page.own_file import OwnFile, PageActions
 from .plots import learning_curves
 from .reading.examples import DataError
 from .reading.files import expanded
-from .report import data, failures_of, figure
+from .report import as_html, failures_of, figure
 from .study import check_study_folder
 
 # %% ../nbs/24_playground.ipynb #0b60916e
@@ -73,11 +73,11 @@ def progress_html(
 ) -> Markup:
     "Each node's state with a bar."
     def row(node):
-        label, percent = data(node.label), round(100 * node.done)
+        label, percent = as_html(node.label), round(100 * node.done)
         return BAR.format(16 * node.depth, label, label, percent, percent,
-                          COLOURS.get(node.state, "#8a7a1f"), data(state_in_words(node)))
+                          COLOURS.get(node.state, "#8a7a1f"), as_html(state_in_words(node)))
     rows = Markup("").join(row(node) for node in table.itertuples())
-    return Markup('<div>{}</div><table class="sftdpo-progress">{}</table>').format(data(left), rows)
+    return Markup('<div>{}</div><table class="sftdpo-progress">{}</table>').format(as_html(left), rows)
 
 # %% ../nbs/24_playground.ipynb #9dec980a
 def time_left(
@@ -163,7 +163,7 @@ def message(
 ) -> Markup:
     "A line of text for the page."
     return Markup('<div role="status" class="sftdpo-message" style="{}">{}</div>').format(
-        WRONG if wrong else "", data(text, 1000)) if text else Markup("")
+        WRONG if wrong else "", as_html(text, 1000)) if text else Markup("")
 
 # %% ../nbs/24_playground.ipynb #9f38bffb
 def estimate_html(
@@ -334,7 +334,7 @@ class Results:
         for name in ("Cells", "Figures", "Texts", "Verdicts"):
             self.views[name].value = found[name.lower()] or views.NOTHING_YET
         def box(task, answers):
-            return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(data(task))),
+            return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(as_html(task))),
                                  views.Predictions(answers).widget])
         boxes = [box(task, answers) for task, answers in found["answers"].items() if len(answers)]
         self.predictions.children = boxes or [widgets.HTML(views.NOTHING_YET)]
@@ -342,7 +342,7 @@ class Results:
 
     def recommend(self, text: str, folder: Path):
         "Show a recommendation, and the model that comes with it."
-        lines = Markup("").join(Markup("<p>{}</p>").format(data(line, 2000))
+        lines = Markup("").join(Markup("<p>{}</p>").format(as_html(line, 2000))
                                 for line in text.splitlines() if line.strip())
         self.recommendation.value = Markup(
             '<div class="sftdpo-recommendation"><h3>Recommendation</h3>{}</div>').format(

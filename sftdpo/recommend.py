@@ -32,11 +32,11 @@ from .config import Execution, Reading, Run, Sampling, Stage, Study, WorkFailed,
 from .data import DataError, TaskData, deal, load_task, nearly_equal, prompt_key, questions_of, subset
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs, settled
-from .engine.plain_text import capitalized
+from .engine.plain_text import capitalized, counted, time_in_words
 from .engine.runs import finish_stage, keep_policy
 from .engine.safe_files import remove, write_json, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
-from .engine.timing import calibrate, known_times, time_in_words
+from .engine.timing import calibrate, known_times
 from .engine.tree import stage_tree
 from .engine.work import cores, forkable
 from .measures.baselines import baselines
@@ -54,7 +54,6 @@ from sftdpo.reading.check import (
     shown_in,
     tables_behind,
 )
-from .reading.examples import counted
 from .reading.shapes import label_columns
 from .stats import Estimate, difference, interval, observations
 from .study import carry_out, check_study_folder, claim_folder

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'SHARED', 'NOTE', 'STYLE', 'PAGE', 'MARKS',
-           'MOST_TABLE_LINES', 'cut', 'data', 'planned', 'read_study', 'has_all', 'up_to_date', 'failures_of',
+           'MOST_TABLE_LINES', 'cut', 'as_html', 'planned', 'read_study', 'has_all', 'up_to_date', 'failures_of',
            'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table', 'cells_of',
            'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task', 'further_results',
            'more_figures', 'differences_between', 'more_tables', 'task_part', 'task_parts', 'caveats_of',
@@ -35,9 +35,9 @@ from .claims import CAVEATS, evidence_of, judge_claims, notes_on_differences, ve
 from .config import SettingsError, Stage, Study, identity, relevant, to_dict
 from .engine import store
 from .engine.folder import Damaged, DataFolder, StudyFolder, read_record
+from .engine.plain_text import counted
 from .engine.safe_files import read_json, refuse_links, write_bytes, write_text
 from .reading.check import recommend_command
-from .reading.examples import counted
 from sftdpo.tables import (
     baselines_of,
     cell_changes,
@@ -69,7 +69,7 @@ def cut(
             f"… [cut here; {len(text):,} characters in all]")
 
 # %% ../nbs/22_report.ipynb #875b8ccc
-def data(
+def as_html(
     value,                 # from data, a model, a file name, settings
     longest: int = LONGEST,  # characters
 ) -> Markup:
@@ -602,7 +602,7 @@ def page(
               "form-action 'none'")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=False)
-    environment.filters |= dict(data=data, cut=cut, metric=format_metric, told=describe_estimate,
+    environment.filters |= dict(as_html=as_html, cut=cut, metric=format_metric, told=describe_estimate,
                                 margin=format_margin, plain_number=plain_number)
     return environment.from_string(PAGE).render(policy=Markup(policy),
                                                 style=Markup(STYLE), marks=MARKS,

@@ -13,9 +13,9 @@ import pandas as pd
 from .config import Execution, Run, SettingsError, from_dict
 from .engine.folder import StudyFolder
 from .engine.inputs import Inputs
+from .engine.plain_text import counted
 from .engine.store import read_examples, read_results, read_settings, task_of
 from .engine.tree import stage_tree
-from .reading.examples import counted
 from .stats import difference
 from .study import carry_out, failed_runs
 from .tables import values_of

@@ -40,6 +40,7 @@ from .data import DataError, Example, TaskData, check_named_files, check_sizes, 
 from .engine.folder import DataFolder, StudyFolder, first_damaged, read_record, write_record
 from .engine.inputs import Inputs, RunInputs, device, judged_examples, settled
 from .engine.names import model_folder
+from .engine.plain_text import counted
 from .engine.runs import processor, software
 from .engine.safe_files import full_disk_named, read_json, refuse_links, remove, remove_leftovers, written_whole
 from .engine.search import search_rates
@@ -54,7 +55,6 @@ from .measures.sampling import generate_ids, text_of
 from .measures.verse import lines_left
 from .model import context_length, load_backbone, load_policy, lora_targets
 from .reading.check import advice, check_data, command_of, write_check
-from .reading.examples import counted
 from .reading.files import UnusableRows, write_problems
 from .reading.saved import reading_of, rows_to_answer, rows_to_judge, saved_task
 from .tasks import RECIPES, TASKS, searched_recipes, trained_recipes

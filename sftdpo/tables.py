@@ -27,9 +27,8 @@ from .claims import CAVEATS, evidence_of, notes_on_differences
 from .config import Sampling, SettingsError, decoding, from_dict
 from .data import RARE, in_label_order
 from .engine.folder import StudyFolder
-from .engine.plain_text import what_next, wrapped
+from .engine.plain_text import counted, what_next, wrapped
 from .engine.store import further_sets, read_examples, read_results, task_of, values_of_baselines, variants_of
-from .reading.examples import counted
 from .stats import Estimate, difference, interval, observations
 from .tasks import GENERAL_METRICS, RECIPES, UNBALANCED, Metric, Task, format_interval, format_metric
 from .verdicts.evidence import differences_of

@@ -548,7 +548,8 @@ def test_options_are_spelled_as_the_command_line_has_them(tokenizer):
 
 
 def test_one_of_a_thing_is_said_as_one(tmp_path):
-    from sftdpo.reading.examples import counted, subset
+    from sftdpo.engine.plain_text import counted
+    from sftdpo.reading.examples import subset
     assert [counted(n, "row") for n in (0, 1, 2000)] == ["0 rows", "1 row", "2,000 rows"]
     with pytest.raises(DataError, match="1 example was asked for, of 0"): subset([], 1, 0)
     report = check_file("labels", labelled(tmp_path, ["a"] * 2 + list("bcdefghijklm"), labels=["good"] * 2 + ["bad"]), Reading())

@@ -16,7 +16,7 @@ from sftdpo.cli import main, parse
 from sftdpo.engine.folder import Damaged, StudyFolder
 from sftdpo.engine.store import gather, read_results, write_planned_runs
 from sftdpo.page.explore import view_of
-from sftdpo.report import MOST_RUNS, STYLE, data, up_to_date, write_report
+from sftdpo.report import MOST_RUNS, STYLE, as_html, up_to_date, write_report
 from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, format_baselines, print_differences, print_tables
 from sftdpo.tasks import RECIPES
 from sftdpo.verdicts.verdict import Margins, save_margins
@@ -225,8 +225,8 @@ def test_a_megabyte_is_cut_on_the_page_and_whole_beside_it(tmp_path):
 
 
 def test_direction_is_isolated():
-    assert str(data("\u0634\u0639\u0631")) == "<bdi>\u0634\u0639\u0631</bdi>"
-    assert str(data("a\u2067b")) == "<bdi>a⟨U+2067⟩b</bdi>"
+    assert str(as_html("\u0634\u0639\u0631")) == "<bdi>\u0634\u0639\u0631</bdi>"
+    assert str(as_html("a\u2067b")) == "<bdi>a⟨U+2067⟩b</bdi>"
 
 
 @pytest.mark.usefixtures("undrawn")

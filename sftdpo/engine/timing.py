@@ -7,9 +7,8 @@ __all__ = ['UNREADABLE', 'BESIDE_ACTIVATIONS', 'LIBRARIES', 'LONG', 'read_times'
            'seconds_of_rest', 'Timing', 'time_step', 'time_drawing', 'time_judging', 'busy_machine', 'calibrate',
            'known_times', 'measure', 'memory_bytes', 'long_rows', 'activation_bytes', 'free_memory', 'largest_steps',
            'distribution_bytes', 'peak_disk', 'existing_parent', 'free_disk', 'judging_of_trial', 'finished_trials',
-           'trial_cost', 'trials_in_words', 'time_in_words', 'seconds_left', 'left_in_words', 'steps_in_words',
-           'size_in_words', 'memory_in_words', 'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines',
-           'Plan', 'memory_note', 'plan']
+           'trial_cost', 'trials_in_words', 'seconds_left', 'left_in_words', 'steps_in_words', 'memory_in_words',
+           'shorter_in_words', 'nodes_in_words', 'plan_in_a_line', 'plan_in_lines', 'Plan', 'memory_note', 'plan']
 
 # %% ../../nbs/engine/07_timing.ipynb #38d0d4dd
 import contextlib
@@ -33,6 +32,7 @@ from ..config import Run, Stage, Study, check_chosen, from_yaml
 from .beside import beside_of, measured_beside
 from .folder import StageFolder, State, StudyFolder, read_record
 from .inputs import Inputs, RunInputs, device, settled
+from .plain_text import counted, size_in_words, time_in_words
 from .runs import cost_group, drawing_group, judge_run, precision_of, stage_rows, train, vocabulary_of
 from .safe_files import read_json, refuse_links, write_json
 from .store import trials_of_cells, with_searched_rates
@@ -40,7 +40,6 @@ from .tree import Node, history_of_node, stage_tree
 from ..measures.distance import distributions
 from ..measures.sampling import sample
 from ..model import apply_tuning, backbone_config, load_backbone
-from ..reading.examples import counted
 from ..reading.rows import token_counts
 from ..tasks import searched_recipes, steps_of
 
@@ -452,16 +451,6 @@ def trials_in_words(
     count, _ = trial_cost(study, Timing(), inputs)
     return f"search learning rates: {finished_trials(folder).total():,} of about {count:,} runs done"
 
-# %% ../../nbs/engine/07_timing.ipynb #b20cb4a0
-def time_in_words(
-    seconds: float | None,  # None: unknown
-) -> str:
-    "A forecast or a sum as people say it; `format_time` has a measured time."
-    if seconds is None: return "unknown"
-    if seconds < 90: return f"{seconds:.0f} s"
-    if seconds < 90 * 60: return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 72 * 3600 else f"{seconds / 86400:.1f} days"
-
 # %% ../../nbs/engine/07_timing.ipynb #2166bf37
 def seconds_left(
     folder: StudyFolder,  # of the study
@@ -499,12 +488,6 @@ def steps_in_words(
             f"{counted(steps_of(rows, stage.batch_size, stage.epochs), 'step')}")
 
 # %% ../../nbs/engine/07_timing.ipynb #dc4f9348
-def size_in_words(
-    number: int,  # of bytes
-) -> str:
-    "A size in GB, or in MB where it is small."
-    return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:,.0f} MB"
-
 def memory_in_words(
     nodes: list[Node],   # of the study
     workers: int,        # processes at once

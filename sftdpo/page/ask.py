@@ -25,7 +25,7 @@ from .forms import FULL, NAME, beside
 from .views import html_table
 from ..reading.saved import saved_task
 from ..reading.shapes import template_columns
-from ..report import data
+from ..report import as_html
 from ..tasks import TASKS
 
 # %% ../../nbs/page/05_ask.ipynb #b778c523
@@ -112,7 +112,7 @@ def answer_html(
     shares = {name.removeprefix("probability_"): float(line[name])
               for name in answer if name.startswith("probability_")}
     if not shares:
-        return Markup('<div class="sftdpo-answer">{}</div>').format(data(line["answer"], 4000))
+        return Markup('<div class="sftdpo-answer">{}</div>').format(as_html(line["answer"], 4000))
     ordered = sorted(shares.items(), key=lambda item: -item[1])[:10]
     return html_table([{"answer": name, "probability": f"{share:.1%}"} for name, share in ordered])
 

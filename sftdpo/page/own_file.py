@@ -20,14 +20,14 @@ from markupsafe import Markup
 
 # %% ../../nbs/page/04_own_file.ipynb #cd76e5c1
 from ..config import Reading
-from ..engine.plain_text import capitalized
+from ..engine.plain_text import capitalized, counted
 from ..engine.safe_files import write_bytes
 from .forms import FULL, NAME, WRONG, beside, in_page_words
 from .views import html_table
 from ..reading.check import DataReport, check_file, reasons, tables_behind
-from ..reading.examples import DataError, counted
+from ..reading.examples import DataError
 from ..reading.files import Table
-from ..report import data
+from ..report import as_html
 from ..tasks import TASKS
 
 # %% ../../nbs/page/04_own_file.ipynb #784ffca0
@@ -318,9 +318,9 @@ def findings_html(
     stops = [look.problem] if look.problem else look.report.stops
     item, alarm = (Markup("<li>{}</li>"),
                    Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>'))
-    lines = Markup("").join(item.format(data(line))
+    lines = Markup("").join(item.format(as_html(line))
                             for line in (other_lines(look) if look.report else []))
-    said = Markup("").join(alarm.format(WRONG, data(in_page_words(line), 1000)) for line in stops)
+    said = Markup("").join(alarm.format(WRONG, as_html(in_page_words(line), 1000)) for line in stops)
     how = "guessed from the rows, please confirm" if look.guessed else "recognised"
     kind = (Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed
             else "")

@@ -27,8 +27,8 @@ from ..engine.safe_files import refuse_links
 from ..engine.store import read_texts
 from .forms import in_page_words
 from sftdpo.report import (
+    as_html,
     caveats_of,
-    data,
     failures_of,
     format_margin,
     planned,
@@ -53,13 +53,13 @@ def html_table(
                   '0;vertical-align:top;text-align:left;white-space:pre-line">{}</td>')
     head = Markup("").join(
         Markup('<th scope="col" style="padding:2px 10px '
-               '2px 0;text-align:left;vertical-align:bottom">{}</th>').format(data(name))
+               '2px 0;text-align:left;vertical-align:bottom">{}</th>').format(as_html(name))
         for name in lines[0])
     body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(
-        cell.format(data(value, longest)) for value in line.values())) for line in lines)
+        cell.format(as_html(value, longest)) for value in line.values())) for line in lines)
     above = Markup(
         '<caption style="caption-side:top;text-align:left;opacity:.75">{}</caption>').format(
-            data(caption)) if caption else ""
+            as_html(caption)) if caption else ""
     return Markup(
         '<div class="sftdpo-table" style="overflow-x:auto"><table '
         'style="border-collapse:collapse;font-variant-numeric:tabular-nums;line-height:1.4">{}<thead>{}</thead><tbody>{}</tbody></table></div>').format(
@@ -100,15 +100,15 @@ def cells_html(
     for part in parts:
         beside = ", ".join(f"{name} {format_metric(value, part['metric'])}"
                            for name, value in part["beside"].items())
-        def lines(*said): return Markup("").join(Markup("<p>{}</p>").format(data(in_page_words(line))) for line in said if line)
+        def lines(*said): return Markup("").join(Markup("<p>{}</p>").format(as_html(in_page_words(line))) for line in said if line)
         pieces.append(Markup("<h4>{}</h4><p>{}</p>{}{}{}").format(
-            data(part["task"]), data(part["about"]), lines(part.get("opening")), html_table(part["lines"]),
+            as_html(part["task"]), as_html(part["about"]), lines(part.get("opening")), html_table(part["lines"]),
             lines(*part.get("said", ()))))
-        if beside: pieces.append(Markup("<p>without training: {}</p>").format(data(beside)))
+        if beside: pieces.append(Markup("<p>without training: {}</p>").format(as_html(beside)))
     if not parts: pieces.append(NOTHING_YET)
     if notes:
         pieces.append(Markup("<ul>{}</ul>").format(
-            Markup("").join(Markup("<li>{}</li>").format(data(note)) for note in notes)))
+            Markup("").join(Markup("<li>{}</li>").format(as_html(note)) for note in notes)))
     return Markup("").join(pieces)
 
 # %% ../../nbs/page/03_views.ipynb #034a6b49
@@ -138,17 +138,17 @@ def verdicts_html(
     indented = Markup('<div style="padding-left:12px">{}</div>')
     for one in sorted(verdicts, key=lambda one: one.verdict == "not asked"):
         badge = Markup('<b style="color:#fff;background:{};border-radius:9px;padding:0 '
-                       '8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), data(one.verdict))
+                       '8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), as_html(one.verdict))
         where = ", ".join(word for word in (one.part, one.task, one.where,
                                             "exploratory" * one.exploratory) if word)
-        lines = Markup("").join(indented.format(data(line)) for line in verdict_lines(one, shared))
+        lines = Markup("").join(indented.format(as_html(line)) for line in verdict_lines(one, shared))
         pieces.append(Markup('<div style="margin:0 0 10px"><div>{} <b>{}</b> · {} · '
-                             '{}</div>{}</div>').format(badge, data(one.claim), data(where),
-                                                        data(one.question), lines))
+                             '{}</div>{}</div>').format(badge, as_html(one.claim), as_html(where),
+                                                        as_html(one.question), lines))
     if shared:
         pieces.append(Markup('<div class="sftdpo-shared"><b>Of '
                              'several of these:</b><ul>{}</ul></div>').format(Markup("").join(
-                                 Markup("<li>{}</li>").format(data(note)) for note in shared)))
+                                 Markup("<li>{}</li>").format(as_html(note)) for note in shared)))
     return Markup("").join(pieces) or Markup("<p><i>No claim can be asked yet.</i></p>")
 
 # %% ../../nbs/page/03_views.ipynb #1f2bb749
@@ -160,15 +160,15 @@ def picture_html(
         '<figure style="margin:0 0 18px"><b>{}</b><img src="{}" alt="{}" '
         'style="display:block;width:100%;max-width:{}px;height:auto;background:#fff;border-radius:4px"><figcaption '
         'style="opacity:.75;max-width:680px">{}</figcaption></figure>').format(
-            data(image["title"]), image["uri"], visible(image["words"]), image["width"],
-            data(image["caption"]))
+            as_html(image["title"]), image["uri"], visible(image["words"]), image["width"],
+            as_html(image["caption"]))
 
 # %% ../../nbs/page/03_views.ipynb #b7accffe
 def figures_html(
     parts: list[dict],  # from `read_parts`
 ) -> Markup:
     "Every figure of every task."
-    return Markup("").join(Markup("<h4>{}</h4>{}").format(data(part["task"]), Markup("").join(
+    return Markup("").join(Markup("<h4>{}</h4>{}").format(as_html(part["task"]), Markup("").join(
         picture_html(image) for image in part["figures"])) for part in parts)
 
 # %% ../../nbs/page/03_views.ipynb #a399f38e
@@ -183,14 +183,14 @@ def texts_html(
     for part in parts:
         if not len(part["texts"]): continue
         for (_, prompt, true), group in part["texts"].groupby(["id", "prompt", "true"], sort=False):
-            boxes = ([box.format("the true one", data(true))] + [box.format(data(f"{line.cell}" + (
-                f" · chrF {line.chrf:.1f}" if hasattr(line, "chrf") else "")), data(line.generated))
+            boxes = ([box.format("the true one", as_html(true))] + [box.format(as_html(f"{line.cell}" + (
+                f" · chrF {line.chrf:.1f}" if hasattr(line, "chrf") else "")), as_html(line.generated))
                                                                  for line in group.itertuples()])
             pieces.append(Markup(
                 '<div style="white-space:pre-wrap;margin:14px '
                 '0 6px"><i>{}</i></div><div class="sftdpo-texts" '
                 'style="display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:10px">{}</div>').format(
-                    data(prompt), Markup("").join(boxes)))
+                    as_html(prompt), Markup("").join(boxes)))
     return (Markup("").join(pieces) or Markup("<p><i>This study's tasks are judged by answers, not "
                                               "by texts: see the predictions.</i></p>"))
 

@@ -41,10 +41,10 @@ from sftdpo.data import (
 from ..engine.folder import DataFolder
 from ..engine.names import built_in
 from ..engine.options import changed_options
-from ..engine.plain_text import wrapped, wrapped_command
+from ..engine.plain_text import counted, wrapped, wrapped_command
 from ..engine.safe_files import write_json, write_text
 from .chat import Conversation, Interpreted, special_tokens, with_special_tokens
-from .examples import DataError, Example, chance, counted, gc_paused
+from .examples import DataError, Example, chance, gc_paused
 from sftdpo.reading.files import (
     Problem,
     UnusableRows,

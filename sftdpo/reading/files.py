@@ -25,8 +25,9 @@ from pathlib import Path
 
 # %% ../../nbs/reading/01_files.ipynb #b1a64da0
 from ..engine.names import near_path
+from ..engine.plain_text import counted
 from ..engine.safe_files import write_bytes, write_text
-from .examples import DataError, counted
+from .examples import DataError
 
 # %% ../../nbs/reading/01_files.ipynb #e8282e02
 @dataclass(frozen=True, slots=True)

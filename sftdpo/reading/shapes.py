@@ -23,8 +23,9 @@ from dataclasses import dataclass, replace
 
 # %% ../../nbs/reading/02_shapes.ipynb #2326bb8b
 from ..config import Reading
+from ..engine.plain_text import counted
 from .chat import Conversation, _usual_roles, turns_of, written_out
-from .examples import DataError, counted
+from .examples import DataError
 from .files import Table, named
 from ..tasks import TASKS
 
