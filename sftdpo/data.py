@@ -684,7 +684,7 @@ def _examples_of(table: Table, shape: Shape, answers: dict[str, str],
     def made(line, *values):
         given = dict(zip(shape.columns, values))
         id = _id(given.pop("id", None), line, table.unit)
-        one = make(id, **{part: _text(value, part, blank=True) for part, value in given.items()})
+        one = make(id, **{part: _text(value, part.rstrip("12"), blank=True) for part, value in given.items()})
         lines.append(line)
         return one
     examples, problems = _gather(table, list(shape.columns.values()), made)

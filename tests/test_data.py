@@ -140,7 +140,7 @@ def test_an_open_quote_swallows_nothing(tmp_path):
     ("sentence1\tsentence2\tis_duplicate\n\nA?\t \t1\n", "line 3: an empty question"),
     ("sentence1\tsentence2\tis_duplicate\nA?\tB?\n", "line 2: 2 fields where the header has 3"),
     ("question1,question2,is_duplicate\n\"A?\nB?,C?,1\n", "line 2: .*check the quotes"),
-    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: the question1 holds the byte 0xff, which is not UTF-8"),
+    (b"question1,question2,is_duplicate\nA\xff?,C?,1\n", "line 2: the question holds the byte 0xff, which is not UTF-8"),
 ])
 def test_bad_files(tmp_path, text, message):
     with pytest.raises(DataError, match=message) as error: d.load_judged("paraphrase", write(tmp_path, "some.tsv", text))

@@ -1015,7 +1015,7 @@ def check_file(
                                         tokenizer)
         except DataError as error:
             plainly = ("conversations", task, replace(reading, conversations="write"))
-            return replace(suggested_report(error, plainly, tables, data, reading, reader, backbone),
+            return replace(suggested_report(error, plainly, tables, data, reading, lambda: (tokenizer, max_length), backbone),
                            written_out=True)
     report = loaded_report(loaded, data, reading, tokenizer, max_length, backbone)
     report.notes += notes

@@ -229,10 +229,10 @@ def find_shape(
                         + (f"The columns fit the task {other!r}: --tasks {other}."
                            if other and other != task and not skip else
                            "" if table is not None and table.joining_sign
-                           else f"Name the columns: --tasks {task} {options}"
+                           else f"Name the columns: {'' if skip else f'--tasks {task} '}{options}"
                            + (", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'."
                               if "prompt" in absent else ".") if options
-                           else "Name them in the first line." if skip
+                           else "" if skip and hint else "Give the columns such names." if skip
                            else "Name them in the first line, or take the task 'labels' with "
                            "--reading.prompt '{COLUMN} {COLUMN}'."))
     if "prompt" in found:

@@ -276,7 +276,7 @@ def judged_by_task(
             evidence = Evidence(results, examples, task, margins)
             found += guarded(name, task, "", lambda: judge(evidence))
         return found
-    ask.__doc__ = says or f"{name}, per task."
+    ask.__module__, ask.__doc__ = judge.__module__, says or f"{name}, per task."
     return ask
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #e2f00041
@@ -293,7 +293,7 @@ def judged_by_tuning(
             for tuning in tunings_of(examples, task) or ["full"]:
                 found += guarded(name, task, tuning, lambda: judge(evidence, tuning))
         return found
-    ask.__doc__ = says or f"{name}, per task and tuning."
+    ask.__module__, ask.__doc__ = judge.__module__, says or f"{name}, per task and tuning."
     return ask
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #f14edce4
