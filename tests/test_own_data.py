@@ -83,7 +83,7 @@ def moods(rows=30):
     ("paraphrase", "quote.csv", qqp + '1,"A" or B,B?,1\n2,C?,D?,1\n', "line 2: text stands after the quote that closes field 2"),
     ("paraphrase", "pair.csv", qqp + '1,"A?,B?,1\n2,C?,D?,1\n3,so",D?,1\n', "line 2: a quote opens here and closes on line 4, and line 3 looks like a row of its own"),
     ("paraphrase", "null.csv", qqp + "1,A?,B?,1\n2,A\0?,B?,1\n", "line 3: the question1 holds a null byte at character 2"),
-    ("paraphrase", "latin.csv", (qqp + "1,café?,B?,1\n").encode("latin-1"), "line 2: the question holds the byte 0xe9, which is not UTF-8 .saved in another encoding. --reading.encoding latin-1.*Give the encoding that the file was saved with: --reading.encoding latin-1"),
+    ("paraphrase", "latin.csv", (qqp + "1,café?,B?,1\n").encode("latin-1"), "line 2: the question1 holds the byte 0xe9, which is not UTF-8 .saved in another encoding. --reading.encoding latin-1.*Give the encoding that the file was saved with: --reading.encoding latin-1"),
     ("completions", "surrogate.jsonl", '{"prompt": "a\\ud800", "completion": "b"}\n', r"line 1: the prompt holds a lone surrogate U\+D800 at character 2"),
     ("completions", "missing.jsonl", '{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', "line 2: the completion is missing"),
     ("completions", "nan.jsonl", '{"prompt": "a", "completion": NaN}\n', "line 1: the completion is nan, not a text"),
