@@ -285,7 +285,7 @@ def test_a_stage_is_described_with_all_that_sets_it_apart():
 def test_a_column_whose_name_looks_like_an_option_can_be_named():
     for reading in (Reading(label="--cat"), Reading(prompt="{text}\n", label="team", unusable="drop"),
                     Reading(verbalizers={"0": "no", "1": "it is"}, columns=("a", "b c"), end_of_text=False)):
-        assert parse(["compare", "--tasks", "labels", *reading_options(reading)]).study.reading == reading
+        assert parse(["compare", "--tasks", "labels", "--data", "x y.csv", *reading_options(reading)]).study.reading == reading
 
 
 def test_a_negative_zero_is_a_plain_one():

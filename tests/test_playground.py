@@ -571,7 +571,7 @@ ROWS = [f"{word} {i},{label}" for i in range(30) for word, label in (("late parc
 
 def own_file(folder, **actions):
     "The part of the page for files, which looks at once."
-    actions = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers=lambda backbone: ()) | actions
+    actions = dict(use=None, recommend=None, later=lambda read, show, fail: look_now(read, show, fail), folder=lambda: folder / "uploads", backbone=lambda: "bard", readers=lambda backbone: (None, None)) | actions
     return OwnFile(PageActions(**actions))
 
 
