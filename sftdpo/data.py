@@ -22,10 +22,11 @@ import re
 import shlex
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.resources import files
+from inspect import signature
 from itertools import chain, count
 from pathlib import Path
 
@@ -675,12 +676,22 @@ def _own_examples(
     return _named(examples, lines), problems
 
 # %% ../nbs/01_data.ipynb #04898547
+def _check_parts(make: Callable, table: Table, shape: Shape):
+    "Raise where the function that makes a task's examples needs a part that the rows do not have."
+    _, *parts = signature(make).parameters.values()  # the first is the id
+    lacking = [one.name for one in parts if one.default is one.empty and one.name not in shape.columns
+               and one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
+    if lacking:
+        raise DataError(f"{table.file}: rows without {' and '.join(lacking)} cannot be read, as the function that makes "
+                        f"examples of the task {shape.task!r} needs it: give it a default there, such as {lacking[0]}=None.")
+
 def _examples_of(table: Table, shape: Shape, answers: dict[str, str],
                  merged: dict[str, str] | None = None) -> tuple[list[Example], list[Problem]]:
     "Examples of a table, made as the task's record says."
     example = TASKS[shape.task].example
     if not example: return _own_examples(table, shape, answers, merged)
     make, lines = find_function(example), []
+    _check_parts(make, table, shape)
     def made(line, *values):
         given = dict(zip(shape.columns, values))
         id = _id(given.pop("id", None), line, table.unit)

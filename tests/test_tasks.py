@@ -17,7 +17,7 @@ import sftdpo
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
 from sftdpo.config import Run, SettingsError, Stage, Study
-from sftdpo.data import Example, load_task
+from sftdpo.data import DataError, Example, load_prompts, load_task
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.store import read_examples, read_results
 from sftdpo.plots import cell_comparison
@@ -37,6 +37,15 @@ def test_a_function_that_is_named_gets_texts_too(monkeypatch):
     monkeypatch.setattr("sftdpo.data._pair_example", lambda id, **parts: seen.append((id, parts)) or Example(id, "?", "no", label=0))
     load_task("paraphrase", [dict(question1=1, question2=2.5, is_duplicate=i % 2) for i in range(20)])
     assert seen[1] == ("row-2", dict(question1="1", question2="2.5", label="1"))
+
+
+def test_a_function_that_needs_a_label_is_named_where_rows_have_none(monkeypatch, tmp_path):
+    "At 51c69630 this was a bare TypeError. The remedy works."
+    (tmp_path / "new.csv").write_text("question1,question2\nA?,B?\n")
+    monkeypatch.setattr("sftdpo.data._pair_example", lambda id, question1, question2, label: Example(id, question1, "no", label=0))
+    with pytest.raises(DataError, match="new.csv: rows without label cannot be read, .* such as label=None"): load_prompts("paraphrase", tmp_path / "new.csv")
+    monkeypatch.setattr("sftdpo.data._pair_example", lambda id, question1, question2, label=None: Example(id, question1, "no", label=0))
+    assert [one.prompt for one in load_prompts("paraphrase", tmp_path / "new.csv").test] == ["A?"]
 
 
 OWN = '''
