@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIAL', 'by_row', 'mean_of_folds', 'chosen_way',
            'honest', 'pool_of', 'dealt', 'too_little', 'baselines_in_folds', 'too_easy', 'way_of', 'with_rate',
-           'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'Ways', 'far_below',
-           'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without', 'reason_to_decline',
-           'against_baselines', 'apart_in_words', 'how_sure', 'above_expectation', 'sentences_on', 'hour_more',
-           'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation', 'declined',
-           'study_of_trials', 'check_folder_of', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
+           'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds', 'TriedWays', 'Ways',
+           'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared', 'reached_without',
+           'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure', 'above_expectation', 'sentences_on',
+           'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file', 'concluded', 'write_recommendation',
+           'declined', 'study_of_trials', 'check_folder_of', 'begin_trials', 'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -326,16 +326,47 @@ def whole_rounds(
     parts = [ways, ways * (folds - 1)] if workers < ways * folds else [1]
     return sum(math.ceil(part / workers) for part in parts)
 
+# %% ../nbs/15_recommend.ipynb #af2bf382
+class TriedWays:
+    "What ways to train reached in the folds that judged them."
+    def __init__(self, folds: int):
+        self.folds = folds
+        self.runs, self.tables = {}, {}        # way: a run of it, and what it reached on each row
+        self.given_up, self.left_out = {}, []  # way: what it reached on the first fold; ways without a result
+
+    @property
+    def first_left_out(self) -> bool:
+        "Whether the first fold does not judge: of four or more, if it gave ways up."
+        return bool(self.given_up) and self.folds > 3
+
+    def score(self, run: Run) -> float:
+        "The mean of a way over all folds; -inf if it was not tried."
+        table = self.tables.get(way_of(run))
+        return -math.inf if table is None else mean_of_folds(table)
+
+    def best(self, some: list[Run]) -> Run:
+        "The best of some ways, by `chosen_way`; the first, if none of them was tried."
+        tried = {way_of(run): run for run in some if way_of(run) in self.tables}
+        if not tried: return some[0]
+        return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
+
+    @property
+    def ahead(self) -> pd.DataFrame:
+        "The rows of the way with the best mean so far."
+        return max(self.tables.values(), key=mean_of_folds)
+
+    @property
+    def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
+
 # %% ../nbs/15_recommend.ipynb #af2bf377
-class Ways:
-    "Ways to train that were tried on each fold, what they reached, and what they take."
+class Ways(TriedWays):
+    "Ways to train that were tried on each fold, and what they take."
     give_up = 3.0  # a way that is more standard errors below the best on the first fold
 
     def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
-        self.folder, self.inputs, self.metric, self.folds = folder, inputs, metric, folds
-        self.workers = 1
-        self.runs, self.tables, self.times = {}, {}, known_times(folder)
-        self.given_up, self.left_out = {}, []  # way: what it reached on the first fold
+        super().__init__(folds)
+        self.folder, self.inputs, self.metric = folder, inputs, metric
+        self.workers, self.times = 1, known_times(folder)
 
     def in_folds(self, run: Run) -> list[Run]:
         "The runs of one way, one per fold."
@@ -367,30 +398,6 @@ class Ways:
                 for node in stage_tree(self.in_folds(self.best(some)), self.inputs)}
         for home in self.folder.stages.glob("*/"):
             if home.name not in kept: remove(self.folder.stage(home.name).policy)
-
-    @property
-    def first_left_out(self) -> bool:
-        "Whether the first fold does not judge: of four or more, if it gave ways up."
-        return bool(self.given_up) and self.folds > 3
-
-    def score(self, run: Run) -> float:
-        "The mean of a way over all folds; -inf if it was not tried."
-        table = self.tables.get(way_of(run))
-        return -math.inf if table is None else mean_of_folds(table)
-
-    def best(self, some: list[Run]) -> Run:
-        "The best of some ways, by `chosen_way`; the first, if none of them was tried."
-        tried = {way_of(run): run for run in some if way_of(run) in self.tables}
-        if not tried: return some[0]
-        return tried[chosen_way(by_row(pd.concat(self.tables[way] for way in tried)))]
-
-    @property
-    def ahead(self) -> pd.DataFrame:
-        "The rows of the way with the best mean so far."
-        return max(self.tables.values(), key=mean_of_folds)
-
-    @property
-    def tried(self) -> pd.DataFrame: return pd.concat(self.tables.values(), ignore_index=True)
 
 # %% ../nbs/15_recommend.ipynb #af2bf378
 def far_below(

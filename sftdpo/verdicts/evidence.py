@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial, wraps
 
 import numpy as np
 import pandas as pd
@@ -286,15 +286,11 @@ def judged_by_tuning(
     says: str = "",  # the docstring of the function
 ) -> Callable:     # takes results, examples and margins, as `claim` wants it
     "The function of a claim that is asked of each task with each tuning."
-    def ask(results: pd.DataFrame, examples: pd.DataFrame, margins: Margins) -> list[Verdict]:
-        found = []
-        for task in tasks_of(examples):
-            evidence = Evidence(results, examples, task, margins)
-            for tuning in tunings_of(examples, task) or ["full"]:
-                found += guarded(name, task, tuning, lambda: judge(evidence, tuning))
-        return found
-    ask.__module__, ask.__doc__ = judge.__module__, says or f"{name}, per task and tuning."
-    return ask
+    @wraps(judge)
+    def each_tuning(evidence):
+        return [verdict for tuning in tunings_of(evidence.examples, evidence.task) or ["full"]
+                for verdict in guarded(name, evidence.task, tuning, partial(judge, evidence, tuning))]
+    return judged_by_task(name, each_tuning, says or f"{name}, per task and tuning.")
 
 # %% ../../nbs/verdicts/02_evidence.ipynb #f14edce4
 def _suspects(examples: pd.DataFrame, columns: dict[str, str]):
