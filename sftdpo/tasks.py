@@ -19,6 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 
+from .engine.plain_text import rounded
+
 # %% ../nbs/10_tasks.ipynb #f350f759
 Function = Callable | str  # a function, or "module:function"
 
@@ -78,10 +80,7 @@ def format_metric(
     "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
-    exact = value * metric.factor
-    # half goes away from zero, whatever noise the last bits have; a negative zero becomes a plain one
-    rounded = round(exact + math.copysign(1e-9, exact), metric.digits) + 0.0
-    text = f"{rounded:{'+' if signed else ''}.{metric.digits}f}"
+    text = f"{rounded(value * metric.factor, metric.digits):{'+' if signed else ''}.{metric.digits}f}"
     return (text if bare else text + metric.sign).replace("-", "−")
 
 # %% ../nbs/10_tasks.ipynb #5564e536

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['DIRECTIONS', 'CONTROLS', 'SHOWN', 'MOVES', 'WIDTH', 'visible', 'CleanStream', 'note_warning', 'clean_output',
-           'wrapped', 'say', 'capitalized', 'wrapped_command', 'what_next', 'counted', 'time_in_words', 'size_in_words']
+           'wrapped', 'say', 'capitalized', 'wrapped_command', 'what_next', 'counted', 'time_in_words', 'size_in_words',
+           'rounded']
 
 # %% ../../nbs/engine/01_plain_text.ipynb #c11b7038
+import math
 import re
 import shlex
 import sys
@@ -152,3 +154,11 @@ def size_in_words(
 ) -> str:
     "A size in GB, or in MB where it is small."
     return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:,.0f} MB"
+
+# %% ../../nbs/engine/01_plain_text.ipynb #5e1d0c31
+def rounded(
+    value: float,  # a number
+    digits: int,   # after the point
+) -> float:
+    "A number rounded, half away from zero whatever noise its last bits have; never a negative zero."
+    return round(value + math.copysign(1e-9, value), digits) + 0.0
