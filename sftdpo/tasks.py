@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pkgutil import resolve_name
 
-from .engine.plain_text import rounded
+from .engine.plain_text import half_up
 
 # %% ../nbs/10_tasks.ipynb #f350f759
 Function = Callable | str  # a function, or "module:function"
@@ -80,7 +80,7 @@ def format_metric(
     "A value as text, in the metric's usual unit."
     if value is None or value != value: return "unknown"
     if abs(value) == float("inf"): return "∞" if value > 0 else "−∞"
-    text = f"{rounded(value * metric.factor, metric.digits):{'+' if signed else ''}.{metric.digits}f}"
+    text = f"{half_up(value * metric.factor, metric.digits):{'+' if signed else ''}.{metric.digits}f}"
     return (text if bare else text + metric.sign).replace("-", "−")
 
 # %% ../nbs/10_tasks.ipynb #5564e536

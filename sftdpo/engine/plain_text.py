@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DIRECTIONS', 'CONTROLS', 'SHOWN', 'MOVES', 'WIDTH', 'visible', 'CleanStream', 'note_warning', 'clean_output',
            'wrapped', 'say', 'capitalized', 'wrapped_command', 'what_next', 'counted', 'time_in_words', 'size_in_words',
-           'rounded']
+           'half_up']
 
 # %% ../../nbs/engine/01_plain_text.ipynb #c11b7038
 import math
@@ -156,7 +156,7 @@ def size_in_words(
     return f"{number / 1e9:.1f} GB" if number >= 5e8 else f"{number / 1e6:,.0f} MB"
 
 # %% ../../nbs/engine/01_plain_text.ipynb #5e1d0c31
-def rounded(
+def half_up(
     value: float,  # a number
     digits: int,   # after the point
 ) -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ..config import Settings, check, from_yaml, to_yaml
 from ..engine.folder import StudyFolder
-from ..engine.plain_text import rounded
+from ..engine.plain_text import half_up
 from ..engine.safe_files import write_text
 from ..engine.store import in_one_form
 from ..stats import Estimate, needed_to_reach
@@ -138,8 +138,8 @@ def in_unit(
 ) -> str:
     "A value to two decimals in its unit, or to as many as tell it from zero."
     value = 100 * value if unit == "accuracy" else value
-    digits = next((digits for digits in range(2, 6) if rounded(value, digits)), 2)
-    return f"{rounded(value, digits):{'' if unit == 'times' else '+'}.{digits}f}".replace("-", "−")
+    digits = next((digits for digits in range(2, 6) if half_up(value, digits)), 2)
+    return f"{half_up(value, digits):{'' if unit == 'times' else '+'}.{digits}f}".replace("-", "−")
 
 # %% ../../nbs/verdicts/01_verdict.ipynb #d81d33e6
 def describe_estimate(
