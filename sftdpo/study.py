@@ -66,7 +66,7 @@ MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")
 MORE_TRIALS = ("search.trials", "search.further")  # may be other numbers where there was a search before
 NEUTRAL = ["reading.conversations",  # how conversations are read shows in the data's fingerprint
            *(f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage)
-             if field.metadata.get("neutral"))]
+             if field.metadata.get("neutral") and field.name != "steps")]  # another number of steps is another training
 
 # %% ../nbs/12_study.ipynb #eecdc8c1
 def flat(

@@ -60,7 +60,7 @@ from sftdpo.engine.checkpoints import (
     stage_key,
     stored_scores,
 )
-from .engine.fast_lora import fast_lora
+from .engine.fast_lora import fast_lora, forget_inputs
 from .engine.folder import StageFolder
 from .engine.safe_files import full_disk_named, remove, remove_leftovers
 from .engine.trackers import tracking_arguments
@@ -306,6 +306,7 @@ class StageSteps(RowTrainer):
                 if not (out_of_memory(error) and self.micro_batch > 1 and alone): raise
             # outside the block above, in which the error holds the batch's memory
             model.zero_grad()
+            forget_inputs(model)
             self.micro_batch = halve(self.micro_batch, f"in a step of {len(inputs['rows'])} rows")
 
     def step_gradients(self, model, step: list[int]):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_model, tiny_tokenizer
 
+import sftdpo.measures.sampling as sampling_module
 from sftdpo.config import LoRA, Sampling, decoding
 from sftdpo.data import Example, TaskData, cloze_prompt, load_task, questions_of, tokenize, verbalizer_rows
 from sftdpo.evaluate import (
@@ -299,6 +300,15 @@ def ends_early(model, tokenizer, lines=6.):
         return found
     model.forward = forward
     return model
+
+
+def test_nothing_is_drawn_in_double_precision(tiny, monkeypatch):
+    "At cad44a56 random numbers of float64 went to the device, which Apple's GPUs refuse."
+    model, tokenizer = tiny
+    kinds, draw = set(), sampling_module._generate_batch
+    monkeypatch.setattr(sampling_module, "_generate_batch", lambda model, ids, most, noise, *others: kinds.add(noise.dtype) or draw(model, ids, most, noise, *others))
+    assert continuations(model, tokenizer, prompts, Sampling(samples=2, max_new_tokens=5), 0, precision="fp32")
+    assert kinds == {torch.float32}
 
 
 def lines_of(text):

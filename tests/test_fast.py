@@ -22,7 +22,7 @@ import sftdpo.batches
 import sftdpo.trainer
 from sftdpo.batches import Scorer, collate, score
 from sftdpo.config import LoRA
-from sftdpo.engine.fast_lora import fast_lora, lora_groups
+from sftdpo.engine.fast_lora import SharedInput, fast_lora, lora_groups
 from sftdpo.model import add_adapter, apply_tuning, save_policy
 from sftdpo.reading.rows import Row
 from sftdpo.trainer import sparse_embedding, stage_losses, train_stage
@@ -234,3 +234,20 @@ def test_emulated_bf16_is_not_taken(monkeypatch):
     monkeypatch.setattr(sftdpo.batches, "bf16_is_faster", lambda: True)
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"): monkeypatch.setattr(torch.cpu, name, lambda: False)
     assert sftdpo.batches.best_precision() == "fp32"
+
+
+def test_a_pass_that_runs_out_of_memory_leaves_nothing_waiting(tokenizer, monkeypatch):
+    "At cad44a56 what one of two layers with the same input had computed stayed, with the graph of all blocks before it, and half the rows did not fit either."
+    model, calls, waiting, groups = tuned("llama", tokenizer, "lora"), [], [], []
+    block = model.get_base_model().model.layers[-1].mlp
+    act, halve, made = block.act_fn, sftdpo.trainer.halve, SharedInput.__init__
+    class FailsOnce(torch.nn.Module):
+        def forward(self, values):
+            calls.extend([len(values)] * torch.is_grad_enabled())
+            if len(calls) == 1 and torch.is_grad_enabled(): raise torch.OutOfMemoryError("CUDA out of memory.")
+            return act(values)
+    block.act_fn = FailsOnce()
+    monkeypatch.setattr(SharedInput, "__init__", lambda self, layers: groups.append(self) or made(self, layers))
+    monkeypatch.setattr(sftdpo.trainer, "halve", lambda size, where: waiting.append(sum(len(one.waiting) for one in groups)) or halve(size, where))
+    with pytest.warns(UserWarning, match="going on with 4"): train_stage(model, answers(pair_rows()), SFT.replace(evaluations=0), progress=False)
+    assert groups and waiting == [0]

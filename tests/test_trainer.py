@@ -56,6 +56,23 @@ def gradients(model, loss):
     return found
 
 
+@pytest.mark.parametrize("stage", [SFT, DPO], ids=["sft", "dpo"])
+def test_trl_trains_where_several_devices_are_seen(stage, tokenizer, tmp_path, monkeypatch):
+    "At cad44a56 it refused, and spoke of `accelerate launch`."
+    from transformers import TrainingArguments
+
+    from sftdpo.engine.trl_engine import trl_trainer
+    made = TrainingArguments.__post_init__
+    def with_two(self):
+        made(self)
+        assert self.device
+        self._n_gpu = 2
+    monkeypatch.setattr(TrainingArguments, "__post_init__", with_two)
+    rows = pair_rows(4)
+    trainer = trl_trainer(tuned("gpt2", tokenizer, "lora"), tokenizer, rows if stage.kind == "dpo" else answers(rows), stage, 0, np.zeros((4, 2)) if stage.kind == "dpo" else None, tmp_path)
+    assert trainer.args.n_gpu == 1
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("architecture", ["gpt2", "llama"])
 @pytest.mark.parametrize("stage", [SFT, DPO, DPO.replace(label_smoothing=0.2), DPO.replace(sft_weight=0.7), DPO.replace(sft_weight=2, label_smoothing=0.2),

@@ -269,3 +269,19 @@ def test_names_cannot_leave_the_folder(name):
 def test_names_of_runs_are_made_of_plain_words(backbone):
     for run in small(backbone, recipes=("sft-dpo",)).replace(backbone=backbone).runs():
         assert run_name(run).replace("-", "").isalnum()
+
+
+def test_a_second_command_with_fewer_recipes_takes_nothing_from_the_first(backbone, tmp_path, monkeypatch):
+    "At cad44a56 it gave up the stage that another command was training from, and the distance from it was not measured, without a word."
+    study = small(backbone, tasks=("sonnet",), recipes=("sft", "sft-dpo"), tunings=("lora",))
+    finish_stage = sftdpo.engine.work.finish_stage
+    def beside(folder, inputs, stage, *others, **more):
+        model = finish_stage(folder, inputs, stage, *others, **more)
+        if stage.kind == "dpo":
+            compare(study.replace(recipes=("sft",)), tmp_path / "out", progress=False)
+            assert not (folder.path.parent / inputs.keys[0] / "policy").exists()
+        return model
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", beside)
+    results = compare(study, tmp_path / "out", progress=False)
+    assert {"kl_policy_reference", "kl_reference_policy"} <= set(results[results["recipe"] == "sft-dpo"]["metric"])
+    assert not list((tmp_path / "out").glob("stages/*/policy"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FUSED_LAYERS', 'LoraProducts', 'adapter_of', 'frozen_of', 'product_dtype', 'SharedInput', 'is_plain', 'replaceable',
-           'lora_groups', 'fast_lora']
+           'lora_groups', 'fast_lora', 'forget_inputs']
 
 # %% ../../nbs/engine/13_fast_lora.ipynb #a0c2c291
 from contextlib import contextmanager
@@ -100,8 +100,12 @@ class SharedInput:
             outputs = LoraProducts.apply(inputs, self.frozen(product_dtype(inputs)), *adapters)
             self.inputs, self.waiting = inputs, dict(zip(self.layers, outputs))
         output = self.waiting.pop(layer)
-        if not self.waiting: self.inputs = None
+        if not self.waiting: self.forget()
         return output
+
+    def forget(self):
+        "Let go of the input, and of outputs that were not called for."
+        self.inputs, self.waiting = None, {}
 
 # %% ../../nbs/engine/13_fast_lora.ipynb #f0574616
 def is_plain(
@@ -155,3 +159,12 @@ def fast_lora(
     finally:
         for group in groups:
             for layer in group: vars(layer).pop("forward", None)
+
+# %% ../../nbs/engine/13_fast_lora.ipynb #5f06e1a1
+def forget_inputs(
+    model: nn.Module,  # in `fast_lora`, or not
+):
+    "Let go of what a pass that broke off has left waiting."
+    for layer in model.modules():
+        together = getattr(vars(layer).get("forward"), "func", None)
+        if isinstance(together, SharedInput): together.forget()

@@ -121,16 +121,18 @@ def trl_trainer(
     "TRL's trainer for the stage, at the stage's settings."
     arguments, copy = trl_arguments(model, rows, stage, seed, folder), deepcopy(tokenizer)
     if stage.kind == "sft":
-        config = SFTConfig(**arguments | dict(completion_only_loss=True) | others)
-        return SFTTrainer(model, args=config, train_dataset=trl_rows(rows), processing_class=copy)
-    if stage.sft_weight and (micro := stage.micro_batch_size or stage.batch_size) < stage.batch_size:
+        trainer, kind, data, own = SFTTrainer, SFTConfig, trl_rows(rows), dict(completion_only_loss=True)
+    elif stage.sft_weight and (micro := stage.micro_batch_size or stage.batch_size) < stage.batch_size:
         raise ValueError(f"dpo.micro_batch_size = {micro} cannot be used with dpo.engine = 'trl' and dpo.sft_weight: TRL "
                          "averages the SFT term over each micro-batch by itself. Leave it out, or use the engine 'sftdpo'.")
-    # the stage's dropout stays
-    own = dict(beta=stage.beta, precompute_ref_log_probs=True, disable_dropout=False)
-    loss = trl_loss(stage.label_smoothing, stage.loss, stage.sft_weight)
-    config, pairs = DPOConfig(**arguments | own | loss | others), trl_rows(rows, reference)
-    return ScoredDPOTrainer(model, args=config, train_dataset=pairs, processing_class=copy)
+    else:
+        trainer, kind, data = ScoredDPOTrainer, DPOConfig, trl_rows(rows, reference)
+        # the stage's dropout stays
+        own = dict(beta=stage.beta, precompute_ref_log_probs=True, disable_dropout=False)
+        own |= trl_loss(stage.label_smoothing, stage.loss, stage.sft_weight)
+    config = kind(**arguments | own | others)
+    config._n_gpu = min(config.n_gpu, 1)  # TRL refuses to train with several devices in one process
+    return trainer(model, args=config, train_dataset=data, processing_class=copy)
 
 # %% ../../nbs/engine/12_trl_engine.ipynb #f9e0f21c
 NAMES = {  # TRL's names in the history, and ours
@@ -175,6 +177,8 @@ def train_stage_with_trl(
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(watch)
     trainer.train()
+    # TRL's copy of the adapter that a stage starts from: our reference is scored already
+    if "ref" in getattr(model, "peft_config", {}): model.delete_adapter("ref")
     # in bf16 Accelerate leaves its autocast around the model, in which judging would be less exact than for other engines
     extract_model_from_parallel(trainer.model, keep_fp32_wrapper=False)
     seconds, at_once = time.perf_counter() - started, trainer.args.per_device_train_batch_size

@@ -43,6 +43,7 @@ from sftdpo.engine.safe_files import (
     means_full_disk,
     read_json,
     remove,
+    write_bytes,
     write_json,
     write_text,
 )
@@ -79,8 +80,13 @@ def finish_node(
             # it was trained before anything was to start from it
             keep_distributions(folder.stage(parent.key), node.inputs, model.to(device()))
         stage.forget()  # what is left of it is not whole
+        kept = folder.stage(parent.key).distributions
+        start = kept.read_bytes() if kept.exists() else b""
         model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress,
                              followed=bool(node.children))
+        if start and not kept.exists():  # a process with fewer recipes gave the parent up meanwhile
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, start)
     for inputs in folder.to_judge(node): finish_run(folder, inputs, model, tokenizer, weights)
     return train
 

@@ -281,7 +281,7 @@ def continuations(
         with torch.no_grad(), autocast(precision, model.device):
             for batch in (order[start:start + size] for start in range(0, len(order), size)):
                 noise = torch.tensor(np.concatenate([_noise(seed, i, k, sampling.max_new_tokens)
-                                                     for i in batch]))
+                                                     for i in batch]), dtype=torch.float32)  # Apple's GPUs have no float64
                 limits = _Limits(tokenizer, [least[i] for i in batch for _ in range(k)], min_lines,
                                  max_lines)
                 rows = _generate_batch(model, [ids[i] for i in batch], [most[i] for i in batch],
