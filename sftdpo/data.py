@@ -130,12 +130,6 @@ class Intake:
     notes: list[str] = field(default_factory=list)          # what else a reader should know
     given: dict[str, dict] = field(default_factory=dict)    # column of a file to answer -> id -> value
 
-# %% ../nbs/01_data.ipynb #283d42e9
-def _file_record(role: str, table: Table, examples: list, problems: list) -> dict:
-    "What an intake says of one file."
-    return dict(role=role, file=table.file, format=table.format,
-                rows=len(examples) + len(problems), usable=len(examples))
-
 # %% ../nbs/01_data.ipynb #7ca5468f
 def _fingerprint(told: list, splits: dict[str, list[Example]]) -> str:
     "SHA-256 of all that a model can see of some splits, and of what else was told."
@@ -423,6 +417,10 @@ def _kinds(table: Table, problems: list[Problem]) -> str:
     kinds = [_first_of(some, table.file) for some in gathered(problems)]
     return f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"
 
+def _unusable(table: Table, problems: list[Problem]) -> str:
+    "How many rows of a table cannot be used, and why."
+    return f"{table.file}: {len(problems):,} of {table.rows:,} rows cannot be used: {_kinds(table, problems)}."
+
 # %% ../nbs/01_data.ipynb #3ab903eb
 def _encoding_remedy(problems) -> str:
     "Which encoding to name, and how the first row that is not UTF-8 reads in it; empty where another one would not help."
@@ -452,20 +450,18 @@ def _remedy(problems, some_left) -> str:
 # %% ../nbs/01_data.ipynb #1c0ffb0c
 def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], unusable: str):
     "Raise where rows cannot be used and the settings say to stop, or where no row can."
-    said, all_problems = [], [p for _, _, problems in found.values() for p in problems]
-    for table, examples, problems in found.values():
-        if problems and (unusable == "stop" or not examples):
-            said.append(f"{table.file}: {len(problems):,} of {len(problems) + len(examples):,} "
-                        f"rows cannot be used: {_kinds(table, problems)}.")
+    all_problems = [p for _, _, problems in found.values() for p in problems]
+    said = [_unusable(table, problems) for table, examples, problems in found.values()
+            if problems and (unusable == "stop" or not examples)]
     if said:
         remedy = _remedy(all_problems, any(examples for _, examples, _ in found.values()))
         raise UnusableRows(f"{' '.join(said)} {remedy}", all_problems)
 
 # %% ../nbs/01_data.ipynb #52876b67
-def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> list[str]:
+def _lost(table: Table, problems: list[Problem]) -> list[str]:
     "A note on the rows that cannot be used, where they are left out."
     if not problems: return []
-    return [f"{len(problems):,} of {counted(len(problems) + len(examples), 'row')} cannot be used "
+    return [f"{len(problems):,} of {counted(table.rows, 'row')} cannot be used "
             f"and {'is' if len(problems) == 1 else 'are'} left out: {_kinds(table, problems)}"]
 
 # %% ../nbs/01_data.ipynb #f57d3429
@@ -1012,10 +1008,9 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
 def _check_encoding(table: Table, column: str):
     "Raise where labels are not UTF-8: those that can be read are not all."
     columns = [column, *(name for name in table.columns if name != column)]
-    read, problems = _gather(table, columns, lambda line, value, *others: _text(value, "label"))
+    _, problems = _gather(table, columns, lambda line, value, *others: _text(value, "label"))
     if bad := [p for p in problems if "which is not UTF-8" in p.reason]:
-        raise UnusableRows(f"{table.file}: {len(bad):,} of {len(problems) + len(read):,} rows cannot be used: "
-                           f"{_kinds(table, bad)}. {_remedy(bad, False)}", bad)
+        raise UnusableRows(f"{_unusable(table, bad)} {_remedy(bad, False)}", bad)
 
 def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading: Reading) -> tuple:
     "The answer for each label, which labels are one, and questions about similar ones."
@@ -1080,7 +1075,7 @@ def _from_tables(task, data, reading) -> TaskData:
                     published=record.published and "test" in found)
     if reading.conversations != "stop": notes += talk_notes(given["train"], reading, record.answers != "labels")
     problems = [p for _, _, problems in found.values() for p in problems]
-    intake = Intake([_file_record(role, *one) for role, one in found.items()],
+    intake = Intake([table.record(role, len(examples)) for role, (table, examples, _) in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
     name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
     return TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
@@ -1133,15 +1128,14 @@ def _all_rows(task, path, table: Table, reading: Reading, answers: dict, columns
         answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    notes = _lost(table, examples, problems)
+    notes = _lost(table, problems)
     if not skip: notes += left_out(table, shape) + numbers_among_texts(table, shape)
     notes += _other_prompt(reading, columns, shape) + talks
-    file = _file_record("test", table, examples, problems)
     return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading),
                     record.verbalizers or tuple(dict.fromkeys(answers.values())),
                     _ends_with_token(record, reading),
                     f"All {'usable ' * bool(problems)}rows of {Path(path).name}.",
-                    Intake([file], shape, tuple(answers), problems, notes=notes))
+                    Intake([table.record("test", len(examples))], shape, tuple(answers), problems, notes=notes))
 
 def load_judged(
     task: str,                     # any task whose rows come from a file with columns

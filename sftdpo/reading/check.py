@@ -834,8 +834,7 @@ def unloaded_report(
     def about(role, table):
         usable = (len(table) - sum(bad[file] for file in table.files)
                   if isinstance(error, UnusableRows) else None)
-        return dict(role=role, file=table.file, format=table.format,
-                    rows=len(table) + len(table.problems), usable=usable)
+        return table.record(role, usable)
     name = Path(str(data)).stem if isinstance(data, (str, Path)) else "data"
     return DataReport(task, name, files=[about(role, table) for role, table in tables.items()],
                       problems=unread + found, stops=[str(error)])

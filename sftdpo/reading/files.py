@@ -70,6 +70,15 @@ class Table:
     def __len__(self): return len(self.lines)
 
     @property
+    def rows(self) -> int:
+        "How many rows the file has, with those that could not be read."
+        return len(self) + len(self.problems)
+
+    def record(self, role: str, usable: int | None) -> dict:
+        "What a report says of the table; `usable`: None where not every row was looked at."
+        return dict(role=role, file=self.file, format=self.format, rows=self.rows, usable=usable)
+
+    @property
     def files(self) -> list[str]: return [file for _, file in self.shards] or [self.file]
 
     def file_of(self, row: int) -> str:
@@ -809,7 +818,7 @@ def read_table(
         del raw
         if format == "CSV": table = read_delimited(text, str(path), delimiter, columns)
         else: table = (read_json_rows if format == "JSON" else read_json_lines)(text, str(path))
-    if not len(table) + len(table.problems):
+    if not table.rows:
         raise DataError(f"{path} holds a header and no rows: is it the right file?")
     return table
 
@@ -837,7 +846,7 @@ def table_of(
     else:
         raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a "
                         "datasets.Dataset or DatasetDict, or a list of dicts.")
-    if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows: give at least one.")
+    if not table.rows: raise DataError(f"{name} holds no rows: give at least one.")
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #761c207c
