@@ -46,8 +46,7 @@ class Problem:
     @property
     def kind(self) -> str:
         "The reason without its values: what many rows may have in common."
-        reason = self.reason.split(", none of ")[0].split(" (the row has ")[0].split(
-            " (saved in ")[0]
+        reason = re.split(r", none of | \(the row has | \(saved in ", self.reason)[0]
         return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b0x[0-9a-f]+\b|(?<!UTF-)\b\d+\b",
                       "…", reason)
 
@@ -93,11 +92,12 @@ class Table:
     def some(self, rows: int) -> "Table":
         "At most so many rows, from the first on and evenly spaced."
         step = max(1, math.ceil(len(self) / rows))
-        columns = {name: self.values(name)[::step] if isinstance(column, list)
-                   else column.take(list(range(0, len(self), step)))
-                   for name, column in self.columns.items()}
-        return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit,
-                     class_names=self.class_names)
+        columns = {name: column[::step] for name, column in self.columns.items()}
+        return replace(self, columns=columns, lines=self.lines[::step], problems=[], shards=())
+
+    def with_values(self, names, rows) -> "Table":
+        "The table with other values of some columns, given row by row."
+        return replace(self, columns=self.columns | {name: [row[i] for row in rows] for i, name in enumerate(names)})
 
     @property
     def joining_sign(self) -> str:
@@ -324,13 +324,9 @@ def as_text(
     if isinstance(value, (bool, int)):
         try: return str(value)
         except ValueError: raise ValueError("is a number of thousands of digits") from None
-    if isinstance(value, (list, dict, tuple)):
-        raise not_a_text(value)
     if isinstance(value, (bytes, bytearray)): raise ValueError("is bytes, not a text")
     if type(value).__name__ in ("NAType", "NaTType"): raise ValueError("is missing")
-    # several values in one cell
-    if hasattr(value, "tolist"):
-        raise not_a_text(value)
+    if isinstance(value, (list, dict, tuple)) or hasattr(value, "tolist"): raise not_a_text(value)
     return str(value) # dates and the like
 
 # %% ../../nbs/reading/01_files.ipynb #0b9a7ede
@@ -832,16 +828,15 @@ def table_of(
     "Any table that Python holds, or a file, as ours."
     if isinstance(data, Table): return data
     if isinstance(data, (str, Path)): return read_table(data, **reading)
-    kind = type(data).__module__.split(".")[0], type(data).__name__
-    if kind[0] == "pandas" and kind[1] == "DataFrame":
+    kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"  # without importing a library
+    if kind == "pandas.DataFrame":
         columns = [data.iloc[:, i] for i in range(data.shape[1])]
         values = [c.astype(object).where(c.notna(), None).tolist() for c in columns]
         table = Table(name, "DataFrame",
                       dict(zip(_check_names(map(str, data.columns), name), values)),
                       list(range(1, len(data) + 1)), unit="row")
-    elif kind[0] == "datasets" and kind[1] == "Dataset":
-        table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
-    elif kind[0] == "pyarrow" and kind[1] == "Table": table = table_of_arrow(data, name)
+    elif kind == "datasets.Dataset": table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
+    elif kind == "pyarrow.Table": table = table_of_arrow(data, name)
     elif isinstance(data, (list, tuple)): table = table_of_rows(list(data), name)
     else:
         raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a "
@@ -1000,10 +995,7 @@ def printable(
     text: str,  # of any data
 ) -> str:
     "The text with what does not print, or cannot be encoded, as its code."
-    def shown(c):
-        return (f"\\u{ord(c):04x}" if 0xd800 <= ord(c) <= 0xdfff
-                else c.encode("unicode_escape").decode())
-    return "".join(c if c.isprintable() else shown(c) for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 # %% ../../nbs/reading/01_files.ipynb #5b73bc3d
 def plain_markdown(

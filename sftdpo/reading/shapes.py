@@ -471,7 +471,8 @@ def order_by_scores(
     def unknown(why): return ValueError(f"is not known: {why}")
     def named(first, second, value):
         which = words.get(_word(value))
-        return ((first, second), (second, first), (unknown(f"{scored[0]} says {value!r}"), second))[2 if which is None else which]
+        if which is None: return unknown(f"{scored[0]} says {value!r}"), second
+        return (second, first) if which else (first, second)
     def ordered(first, second, a, b):
         try: a, b = float(a), float(b)
         except (TypeError, ValueError): return unknown(f"the scores are {a!r} and {b!r}"), second
@@ -479,8 +480,7 @@ def order_by_scores(
         if a == b: return unknown(f"both scores are {a:g}"), second
         return (first, second) if a > b else (second, first)
     rows = [(ordered if len(scored) == 2 else named)(*row) for row in zip(*map(table.values, [*names, *scored]))]
-    return replace(table, columns=table.columns | {name: [row[i] for row in rows]
-                                                   for i, name in enumerate(names)})
+    return table.with_values(names, rows)
 
 # %% ../../nbs/reading/02_shapes.ipynb #99037ba2
 _speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|chatbot|ai|model|gpt|claude)\b(?:\*{0,2}[ \t]?[:：|>\]]+\*{0,2}|\*\*|[ \t]+-|[ \t]*(?=\n))",
@@ -533,8 +533,7 @@ def cut_beginnings(
     prompts = table.values(names["prompt"]) if names["prompt"] else [None] * len(table)
     rows = [_cut_row(*row)
             for row in zip(prompts, table.values(names["chosen"]), table.values(names["rejected"]))]
-    return replace(table, columns=table.columns | {name or role: [row[i] for row in rows]
-                                                   for i, (role, name) in enumerate(names.items())})
+    return table.with_values([name or role for role, name in names.items()], rows)
 
 # %% ../../nbs/reading/02_shapes.ipynb #f743d4a3
 _marked = re.compile(
@@ -559,9 +558,7 @@ def split_texts(
         before, found, after = text.rstrip().rpartition(sign)
         return ((before + found, after) if found
                 else (ValueError(f"is not known: the text does not hold {sign!r}"), None))
-    rows = list(map(parted, table.values(name)))
-    return replace(table, columns=table.columns | {name: [row[0] for row in rows],
-                                                   "completion": [row[1] for row in rows]})
+    return table.with_values([name, "completion"], list(map(parted, table.values(name))))
 
 def texts_to_continue(
     table: Table,      # of one text a row
