@@ -341,29 +341,6 @@ def encoding_of(
     found = [name[1] for name in names if name]
     return None if not found else "cp1252" if "cp1252" in found else found[0]
 
-# %% ../nbs/01_data.ipynb #8dfdf206
-def _beyond_ascii(value) -> bool:
-    "Does a cell hold more than ASCII, and all of it in UTF-8? Another encoding would spoil it."
-    return (isinstance(value, str) and not value.isascii()
-            and not any(0xdc80 <= ord(c) <= 0xdcff for c in value))
-
-def _gather(
-    table: Table,            # columns and lines
-    columns: Sequence[str],  # those that a row is made from, in the order in which `make` takes them
-    make,                    # (line, *values) -> Example; a ValueError says why it cannot be used
-) -> tuple[list[Example], list[Problem]]:  # the table's own problems included
-    "Examples of the usable rows, and the other rows."
-    examples, problems = [], list(table.problems)
-    for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
-        try: examples.append(make(line, *values))
-        except ValueError as error: problems.append(_problem(table, i, values, error))
-    if encoding_of(problems):
-        said = ""
-        if any(map(_beyond_ascii, chain(*map(table.values, columns)))): said = "which is not UTF-8, as other rows are"
-        elif other_alphabet(p.row for p in problems if _other_encoding.search(p.reason)): said = "which is not UTF-8"
-        if said: problems = [replace(p, reason=_other_encoding.sub(said, p.reason)) for p in problems]
-    return examples, sorted(problems, key=lambda p: (p.file, p.line))
-
 # %% ../nbs/01_data.ipynb #2ccdc09a
 def _named(examples: list[Example], lines: Sequence) -> list[Example]:
     "The examples, each with an id of its own."
@@ -382,6 +359,30 @@ def _id(value, line, unit) -> str:
     "A row's own id, or its place in the file."
     try: return as_text(value).strip() or f"{unit}-{line}"
     except ValueError: return f"{unit}-{line}"
+
+# %% ../nbs/01_data.ipynb #8dfdf206
+def _beyond_ascii(value) -> bool:
+    "Does a cell hold more than ASCII, and all of it in UTF-8? Another encoding would spoil it."
+    return (isinstance(value, str) and not value.isascii()
+            and not any(0xdc80 <= ord(c) <= 0xdcff for c in value))
+
+def _gather(
+    table: Table,            # columns and lines
+    columns: Sequence[str],  # those that a row is made from, in the order in which `make` takes them
+    make,                    # (line, *values) -> Example; a ValueError says why it cannot be used
+) -> tuple[list[Example], list[Problem]]:  # the table's own problems included
+    "Examples of the usable rows, each with an id of its own, and the other rows."
+    examples, lines, problems = [], [], list(table.problems)
+    for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
+        try: examples.append(make(line, *values))
+        except ValueError as error: problems.append(_problem(table, i, values, error))
+        else: lines.append(line)
+    if encoding_of(problems):
+        said = ""
+        if any(map(_beyond_ascii, chain(*map(table.values, columns)))): said = "which is not UTF-8, as other rows are"
+        elif other_alphabet(p.row for p in problems if _other_encoding.search(p.reason)): said = "which is not UTF-8"
+        if said: problems = [replace(p, reason=_other_encoding.sub(said, p.reason)) for p in problems]
+    return _named(examples, lines), sorted(problems, key=lambda p: (p.file, p.line))
 
 # %% ../nbs/01_data.ipynb #bf1e200e
 _pair_labels = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
@@ -655,7 +656,7 @@ def _own_examples(
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
     prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
-    numbers, lines = {key: i for i, key in enumerate(answers)}, []
+    numbers = {key: i for i, key in enumerate(answers)}
     _check_conversations(table, shape, prompts)
     def make(line, *values):
         prompt = _prompt_of(shape, dict(zip(prompts, values)))
@@ -666,10 +667,8 @@ def _own_examples(
             label, completion = numbers[key], answers[key]
         elif "completion" in given: completion = _text(given["completion"], "completion")
         elif "chosen" in given: completion, rejected = _pair_of(given["chosen"], given["rejected"])
-        lines.append(line)
         return Example(_id(given.get("id"), line, table.unit), prompt, completion, rejected, label)
-    examples, problems = _gather(table, prompts + [shape.columns[r] for r in parts], make)
-    return _named(examples, lines), problems
+    return _gather(table, prompts + [shape.columns[r] for r in parts], make)
 
 # %% ../nbs/01_data.ipynb #04898547
 def _check_parts(make: Callable, table: Table, shape: Shape):
@@ -686,16 +685,13 @@ def _examples_of(table: Table, shape: Shape, answers: dict[str, str],
     "Examples of a table, made as the task's record says."
     example = TASKS[shape.task].example
     if not example: return _own_examples(table, shape, answers, merged)
-    make, lines = find_function(example), []
+    make = find_function(example)
     _check_parts(make, table, shape)
     def made(line, *values):
         given = dict(zip(shape.columns, values))
         id = _id(given.pop("id", None), line, table.unit)
-        one = make(id, **{part: _text(value, part.rstrip("12"), blank=True) for part, value in given.items()})
-        lines.append(line)
-        return one
-    examples, problems = _gather(table, list(shape.columns.values()), made)
-    return _named(examples, lines), problems
+        return make(id, **{part: _text(value, part.rstrip("12"), blank=True) for part, value in given.items()})
+    return _gather(table, list(shape.columns.values()), made)
 
 # %% ../nbs/01_data.ipynb #8901ff31
 def _hold_size(examples) -> int:
@@ -741,10 +737,9 @@ def _held_together(examples, seed, size: int, key) -> set[int]:
     "The rows (by `id`) that are held out where rows with the same key stay on one side."
     groups, held, quotas = {}, set(), _quotas(examples, size)
     for e in examples: groups.setdefault(hash(key(e)), []).append(e)
-    # One row stands for its group, so a text of many copies is no likelier to be drawn.
-    firsts = [min(some, key=lambda e: e.id) for some in groups.values()]
-    for first in _by_chance(firsts, seed):
-        some = groups[hash(key(first))]
+    # One id stands for its group, so a text of many copies is no likelier to be drawn.
+    def turn(some): return chance(seed, "split", min(e.id for e in some))
+    for some in sorted(groups.values(), key=turn):
         needed = Counter(e.label for e in some)
         if needed <= quotas:
             quotas -= needed
@@ -1008,7 +1003,7 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
 def _check_encoding(table: Table, column: str):
     "Raise where labels are not UTF-8: those that can be read are not all."
     columns = [column, *(name for name in table.columns if name != column)]
-    _, problems = _gather(table, columns, lambda line, value, *others: _text(value, "label"))
+    _, problems = _gather(table, columns, lambda line, value, *others: Example(str(line), "", _text(value, "label")))
     if bad := [p for p in problems if "which is not UTF-8" in p.reason]:
         raise UnusableRows(f"{_unusable(table, bad)} {_remedy(bad, False)}", bad)
 
