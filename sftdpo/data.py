@@ -655,7 +655,7 @@ def _own_examples(
 ) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
-    prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
+    prompts = shape.prompt_columns
     numbers = {key: i for i, key in enumerate(answers)}
     _check_conversations(table, shape, prompts)
     def make(line, *values):
@@ -953,12 +953,6 @@ def _given_tables(task: str, data, reading: Reading) -> tuple[dict[str, Table], 
     named = dict(test=reading.test, validation=reading.validation)
     return tables | {role: _file_table(path, reading) for role, path in named.items() if path}, notes
 
-# %% ../nbs/01_data.ipynb #dd61c9ec
-def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=(), own=()) -> Shape:
-    "Which column of a table is which part; an error names the table's first line."
-    return find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1",
-                      table, hint, skip, own)
-
 # %% ../nbs/01_data.ipynb #cd77fb6e
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:
     "Notes on files that take their parts from other columns than train."
@@ -1054,7 +1048,8 @@ def _from_tables(task, data, reading) -> TaskData:
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     train, shapes = tables["train"], {}
     for role, table in tables.items():
-        shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "", own=list(given[role].columns))
+        shapes[role] = find_shape(table.columns, task, reading, table=table, own=list(given[role].columns),
+                                  hint=_differ(train, table) if shapes else "")
     notes += [note for role, table in tables.items() for note in numbers_among_texts(table, shapes[role])]
     notes += left_out(train, shapes["train"]) + _other_columns(tables, shapes)
     answers, merged = {}, {}
@@ -1118,7 +1113,7 @@ def _all_rows(task, path, table: Table, reading: Reading, answers: dict, columns
     talks = talk_notes(table, reading, False) if reading.conversations != "stop" else []
     table = _class_names(prepared(table, reading, task), record, reading, answers)
     reading = _with_columns(reading, columns, table)
-    shape = _shape_of(table, task, reading, skip=skip)
+    shape = find_shape(table.columns, task, reading, table=table, skip=skip)
     if record.answers == "labels" and not record.verbalizers and not skip:
         answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
     examples, problems = _examples_of(table, shape, answers, merged)

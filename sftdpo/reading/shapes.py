@@ -121,6 +121,11 @@ class Shape:
                        for text, column in self.pieces)
 
     @property
+    def prompt_columns(self) -> list[str]:
+        "The columns that the prompt is made of, each once."
+        return list(dict.fromkeys(column for _, column in self.pieces if column is not None))
+
+    @property
     def parts(self) -> dict[str, str]:
         "Part -> column, the prompt as a template."
         return ({"prompt": self.template} if self.pieces else {}) | self.columns
@@ -192,17 +197,34 @@ def talk_hint(
     return ""
 
 # %% ../../nbs/reading/02_shapes.ipynb #69fffc72
+def _not_found(absent, columns, task, reading, table, hint, skip, own) -> str:
+    "Which parts of a task have no column, and what to give."
+    hint = (table.hint() or talk_hint(table) if table is not None else "") or hint
+    usual = "; ".join(f"the column for {role} is usually called {', '.join(_names(role, task)[:4])}" for role in absent)
+    said = (f"the task {task!r} finds no column for {' and '.join(absent)} among {named(own or columns)} "
+            f"({usual}).{hint} ")
+    other = guess_task(columns, reading)
+    if other and other != task and not skip: return f"{said}The columns fit the task {other!r}: --tasks {other}."
+    if table is not None and table.joining_sign: return said
+    if all(hasattr(reading, role) for role in absent):
+        options = [f"--tasks {task}"] * (not skip) + [f"--reading.{role} COLUMN" for role in absent]
+        several = ", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'" * ("prompt" in absent)
+        return f"{said}Name the columns: {' '.join(options)}{several}."
+    if skip: return said + "Give the columns such names." * (not hint)
+    return f"{said}Name them in the first line, or take the task 'labels' with --reading.prompt '{{COLUMN}} {{COLUMN}}'."
+
 def find_shape(
     columns: Sequence[str],        # of a table
     task: str,                     # what it is for
     reading: Reading = Reading(),  # columns and template, where they are given
-    file: str = "the data",        # for messages
+    file: str = "",                # for messages; default: the table's first line
     table: Table | None = None,    # whose columns they are: where some are not found, it may tell what else is wrong
     hint: str = "",                # what may be wrong where the table does not tell
     skip: Sequence[str] = (),      # parts that are not looked for
     own: Sequence[str] = (),       # the file's own columns, for messages
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
+    file = file or ("the data" if table is None else f"{table.file}, {table.unit} 1")
     tabular = [name for name, one in TASKS.items() if one.columns]
     if task not in tabular:
         raise DataError(f"The task {task!r} has no columns: use {', '.join(tabular)}.")
@@ -217,24 +239,7 @@ def find_shape(
             found[role] = name
             if (role, task) == ("prompt", "labels") and table is not None: found[role] = _not_where_from(name, free, table)
         elif role != "id": absent.append(role)
-    if absent:
-        other = guess_task(columns, reading)
-        hint = (table.hint() or talk_hint(table) if table is not None else "") or hint
-        usual = "; ".join(f"the column for {role} is usually called "
-                          f"{', '.join(_names(role, task)[:4])}" for role in absent)
-        options = (" ".join(f"--reading.{role} COLUMN" for role in absent)
-                   if all(hasattr(reading, role) for role in absent) else "")
-        raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} "
-                        f"among {named(own or columns)} ({usual}).{hint} "
-                        + (f"The columns fit the task {other!r}: --tasks {other}."
-                           if other and other != task and not skip else
-                           "" if table is not None and table.joining_sign
-                           else f"Name the columns: {'' if skip else f'--tasks {task} '}{options}"
-                           + (", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'."
-                              if "prompt" in absent else ".") if options
-                           else "" if skip and hint else "Give the columns such names." if skip
-                           else "Name them in the first line, or take the task 'labels' with "
-                           "--reading.prompt '{COLUMN} {COLUMN}'."))
+    if absent: raise DataError(f"{file}: {_not_found(absent, columns, task, reading, table, hint, skip, own)}")
     if "prompt" in found:
         pieces = (("", found["prompt"]), ("\n" if TASKS[task].answers == "labels" else "", None))
     prompts = {column for _, column in pieces}
@@ -771,7 +776,7 @@ def wider_template(
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad4
 def _hold_answers(table: Table, shape: Shape, names: list[str]) -> list[str]:
     "The columns of texts that hold the whole row: they end with its answer, or hold a prompt of some length and the answer."
-    answer, prompts = shape.columns.get("completion") or shape.columns.get("chosen"), [c for _, c in shape.pieces if c is not None]
+    answer, prompts = shape.columns.get("completion") or shape.columns.get("chosen"), shape.prompt_columns
     if not answer: return []
     def whole(name, text, said, others):
         asked = any(isinstance(o, str) and len(o.strip()) >= 20 and o.strip() in text for o in others)
@@ -815,7 +820,7 @@ def left_out(
     notes = []
     if known := _hold_answers(some, shape, texts):
         notes.append(f"left out: {', '.join(map(repr, known))}, which hold{'s' * (len(known) == 1)} the answer")
-    if inside := _hold_answers(some, shape, list(dict.fromkeys(c for _, c in shape.pieces if c is not None))):
+    if inside := _hold_answers(some, shape, shape.prompt_columns):
         notes.append(f"the prompt takes in {', '.join(map(repr, inside))}, which hold{'s' * (len(inside) == 1)} the answer in most "
                      "rows, so there is little left to learn: name other columns in --reading.prompt")
     texts = [name for name in texts if name not in known]
@@ -839,7 +844,7 @@ def numbers_among_texts(
     shape: Shape,  # as found
 ) -> list[str]:
     "A note on each column that is to hold texts and holds numbers in some rows, or what a spreadsheet writes where there is none."
-    columns = dict.fromkeys([column for _, column in shape.pieces if column is not None]
+    columns = dict.fromkeys(shape.prompt_columns
                             + [shape.columns[part] for part in ("completion", "chosen", "rejected") if part in shape.columns])
     notes = []
     for name in columns:
