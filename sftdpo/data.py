@@ -755,26 +755,6 @@ def _hold_out_texts(examples, seed, size=None) -> tuple[list[Example], list[Exam
         if 2 * len(held) >= size: return _parted(examples, held)
     return _hold_out(examples, seed)  # one text is most of the file
 
-# %% ../nbs/01_data.ipynb #a312107f
-_hub_dataset = ("nyu-mll/glue", "qqp")
-_generated_sizes = dict(train=16_000, validation=1000, test=1000)
-
-def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
-    "GLUE's train and validation pairs, and how many rows with an empty question were left out."
-    import datasets  # late: it takes a second to import
-    try: loaded = datasets.load_dataset(*_hub_dataset)
-    except Exception as e:  # what goes wrong on the way to the Hub has many types
-        raise DataError(f"The dataset {' '.join(_hub_dataset)} cannot be had from the Hub "
-                        f"({first_line(e)}): without a network, use data='embedded' or the path of a "
-                        "folder with train.tsv and dev.tsv.") from e
-    splits, empty = {}, 0
-    for split in ("train", "validation"):
-        columns = (loaded[split][name] for name in ("idx", "question1", "question2", "label"))
-        pairs = [row for row in zip(*columns) if row[1].strip() and row[2].strip()]
-        empty += len(loaded[split]) - len(pairs)
-        splits[split] = [_question_example(f"{split}-{idx}", *rest) for idx, *rest in pairs]
-    return splits, empty
-
 # %% ../nbs/01_data.ipynb #fe757b50
 def without_leaks(
     splits: dict[str, list[Example]],                  # train, validation, test
@@ -1205,19 +1185,25 @@ def load_prompts(
     return replace(data, test=rows, intake=replace(intake, given=given, notes=[*notes, *intake.notes, *unwritten]))
 
 # %% ../nbs/01_data.ipynb #12a1c804
+def _from_hub(*names: str, remedy: str):
+    "A data set of the Hub, or of a folder in its layout, by its name and perhaps its configuration."
+    import datasets  # late: it takes a second to import
+    try: return datasets.load_dataset(*names)
+    except Exception as e:  # what goes wrong on the way to the Hub has many types
+        raise DataError(f"The dataset {' '.join(names)!r} cannot be had from the Hub ({first_line(e)}): "
+                        f"{remedy}.") from e
+
 def _hub_tables(data: str):
-    "A data set of the Hub, or of a folder in its layout."
-    import datasets
+    "A data set of the Hub that is named."
     name, _, config = data.removeprefix("hub:").partition(":")
     if not name:
         raise DataError("data is 'hub:' without a name: "
                         "write hub:owner/name, or hub:owner/name:configuration.")
-    try: return datasets.load_dataset(name, config or None)
-    except Exception as e:  # what goes wrong on the way to the Hub has many types
-        raise DataError(f"The dataset {name!r} cannot be had from the Hub ({first_line(e)}): "
-                        "check its name, or download it and give its path.") from e
+    return _from_hub(*filter(None, (name, config)), remedy="check its name, or download it and give its path")
 
 # %% ../nbs/01_data.ipynb #f57cf429
+_generated_sizes = dict(train=16_000, validation=1000, test=1000)
+
 def _generated_pairs() -> TaskData:
     "Question pairs that this package makes up."
     def made(split, size):
@@ -1229,9 +1215,18 @@ def _generated_pairs() -> TaskData:
                     "train never mentions.")
 
 # %% ../nbs/01_data.ipynb #36667dcb
+_hub_dataset = ("nyu-mll/glue", "qqp")
+
 def _quora_pairs() -> TaskData:
     "Quora's question pairs from the Hub; GLUE's validation set judges."
-    splits, empty = _hub_pairs()
+    loaded = _from_hub(*_hub_dataset, remedy="without a network, use data='embedded' or the path of a folder with "
+                       "train.tsv and dev.tsv")
+    splits, empty = {}, 0
+    for split in ("train", "validation"):
+        columns = (loaded[split][name] for name in ("idx", "question1", "question2", "label"))
+        pairs = [row for row in zip(*columns) if row[1].strip() and row[2].strip()]
+        empty += len(loaded[split]) - len(pairs)
+        splits[split] = [_question_example(f"{split}-{idx}", *rest) for idx, *rest in pairs]
     train, validation = _hold_out(splits["train"], 0)
     left = f"{empty} pairs with an empty question left out"
     return TaskData("paraphrase",
