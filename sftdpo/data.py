@@ -199,6 +199,10 @@ class TaskData:
         "SHA-256 of all that a model can see of the data: 64 hexadecimal digits."
         return _fingerprint([self.task, self.verbalizers, self.end_of_text], self.splits)
 
+    def with_each(self, change: Callable[[Example], Example]) -> "TaskData":
+        "The same task, each of its examples changed."
+        return replace(self, **{split: list(map(change, examples)) for split, examples in self.splits.items()})
+
     def describe(self) -> dict:  # plain values, ready for JSON
         "Sizes, class balance and source."
         sizes = {split: len(examples) for split, examples in self.splits.items()}
@@ -220,11 +224,10 @@ class TaskData:
 # %% ../nbs/01_data.ipynb #695ade42
 def _sizes_table(about: dict, answers: tuple[str, ...]) -> str:
     "Sizes and class balance of a described task as a Markdown table."
-    head = ["split", "examples", *map(plain_markdown, answers)]
-    def cells(split, size): return [split, size, *about["balance"].get(split, {}).values()]
-    rows = [[split, *(f"{n:,}" for n in numbers)]
-            for split, *numbers in (cells(*one) for one in about["sizes"].items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    rows = [["split", "examples", *map(plain_markdown, answers)], ["---"] * (2 + len(answers))]
+    for split, size in about["sizes"].items():
+        rows.append([split, *(f"{n:,}" for n in (size, *about["balance"].get(split, {}).values()))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 # %% ../nbs/01_data.ipynb #f15f7e68
 def _read_text(path: Path, encoding: str = "utf-8") -> str:
@@ -266,11 +269,6 @@ def read_sonnets(
                             "of them.")
         examples[number] = _sonnet(path, number, text, 3 + whole)
     return list(examples.values())
-
-# %% ../nbs/01_data.ipynb #94cd4485
-def _by_chance(examples, seed):
-    "Examples in an order that depends on their ids and the seed alone."
-    return sorted(examples, key=lambda e: chance(seed, "split", e.id))
 
 # %% ../nbs/01_data.ipynb #b1d484c2
 def _course_sonnets(folder: Path, encoding: str) -> TaskData:
@@ -705,7 +703,8 @@ def _parted(examples, held: set[int]) -> tuple[list[Example], list[Example]]:
 # %% ../nbs/01_data.ipynb #c4394dd2
 def _hold_out(examples, seed) -> tuple[list[Example], list[Example]]:
     "The examples that stay, and those held out by chance."
-    return _parted(examples, set(map(id, _by_chance(examples, seed)[:_hold_size(examples)])))
+    drawn = sorted(examples, key=lambda e: chance(seed, "split", e.id))
+    return _parted(examples, set(map(id, drawn[:_hold_size(examples)])))
 
 # %% ../nbs/01_data.ipynb #1ab3057b
 def prompt_key(
@@ -1361,8 +1360,7 @@ def with_special_tokens_read(
             if e.label is not None: return e
             rejected = e.rejected and _without_end(e.rejected, specials)
             return replace(e, completion=_without_end(e.completion, specials), rejected=rejected)
-        data = replace(data,
-                       **{split: [ended(e) for e in some] for split, some in data.splits.items()})
+        data = data.with_each(ended)
     return with_chat_template(data, tokenizer, unusable)
 
 # %% ../nbs/01_data.ipynb #0df75ce4
@@ -1378,13 +1376,12 @@ def with_short_answers(
     if not found: return data  # `check_verbalizers` says so
     words = tuple(found.values())
     def answered(e): return replace(e, completion=words[e.label]) if e.label is not None else e
-    splits = {split: [answered(e) for e in examples] for split, examples in data.splits.items()}
     other = {label: word for label, word in found.items() if word.strip() != label}
     shown = ", ".join(f"{word!r} for {label!r}" for label, word in list(other.items())[:6])
     notes = [f"not every label is one token in this backbone, so the model answers {shown}"
              f"{', ...' * (len(other) > 6)}; predictions have the labels, and there is nothing to do"] * bool(other)
     intake = replace(data.intake, notes=[*data.intake.notes, *notes])
-    return replace(data, **splits, verbalizers=words, intake=intake)
+    return replace(data.with_each(answered), verbalizers=words, intake=intake)
 
 # %% ../nbs/01_data.ipynb #db5d02f1
 def _changed(before: list[Example], after: list[Example]) -> int:
