@@ -517,6 +517,11 @@ def _chosen_answers(counts: Counter, reading: Reading, file: str, column: str) -
         raise DataError(f"{file}: the label {never[0]!r} of --reading.verbalizers never occurs in "
                         f"the column {column!r}, which holds {held}: correct its spelling or leave "
                         "it out.")
+    if len(answers) < 2 <= len(counts):
+        others = [label for label in counts if label not in answers]
+        raise DataError(f"--reading.verbalizers names {next(iter(answers))!r} alone, and telling labels "
+                        f"apart needs two: the column {column!r} also holds "
+                        f"{', '.join(map(repr, others[:8]))}.")
     return answers
 
 # %% ../nbs/01_data.ipynb #68072df5
@@ -545,11 +550,6 @@ def _answers(counts: Counter, reading: Reading, file: str, column: str) -> dict[
     "The answer for each label, in their order; empty if every row lacks a label."
     if reading.verbalizers: answers = _chosen_answers(counts, reading, file, column)
     elif not (answers := _own_answers(counts, file, column)): return {}
-    if reading.verbalizers and len(answers) < 2 <= len(counts):
-        others = [label for label in counts if label not in answers]
-        raise DataError(f"--reading.verbalizers names {next(iter(answers))!r} alone, and telling labels "
-                        f"apart needs two: the column {column!r} also holds "
-                        f"{', '.join(map(repr, others[:8]))}.")
     if len(answers) < 2:
         held = (f"{len(answers)} label{'s' * (len(answers) != 1)} "
                 f"({', '.join(map(repr, answers)) or 'none'})")
@@ -589,11 +589,10 @@ def nearly_equal(
     return [(label, other) for label, other in found if other is not None]
 
 # %% ../nbs/01_data.ipynb #83875e88
-def _interpreted(examples: list[Example], reading: Reading) -> list[Example]:
-    "The examples, with special tokens in their prompts interpreted where the settings say so."
-    if reading.special_tokens == "plain": return examples
-    return [e if isinstance(e.prompt, Conversation) else replace(e, prompt=Interpreted(e.prompt))
-            for e in examples]
+def _interpreted(data: TaskData, reading: Reading) -> TaskData:
+    "The task, with special tokens in its prompts interpreted where the settings say so."
+    def changed(e): return e if isinstance(e.prompt, Conversation) else replace(e, prompt=Interpreted(e.prompt))
+    return data if reading.special_tokens == "plain" else data.with_each(changed)
 
 # %% ../nbs/01_data.ipynb #a4e110c2
 def _prompt_of(shape: Shape, values: dict) -> str:
@@ -1035,10 +1034,7 @@ def _from_tables(task, data, reading) -> TaskData:
     if record.answers == "labels" and not record.verbalizers:
         answers, merged, asked = _learned_labels(tables, shapes, reading)
         notes += asked
-    found = {}
-    for role, table in tables.items():
-        examples, problems = _examples_of(table, shapes[role], answers, merged)
-        found[role] = table, _interpreted(examples, reading), problems
+    found = {role: (table, *_examples_of(table, shapes[role], answers, merged)) for role, table in tables.items()}
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()},
                     published=record.published and "test" in found)
@@ -1047,10 +1043,10 @@ def _from_tables(task, data, reading) -> TaskData:
     intake = Intake([table.record(role, len(examples)) for role, (table, examples, _) in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
     name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
-    return TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
-                    _ends_with_token(record, reading),
-                    _told_source(task, data, tables),
-                    intake, foldable=list(tables) == ["train"])
+    loaded = TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
+                      _ends_with_token(record, reading), _told_source(task, data, tables), intake,
+                      foldable=list(tables) == ["train"])
+    return _interpreted(loaded, reading)
 
 # %% ../nbs/01_data.ipynb #eb545902
 def _with_columns(reading: Reading, known: dict[str, str], table: Table) -> Reading:
@@ -1100,11 +1096,12 @@ def _all_rows(task, path, table: Table, reading: Reading, answers: dict, columns
     notes = _lost(table, problems)
     if not skip: notes += left_out(table, shape) + numbers_among_texts(table, shape)
     notes += _other_prompt(reading, columns, shape) + talks
-    return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading),
-                    record.verbalizers or tuple(dict.fromkeys(answers.values())),
-                    _ends_with_token(record, reading),
-                    f"All {'usable ' * bool(problems)}rows of {Path(path).name}.",
-                    Intake([table.record("test", len(examples))], shape, tuple(answers), problems, notes=notes))
+    source = f"All {'usable ' * bool(problems)}rows of {Path(path).name}."
+    intake = Intake([table.record("test", len(examples))], shape, tuple(answers), problems, notes=notes)
+    loaded = TaskData(task, Path(path).stem, [], [], examples,
+                      record.verbalizers or tuple(dict.fromkeys(answers.values())),
+                      _ends_with_token(record, reading), source, intake)
+    return _interpreted(loaded, reading)
 
 def load_judged(
     task: str,                     # any task whose rows come from a file with columns
