@@ -612,13 +612,14 @@ def prepared(
     return cut_beginnings(table, reading) if reading.beginning == "cut" else table
 
 # %% ../../nbs/reading/02_shapes.ipynb #a5622155
+def _said(values: list) -> set[str]:
+    "The texts and numbers among some values, each once."
+    return {str(v).strip() for v in values if isinstance(v, (str, int, float))} - {""}
+
 def _groups(table: Table) -> dict[str, int]:
     "The columns of few values, and how many."
-    counts = {}
-    for name in table.columns:
-        values = [str(v).strip() for v in table.values(name) if isinstance(v, (str, int, float))]
-        counts[name] = len({v for v in values if v})
-    return {name: n for name, n in counts.items() if name and 2 <= n <= max(2, len(table) / 3)}
+    counts = {name: len(_said(table.values(name))) for name in table.columns if name}
+    return {name: n for name, n in counts.items() if 2 <= n <= max(2, len(table) / 3)}
 
 # %% ../../nbs/reading/02_shapes.ipynb #341fa4a0
 def scored_pairs(
@@ -689,7 +690,7 @@ def few_answers(
     "The column of the completions, if nobody named it and it holds so few and short values that they may be labels."
     name = None if reading.completion else _usual("completion", _free(list(table.columns), "completions", reading), "completions")
     if name is None or len(table) < 20: return None
-    values = sorted({str(v).strip() for v in table.some(500).values(name) if isinstance(v, (str, int, float))} - {""})
+    values = sorted(_said(table.some(500).values(name)))
     return (name, values) if 1 <= len(values) <= 5 and max(map(len, values)) <= 40 else None
 
 
@@ -700,9 +701,8 @@ def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Read
     if reading.split or len(texts) != 1 or _groups(table) or table.joining_sign or few_answers(table, reading): return
     name, = texts
     values = [value for value in table.values(name) if isinstance(value, str)]
-    marks = [found[-1]
-             for value in values if (found := [one[0] for one in _marked.finditer(value)])]
-    usual = max(set(marks), key=marks.count) if marks else None
+    marks = [found[-1] for value in values if (found := _marked.findall(value))]
+    usual = max(dict.fromkeys(marks), key=marks.count, default=None)
     for sign, typed in ((usual, usual), ("\n", "\\n"), (". ", ". "), (" ", " ")):
         if sign and sum(sign in value.strip() for value in values) > len(values) / 2:
             yield "texts alone", "completions", replace(reading, prompt=reading.prompt or name,
