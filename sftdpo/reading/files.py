@@ -585,9 +585,9 @@ def _loads(text: str):
 
 # %% ../../nbs/reading/01_files.ipynb #36d3b87c
 def _columns_of(rows: list[dict], file: str) -> dict[str, list]:
-    "Dicts as columns, the names in the order in which they first appear."
+    "Dicts as columns, the names as text in the order in which they first appear."
     names = _check_count(list(dict.fromkeys(name for row in rows for name in row)), file)
-    return {name: [row.get(name) for row in rows] for name in names}
+    return {str(name): [row.get(name) for row in rows] for name in names}
 
 # %% ../../nbs/reading/01_files.ipynb #98b74b01
 def read_json_lines(
@@ -653,9 +653,7 @@ def table_of_rows(
     problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values",
                         _shortly(row), "row")
                 for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
-    columns = {str(name): values
-               for name, values in _columns_of([row for _, row in good], file).items()}
-    return Table(file, format, columns, [i for i, _ in good], problems, "row")
+    return Table(file, format, _columns_of([row for _, row in good], file), [i for i, _ in good], problems, "row")
 
 # %% ../../nbs/reading/01_files.ipynb #7da7b839
 def read_json_rows(
@@ -830,11 +828,9 @@ def table_of(
     if isinstance(data, (str, Path)): return read_table(data, **reading)
     kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"  # without importing a library
     if kind == "pandas.DataFrame":
-        columns = [data.iloc[:, i] for i in range(data.shape[1])]
-        values = [c.astype(object).where(c.notna(), None).tolist() for c in columns]
-        table = Table(name, "DataFrame",
-                      dict(zip(_check_names(map(str, data.columns), name), values)),
-                      list(range(1, len(data) + 1)), unit="row")
+        names = _check_names(map(str, data.columns), name)
+        values = [column.astype(object).where(column.notna(), None).tolist() for _, column in data.items()]
+        table = Table(name, "DataFrame", dict(zip(names, values)), list(range(1, len(data) + 1)), unit="row")
     elif kind == "datasets.Dataset": table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
     elif kind == "pyarrow.Table": table = table_of_arrow(data, name)
     elif isinstance(data, (list, tuple)): table = table_of_rows(list(data), name)
