@@ -597,17 +597,16 @@ def _interpreted(data: TaskData, reading: Reading) -> TaskData:
 # %% ../nbs/01_data.ipynb #a4e110c2
 def _prompt_of(shape: Shape, values: dict) -> str:
     "A row's prompt: a conversation, a column with text around it, or a template."
-    pieces = shape.pieces or (("", None),)
     first = next(iter(values.values()), None)
     def filled(column):
         empty = column is None or len(values) > 1 and values[column] is None  # as an empty cell of a CSV file
         return "" if empty else _text(values[column], f"column {column!r}", blank=True)
     if len(values) == 1 and isinstance(first, Conversation):
         _text(first, "prompt")
-        prompt = first
-    elif len(values) == 1 and len(pieces) == 2:
-        prompt = f"{pieces[0][0]}{_text(first, 'prompt')}{pieces[1][0]}"
-    else: prompt = "".join(text + filled(column) for text, column in shape.pieces)
+        return first
+    if len(values) == 1 and len(shape.pieces) == 2:
+        return f"{shape.pieces[0][0]}{_text(first, 'prompt')}{shape.pieces[1][0]}"
+    prompt = "".join(text + filled(column) for text, column in shape.pieces)
     if not prompt.strip(): raise ValueError("the prompt is empty")
     return prompt
 
@@ -1380,12 +1379,6 @@ def with_short_answers(
     intake = replace(data.intake, notes=[*data.intake.notes, *notes])
     return replace(data.with_each(answered), verbalizers=words, intake=intake)
 
-# %% ../nbs/01_data.ipynb #db5d02f1
-def _changed(before: list[Example], after: list[Example]) -> int:
-    "How many examples were cut, or how many were left out."
-    if len(before) != len(after): return len(before) - len(after)
-    return sum(a is not b for a, b in zip(after, before))
-
 # %% ../nbs/01_data.ipynb #6ab6725b
 def fit_task(
     data: TaskData,          # as loaded
@@ -1401,7 +1394,8 @@ def fit_task(
     for examples in data.splits.values(): check_joints(examples, tokenizer)
     splits = {split: fit(examples, tokenizer, data.end_of_text, max_length, too_long, split)
               for split, examples in data.splits.items()}
-    changed = {split: _changed(data.splits[split], examples) for split, examples in splits.items()}
+    whole = {id(e) for examples in splits.values() for e in examples}  # neither left out nor cut
+    changed = {split: sum(id(e) not in whole for e in examples) for split, examples in data.splits.items()}
     if not any(changed.values()): return data
     for split, examples in splits.items():
         if data.splits[split] and not examples:
