@@ -130,12 +130,6 @@ class Intake:
     notes: list[str] = field(default_factory=list)          # what else a reader should know
     given: dict[str, dict] = field(default_factory=dict)    # column of a file to answer -> id -> value
 
-# %% ../nbs/01_data.ipynb #283d42e9
-def _file_record(role: str, table: Table, examples: list, problems: list) -> dict:
-    "What an intake says of one file."
-    return dict(role=role, file=table.file, format=table.format,
-                rows=len(examples) + len(problems), usable=len(examples))
-
 # %% ../nbs/01_data.ipynb #7ca5468f
 def _fingerprint(told: list, splits: dict[str, list[Example]]) -> str:
     "SHA-256 of all that a model can see of some splits, and of what else was told."
@@ -205,6 +199,10 @@ class TaskData:
         "SHA-256 of all that a model can see of the data: 64 hexadecimal digits."
         return _fingerprint([self.task, self.verbalizers, self.end_of_text], self.splits)
 
+    def with_each(self, change: Callable[[Example], Example]) -> "TaskData":
+        "The same task, each of its examples changed."
+        return replace(self, **{split: list(map(change, examples)) for split, examples in self.splits.items()})
+
     def describe(self) -> dict:  # plain values, ready for JSON
         "Sizes, class balance and source."
         sizes = {split: len(examples) for split, examples in self.splits.items()}
@@ -226,11 +224,10 @@ class TaskData:
 # %% ../nbs/01_data.ipynb #695ade42
 def _sizes_table(about: dict, answers: tuple[str, ...]) -> str:
     "Sizes and class balance of a described task as a Markdown table."
-    head = ["split", "examples", *map(plain_markdown, answers)]
-    def cells(split, size): return [split, size, *about["balance"].get(split, {}).values()]
-    rows = [[split, *(f"{n:,}" for n in numbers)]
-            for split, *numbers in (cells(*one) for one in about["sizes"].items())]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+    rows = [["split", "examples", *map(plain_markdown, answers)], ["---"] * (2 + len(answers))]
+    for split, size in about["sizes"].items():
+        rows.append([split, *(f"{n:,}" for n in (size, *about["balance"].get(split, {}).values()))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 # %% ../nbs/01_data.ipynb #f15f7e68
 def _read_text(path: Path, encoding: str = "utf-8") -> str:
@@ -272,11 +269,6 @@ def read_sonnets(
                             "of them.")
         examples[number] = _sonnet(path, number, text, 3 + whole)
     return list(examples.values())
-
-# %% ../nbs/01_data.ipynb #94cd4485
-def _by_chance(examples, seed):
-    "Examples in an order that depends on their ids and the seed alone."
-    return sorted(examples, key=lambda e: chance(seed, "split", e.id))
 
 # %% ../nbs/01_data.ipynb #b1d484c2
 def _course_sonnets(folder: Path, encoding: str) -> TaskData:
@@ -347,29 +339,6 @@ def encoding_of(
     found = [name[1] for name in names if name]
     return None if not found else "cp1252" if "cp1252" in found else found[0]
 
-# %% ../nbs/01_data.ipynb #8dfdf206
-def _beyond_ascii(value) -> bool:
-    "Does a cell hold more than ASCII, and all of it in UTF-8? Another encoding would spoil it."
-    return (isinstance(value, str) and not value.isascii()
-            and not any(0xdc80 <= ord(c) <= 0xdcff for c in value))
-
-def _gather(
-    table: Table,            # columns and lines
-    columns: Sequence[str],  # those that a row is made from, in the order in which `make` takes them
-    make,                    # (line, *values) -> Example; a ValueError says why it cannot be used
-) -> tuple[list[Example], list[Problem]]:  # the table's own problems included
-    "Examples of the usable rows, and the other rows."
-    examples, problems = [], list(table.problems)
-    for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
-        try: examples.append(make(line, *values))
-        except ValueError as error: problems.append(_problem(table, i, values, error))
-    if encoding_of(problems):
-        said = ""
-        if any(map(_beyond_ascii, chain(*map(table.values, columns)))): said = "which is not UTF-8, as other rows are"
-        elif other_alphabet(p.row for p in problems if _other_encoding.search(p.reason)): said = "which is not UTF-8"
-        if said: problems = [replace(p, reason=_other_encoding.sub(said, p.reason)) for p in problems]
-    return examples, sorted(problems, key=lambda p: (p.file, p.line))
-
 # %% ../nbs/01_data.ipynb #2ccdc09a
 def _named(examples: list[Example], lines: Sequence) -> list[Example]:
     "The examples, each with an id of its own."
@@ -388,6 +357,30 @@ def _id(value, line, unit) -> str:
     "A row's own id, or its place in the file."
     try: return as_text(value).strip() or f"{unit}-{line}"
     except ValueError: return f"{unit}-{line}"
+
+# %% ../nbs/01_data.ipynb #8dfdf206
+def _beyond_ascii(value) -> bool:
+    "Does a cell hold more than ASCII, and all of it in UTF-8? Another encoding would spoil it."
+    return (isinstance(value, str) and not value.isascii()
+            and not any(0xdc80 <= ord(c) <= 0xdcff for c in value))
+
+def _gather(
+    table: Table,            # columns and lines
+    columns: Sequence[str],  # those that a row is made from, in the order in which `make` takes them
+    make,                    # (line, *values) -> Example; a ValueError says why it cannot be used
+) -> tuple[list[Example], list[Problem]]:  # the table's own problems included
+    "Examples of the usable rows, each with an id of its own, and the other rows."
+    examples, lines, problems = [], [], list(table.problems)
+    for i, (line, *values) in enumerate(zip(table.lines, *map(table.values, columns))):
+        try: examples.append(make(line, *values))
+        except ValueError as error: problems.append(_problem(table, i, values, error))
+        else: lines.append(line)
+    if encoding_of(problems):
+        said = ""
+        if any(map(_beyond_ascii, chain(*map(table.values, columns)))): said = "which is not UTF-8, as other rows are"
+        elif other_alphabet(p.row for p in problems if _other_encoding.search(p.reason)): said = "which is not UTF-8"
+        if said: problems = [replace(p, reason=_other_encoding.sub(said, p.reason)) for p in problems]
+    return _named(examples, lines), sorted(problems, key=lambda p: (p.file, p.line))
 
 # %% ../nbs/01_data.ipynb #bf1e200e
 _pair_labels = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
@@ -423,6 +416,10 @@ def _kinds(table: Table, problems: list[Problem]) -> str:
     kinds = [_first_of(some, table.file) for some in gathered(problems)]
     return f"{'; '.join(kinds[:5])}{'; ...' if len(kinds) > 5 else ''}"
 
+def _unusable(table: Table, problems: list[Problem]) -> str:
+    "How many rows of a table cannot be used, and why."
+    return f"{table.file}: {len(problems):,} of {table.rows:,} rows cannot be used: {_kinds(table, problems)}."
+
 # %% ../nbs/01_data.ipynb #3ab903eb
 def _encoding_remedy(problems) -> str:
     "Which encoding to name, and how the first row that is not UTF-8 reads in it; empty where another one would not help."
@@ -452,20 +449,18 @@ def _remedy(problems, some_left) -> str:
 # %% ../nbs/01_data.ipynb #1c0ffb0c
 def _check_usable(found: dict[str, tuple[Table, list[Example], list[Problem]]], unusable: str):
     "Raise where rows cannot be used and the settings say to stop, or where no row can."
-    said, all_problems = [], [p for _, _, problems in found.values() for p in problems]
-    for table, examples, problems in found.values():
-        if problems and (unusable == "stop" or not examples):
-            said.append(f"{table.file}: {len(problems):,} of {len(problems) + len(examples):,} "
-                        f"rows cannot be used: {_kinds(table, problems)}.")
+    all_problems = [p for _, _, problems in found.values() for p in problems]
+    said = [_unusable(table, problems) for table, examples, problems in found.values()
+            if problems and (unusable == "stop" or not examples)]
     if said:
         remedy = _remedy(all_problems, any(examples for _, examples, _ in found.values()))
         raise UnusableRows(f"{' '.join(said)} {remedy}", all_problems)
 
 # %% ../nbs/01_data.ipynb #52876b67
-def _lost(table: Table, examples: list[Example], problems: list[Problem]) -> list[str]:
+def _lost(table: Table, problems: list[Problem]) -> list[str]:
     "A note on the rows that cannot be used, where they are left out."
     if not problems: return []
-    return [f"{len(problems):,} of {counted(len(problems) + len(examples), 'row')} cannot be used "
+    return [f"{len(problems):,} of {counted(table.rows, 'row')} cannot be used "
             f"and {'is' if len(problems) == 1 else 'are'} left out: {_kinds(table, problems)}"]
 
 # %% ../nbs/01_data.ipynb #f57d3429
@@ -522,6 +517,11 @@ def _chosen_answers(counts: Counter, reading: Reading, file: str, column: str) -
         raise DataError(f"{file}: the label {never[0]!r} of --reading.verbalizers never occurs in "
                         f"the column {column!r}, which holds {held}: correct its spelling or leave "
                         "it out.")
+    if len(answers) < 2 <= len(counts):
+        others = [label for label in counts if label not in answers]
+        raise DataError(f"--reading.verbalizers names {next(iter(answers))!r} alone, and telling labels "
+                        f"apart needs two: the column {column!r} also holds "
+                        f"{', '.join(map(repr, others[:8]))}.")
     return answers
 
 # %% ../nbs/01_data.ipynb #68072df5
@@ -550,11 +550,6 @@ def _answers(counts: Counter, reading: Reading, file: str, column: str) -> dict[
     "The answer for each label, in their order; empty if every row lacks a label."
     if reading.verbalizers: answers = _chosen_answers(counts, reading, file, column)
     elif not (answers := _own_answers(counts, file, column)): return {}
-    if reading.verbalizers and len(answers) < 2 <= len(counts):
-        others = [label for label in counts if label not in answers]
-        raise DataError(f"--reading.verbalizers names {next(iter(answers))!r} alone, and telling labels "
-                        f"apart needs two: the column {column!r} also holds "
-                        f"{', '.join(map(repr, others[:8]))}.")
     if len(answers) < 2:
         held = (f"{len(answers)} label{'s' * (len(answers) != 1)} "
                 f"({', '.join(map(repr, answers)) or 'none'})")
@@ -594,26 +589,24 @@ def nearly_equal(
     return [(label, other) for label, other in found if other is not None]
 
 # %% ../nbs/01_data.ipynb #83875e88
-def _interpreted(examples: list[Example], reading: Reading) -> list[Example]:
-    "The examples, with special tokens in their prompts interpreted where the settings say so."
-    if reading.special_tokens == "plain": return examples
-    return [e if isinstance(e.prompt, Conversation) else replace(e, prompt=Interpreted(e.prompt))
-            for e in examples]
+def _interpreted(data: TaskData, reading: Reading) -> TaskData:
+    "The task, with special tokens in its prompts interpreted where the settings say so."
+    def changed(e): return e if isinstance(e.prompt, Conversation) else replace(e, prompt=Interpreted(e.prompt))
+    return data if reading.special_tokens == "plain" else data.with_each(changed)
 
 # %% ../nbs/01_data.ipynb #a4e110c2
 def _prompt_of(shape: Shape, values: dict) -> str:
     "A row's prompt: a conversation, a column with text around it, or a template."
-    pieces = shape.pieces or (("", None),)
     first = next(iter(values.values()), None)
     def filled(column):
         empty = column is None or len(values) > 1 and values[column] is None  # as an empty cell of a CSV file
         return "" if empty else _text(values[column], f"column {column!r}", blank=True)
     if len(values) == 1 and isinstance(first, Conversation):
         _text(first, "prompt")
-        prompt = first
-    elif len(values) == 1 and len(pieces) == 2:
-        prompt = f"{pieces[0][0]}{_text(first, 'prompt')}{pieces[1][0]}"
-    else: prompt = "".join(text + filled(column) for text, column in shape.pieces)
+        return first
+    if len(values) == 1 and len(shape.pieces) == 2:
+        return f"{shape.pieces[0][0]}{_text(first, 'prompt')}{shape.pieces[1][0]}"
+    prompt = "".join(text + filled(column) for text, column in shape.pieces)
     if not prompt.strip(): raise ValueError("the prompt is empty")
     return prompt
 
@@ -658,8 +651,8 @@ def _own_examples(
 ) -> tuple[list[Example], list[Problem]]:
     "Examples of a table of one's own."
     parts = [r for r in ("completion", "label", "chosen", "rejected", "id") if r in shape.columns]
-    prompts = list(dict.fromkeys(column for _, column in shape.pieces if column is not None))
-    numbers, lines = {key: i for i, key in enumerate(answers)}, []
+    prompts = shape.prompt_columns
+    numbers = {key: i for i, key in enumerate(answers)}
     _check_conversations(table, shape, prompts)
     def make(line, *values):
         prompt = _prompt_of(shape, dict(zip(prompts, values)))
@@ -670,10 +663,8 @@ def _own_examples(
             label, completion = numbers[key], answers[key]
         elif "completion" in given: completion = _text(given["completion"], "completion")
         elif "chosen" in given: completion, rejected = _pair_of(given["chosen"], given["rejected"])
-        lines.append(line)
         return Example(_id(given.get("id"), line, table.unit), prompt, completion, rejected, label)
-    examples, problems = _gather(table, prompts + [shape.columns[r] for r in parts], make)
-    return _named(examples, lines), problems
+    return _gather(table, prompts + [shape.columns[r] for r in parts], make)
 
 # %% ../nbs/01_data.ipynb #04898547
 def _check_parts(make: Callable, table: Table, shape: Shape):
@@ -690,16 +681,13 @@ def _examples_of(table: Table, shape: Shape, answers: dict[str, str],
     "Examples of a table, made as the task's record says."
     example = TASKS[shape.task].example
     if not example: return _own_examples(table, shape, answers, merged)
-    make, lines = find_function(example), []
+    make = find_function(example)
     _check_parts(make, table, shape)
     def made(line, *values):
         given = dict(zip(shape.columns, values))
         id = _id(given.pop("id", None), line, table.unit)
-        one = make(id, **{part: _text(value, part.rstrip("12"), blank=True) for part, value in given.items()})
-        lines.append(line)
-        return one
-    examples, problems = _gather(table, list(shape.columns.values()), made)
-    return _named(examples, lines), problems
+        return make(id, **{part: _text(value, part.rstrip("12"), blank=True) for part, value in given.items()})
+    return _gather(table, list(shape.columns.values()), made)
 
 # %% ../nbs/01_data.ipynb #8901ff31
 def _hold_size(examples) -> int:
@@ -713,7 +701,8 @@ def _parted(examples, held: set[int]) -> tuple[list[Example], list[Example]]:
 # %% ../nbs/01_data.ipynb #c4394dd2
 def _hold_out(examples, seed) -> tuple[list[Example], list[Example]]:
     "The examples that stay, and those held out by chance."
-    return _parted(examples, set(map(id, _by_chance(examples, seed)[:_hold_size(examples)])))
+    drawn = sorted(examples, key=lambda e: chance(seed, "split", e.id))
+    return _parted(examples, set(map(id, drawn[:_hold_size(examples)])))
 
 # %% ../nbs/01_data.ipynb #1ab3057b
 def prompt_key(
@@ -745,10 +734,9 @@ def _held_together(examples, seed, size: int, key) -> set[int]:
     "The rows (by `id`) that are held out where rows with the same key stay on one side."
     groups, held, quotas = {}, set(), _quotas(examples, size)
     for e in examples: groups.setdefault(hash(key(e)), []).append(e)
-    # One row stands for its group, so a text of many copies is no likelier to be drawn.
-    firsts = [min(some, key=lambda e: e.id) for some in groups.values()]
-    for first in _by_chance(firsts, seed):
-        some = groups[hash(key(first))]
+    # One id stands for its group, so a text of many copies is no likelier to be drawn.
+    def turn(some): return chance(seed, "split", min(e.id for e in some))
+    for some in sorted(groups.values(), key=turn):
         needed = Counter(e.label for e in some)
         if needed <= quotas:
             quotas -= needed
@@ -763,26 +751,6 @@ def _hold_out_texts(examples, seed, size=None) -> tuple[list[Example], list[Exam
         held = _held_together(examples, seed, size, key)
         if 2 * len(held) >= size: return _parted(examples, held)
     return _hold_out(examples, seed)  # one text is most of the file
-
-# %% ../nbs/01_data.ipynb #a312107f
-_hub_dataset = ("nyu-mll/glue", "qqp")
-_generated_sizes = dict(train=16_000, validation=1000, test=1000)
-
-def _hub_pairs() -> tuple[dict[str, list[Example]], int]:
-    "GLUE's train and validation pairs, and how many rows with an empty question were left out."
-    import datasets  # late: it takes a second to import
-    try: loaded = datasets.load_dataset(*_hub_dataset)
-    except Exception as e:  # what goes wrong on the way to the Hub has many types
-        raise DataError(f"The dataset {' '.join(_hub_dataset)} cannot be had from the Hub "
-                        f"({first_line(e)}): without a network, use data='embedded' or the path of a "
-                        "folder with train.tsv and dev.tsv.") from e
-    splits, empty = {}, 0
-    for split in ("train", "validation"):
-        columns = (loaded[split][name] for name in ("idx", "question1", "question2", "label"))
-        pairs = [row for row in zip(*columns) if row[1].strip() and row[2].strip()]
-        empty += len(loaded[split]) - len(pairs)
-        splits[split] = [_question_example(f"{split}-{idx}", *rest) for idx, *rest in pairs]
-    return splits, empty
 
 # %% ../nbs/01_data.ipynb #fe757b50
 def without_leaks(
@@ -962,12 +930,6 @@ def _given_tables(task: str, data, reading: Reading) -> tuple[dict[str, Table], 
     named = dict(test=reading.test, validation=reading.validation)
     return tables | {role: _file_table(path, reading) for role, path in named.items() if path}, notes
 
-# %% ../nbs/01_data.ipynb #dd61c9ec
-def _shape_of(table: Table, task: str, reading: Reading, hint: str = "", skip=(), own=()) -> Shape:
-    "Which column of a table is which part; an error names the table's first line."
-    return find_shape(table.columns, task, reading, f"{table.file}, {table.unit} 1",
-                      table, hint, skip, own)
-
 # %% ../nbs/01_data.ipynb #cd77fb6e
 def _other_columns(tables: dict[str, Table], shapes: dict[str, Shape]) -> list[str]:
     "Notes on files that take their parts from other columns than train."
@@ -1012,10 +974,9 @@ def _asked(counts: Counter, table: Table, column: str, merged: dict[str, str]) -
 def _check_encoding(table: Table, column: str):
     "Raise where labels are not UTF-8: those that can be read are not all."
     columns = [column, *(name for name in table.columns if name != column)]
-    read, problems = _gather(table, columns, lambda line, value, *others: _text(value, "label"))
+    _, problems = _gather(table, columns, lambda line, value, *others: Example(str(line), "", _text(value, "label")))
     if bad := [p for p in problems if "which is not UTF-8" in p.reason]:
-        raise UnusableRows(f"{table.file}: {len(bad):,} of {len(problems) + len(read):,} rows cannot be used: "
-                           f"{_kinds(table, bad)}. {_remedy(bad, False)}", bad)
+        raise UnusableRows(f"{_unusable(table, bad)} {_remedy(bad, False)}", bad)
 
 def _learned_labels(tables: dict[str, Table], shapes: dict[str, Shape], reading: Reading) -> tuple:
     "The answer for each label, which labels are one, and questions about similar ones."
@@ -1064,29 +1025,27 @@ def _from_tables(task, data, reading) -> TaskData:
     if note := _unlabelled_test(task, tables, reading): notes.append(note)
     train, shapes = tables["train"], {}
     for role, table in tables.items():
-        shapes[role] = _shape_of(table, task, reading, _differ(train, table) if shapes else "", own=list(given[role].columns))
+        shapes[role] = find_shape(table.columns, task, reading, table=table, own=list(given[role].columns),
+                                  hint=_differ(train, table) if shapes else "")
     notes += [note for role, table in tables.items() for note in numbers_among_texts(table, shapes[role])]
     notes += left_out(train, shapes["train"]) + _other_columns(tables, shapes)
     answers, merged = {}, {}
     if record.answers == "labels" and not record.verbalizers:
         answers, merged, asked = _learned_labels(tables, shapes, reading)
         notes += asked
-    found = {}
-    for role, table in tables.items():
-        examples, problems = _examples_of(table, shapes[role], answers, merged)
-        found[role] = table, _interpreted(examples, reading), problems
+    found = {role: (table, *_examples_of(table, shapes[role], answers, merged)) for role, table in tables.items()}
     _check_usable(found, reading.unusable)
     splits = _split({role: examples for role, (_, examples, _) in found.items()},
                     published=record.published and "test" in found)
     if reading.conversations != "stop": notes += talk_notes(given["train"], reading, record.answers != "labels")
     problems = [p for _, _, problems in found.values() for p in problems]
-    intake = Intake([_file_record(role, *one) for role, one in found.items()],
+    intake = Intake([table.record(role, len(examples)) for role, (table, examples, _) in found.items()],
                     shapes["train"], tuple(answers), problems, notes=notes)
     name = Path(str(data).removeprefix("hub:")).stem if isinstance(data, (str, Path)) else "data"
-    return TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
-                    _ends_with_token(record, reading),
-                    _told_source(task, data, tables),
-                    intake, foldable=list(tables) == ["train"])
+    loaded = TaskData(task, name, *splits.values(), record.verbalizers or tuple(answers.values()),
+                      _ends_with_token(record, reading), _told_source(task, data, tables), intake,
+                      foldable=list(tables) == ["train"])
+    return _interpreted(loaded, reading)
 
 # %% ../nbs/01_data.ipynb #eb545902
 def _with_columns(reading: Reading, known: dict[str, str], table: Table) -> Reading:
@@ -1128,20 +1087,20 @@ def _all_rows(task, path, table: Table, reading: Reading, answers: dict, columns
     talks = talk_notes(table, reading, False) if reading.conversations != "stop" else []
     table = _class_names(prepared(table, reading, task), record, reading, answers)
     reading = _with_columns(reading, columns, table)
-    shape = _shape_of(table, task, reading, skip=skip)
+    shape = find_shape(table.columns, task, reading, table=table, skip=skip)
     if record.answers == "labels" and not record.verbalizers and not skip:
         answers, merged = _judged_answers(table, shape.columns["label"], reading, answers)
     examples, problems = _examples_of(table, shape, answers, merged)
     _check_usable(dict(test=(table, examples, problems)), reading.unusable)
-    notes = _lost(table, examples, problems)
+    notes = _lost(table, problems)
     if not skip: notes += left_out(table, shape) + numbers_among_texts(table, shape)
     notes += _other_prompt(reading, columns, shape) + talks
-    file = _file_record("test", table, examples, problems)
-    return TaskData(task, Path(path).stem, [], [], _interpreted(examples, reading),
-                    record.verbalizers or tuple(dict.fromkeys(answers.values())),
-                    _ends_with_token(record, reading),
-                    f"All {'usable ' * bool(problems)}rows of {Path(path).name}.",
-                    Intake([file], shape, tuple(answers), problems, notes=notes))
+    source = f"All {'usable ' * bool(problems)}rows of {Path(path).name}."
+    intake = Intake([table.record("test", len(examples))], shape, tuple(answers), problems, notes=notes)
+    loaded = TaskData(task, Path(path).stem, [], [], examples,
+                      record.verbalizers or tuple(dict.fromkeys(answers.values())),
+                      _ends_with_token(record, reading), source, intake)
+    return _interpreted(loaded, reading)
 
 def load_judged(
     task: str,                     # any task whose rows come from a file with columns
@@ -1221,19 +1180,25 @@ def load_prompts(
     return replace(data, test=rows, intake=replace(intake, given=given, notes=[*notes, *intake.notes, *unwritten]))
 
 # %% ../nbs/01_data.ipynb #12a1c804
+def _from_hub(*names: str, remedy: str):
+    "A data set of the Hub, or of a folder in its layout, by its name and perhaps its configuration."
+    import datasets  # late: it takes a second to import
+    try: return datasets.load_dataset(*names)
+    except Exception as e:  # what goes wrong on the way to the Hub has many types
+        raise DataError(f"The dataset {' '.join(names)!r} cannot be had from the Hub ({first_line(e)}): "
+                        f"{remedy}.") from e
+
 def _hub_tables(data: str):
-    "A data set of the Hub, or of a folder in its layout."
-    import datasets
+    "A data set of the Hub that is named."
     name, _, config = data.removeprefix("hub:").partition(":")
     if not name:
         raise DataError("data is 'hub:' without a name: "
                         "write hub:owner/name, or hub:owner/name:configuration.")
-    try: return datasets.load_dataset(name, config or None)
-    except Exception as e:  # what goes wrong on the way to the Hub has many types
-        raise DataError(f"The dataset {name!r} cannot be had from the Hub ({first_line(e)}): "
-                        "check its name, or download it and give its path.") from e
+    return _from_hub(*filter(None, (name, config)), remedy="check its name, or download it and give its path")
 
 # %% ../nbs/01_data.ipynb #f57cf429
+_generated_sizes = dict(train=16_000, validation=1000, test=1000)
+
 def _generated_pairs() -> TaskData:
     "Question pairs that this package makes up."
     def made(split, size):
@@ -1245,9 +1210,18 @@ def _generated_pairs() -> TaskData:
                     "train never mentions.")
 
 # %% ../nbs/01_data.ipynb #36667dcb
+_hub_dataset = ("nyu-mll/glue", "qqp")
+
 def _quora_pairs() -> TaskData:
     "Quora's question pairs from the Hub; GLUE's validation set judges."
-    splits, empty = _hub_pairs()
+    loaded = _from_hub(*_hub_dataset, remedy="without a network, use data='embedded' or the path of a folder with "
+                       "train.tsv and dev.tsv")
+    splits, empty = {}, 0
+    for split in ("train", "validation"):
+        columns = (loaded[split][name] for name in ("idx", "question1", "question2", "label"))
+        pairs = [row for row in zip(*columns) if row[1].strip() and row[2].strip()]
+        empty += len(loaded[split]) - len(pairs)
+        splits[split] = [_question_example(f"{split}-{idx}", *rest) for idx, *rest in pairs]
     train, validation = _hold_out(splits["train"], 0)
     left = f"{empty} pairs with an empty question left out"
     return TaskData("paraphrase",
@@ -1382,8 +1356,7 @@ def with_special_tokens_read(
             if e.label is not None: return e
             rejected = e.rejected and _without_end(e.rejected, specials)
             return replace(e, completion=_without_end(e.completion, specials), rejected=rejected)
-        data = replace(data,
-                       **{split: [ended(e) for e in some] for split, some in data.splits.items()})
+        data = data.with_each(ended)
     return with_chat_template(data, tokenizer, unusable)
 
 # %% ../nbs/01_data.ipynb #0df75ce4
@@ -1399,19 +1372,12 @@ def with_short_answers(
     if not found: return data  # `check_verbalizers` says so
     words = tuple(found.values())
     def answered(e): return replace(e, completion=words[e.label]) if e.label is not None else e
-    splits = {split: [answered(e) for e in examples] for split, examples in data.splits.items()}
     other = {label: word for label, word in found.items() if word.strip() != label}
     shown = ", ".join(f"{word!r} for {label!r}" for label, word in list(other.items())[:6])
     notes = [f"not every label is one token in this backbone, so the model answers {shown}"
              f"{', ...' * (len(other) > 6)}; predictions have the labels, and there is nothing to do"] * bool(other)
     intake = replace(data.intake, notes=[*data.intake.notes, *notes])
-    return replace(data, **splits, verbalizers=words, intake=intake)
-
-# %% ../nbs/01_data.ipynb #db5d02f1
-def _changed(before: list[Example], after: list[Example]) -> int:
-    "How many examples were cut, or how many were left out."
-    if len(before) != len(after): return len(before) - len(after)
-    return sum(a is not b for a, b in zip(after, before))
+    return replace(data.with_each(answered), verbalizers=words, intake=intake)
 
 # %% ../nbs/01_data.ipynb #6ab6725b
 def fit_task(
@@ -1428,7 +1394,8 @@ def fit_task(
     for examples in data.splits.values(): check_joints(examples, tokenizer)
     splits = {split: fit(examples, tokenizer, data.end_of_text, max_length, too_long, split)
               for split, examples in data.splits.items()}
-    changed = {split: _changed(data.splits[split], examples) for split, examples in splits.items()}
+    whole = {id(e) for examples in splits.values() for e in examples}  # neither left out nor cut
+    changed = {split: sum(id(e) not in whole for e in examples) for split, examples in data.splits.items()}
     if not any(changed.values()): return data
     for split, examples in splits.items():
         if data.splits[split] and not examples:

@@ -275,7 +275,7 @@ def _some(items: list[str], most: int, what: str) -> list[str]:
 # %% ../../nbs/reading/05_check.ipynb #7b236ecb
 def size_sections(
     report: DataReport,            # of any data
-) -> list[tuple[str, list[str]]]:  # some may be empty
+) -> list[tuple[str, list[str]]]:  # some are empty, or hold an empty line
     "What was read, and how much of it: files, columns, unusable rows, splits, labels, tokens."
     def file_line(f):
         return (f"{Path(f['file']).name} ({f['format']}, {f['role']}): {counted(f['rows'], 'row')}"
@@ -290,24 +290,22 @@ def size_sections(
                 + ", ".join(_some([f"{name(label)} {n:,} ({n / max(1, sum(some.values())):.0%})"
                                    for label, n in some.items()], 20, "labels")))
     return [
-        ("read",
-         [file_line(f) for f in report.files] or ([report.source] if report.source else [])),
+        ("read", [file_line(f) for f in report.files] or [report.source]),
         ("columns", [f"{role}: {column!r}" for role, column in report.columns.items()]
          + ([f"not used: {', '.join(map(repr, report.unused))}"] if report.unused else [])),
         ("cannot be used", [reason_line(*reason) for reason in reasons(report.problems)]),
         ("left out or cut",
          [f"{why}: {counted(n, 'example')}" for why, n in report.left_out.items()]),
-        ("splits", [", ".join(f"{split} {n:,}"
-                              for split, n in report.sizes.items())] if report.sizes else []),
+        ("splits", [", ".join(f"{split} {n:,}" for split, n in report.sizes.items())]),
         ("balance", [label_line(split, some) for split, some in report.balance.items()]),
-        ("training", [report.training] * bool(report.training)),
+        ("training", [report.training]),
         ("tokens", [f"{part}: " + ", ".join(f"{name} {n:,}" for name, n in some.items())
                     for part, some in report.lengths.items()])]
 
 # %% ../../nbs/reading/05_check.ipynb #7c97ae05
 def doubt_sections(
     report: DataReport,            # of any data
-) -> list[tuple[str, list[str]]]:  # some may be empty
+) -> list[tuple[str, list[str]]]:  # some are empty, or hold an empty line
     "What is wrong or doubtful with what was read: lengths, repetitions, leaks, answers, what stops a run."
     def long_line(split, some):
         return (f"{split}: {counted(some['count'], 'example')} "
@@ -328,16 +326,15 @@ def doubt_sections(
         ("answers", _some([f"{answer!r}: {counted(n, 'token')}"
                            for answer, n in report.verbalizers.items() if n != 1], 10, "answers")),
         ("note", [*report.notes, *report.split_notes]),
-        ("stops a run", report.stops), ("run it", [report.command] if report.command else []),
-        ("or first", [report.recommend] if report.recommend else [])]
+        ("stops a run", report.stops), ("run it", [report.command]), ("or first", [report.recommend])]
 
 # %% ../../nbs/reading/05_check.ipynb #4298dd3b
 def report_sections(
     report: DataReport,            # of any data
 ) -> list[tuple[str, list[str]]]:  # heading and lines
     "Each part that has something to say."
-    return [(heading, lines) for heading, lines in size_sections(report) + doubt_sections(report)
-            if lines]
+    return [(heading, said) for heading, lines in size_sections(report) + doubt_sections(report)
+            if (said := list(filter(None, lines)))]
 
 # %% ../../nbs/reading/05_check.ipynb #f87d3765
 def report_verdict(
@@ -834,8 +831,7 @@ def unloaded_report(
     def about(role, table):
         usable = (len(table) - sum(bad[file] for file in table.files)
                   if isinstance(error, UnusableRows) else None)
-        return dict(role=role, file=table.file, format=table.format,
-                    rows=len(table) + len(table.problems), usable=usable)
+        return table.record(role, usable)
     name = Path(str(data)).stem if isinstance(data, (str, Path)) else "data"
     return DataReport(task, name, files=[about(role, table) for role, table in tables.items()],
                       problems=unread + found, stops=[str(error)])

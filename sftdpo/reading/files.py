@@ -46,8 +46,7 @@ class Problem:
     @property
     def kind(self) -> str:
         "The reason without its values: what many rows may have in common."
-        reason = self.reason.split(", none of ")[0].split(" (the row has ")[0].split(
-            " (saved in ")[0]
+        reason = re.split(r", none of | \(the row has | \(saved in ", self.reason)[0]
         return re.sub(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|\b0x[0-9a-f]+\b|(?<!UTF-)\b\d+\b",
                       "…", reason)
 
@@ -70,6 +69,15 @@ class Table:
     def __len__(self): return len(self.lines)
 
     @property
+    def rows(self) -> int:
+        "How many rows the file has, with those that could not be read."
+        return len(self) + len(self.problems)
+
+    def record(self, role: str, usable: int | None) -> dict:
+        "What a report says of the table; `usable`: None where not every row was looked at."
+        return dict(role=role, file=self.file, format=self.format, rows=self.rows, usable=usable)
+
+    @property
     def files(self) -> list[str]: return [file for _, file in self.shards] or [self.file]
 
     def file_of(self, row: int) -> str:
@@ -84,11 +92,12 @@ class Table:
     def some(self, rows: int) -> "Table":
         "At most so many rows, from the first on and evenly spaced."
         step = max(1, math.ceil(len(self) / rows))
-        columns = {name: self.values(name)[::step] if isinstance(column, list)
-                   else column.take(list(range(0, len(self), step)))
-                   for name, column in self.columns.items()}
-        return Table(self.file, self.format, columns, self.lines[::step], unit=self.unit,
-                     class_names=self.class_names)
+        columns = {name: column[::step] for name, column in self.columns.items()}
+        return replace(self, columns=columns, lines=self.lines[::step], problems=[], shards=())
+
+    def with_values(self, names, rows) -> "Table":
+        "The table with other values of some columns, given row by row."
+        return replace(self, columns=self.columns | {name: [row[i] for row in rows] for i, name in enumerate(names)})
 
     @property
     def joining_sign(self) -> str:
@@ -315,13 +324,9 @@ def as_text(
     if isinstance(value, (bool, int)):
         try: return str(value)
         except ValueError: raise ValueError("is a number of thousands of digits") from None
-    if isinstance(value, (list, dict, tuple)):
-        raise not_a_text(value)
     if isinstance(value, (bytes, bytearray)): raise ValueError("is bytes, not a text")
     if type(value).__name__ in ("NAType", "NaTType"): raise ValueError("is missing")
-    # several values in one cell
-    if hasattr(value, "tolist"):
-        raise not_a_text(value)
+    if isinstance(value, (list, dict, tuple)) or hasattr(value, "tolist"): raise not_a_text(value)
     return str(value) # dates and the like
 
 # %% ../../nbs/reading/01_files.ipynb #0b9a7ede
@@ -580,9 +585,9 @@ def _loads(text: str):
 
 # %% ../../nbs/reading/01_files.ipynb #36d3b87c
 def _columns_of(rows: list[dict], file: str) -> dict[str, list]:
-    "Dicts as columns, the names in the order in which they first appear."
+    "Dicts as columns, the names as text in the order in which they first appear."
     names = _check_count(list(dict.fromkeys(name for row in rows for name in row)), file)
-    return {name: [row.get(name) for row in rows] for name in names}
+    return {str(name): [row.get(name) for row in rows] for name in names}
 
 # %% ../../nbs/reading/01_files.ipynb #98b74b01
 def read_json_lines(
@@ -648,9 +653,7 @@ def table_of_rows(
     problems = [Problem(file, i, f"a {type(row).__name__}, not an object with named values",
                         _shortly(row), "row")
                 for i, row in enumerate(rows, 1) if not isinstance(row, dict)]
-    columns = {str(name): values
-               for name, values in _columns_of([row for _, row in good], file).items()}
-    return Table(file, format, columns, [i for i, _ in good], problems, "row")
+    return Table(file, format, _columns_of([row for _, row in good], file), [i for i, _ in good], problems, "row")
 
 # %% ../../nbs/reading/01_files.ipynb #7da7b839
 def read_json_rows(
@@ -809,7 +812,7 @@ def read_table(
         del raw
         if format == "CSV": table = read_delimited(text, str(path), delimiter, columns)
         else: table = (read_json_rows if format == "JSON" else read_json_lines)(text, str(path))
-    if not len(table) + len(table.problems):
+    if not table.rows:
         raise DataError(f"{path} holds a header and no rows: is it the right file?")
     return table
 
@@ -823,21 +826,18 @@ def table_of(
     "Any table that Python holds, or a file, as ours."
     if isinstance(data, Table): return data
     if isinstance(data, (str, Path)): return read_table(data, **reading)
-    kind = type(data).__module__.split(".")[0], type(data).__name__
-    if kind[0] == "pandas" and kind[1] == "DataFrame":
-        columns = [data.iloc[:, i] for i in range(data.shape[1])]
-        values = [c.astype(object).where(c.notna(), None).tolist() for c in columns]
-        table = Table(name, "DataFrame",
-                      dict(zip(_check_names(map(str, data.columns), name), values)),
-                      list(range(1, len(data) + 1)), unit="row")
-    elif kind[0] == "datasets" and kind[1] == "Dataset":
-        table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
-    elif kind[0] == "pyarrow" and kind[1] == "Table": table = table_of_arrow(data, name)
+    kind = f"{type(data).__module__.split('.')[0]}.{type(data).__name__}"  # without importing a library
+    if kind == "pandas.DataFrame":
+        names = _check_names(map(str, data.columns), name)
+        values = [column.astype(object).where(column.notna(), None).tolist() for _, column in data.items()]
+        table = Table(name, "DataFrame", dict(zip(names, values)), list(range(1, len(data) + 1)), unit="row")
+    elif kind == "datasets.Dataset": table = table_of_arrow(data.with_format("arrow")[:], name, "datasets")
+    elif kind == "pyarrow.Table": table = table_of_arrow(data, name)
     elif isinstance(data, (list, tuple)): table = table_of_rows(list(data), name)
     else:
         raise DataError(f"data is a {type(data).__name__}: give a path, a pandas DataFrame, a "
                         "datasets.Dataset or DatasetDict, or a list of dicts.")
-    if not len(table) + len(table.problems): raise DataError(f"{name} holds no rows: give at least one.")
+    if not table.rows: raise DataError(f"{name} holds no rows: give at least one.")
     return table
 
 # %% ../../nbs/reading/01_files.ipynb #761c207c
@@ -991,10 +991,7 @@ def printable(
     text: str,  # of any data
 ) -> str:
     "The text with what does not print, or cannot be encoded, as its code."
-    def shown(c):
-        return (f"\\u{ord(c):04x}" if 0xd800 <= ord(c) <= 0xdfff
-                else c.encode("unicode_escape").decode())
-    return "".join(c if c.isprintable() else shown(c) for c in text)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 # %% ../../nbs/reading/01_files.ipynb #5b73bc3d
 def plain_markdown(

@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
+from string import ascii_lowercase, ascii_uppercase
 
 from tokenizers import normalizers, pre_tokenizers
 
@@ -260,7 +262,7 @@ def continuation_text(
 # %% ../../nbs/reading/04_rows.ipynb #50c9790f
 def _check_rows(rows: list[Row], max_length: int) -> list[Row]:
     "The rows, if each has a prompt, has no empty completion and fits."
-    too_long, longest = 0, (0, None)
+    def length(row): return len(row.prompt) + max(map(len, row.completions))
     for row in rows:
         if not row.prompt:
             raise DataError(f"The prompt of {row.id!r} is empty: a completion's first token is "
@@ -268,15 +270,12 @@ def _check_rows(rows: list[Row], max_length: int) -> list[Row]:
         if not all(row.completions):
             raise DataError(f"A completion of {row.id!r} is empty: there is nothing to score; give "
                             "it a text or leave the example out.")
-        length = len(row.prompt) + max(map(len, row.completions))
-        too_long += length > max_length
-        if length > longest[0]: longest = (length, row)
-    if too_long:
-        length, row = longest
-        raise DataError(f"{too_long:,} of {len(rows):,} rows {'is' if too_long == 1 else 'are'} "
+    if too_long := [row for row in rows if length(row) > max_length]:
+        row = max(too_long, key=length)
+        raise DataError(f"{len(too_long):,} of {len(rows):,} rows {'is' if len(too_long) == 1 else 'are'} "
                         f"longer than max_length={max_length} tokens; the longest, {row.id!r}, has "
-                        f"{length} ({len(row.prompt)} of them the prompt). Shorten these examples "
-                        f"or leave them out, or take a backbone that reads {length} tokens.")
+                        f"{length(row)} ({len(row.prompt)} of them the prompt). Shorten these examples "
+                        f"or leave them out, or take a backbone that reads {length(row)} tokens.")
     return rows
 
 # %% ../../nbs/reading/04_rows.ipynb #183d0ac2
@@ -306,8 +305,8 @@ def tokenize(
         raise DataError("Some examples have a rejected completion and some have none: call "
                         "make_pairs on all of them, or on none.")
     if end_of_text: check_end(tokenizer)
-    texts = ([[e.completion for e in examples]]
-             + ([[e.rejected for e in examples]] if True in paired else []))
+    names = ("completion", "rejected") if True in paired else ("completion",)
+    texts = [[getattr(e, name) for e in examples] for name in names]
     ids = [_token_ids(some, tokenizer, True) for some in texts]
     prompts = [e.prompt for e in examples]
     starts = prompt_ids(prompts, tokenizer)
@@ -412,10 +411,8 @@ def fit(
 # %% ../../nbs/reading/04_rows.ipynb #f4d55c7a
 def _any_words(verbalizers, tokenizer) -> dict[str, str]:
     "Letters, numbers and pairs of letters that are one token, in this order; empty where they are too few."
-    letters = [chr(ord("A") + i) for i in range(26)]
-    pool = [*letters, *map(str.lower, letters),
-            *map(str, range(1000)), *(a + b for a in letters for b in letters),
-            *((a + b).lower() for a in letters for b in letters)]
+    pairs = ["".join(two) for two in product(ascii_uppercase, repeat=2)]
+    pool = [*ascii_uppercase, *ascii_lowercase, *map(str, range(1000)), *pairs, *map(str.lower, pairs)]
     tokens = {}
     for word, ids in zip(pool, _encode(pool, tokenizer, True)):
         if len(ids) == 1: tokens.setdefault(ids[0], word)

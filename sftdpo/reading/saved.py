@@ -107,8 +107,7 @@ def as_turns(
         if not written: return replace(e, prompt=Conversation(turns))
         def answer(text): return f" {text}" if text and not text[0].isspace() else text
         return replace(e, prompt=written_out(turns), completion=answer(e.completion), rejected=answer(e.rejected))
-    return replace(data, **{split: list(map(turned, examples))
-                            for split, examples in data.splits.items()})
+    return data.with_each(turned)
 
 # %% ../../nbs/reading/07_saved.ipynb #5dc1f5d8
 def prompt_as_trained(

@@ -121,6 +121,11 @@ class Shape:
                        for text, column in self.pieces)
 
     @property
+    def prompt_columns(self) -> list[str]:
+        "The columns that the prompt is made of, each once."
+        return list(dict.fromkeys(column for _, column in self.pieces if column is not None))
+
+    @property
     def parts(self) -> dict[str, str]:
         "Part -> column, the prompt as a template."
         return ({"prompt": self.template} if self.pieces else {}) | self.columns
@@ -192,17 +197,34 @@ def talk_hint(
     return ""
 
 # %% ../../nbs/reading/02_shapes.ipynb #69fffc72
+def _not_found(absent, columns, task, reading, table, hint, skip, own) -> str:
+    "Which parts of a task have no column, and what to give."
+    hint = (table.hint() or talk_hint(table) if table is not None else "") or hint
+    usual = "; ".join(f"the column for {role} is usually called {', '.join(_names(role, task)[:4])}" for role in absent)
+    said = (f"the task {task!r} finds no column for {' and '.join(absent)} among {named(own or columns)} "
+            f"({usual}).{hint} ")
+    other = guess_task(columns, reading)
+    if other and other != task and not skip: return f"{said}The columns fit the task {other!r}: --tasks {other}."
+    if table is not None and table.joining_sign: return said
+    if all(hasattr(reading, role) for role in absent):
+        options = [f"--tasks {task}"] * (not skip) + [f"--reading.{role} COLUMN" for role in absent]
+        several = ", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'" * ("prompt" in absent)
+        return f"{said}Name the columns: {' '.join(options)}{several}."
+    if skip: return said + "Give the columns such names." * (not hint)
+    return f"{said}Name them in the first line, or take the task 'labels' with --reading.prompt '{{COLUMN}} {{COLUMN}}'."
+
 def find_shape(
     columns: Sequence[str],        # of a table
     task: str,                     # what it is for
     reading: Reading = Reading(),  # columns and template, where they are given
-    file: str = "the data",        # for messages
+    file: str = "",                # for messages; default: the table's first line
     table: Table | None = None,    # whose columns they are: where some are not found, it may tell what else is wrong
     hint: str = "",                # what may be wrong where the table does not tell
     skip: Sequence[str] = (),      # parts that are not looked for
     own: Sequence[str] = (),       # the file's own columns, for messages
 ) -> Shape:
     "The parts of a table's columns, or a `DataError` that names them and what to give."
+    file = file or ("the data" if table is None else f"{table.file}, {table.unit} 1")
     tabular = [name for name, one in TASKS.items() if one.columns]
     if task not in tabular:
         raise DataError(f"The task {task!r} has no columns: use {', '.join(tabular)}.")
@@ -217,24 +239,7 @@ def find_shape(
             found[role] = name
             if (role, task) == ("prompt", "labels") and table is not None: found[role] = _not_where_from(name, free, table)
         elif role != "id": absent.append(role)
-    if absent:
-        other = guess_task(columns, reading)
-        hint = (table.hint() or talk_hint(table) if table is not None else "") or hint
-        usual = "; ".join(f"the column for {role} is usually called "
-                          f"{', '.join(_names(role, task)[:4])}" for role in absent)
-        options = (" ".join(f"--reading.{role} COLUMN" for role in absent)
-                   if all(hasattr(reading, role) for role in absent) else "")
-        raise DataError(f"{file}: the task {task!r} finds no column for {' and '.join(absent)} "
-                        f"among {named(own or columns)} ({usual}).{hint} "
-                        + (f"The columns fit the task {other!r}: --tasks {other}."
-                           if other and other != task and not skip else
-                           "" if table is not None and table.joining_sign
-                           else f"Name the columns: {'' if skip else f'--tasks {task} '}{options}"
-                           + (", or make the prompt of several: --reading.prompt '{COLUMN}: {COLUMN}'."
-                              if "prompt" in absent else ".") if options
-                           else "" if skip and hint else "Give the columns such names." if skip
-                           else "Name them in the first line, or take the task 'labels' with "
-                           "--reading.prompt '{COLUMN} {COLUMN}'."))
+    if absent: raise DataError(f"{file}: {_not_found(absent, columns, task, reading, table, hint, skip, own)}")
     if "prompt" in found:
         pieces = (("", found["prompt"]), ("\n" if TASKS[task].answers == "labels" else "", None))
     prompts = {column for _, column in pieces}
@@ -471,7 +476,8 @@ def order_by_scores(
     def unknown(why): return ValueError(f"is not known: {why}")
     def named(first, second, value):
         which = words.get(_word(value))
-        return ((first, second), (second, first), (unknown(f"{scored[0]} says {value!r}"), second))[2 if which is None else which]
+        if which is None: return unknown(f"{scored[0]} says {value!r}"), second
+        return (second, first) if which else (first, second)
     def ordered(first, second, a, b):
         try: a, b = float(a), float(b)
         except (TypeError, ValueError): return unknown(f"the scores are {a!r} and {b!r}"), second
@@ -479,8 +485,7 @@ def order_by_scores(
         if a == b: return unknown(f"both scores are {a:g}"), second
         return (first, second) if a > b else (second, first)
     rows = [(ordered if len(scored) == 2 else named)(*row) for row in zip(*map(table.values, [*names, *scored]))]
-    return replace(table, columns=table.columns | {name: [row[i] for row in rows]
-                                                   for i, name in enumerate(names)})
+    return table.with_values(names, rows)
 
 # %% ../../nbs/reading/02_shapes.ipynb #99037ba2
 _speaks = re.compile(r"^\W*(?:im_start\W+)?(?:assistant|response|answer|bot|chatbot|ai|model|gpt|claude)\b(?:\*{0,2}[ \t]?[:：|>\]]+\*{0,2}|\*\*|[ \t]+-|[ \t]*(?=\n))",
@@ -533,8 +538,7 @@ def cut_beginnings(
     prompts = table.values(names["prompt"]) if names["prompt"] else [None] * len(table)
     rows = [_cut_row(*row)
             for row in zip(prompts, table.values(names["chosen"]), table.values(names["rejected"]))]
-    return replace(table, columns=table.columns | {name or role: [row[i] for row in rows]
-                                                   for i, (role, name) in enumerate(names.items())})
+    return table.with_values([name or role for role, name in names.items()], rows)
 
 # %% ../../nbs/reading/02_shapes.ipynb #f743d4a3
 _marked = re.compile(
@@ -559,9 +563,7 @@ def split_texts(
         before, found, after = text.rstrip().rpartition(sign)
         return ((before + found, after) if found
                 else (ValueError(f"is not known: the text does not hold {sign!r}"), None))
-    rows = list(map(parted, table.values(name)))
-    return replace(table, columns=table.columns | {name: [row[0] for row in rows],
-                                                   "completion": [row[1] for row in rows]})
+    return table.with_values([name, "completion"], list(map(parted, table.values(name))))
 
 def texts_to_continue(
     table: Table,      # of one text a row
@@ -610,13 +612,14 @@ def prepared(
     return cut_beginnings(table, reading) if reading.beginning == "cut" else table
 
 # %% ../../nbs/reading/02_shapes.ipynb #a5622155
+def _said(values: list) -> set[str]:
+    "The texts and numbers among some values, each once."
+    return {str(v).strip() for v in values if isinstance(v, (str, int, float))} - {""}
+
 def _groups(table: Table) -> dict[str, int]:
     "The columns of few values, and how many."
-    counts = {}
-    for name in table.columns:
-        values = [str(v).strip() for v in table.values(name) if isinstance(v, (str, int, float))]
-        counts[name] = len({v for v in values if v})
-    return {name: n for name, n in counts.items() if name and 2 <= n <= max(2, len(table) / 3)}
+    counts = {name: len(_said(table.values(name))) for name in table.columns if name}
+    return {name: n for name, n in counts.items() if 2 <= n <= max(2, len(table) / 3)}
 
 # %% ../../nbs/reading/02_shapes.ipynb #341fa4a0
 def scored_pairs(
@@ -687,7 +690,7 @@ def few_answers(
     "The column of the completions, if nobody named it and it holds so few and short values that they may be labels."
     name = None if reading.completion else _usual("completion", _free(list(table.columns), "completions", reading), "completions")
     if name is None or len(table) < 20: return None
-    values = sorted({str(v).strip() for v in table.some(500).values(name) if isinstance(v, (str, int, float))} - {""})
+    values = sorted(_said(table.some(500).values(name)))
     return (name, values) if 1 <= len(values) <= 5 and max(map(len, values)) <= 40 else None
 
 
@@ -698,9 +701,8 @@ def _text_alone(table: Table, reading: Reading) -> Iterator[tuple[str, str, Read
     if reading.split or len(texts) != 1 or _groups(table) or table.joining_sign or few_answers(table, reading): return
     name, = texts
     values = [value for value in table.values(name) if isinstance(value, str)]
-    marks = [found[-1]
-             for value in values if (found := [one[0] for one in _marked.finditer(value)])]
-    usual = max(set(marks), key=marks.count) if marks else None
+    marks = [found[-1] for value in values if (found := _marked.findall(value))]
+    usual = max(dict.fromkeys(marks), key=marks.count, default=None)
     for sign, typed in ((usual, usual), ("\n", "\\n"), (". ", ". "), (" ", " ")):
         if sign and sum(sign in value.strip() for value in values) > len(values) / 2:
             yield "texts alone", "completions", replace(reading, prompt=reading.prompt or name,
@@ -774,7 +776,7 @@ def wider_template(
 # %% ../../nbs/reading/02_shapes.ipynb #1b95bad4
 def _hold_answers(table: Table, shape: Shape, names: list[str]) -> list[str]:
     "The columns of texts that hold the whole row: they end with its answer, or hold a prompt of some length and the answer."
-    answer, prompts = shape.columns.get("completion") or shape.columns.get("chosen"), [c for _, c in shape.pieces if c is not None]
+    answer, prompts = shape.columns.get("completion") or shape.columns.get("chosen"), shape.prompt_columns
     if not answer: return []
     def whole(name, text, said, others):
         asked = any(isinstance(o, str) and len(o.strip()) >= 20 and o.strip() in text for o in others)
@@ -818,7 +820,7 @@ def left_out(
     notes = []
     if known := _hold_answers(some, shape, texts):
         notes.append(f"left out: {', '.join(map(repr, known))}, which hold{'s' * (len(known) == 1)} the answer")
-    if inside := _hold_answers(some, shape, list(dict.fromkeys(c for _, c in shape.pieces if c is not None))):
+    if inside := _hold_answers(some, shape, shape.prompt_columns):
         notes.append(f"the prompt takes in {', '.join(map(repr, inside))}, which hold{'s' * (len(inside) == 1)} the answer in most "
                      "rows, so there is little left to learn: name other columns in --reading.prompt")
     texts = [name for name in texts if name not in known]
@@ -842,7 +844,7 @@ def numbers_among_texts(
     shape: Shape,  # as found
 ) -> list[str]:
     "A note on each column that is to hold texts and holds numbers in some rows, or what a spreadsheet writes where there is none."
-    columns = dict.fromkeys([column for _, column in shape.pieces if column is not None]
+    columns = dict.fromkeys(shape.prompt_columns
                             + [shape.columns[part] for part in ("completion", "chosen", "rejected") if part in shape.columns])
     notes = []
     for name in columns:
