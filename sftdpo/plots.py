@@ -307,12 +307,12 @@ def draw_course(
 
 # %% ../nbs/21_plots.ipynb #38359b98
 def name_axes(
-    axes: list,   # of panels
-    across: int,  # beside one another
-    x: str,       # what the horizontal axis shows
-    y: str,       # what the vertical axis shows
+    axes: list,  # from `panels`
+    x: str,      # what the horizontal axis shows
+    y: str,      # what the vertical axis shows
 ):
     "Titles of the axes, once a row and once a column."
+    across = axes[0].get_gridspec().ncols
     for place, axis in enumerate(axes):
         if place + across >= len(axes): axis.set_xlabel(x)
         if place % across == 0: axis.set_ylabel(y)
@@ -363,7 +363,7 @@ def learning_curves(
                              + f", {int(part['step'].max())} steps, {seeds} "
                              f"{'seeds' if seeds > 1 else 'seed'}")
         for axis in axes: axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        name_axes(axes, min(2, len(paths)), "optimizer step", "loss")
+        name_axes(axes, "optimizer step", "loss")
         marks = ([Line2D([], [], color=INK, linestyle="none", marker="o", markersize=4.5,
                          label="marks: held-out rows")] if "held_out_loss" in history else [])
         legend(picture, {name: look | {"marker": ""} for name, look in named_with_panel(looks, history).items()}, marks)
@@ -704,15 +704,14 @@ def metric_against(
     points = pairs_of_metrics(results, x.name, y.name)
     if points.empty: return nothing(f"No run has both {x.title} and {y.title}.")
     recipes, looks = list(dict.fromkeys(points.sort_values("cell")["recipe"])), looks_of(dict.fromkeys(points["tuning"]))
-    across = min(3, len(recipes))
     with style():
-        picture, axes = panels(len(recipes), height=2.1, across=across, sharex=True, sharey=True)
+        picture, axes = panels(len(recipes), height=2.1, across=3, sharex=True, sharey=True)
         for recipe, axis in zip(recipes, axes):
             axis.set_title(short(recipe))
             axis.axvline(0, color=INK, linewidth=0.8, linestyle=LINES[2])
             draw_runs(axis, points[points["recipe"] == recipe], (x.factor, y.factor), looks)
             axis.tick_params(labelbottom=True)
-        name_axes(axes, across, axis_title(x), axis_title(y))
+        name_axes(axes, axis_title(x), axis_title(y))
         legend(picture, looks, line=False)
     means = points.groupby("cell", observed=True)[["x", "y"]].mean()
     rows = [f"{short(cell, 60)} {format_metric(one.y, y)} at {format_metric(one.x, x)}"
@@ -750,7 +749,7 @@ def against_examples(
                 words.append(f"{recipe} {tuning}: {in_words(part.set_index('train_size')['mean'])}")
             if beside is not None: axis.plot(beside.index, metric.factor * beside, **line)
             scale_sizes(axis, sorted(set(sizes["train_size"])))
-        name_axes(axes, 3, "training examples", axis_title(metric))
+        name_axes(axes, "training examples", axis_title(metric))
         legend(picture, looks, () if beside is None else (Line2D([], [], label=beside.name, **line),))
     known = "" if beside is None else f" Without training, {beside.name}: {in_words(beside)}."
     picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words, 16)}.{known}"
@@ -894,7 +893,7 @@ def rate_curves(
                     draw_trials(axis, part, looks[tuning], metric.factor)
                 words.append(chosen_in_words(cell, metric))
             rate_axis(axis, trials["learning_rate"])
-        name_axes(axes, 2, "learning rate", axis_title(metric))
+        name_axes(axes, "learning rate", axis_title(metric))
         legend(picture, looks)
     picture.alternative = (f"{axis_title(metric)} of each trial against its learning rate. Chosen: "
                            f"{listed(words)}.")
@@ -972,10 +971,10 @@ def calibration(
         return nothing("No run says how probable its answers were: there is no calibration to "
                        "draw.")
     (names, looks), recipes, words = lines_of_figure(bins), list(dict.fromkeys(bins["recipe"])), []
-    least, across = max(0., math.floor(10 * bins["confidence"].min()) / 10), min(3, len(recipes))
+    least = max(0., math.floor(10 * bins["confidence"].min()) / 10)
     percent = FuncFormatter(lambda value, place: f"{100 * value:.0f}")
     with style():
-        picture, axes = panels(len(recipes), height=2.35, across=across, sharex=True, sharey=True)
+        picture, axes = panels(len(recipes), height=2.35, across=3, sharex=True, sharey=True)
         for recipe, axis in zip(recipes, axes):
             axis.set_title(short(recipe))
             axis.plot([least, 1], [least, 1], color=INK, linewidth=0.8, linestyle=LINES[2])
@@ -996,7 +995,7 @@ def calibration(
             axis.xaxis.set_major_formatter(percent)
             axis.yaxis.set_major_formatter(percent)
             axis.tick_params(labelbottom=True)
-        name_axes(axes, across, "probability of the answer, %", "right answers, %")
+        name_axes(axes, "probability of the answer, %", "right answers, %")
         legend(picture, looks, (Line2D([], [], linestyle="none", label="larger marks: more answers"),))
     picture.alternative = ("Reliability: share of right answers against "
                            "the probability of the answer given. Mean distance from the diagonal, "
