@@ -165,7 +165,7 @@ def lines_of_figure(
     table: pd.DataFrame,  # with the column line
 ) -> tuple[list[str], dict[str, dict]]:  # all names; the looks of those that are told apart
     "The names of the lines of a figure, and how the first ones look."
-    names = [name for name in table["line"].cat.categories if (table["line"] == name).any()]
+    names = list(table["line"].cat.remove_unused_categories().cat.categories)
     return names, looks_of(names[:MOST_LINES])
 
 
@@ -347,9 +347,7 @@ def learning_curves(
         picture, axes = panels(len(paths))
         for path, axis in zip(paths, axes):
             axis.set_title(path)
-            for name in names:
-                part = history[(history["path"] == path) & (history["line"] == name)]
-                if part.empty: continue
+            for name, part in history[history["path"] == path].groupby("line", observed=True):
                 look, course = looks.get(name, GREY), over_seeds(smoothed(part, "loss"), "loss")
                 held_out = (over_seeds(part, "held_out_loss") if "held_out_loss" in part
                             else course[:0])
@@ -406,9 +404,7 @@ def dpo_course(
         for path, above, below in zip(paths, axes, axes[len(paths):]):
             above.set_title(path)
             for axis in (above, below): axis.axhline(0, color=INK, linewidth=0.8)
-            for name in names:
-                part = history[(history["path"] == path) & (history["line"] == name)]
-                if part.empty: continue
+            for name, part in history[history["path"] == path].groupby("line", observed=True):
                 look, said_here = (looks.get(name, GREY) | ({} if "held" in rows
                                                             else {"marker": ""}), [])
                 for column, (what, special) in zip(columns, styles.items()):
@@ -797,16 +793,15 @@ def displacement(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
 ) -> Picture:
     "The change of each pair's chosen log-probability, sorted, a line per cell."
-    table, words = displaced_pairs(pairs), []
+    table, words = displaced_pairs(pairs).rename(columns={"cell": "line"}), []
     if table.empty: return nothing("No DPO stage has recorded the changes of its pairs.")
-    names = list(table["cell"].cat.categories[table["cell"].cat.categories.isin(table["cell"])])
-    looks = looks_of(names[:MOST_LINES])
+    names, looks = lines_of_figure(table)
     with style():
         picture = Picture(3.0)
         axis = picture.subplots()
         axis.axhline(0, color=INK, linewidth=0.8)
-        for name in names:
-            change = table.loc[table["cell"] == name, "chosen_change"].to_numpy()
+        for name, part in table.groupby("line", observed=True):
+            change = part["chosen_change"].to_numpy()
             axis.plot(100 * (np.arange(len(change)) + 0.5) / len(change), change,
                       **{"linewidth": 1.6} | looks.get(name, GREY) | {"marker": ""})
             words.append(f"{short(name, 60)} {100 * (change < 0).mean():.0f} % lose, from "
@@ -978,9 +973,8 @@ def calibration(
         for recipe, axis in zip(recipes, axes):
             axis.set_title(short(recipe))
             axis.plot([least, 1], [least, 1], color=INK, linewidth=0.8, linestyle=LINES[2])
-            for name in names:
-                part = bins[(bins["recipe"] == recipe) & (bins["line"] == name)].sort_values("bin")
-                if part.empty: continue
+            own = bins[bins["recipe"] == recipe].sort_values("bin")
+            for name, part in own.groupby("line", observed=True):
                 look, all_of_them = looks.get(name, GREY), part["answers"].sum()
                 drawn = part[part["answers"] >= FEWEST_IN_BIN]
                 axis.plot(drawn["confidence"], drawn["accuracy"],
