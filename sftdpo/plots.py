@@ -144,17 +144,15 @@ def looks_of(
     names: Iterable[str],  # what must be told apart
 ) -> dict[str, dict]:
     "A colour, a line style, a marker and its filling for each name; full and LoRA always look the same."
-    colours, looks, free = sns.color_palette("colorblind"), {}, iter(range(2, 10**9))
+    colours, looks, numbers = sns.color_palette("colorblind"), {}, {"full": 0, "lora": 1}
     for name in names:
-        number = {"full": 0, "lora": 1}.get(name, None)
         if name == "before training":
             looks[name] = dict(color=INK, linestyle=LINES[2], marker="D", fillstyle="full")
-        else:
-            number = next(free) if number is None else number
-            colour = colours[[0, 1, 2, 4, 3, 5, 8, 9][number % 8]]
-            looks[name] = dict(color=colour,
-                               linestyle=LINES[number % 8], marker=MARKERS[number % 10],
-                               fillstyle="none" if number % 2 else "full")
+            continue
+        number = numbers.setdefault(name, len(numbers))
+        looks[name] = dict(color=colours[[0, 1, 2, 4, 3, 5, 8, 9][number % 8]],
+                           linestyle=LINES[number % 8], marker=MARKERS[number % 10],
+                           fillstyle="none" if number % 2 else "full")
     return looks
 
 # %% ../nbs/21_plots.ipynb #232f9595
@@ -239,15 +237,10 @@ def with_stages(
     # a shared stage is the simplest recipe's
     history = history.sort_values(["cell", "stage"], kind="stable")
     def path(recipe, stage, kind):
-        before = ([name.upper() for name in RECIPES[recipe].stages[:int(stage) - 1]]
-                  if recipe in RECIPES else [])
-        return (" → ".join([*before, str(kind).upper()])
-                + (", longer" if recipe in RECIPES
-                   and len(RECIPES[recipe].depths[int(stage) - 1]) > 1 else ""))
-    kinds = history[["recipe", "stage", "kind"]].drop_duplicates()
-    history = history.merge(kinds.assign(path=[path(*values)
-                                               for values in kinds.itertuples(index=False)]),
-                            on=["recipe", "stage", "kind"])
+        if recipe not in RECIPES: return str(kind).upper()
+        before, depth = RECIPES[recipe].stages[:int(stage) - 1], RECIPES[recipe].depths[int(stage) - 1]
+        return " → ".join([*before, str(kind)]).upper() + ", longer" * (len(depth) > 1)
+    history = history.assign(path=list(map(path, history["recipe"], history["stage"], history["kind"])))
     watched = [name for name in ("step", "loss", "held_out_loss") if name in history]
     marks = history.groupby(["run", "stage"], sort=False)[watched].apply(
         lambda part: part.to_numpy(float).tobytes()).rename("mark").reset_index()
