@@ -8,9 +8,9 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'nothing', 'looks_of', 'lines_of_figure', 'named_with_panel', 'legend', 'axis_title', 'number', 'listed',
            'with_stages', 'smoothed', 'over_seeds', 'draw_course', 'name_axes', 'from_to', 'left_grey',
            'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison',
-           'differences', 'round_ticks', 'recipe_handles', 'scale_costs', 'draw_costs', 'against', 'against_time',
-           'against_parameters', 'pairs_of_metrics', 'draw_runs', 'metric_against', 'against_forgetting',
-           'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs', 'displacement', 'trials_of',
+           'differences', 'round_ticks', 'recipe_handles', 'name_ticks', 'scale_costs', 'draw_costs', 'against',
+           'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs', 'metric_against',
+           'against_forgetting', 'against_examples', 'draw_sizes', 'displaced_pairs', 'displacement', 'trials_of',
            'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at', 'one_rate_for_all', 'reliability',
            'calibration_gap', 'calibration', 'side_by_side']
 
@@ -570,6 +570,17 @@ def recipe_handles(
             *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"])
               for name, look in tunings.items())]
 
+# %% ../nbs/21_plots.ipynb #b76c5084
+def name_ticks(
+    axis,                # whose horizontal axis gets them
+    ticks: list[float],  # above 0
+    says,                # gives a tick as text
+):
+    "A logarithmic axis with these ticks and no others."
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [says(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
+
 # %% ../nbs/21_plots.ipynb #b76c5085
 def scale_costs(
     axis,                     # whose horizontal axis is a cost
@@ -578,10 +589,8 @@ def scale_costs(
     says,                     # gives a cost as text
 ):
     "A logarithmic axis with a few round numbers as people say them."
-    axis.set_xscale("log")
     ticks = round_ticks(costs, candidates)
-    axis.set_xticks(ticks, [says(tick) for tick in ticks])
-    axis.set_xticks([], minor=True)
+    name_ticks(axis, ticks, says)
     axis.set_xlim(min([*ticks, costs.min()]) / 1.25, max([*ticks, costs.max()]) * 1.25)
 
 # %% ../nbs/21_plots.ipynb #f98e7181
@@ -737,7 +746,8 @@ def against_examples(
                 draw_sizes(axis, part, metric, looks[tuning])
                 words.append(f"{recipe} {tuning}: {in_words(part.set_index('train_size')['mean'])}")
             if beside is not None: axis.plot(beside.index, metric.factor * beside, **line)
-            scale_sizes(axis, sorted(set(sizes["train_size"])))
+            name_ticks(axis, sorted(set(sizes["train_size"])),
+                       lambda size: number(size) if size >= 1e4 else f"{size:,}")
         name_axes(axes, "training examples", axis_title(metric))
         legend(picture, looks, () if beside is None else (Line2D([], [], label=beside.name, **line),))
     known = "" if beside is None else f" Without training, {beside.name}: {in_words(beside)}."
@@ -757,16 +767,6 @@ def draw_sizes(
                       color=look["color"], alpha=0.15, linewidth=0)
     axis.plot(part["train_size"], metric.factor * part["mean"],
               **look | {"markersize": 5, "linewidth": 1.6})
-
-# %% ../nbs/21_plots.ipynb #68dce848
-def scale_sizes(
-    axis,              # matplotlib axes
-    sizes: list[int],  # that were trained
-):
-    "A logarithmic axis that names the sizes."
-    axis.set_xscale("log")
-    axis.set_xticks(sizes, [number(size) if size >= 1e4 else f"{size:,}" for size in sizes])
-    axis.set_xticks([], minor=True)
 
 # %% ../nbs/21_plots.ipynb #d050f1e1
 def displaced_pairs(
@@ -855,12 +855,9 @@ def rate_axis(
     rates: Iterable[float],  # all that are drawn, in this panel and beside it
 ):
     "A logarithmic axis of learning rates: the same in all panels, with a few round numbers."
-    low, high = min(rates) / 1.3, max(rates) * 1.3
     candidates = [digit * 10.0 ** power for power in range(-8, 1) for digit in (1, 3)]
-    ticks = round_ticks(rates, candidates)
-    axis.set(xscale="log", xlim=(low, high))
-    axis.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
-    axis.minorticks_off()
+    name_ticks(axis, round_ticks(rates, candidates), lambda tick: f"{tick:.0e}".replace("e-0", "e-"))
+    axis.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
 
 # %% ../nbs/21_plots.ipynb #0c37253d
 def rate_curves(
