@@ -18,7 +18,7 @@ import csv
 import hashlib
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -165,18 +165,14 @@ def environment_table(
     runs: list[str],  # names of runs
 ) -> pd.DataFrame:    # what, value, runs
     "What the runs were made with; a line per value."
-    counts = Counter()
+    values = defaultdict(Counter)  # name: how many runs have each value
     for run in runs:
-        if StudyFolder(folder).run(run).environment.exists():
-            counts.update(joined_names(store.read_environment(folder, run)).items())
-    loads = [value for name, value in counts if name == "load"]
-    if loads:  # a number of its own for each run
-        number, numbers = sum(counts.pop(("load", value)) for value in loads), list(map(float, loads))
-        counts["load", f"{min(numbers):.1f} to {max(numbers):.1f}"] = number
-    names = {name: place
-             for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
-    lines = sorted(((name, value, count) for (name, value), count in counts.items()),
-                   key=lambda line: names[line[0]])
+        if not StudyFolder(folder).run(run).environment.exists(): continue
+        for name, value in joined_names(store.read_environment(folder, run)).items(): values[name][value] += 1
+    if loads := values.pop("load", None):  # a number of its own for each run
+        numbers = list(map(float, loads))
+        values["load"][f"{min(numbers):.1f} to {max(numbers):.1f}"] = loads.total()
+    lines = [(name, value, number) for name, counts in values.items() for value, number in counts.items()]
     return pd.DataFrame(lines, columns=["what", "value", "runs"])
 
 # %% ../nbs/22_report.ipynb #34742f6e
