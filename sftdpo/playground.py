@@ -46,7 +46,7 @@ from .page.own_file import OwnFile, PageActions
 from .plots import learning_curves
 from .reading.examples import DataError
 from .reading.files import expanded
-from .report import as_html, failures_of, figure
+from .report import as_html, each_as_html, failures_of, figure
 from .study import check_study_folder
 
 # %% ../nbs/24_playground.ipynb #0b60916e
@@ -338,8 +338,7 @@ class Results:
 
     def recommend(self, text: str, folder: Path):
         "Show a recommendation, and the model that comes with it."
-        lines = Markup("").join(Markup("<p>{}</p>").format(as_html(line, 2000))
-                                for line in text.splitlines() if line.strip())
+        lines = each_as_html("<p>{}</p>", filter(str.strip, text.splitlines()), 2000)
         self.recommendation.value = Markup(
             '<div class="sftdpo-recommendation"><h3>Recommendation</h3>{}</div>').format(
                 lines) if text else ""
