@@ -46,7 +46,7 @@ from .page.own_file import OwnFile, PageActions
 from .plots import learning_curves
 from .reading.examples import DataError
 from .reading.files import expanded
-from .report import as_html, failures_of, figure
+from .report import as_html, each_as_html, failures_of, figure
 from .study import check_study_folder
 
 # %% ../nbs/24_playground.ipynb #0b60916e
@@ -310,29 +310,25 @@ class Results:
         self,
         later,  # (read, show, fail): calls `read` beside the page
     ):
-        self.views = {name: widgets.HTML()
-                      for name in ("Cells", "Verdicts", "Figures", "Texts", "Command")}
-        self.predictions, self.ask, self.of, self.recommendation = (widgets.VBox(), Ask(later),
-                                                                    widgets.HTML(), widgets.HTML())
-        pages = dict(self.views, Predictions=self.predictions, Try=self.ask.widget)
-        order = ("Cells", "Verdicts", "Figures", "Texts", "Predictions", "Try", "Command")
-        self.tabs = widgets.Tab([pages[name] for name in order], titles=order, selected_index=0)
+        self.views = {name: widgets.HTML() for name in ("Cells", "Verdicts", "Figures", "Texts")}
+        self.predictions, self.ask, self.command = widgets.VBox(), Ask(later), widgets.HTML()
+        self.of, self.recommendation = widgets.HTML(), widgets.HTML()
+        pages = self.views | dict(Predictions=self.predictions, Try=self.ask.widget, Command=self.command)
+        self.tabs = widgets.Tab(list(pages.values()), titles=list(pages), selected_index=0)
         self.widget = widgets.VBox([self.of, self.recommendation, self.tabs])
         self.clear(None)
 
     def clear(self, folder: Path | None):
         "Show nothing yet, of a folder."
         self.of.value = beside(visible(folder)) if folder else ""
-        for name in ("Cells", "Verdicts", "Figures", "Texts"):
-            self.views[name].value = views.NOTHING_YET
+        for view in self.views.values(): view.value = views.NOTHING_YET
         self.predictions.children, self.recommendation.value = [widgets.HTML(views.NOTHING_YET)], ""
         self.ask.show({})
 
     def show(self, found: dict):
         "Show what was read."
         self.clear(found["folder"])
-        for name in ("Cells", "Figures", "Texts", "Verdicts"):
-            self.views[name].value = found[name.lower()] or views.NOTHING_YET
+        for name, view in self.views.items(): view.value = found[name.lower()] or views.NOTHING_YET
         def box(task, answers):
             return widgets.VBox([widgets.HTML(Markup("<h4>{}</h4>").format(as_html(task))),
                                  views.Predictions(answers).widget])
@@ -342,8 +338,7 @@ class Results:
 
     def recommend(self, text: str, folder: Path):
         "Show a recommendation, and the model that comes with it."
-        lines = Markup("").join(Markup("<p>{}</p>").format(as_html(line, 2000))
-                                for line in text.splitlines() if line.strip())
+        lines = each_as_html("<p>{}</p>", filter(str.strip, text.splitlines()), 2000)
         self.recommendation.value = Markup(
             '<div class="sftdpo-recommendation"><h3>Recommendation</h3>{}</div>').format(
                 lines) if text else ""
@@ -544,7 +539,7 @@ class PageChanges:
 
     def foresee(self):
         "Show the command, and begin an estimate; while a process works, its progress says what is left."
-        self.results.views["Command"].value = views.commands_html(
+        self.results.command.value = views.commands_html(
             self.form.settings, self.home, live.command_words(self.home, self.execution))
         if self.process is None: return self.later(self.looking(), self.note, self.refuse, wait=0.6)
         self.noted.value = message("" if self.form.settings == self.begun_with

@@ -8,9 +8,9 @@ __all__ = ['INK', 'FAINT', 'DARK', 'SIZE', 'LINES', 'MARKERS', 'MOST_LINES', 'GR
            'nothing', 'looks_of', 'lines_of_figure', 'named_with_panel', 'legend', 'axis_title', 'number', 'listed',
            'with_stages', 'smoothed', 'over_seeds', 'draw_course', 'name_axes', 'from_to', 'left_grey',
            'learning_curves', 'watched_in', 'dpo_course', 'row_in_words', 'draw_mean', 'name_rows', 'cell_comparison',
-           'differences', 'round_ticks', 'recipe_handles', 'scale_costs', 'draw_costs', 'against', 'against_time',
-           'against_parameters', 'pairs_of_metrics', 'draw_runs', 'metric_against', 'against_forgetting',
-           'against_examples', 'draw_sizes', 'scale_sizes', 'displaced_pairs', 'displacement', 'trials_of',
+           'differences', 'round_ticks', 'recipe_handles', 'name_ticks', 'scale_costs', 'draw_costs', 'against',
+           'against_time', 'against_parameters', 'pairs_of_metrics', 'draw_runs', 'metric_against',
+           'against_forgetting', 'against_examples', 'draw_sizes', 'displaced_pairs', 'displacement', 'trials_of',
            'draw_trials', 'chosen_in_words', 'rate_axis', 'rate_curves', 'score_at', 'one_rate_for_all', 'reliability',
            'calibration_gap', 'calibration', 'side_by_side']
 
@@ -144,17 +144,15 @@ def looks_of(
     names: Iterable[str],  # what must be told apart
 ) -> dict[str, dict]:
     "A colour, a line style, a marker and its filling for each name; full and LoRA always look the same."
-    colours, looks, free = sns.color_palette("colorblind"), {}, iter(range(2, 10**9))
+    colours, looks, numbers = sns.color_palette("colorblind"), {}, {"full": 0, "lora": 1}
     for name in names:
-        number = {"full": 0, "lora": 1}.get(name, None)
         if name == "before training":
             looks[name] = dict(color=INK, linestyle=LINES[2], marker="D", fillstyle="full")
-        else:
-            number = next(free) if number is None else number
-            colour = colours[[0, 1, 2, 4, 3, 5, 8, 9][number % 8]]
-            looks[name] = dict(color=colour,
-                               linestyle=LINES[number % 8], marker=MARKERS[number % 10],
-                               fillstyle="none" if number % 2 else "full")
+            continue
+        number = numbers.setdefault(name, len(numbers))
+        looks[name] = dict(color=colours[[0, 1, 2, 4, 3, 5, 8, 9][number % 8]],
+                           linestyle=LINES[number % 8], marker=MARKERS[number % 10],
+                           fillstyle="none" if number % 2 else "full")
     return looks
 
 # %% ../nbs/21_plots.ipynb #232f9595
@@ -165,7 +163,7 @@ def lines_of_figure(
     table: pd.DataFrame,  # with the column line
 ) -> tuple[list[str], dict[str, dict]]:  # all names; the looks of those that are told apart
     "The names of the lines of a figure, and how the first ones look."
-    names = [name for name in table["line"].cat.categories if (table["line"] == name).any()]
+    names = list(table["line"].cat.remove_unused_categories().cat.categories)
     return names, looks_of(names[:MOST_LINES])
 
 
@@ -239,15 +237,10 @@ def with_stages(
     # a shared stage is the simplest recipe's
     history = history.sort_values(["cell", "stage"], kind="stable")
     def path(recipe, stage, kind):
-        before = ([name.upper() for name in RECIPES[recipe].stages[:int(stage) - 1]]
-                  if recipe in RECIPES else [])
-        return (" → ".join([*before, str(kind).upper()])
-                + (", longer" if recipe in RECIPES
-                   and len(RECIPES[recipe].depths[int(stage) - 1]) > 1 else ""))
-    kinds = history[["recipe", "stage", "kind"]].drop_duplicates()
-    history = history.merge(kinds.assign(path=[path(*values)
-                                               for values in kinds.itertuples(index=False)]),
-                            on=["recipe", "stage", "kind"])
+        if recipe not in RECIPES: return str(kind).upper()
+        before, depth = RECIPES[recipe].stages[:int(stage) - 1], RECIPES[recipe].depths[int(stage) - 1]
+        return " → ".join([*before, str(kind)]).upper() + ", longer" * (len(depth) > 1)
+    history = history.assign(path=list(map(path, history["recipe"], history["stage"], history["kind"])))
     watched = [name for name in ("step", "loss", "held_out_loss") if name in history]
     marks = history.groupby(["run", "stage"], sort=False)[watched].apply(
         lambda part: part.to_numpy(float).tobytes()).rename("mark").reset_index()
@@ -307,12 +300,12 @@ def draw_course(
 
 # %% ../nbs/21_plots.ipynb #38359b98
 def name_axes(
-    axes: list,   # of panels
-    across: int,  # beside one another
-    x: str,       # what the horizontal axis shows
-    y: str,       # what the vertical axis shows
+    axes: list,  # from `panels`
+    x: str,      # what the horizontal axis shows
+    y: str,      # what the vertical axis shows
 ):
     "Titles of the axes, once a row and once a column."
+    across = axes[0].get_gridspec().ncols
     for place, axis in enumerate(axes):
         if place + across >= len(axes): axis.set_xlabel(x)
         if place % across == 0: axis.set_ylabel(y)
@@ -347,9 +340,7 @@ def learning_curves(
         picture, axes = panels(len(paths))
         for path, axis in zip(paths, axes):
             axis.set_title(path)
-            for name in names:
-                part = history[(history["path"] == path) & (history["line"] == name)]
-                if part.empty: continue
+            for name, part in history[history["path"] == path].groupby("line", observed=True):
                 look, course = looks.get(name, GREY), over_seeds(smoothed(part, "loss"), "loss")
                 held_out = (over_seeds(part, "held_out_loss") if "held_out_loss" in part
                             else course[:0])
@@ -363,7 +354,7 @@ def learning_curves(
                              + f", {int(part['step'].max())} steps, {seeds} "
                              f"{'seeds' if seeds > 1 else 'seed'}")
         for axis in axes: axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        name_axes(axes, min(2, len(paths)), "optimizer step", "loss")
+        name_axes(axes, "optimizer step", "loss")
         marks = ([Line2D([], [], color=INK, linestyle="none", marker="o", markersize=4.5,
                          label="marks: held-out rows")] if "held_out_loss" in history else [])
         legend(picture, {name: look | {"marker": ""} for name, look in named_with_panel(looks, history).items()}, marks)
@@ -406,9 +397,7 @@ def dpo_course(
         for path, above, below in zip(paths, axes, axes[len(paths):]):
             above.set_title(path)
             for axis in (above, below): axis.axhline(0, color=INK, linewidth=0.8)
-            for name in names:
-                part = history[(history["path"] == path) & (history["line"] == name)]
-                if part.empty: continue
+            for name, part in history[history["path"] == path].groupby("line", observed=True):
                 look, said_here = (looks.get(name, GREY) | ({} if "held" in rows
                                                             else {"marker": ""}), [])
                 for column, (what, special) in zip(columns, styles.items()):
@@ -581,6 +570,17 @@ def recipe_handles(
             *(handle(name, color=look["color"], marker="h", fillstyle=look["fillstyle"])
               for name, look in tunings.items())]
 
+# %% ../nbs/21_plots.ipynb #b76c5084
+def name_ticks(
+    axis,                # whose horizontal axis gets them
+    ticks: list[float],  # above 0
+    says,                # gives a tick as text
+):
+    "A logarithmic axis with these ticks and no others."
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [says(tick) for tick in ticks])
+    axis.set_xticks([], minor=True)
+
 # %% ../nbs/21_plots.ipynb #b76c5085
 def scale_costs(
     axis,                     # whose horizontal axis is a cost
@@ -589,10 +589,8 @@ def scale_costs(
     says,                     # gives a cost as text
 ):
     "A logarithmic axis with a few round numbers as people say them."
-    axis.set_xscale("log")
     ticks = round_ticks(costs, candidates)
-    axis.set_xticks(ticks, [says(tick) for tick in ticks])
-    axis.set_xticks([], minor=True)
+    name_ticks(axis, ticks, says)
     axis.set_xlim(min([*ticks, costs.min()]) / 1.25, max([*ticks, costs.max()]) * 1.25)
 
 # %% ../nbs/21_plots.ipynb #f98e7181
@@ -704,15 +702,14 @@ def metric_against(
     points = pairs_of_metrics(results, x.name, y.name)
     if points.empty: return nothing(f"No run has both {x.title} and {y.title}.")
     recipes, looks = list(dict.fromkeys(points.sort_values("cell")["recipe"])), looks_of(dict.fromkeys(points["tuning"]))
-    across = min(3, len(recipes))
     with style():
-        picture, axes = panels(len(recipes), height=2.1, across=across, sharex=True, sharey=True)
+        picture, axes = panels(len(recipes), height=2.1, across=3, sharex=True, sharey=True)
         for recipe, axis in zip(recipes, axes):
             axis.set_title(short(recipe))
             axis.axvline(0, color=INK, linewidth=0.8, linestyle=LINES[2])
             draw_runs(axis, points[points["recipe"] == recipe], (x.factor, y.factor), looks)
             axis.tick_params(labelbottom=True)
-        name_axes(axes, across, axis_title(x), axis_title(y))
+        name_axes(axes, axis_title(x), axis_title(y))
         legend(picture, looks, line=False)
     means = points.groupby("cell", observed=True)[["x", "y"]].mean()
     rows = [f"{short(cell, 60)} {format_metric(one.y, y)} at {format_metric(one.x, x)}"
@@ -749,8 +746,9 @@ def against_examples(
                 draw_sizes(axis, part, metric, looks[tuning])
                 words.append(f"{recipe} {tuning}: {in_words(part.set_index('train_size')['mean'])}")
             if beside is not None: axis.plot(beside.index, metric.factor * beside, **line)
-            scale_sizes(axis, sorted(set(sizes["train_size"])))
-        name_axes(axes, 3, "training examples", axis_title(metric))
+            name_ticks(axis, sorted(set(sizes["train_size"])),
+                       lambda size: number(size) if size >= 1e4 else f"{size:,}")
+        name_axes(axes, "training examples", axis_title(metric))
         legend(picture, looks, () if beside is None else (Line2D([], [], label=beside.name, **line),))
     known = "" if beside is None else f" Without training, {beside.name}: {in_words(beside)}."
     picture.alternative = f"{axis_title(metric)} against the number of training examples. {listed(words, 16)}.{known}"
@@ -770,16 +768,6 @@ def draw_sizes(
     axis.plot(part["train_size"], metric.factor * part["mean"],
               **look | {"markersize": 5, "linewidth": 1.6})
 
-# %% ../nbs/21_plots.ipynb #68dce848
-def scale_sizes(
-    axis,              # matplotlib axes
-    sizes: list[int],  # that were trained
-):
-    "A logarithmic axis that names the sizes."
-    axis.set_xscale("log")
-    axis.set_xticks(sizes, [number(size) if size >= 1e4 else f"{size:,}" for size in sizes])
-    axis.set_xticks([], minor=True)
-
 # %% ../nbs/21_plots.ipynb #d050f1e1
 def displaced_pairs(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
@@ -798,16 +786,15 @@ def displacement(
     pairs: pd.DataFrame,  # from `read_pairs`, of one task
 ) -> Picture:
     "The change of each pair's chosen log-probability, sorted, a line per cell."
-    table, words = displaced_pairs(pairs), []
+    table, words = displaced_pairs(pairs).rename(columns={"cell": "line"}), []
     if table.empty: return nothing("No DPO stage has recorded the changes of its pairs.")
-    names = list(table["cell"].cat.categories[table["cell"].cat.categories.isin(table["cell"])])
-    looks = looks_of(names[:MOST_LINES])
+    names, looks = lines_of_figure(table)
     with style():
         picture = Picture(3.0)
         axis = picture.subplots()
         axis.axhline(0, color=INK, linewidth=0.8)
-        for name in names:
-            change = table.loc[table["cell"] == name, "chosen_change"].to_numpy()
+        for name, part in table.groupby("line", observed=True):
+            change = part["chosen_change"].to_numpy()
             axis.plot(100 * (np.arange(len(change)) + 0.5) / len(change), change,
                       **{"linewidth": 1.6} | looks.get(name, GREY) | {"marker": ""})
             words.append(f"{short(name, 60)} {100 * (change < 0).mean():.0f} % lose, from "
@@ -868,12 +855,9 @@ def rate_axis(
     rates: Iterable[float],  # all that are drawn, in this panel and beside it
 ):
     "A logarithmic axis of learning rates: the same in all panels, with a few round numbers."
-    low, high = min(rates) / 1.3, max(rates) * 1.3
     candidates = [digit * 10.0 ** power for power in range(-8, 1) for digit in (1, 3)]
-    ticks = round_ticks(rates, candidates)
-    axis.set(xscale="log", xlim=(low, high))
-    axis.set_xticks(ticks, [f"{tick:.0e}".replace("e-0", "e-") for tick in ticks])
-    axis.minorticks_off()
+    name_ticks(axis, round_ticks(rates, candidates), lambda tick: f"{tick:.0e}".replace("e-0", "e-"))
+    axis.set_xlim(min(rates) / 1.3, max(rates) * 1.3)
 
 # %% ../nbs/21_plots.ipynb #0c37253d
 def rate_curves(
@@ -894,7 +878,7 @@ def rate_curves(
                     draw_trials(axis, part, looks[tuning], metric.factor)
                 words.append(chosen_in_words(cell, metric))
             rate_axis(axis, trials["learning_rate"])
-        name_axes(axes, 2, "learning rate", axis_title(metric))
+        name_axes(axes, "learning rate", axis_title(metric))
         legend(picture, looks)
     picture.alternative = (f"{axis_title(metric)} of each trial against its learning rate. Chosen: "
                            f"{listed(words)}.")
@@ -972,16 +956,15 @@ def calibration(
         return nothing("No run says how probable its answers were: there is no calibration to "
                        "draw.")
     (names, looks), recipes, words = lines_of_figure(bins), list(dict.fromkeys(bins["recipe"])), []
-    least, across = max(0., math.floor(10 * bins["confidence"].min()) / 10), min(3, len(recipes))
+    least = max(0., math.floor(10 * bins["confidence"].min()) / 10)
     percent = FuncFormatter(lambda value, place: f"{100 * value:.0f}")
     with style():
-        picture, axes = panels(len(recipes), height=2.35, across=across, sharex=True, sharey=True)
+        picture, axes = panels(len(recipes), height=2.35, across=3, sharex=True, sharey=True)
         for recipe, axis in zip(recipes, axes):
             axis.set_title(short(recipe))
             axis.plot([least, 1], [least, 1], color=INK, linewidth=0.8, linestyle=LINES[2])
-            for name in names:
-                part = bins[(bins["recipe"] == recipe) & (bins["line"] == name)].sort_values("bin")
-                if part.empty: continue
+            own = bins[bins["recipe"] == recipe].sort_values("bin")
+            for name, part in own.groupby("line", observed=True):
                 look, all_of_them = looks.get(name, GREY), part["answers"].sum()
                 drawn = part[part["answers"] >= FEWEST_IN_BIN]
                 axis.plot(drawn["confidence"], drawn["accuracy"],
@@ -996,7 +979,7 @@ def calibration(
             axis.xaxis.set_major_formatter(percent)
             axis.yaxis.set_major_formatter(percent)
             axis.tick_params(labelbottom=True)
-        name_axes(axes, across, "probability of the answer, %", "right answers, %")
+        name_axes(axes, "probability of the answer, %", "right answers, %")
         legend(picture, looks, (Line2D([], [], linestyle="none", label="larger marks: more answers"),))
     picture.alternative = ("Reliability: share of right answers against "
                            "the probability of the answer given. Mean distance from the diagonal, "

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'ONCE', 'ALWAYS', 'WHERE_UNUSUAL', 'MOST_RUNS', 'SHARED', 'NOTE', 'STYLE', 'PAGE', 'MARKS',
-           'MOST_TABLE_LINES', 'cut', 'as_html', 'planned', 'read_study', 'has_all', 'up_to_date', 'failures_of',
-           'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table', 'cells_of',
-           'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task', 'further_results',
-           'more_figures', 'differences_between', 'more_tables', 'task_part', 'task_parts', 'caveats_of',
-           'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page', 'repeated_notes',
-           'grouped', 'searched_rates', 'write_report']
+           'MOST_TABLE_LINES', 'cut', 'as_html', 'each_as_html', 'planned', 'read_study', 'has_all', 'up_to_date',
+           'failures_of', 'writable', 'joined_names', 'environment_table', 'describe_stage', 'settings_table',
+           'cells_of', 'metrics_of', 'between', 'cell_lines', 'curve_runs', 'about', 'figure', 'trials_of_task',
+           'further_results', 'more_figures', 'differences_between', 'more_tables', 'task_part', 'task_parts',
+           'caveats_of', 'shared_texts', 'plain', 'write_tables', 'format_margin', 'plain_number', 'page',
+           'repeated_notes', 'grouped', 'searched_rates', 'write_report']
 
 # %% ../nbs/22_report.ipynb #03f57444
 import base64
@@ -18,7 +18,8 @@ import csv
 import hashlib
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -75,6 +76,15 @@ def as_html(
 ) -> Markup:
     "The value as text for the page, isolated from its surroundings."
     return Markup("<bdi>{}</bdi>").format(cut(value, longest))
+
+# %% ../nbs/22_report.ipynb #875b8ccd
+def each_as_html(
+    template: str,         # HTML with one place, {}
+    values: Iterable,      # from data, a model, a file name, settings
+    longest: int = LONGEST,  # characters of each
+) -> Markup:
+    "Values one after the other, each as text in its own piece of HTML."
+    return Markup("").join(Markup(template).format(as_html(value, longest)) for value in values)
 
 # %% ../nbs/22_report.ipynb #95634e6e
 def planned(
@@ -165,18 +175,14 @@ def environment_table(
     runs: list[str],  # names of runs
 ) -> pd.DataFrame:    # what, value, runs
     "What the runs were made with; a line per value."
-    counts = Counter()
+    values = defaultdict(Counter)  # name: how many runs have each value
     for run in runs:
-        if StudyFolder(folder).run(run).environment.exists():
-            counts.update(joined_names(store.read_environment(folder, run)).items())
-    loads = [value for name, value in counts if name == "load"]
-    if loads:  # a number of its own for each run
-        number, numbers = sum(counts.pop(("load", value)) for value in loads), list(map(float, loads))
-        counts["load", f"{min(numbers):.1f} to {max(numbers):.1f}"] = number
-    names = {name: place
-             for place, name in enumerate(dict.fromkeys(name for name, value in counts))}
-    lines = sorted(((name, value, count) for (name, value), count in counts.items()),
-                   key=lambda line: names[line[0]])
+        if not StudyFolder(folder).run(run).environment.exists(): continue
+        for name, value in joined_names(store.read_environment(folder, run)).items(): values[name][value] += 1
+    if loads := values.pop("load", None):  # a number of its own for each run
+        numbers = list(map(float, loads))
+        values["load"][f"{min(numbers):.1f} to {max(numbers):.1f}"] = loads.total()
+    lines = [(name, value, number) for name, counts in values.items() for value, number in counts.items()]
     return pd.DataFrame(lines, columns=["what", "value", "runs"])
 
 # %% ../nbs/22_report.ipynb #34742f6e

@@ -268,8 +268,8 @@ def test_tunings_take_turns(backbone, monkeypatch):
     assert [job.tuning for job in jobs] == ["full", "lora", "full", "lora", "full"] and len({id(job.rows) for job in jobs}) == 1
     asked = []
     here(monkeypatch)
-    ask = bench_module.ask
-    monkeypatch.setattr(bench_module, "ask", lambda connections, name, going=None: (asked.append(name) if going else None, ask(connections, name, going))[1])
+    ask = bench_module.Engine.ask
+    monkeypatch.setattr(bench_module.Engine, "ask", lambda engine, going=None: (asked.append(engine.name) if going else None, ask(engine, going))[1])
     result = measure_configuration(settings.replace(engines=("sftdpo",)), configuration)
     assert asked == ["machine", "sftdpo lora", "sftdpo full", "sftdpo full", "sftdpo lora", "machine", "machine", "sftdpo lora", "sftdpo full"], "in each round the one after the other"
     table = speeds({name: result}).loc[name]

@@ -297,13 +297,13 @@ def test_results_before_any_run(tmp_path):
 def test_paths_on_the_page_are_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = Playground("runs/mine", small())
-    assert f"sftdpo compare --settings {tmp_path}/runs/mine.page.yaml --out {tmp_path}/runs/mine" in page.results.views["Command"].value and "cd " not in page.results.views["Command"].value
+    assert f"sftdpo compare --settings {tmp_path}/runs/mine.page.yaml --out {tmp_path}/runs/mine" in page.results.command.value and "cd " not in page.results.command.value
     page.yaml.save()
     assert str(tmp_path / "study.yaml") in page.told.value
     page.yaml.load()
     assert str(tmp_path / "study.yaml") in page.told.value
     page.form.entries["data"].control.value = "nowhere.csv"
-    assert f"cd {tmp_path}\nsftdpo compare" in page.results.views["Command"].value and "os.chdir(" in page.results.views["Command"].value
+    assert f"cd {tmp_path}\nsftdpo compare" in page.results.command.value and "os.chdir(" in page.results.command.value
     try: page.look()
     except ValueError as error: page.refuse(error)
     assert f"nowhere.csv was looked for in {tmp_path}" in page.form.entries["data"].problem

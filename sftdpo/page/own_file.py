@@ -27,7 +27,7 @@ from .views import html_table
 from ..reading.check import DataReport, check_file, reasons, tables_behind
 from ..reading.examples import DataError
 from ..reading.files import Table
-from ..report import as_html
+from ..report import each_as_html
 from ..tasks import TASKS
 
 # %% ../../nbs/page/04_own_file.ipynb #784ffca0
@@ -316,11 +316,9 @@ def findings_html(
 ) -> Markup:
     "What stops a run, and what else to know."
     stops = [look.problem] if look.problem else look.report.stops
-    item, alarm = (Markup("<li>{}</li>"),
-                   Markup('<div class="sftdpo-problem" role="alert" style="{}">✗ {}</div>'))
-    lines = Markup("").join(item.format(as_html(line))
-                            for line in (other_lines(look) if look.report else []))
-    said = Markup("").join(alarm.format(WRONG, as_html(in_page_words(line), 1000)) for line in stops)
+    lines = each_as_html("<li>{}</li>", other_lines(look) if look.report else [])
+    said = each_as_html(f'<div class="sftdpo-problem" role="alert" style="{WRONG}">✗ {{}}</div>',
+                        map(in_page_words, stops), 1000)
     how = "guessed from the rows, please confirm" if look.guessed else "recognised"
     kind = (Markup("<div>{}: <b>{}</b></div>").format(how, look.task) if look.usable or look.guessed
             else "")

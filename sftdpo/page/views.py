@@ -29,6 +29,7 @@ from .forms import in_page_words
 from sftdpo.report import (
     as_html,
     caveats_of,
+    each_as_html,
     failures_of,
     format_margin,
     planned,
@@ -49,14 +50,12 @@ def html_table(
 ) -> Markup:
     "Lines as an HTML table; everything is shown as text."
     if not lines: return Markup("<p><i>{}</i></p>").format("Nothing to show.")
-    cell = Markup('<td style="padding:2px 10px 2px '
-                  '0;vertical-align:top;text-align:left;white-space:pre-line">{}</td>')
-    head = Markup("").join(
-        Markup('<th scope="col" style="padding:2px 10px '
-               '2px 0;text-align:left;vertical-align:bottom">{}</th>').format(as_html(name))
-        for name in lines[0])
-    body = Markup("").join(Markup("<tr>{}</tr>").format(Markup("").join(
-        cell.format(as_html(value, longest)) for value in line.values())) for line in lines)
+    cell = ('<td style="padding:2px 10px 2px '
+            '0;vertical-align:top;text-align:left;white-space:pre-line">{}</td>')
+    head = each_as_html('<th scope="col" style="padding:2px 10px '
+                        '2px 0;text-align:left;vertical-align:bottom">{}</th>', lines[0])
+    body = Markup("").join(Markup("<tr>{}</tr>").format(each_as_html(cell, line.values(), longest))
+                           for line in lines)
     above = Markup(
         '<caption style="caption-side:top;text-align:left;opacity:.75">{}</caption>').format(
             as_html(caption)) if caption else ""
@@ -100,15 +99,14 @@ def cells_html(
     for part in parts:
         beside = ", ".join(f"{name} {format_metric(value, part['metric'])}"
                            for name, value in part["beside"].items())
-        def lines(*said): return Markup("").join(Markup("<p>{}</p>").format(as_html(in_page_words(line))) for line in said if line)
+        def lines(*said): return each_as_html("<p>{}</p>", map(in_page_words, filter(None, said)))
         pieces.append(Markup("<h4>{}</h4><p>{}</p>{}{}{}").format(
             as_html(part["task"]), as_html(part["about"]), lines(part.get("opening")), html_table(part["lines"]),
             lines(*part.get("said", ()))))
         if beside: pieces.append(Markup("<p>without training: {}</p>").format(as_html(beside)))
     if not parts: pieces.append(NOTHING_YET)
     if notes:
-        pieces.append(Markup("<ul>{}</ul>").format(
-            Markup("").join(Markup("<li>{}</li>").format(as_html(note)) for note in notes)))
+        pieces.append(Markup("<ul>{}</ul>").format(each_as_html("<li>{}</li>", notes)))
     return Markup("").join(pieces)
 
 # %% ../../nbs/page/03_views.ipynb #034a6b49
@@ -135,20 +133,18 @@ def verdicts_html(
 ) -> Markup:
     "Each verdict with its question and its lines; claims that were not asked come last, and notes on several below."
     pieces, shared = [], repeated_notes(verdicts)
-    indented = Markup('<div style="padding-left:12px">{}</div>')
     for one in sorted(verdicts, key=lambda one: one.verdict == "not asked"):
         badge = Markup('<b style="color:#fff;background:{};border-radius:9px;padding:0 '
                        '8px">{}</b>').format(BADGES.get(one.verdict, "#59636e"), as_html(one.verdict))
         where = ", ".join(word for word in (one.part, one.task, one.where,
                                             "exploratory" * one.exploratory) if word)
-        lines = Markup("").join(indented.format(as_html(line)) for line in verdict_lines(one, shared))
+        lines = each_as_html('<div style="padding-left:12px">{}</div>', verdict_lines(one, shared))
         pieces.append(Markup('<div style="margin:0 0 10px"><div>{} <b>{}</b> · {} · '
                              '{}</div>{}</div>').format(badge, as_html(one.claim), as_html(where),
                                                         as_html(one.question), lines))
     if shared:
-        pieces.append(Markup('<div class="sftdpo-shared"><b>Of '
-                             'several of these:</b><ul>{}</ul></div>').format(Markup("").join(
-                                 Markup("<li>{}</li>").format(as_html(note)) for note in shared)))
+        pieces.append(Markup('<div class="sftdpo-shared"><b>Of several of these:</b><ul>{}</ul></div>').format(
+            each_as_html("<li>{}</li>", shared)))
     return Markup("").join(pieces) or Markup("<p><i>No claim can be asked yet.</i></p>")
 
 # %% ../../nbs/page/03_views.ipynb #1f2bb749
@@ -250,10 +246,9 @@ def disagreements(
     "The examples of two runs side by side, those that are asked for."
     # the prompt too: files of a study over several data sets share line numbers
     one, other = (answers[answers["name"] == name].set_index(["id", "prompt"]) for name in (first, second))
-    table = one[["true", "answer", "value"]].join(
-        other[["answer", "value"]].add_suffix("_second"),
-        how="inner").rename(columns={"answer": "first", "answer_second": "second",
-                                     "value": "value_first", "value_second": "value_second"})
+    one = one[["true", "answer", "value"]].set_axis(["true", "first", "value_first"], axis=1)
+    other = other[["answer", "value"]].set_axis(["second", "value_second"], axis=1)
+    table = one.join(other, how="inner")
     table = table.assign(difference=table["value_first"] - table["value_second"]).reset_index()
     table = table[SHOW[show](table["value_first"], table["value_second"])]
     if search:
