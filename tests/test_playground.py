@@ -511,6 +511,13 @@ def test_each_run_has_the_labels_of_its_own_data(monkeypatch):
     assert len(names) == 2 and disagreements(found, *names, "all").empty  # the same ids, other rows
 
 
+def test_examples_are_searched_where_none_is_left():
+    "At cad44a56 a search among no examples was an AttributeError."
+    answers = pd.DataFrame([dict(name=name, id="1", prompt="Hello", true="a", answer=answer, value=value) for name, answer, value in (("x", "a", 1.), ("y", "b", 0.))])
+    assert len(disagreements(answers, "x", "y", search="HELLO")) == 1 and disagreements(answers, "x", "y", search="good-bye").empty
+    assert disagreements(answers, "x", "y", "only the second is better", search="hello").empty
+
+
 def test_answers_of_two_tasks_are_told_apart(monkeypatch):
     "A study of labels and texts: at 62ea385b the answers to the labels are all missing."
     labels = pd.DataFrame(dict(run="base-a", task="labels", label=[0., 1.], prediction=[0., 0.], correct=[1., 0.], probability_bug=[.9, .8], probability_praise=[.1, .2]))

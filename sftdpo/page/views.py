@@ -252,9 +252,8 @@ def disagreements(
     table = table.assign(difference=table["value_first"] - table["value_second"]).reset_index()
     table = table[SHOW[show](table["value_first"], table["value_second"])]
     if search:
-        words = table[["id", "prompt", "true", "first", "second"]].astype(str).agg("\n".join,
-                                                                                   axis=1)
-        table = table[words.str.contains(search, case=False, regex=False)]
+        words = map("\n".join, table[["id", "prompt", "true", "first", "second"]].astype(str).to_numpy())
+        table = table.loc[[search.lower() in each.lower() for each in words]]
     by = {"first": "value_first", "second": "value_second"}.get(sort, sort)
     return table.sort_values(by, ascending=not downwards, kind="stable",
                              key=(lambda values: values.abs()) if sort == "difference"
