@@ -20,7 +20,7 @@ from .stats import difference
 from .study import carry_out, failed_runs
 from .tables import values_of
 from .tasks import Metric, format_metric, metric_named
-from .verdicts.verdict import margin_of, read_margins
+from .verdicts.verdict import in_unit, margin_of, read_margins
 
 # %% ../nbs/16_reproduce.ipynb #a21b7d96
 def few_runs(
@@ -105,10 +105,9 @@ def reproduced_in_words(
     metric = metric_named(line.metric)
     values = (f"stored {format_metric(line.stored, metric)}, found "
               f"{format_metric(line.found, metric)}")
-    factor, unit = (100, " points") if metric.share else (1, "")
-    apart = (f"{factor * line.difference:+.2f}{unit} [{factor * line.low:+.2f}, "
-             f"{factor * line.high:+.2f}]")
+    mean, low, high = (in_unit(one, metric.unit) for one in (line.difference, line.low, line.high))
+    apart = f"{mean}{' points' if metric.share else ''} [{low}, {high}]"
     other = ("" if line.same_name else "\n  note: data, base model or settings differ from those "
              "of the stored run, as its name shows")
-    return (f"{line.run}: {values}, difference {apart.replace('-', '−')}: "
+    return (f"{line.run}: {values}, difference {apart}: "
             f"{'' if line.reproduced else 'NOT '}reproduced{other}")

@@ -94,8 +94,9 @@ def check_growth(
     if not set(there.tasks) & set(study.tasks) and (there.data, there.reading) != (study.data, study.reading):
         raise FileExistsError(f"{folder} was begun for the task {', '.join(there.tasks)}, and this is "
                               f"for {', '.join(study.tasks)}; give another folder, --out FOLDER.")
+    given_epochs = [f"{kind}.steps" for kind in ("sft", "dpo") if before[f"{kind}.epochs"] and now[f"{kind}.epochs"]]
     other = [name for name in dict.fromkeys([*now, *before])
-             if name not in NEUTRAL and name.split(".")[0] not in MAY_GROW
+             if name not in [*NEUTRAL, *given_epochs] and name.split(".")[0] not in MAY_GROW
              and not (name in MORE_TRIALS and there.search.trials and study.search.trials)
              and before.get(name) != now.get(name)]
     if not other: return

@@ -195,6 +195,7 @@ def test_trl_engine_runs_the_study(backbone, tmp_path):
     study = small(backbone, tasks=("sonnet",), recipes=("sft-dpo",))
     results = compare(study.replace(**{"sft.engine": "trl", "dpo.engine": "trl"}), tmp_path / "trl", progress=False)
     assert results.attrs["failed"] == [] and set(results[(results.recipe == "sft-dpo") & (results.metric == "chrf")].tuning) == {"full", "lora"}
+    assert results[(results.recipe == "sft-dpo") & (results.metric == "chrf")].value.notna().all()
 
 
 def test_identity_of_stages(backbone, tokenizer, tmp_path):
@@ -388,3 +389,8 @@ def test_seeds_of_one_cell_have_as_many_steps(backbone, tmp_path):
     study = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("lora",)).replace(**{"sft.epochs": None, "sft.steps": 2})
     compare(study, tmp_path / "out", progress=False)
     with pytest.raises(SettingsError, match=r"sft.steps.*was begun with 2"): compare(study.replace(**{"seeds": (1,), "sft.steps": 3}), tmp_path / "out", progress=False)
+    check_study_folder(tmp_path / "out", study)
+    # where epochs are given, steps say nothing
+    (tmp_path / "epochs").mkdir()
+    StudyFolder(tmp_path / "epochs").write_study(study.replace(**{"sft.epochs": 1}))
+    check_study_folder(tmp_path / "epochs", study.replace(**{"sft.epochs": 1, "sft.steps": 3}))

@@ -285,3 +285,18 @@ def test_a_second_command_with_fewer_recipes_takes_nothing_from_the_first(backbo
     results = compare(study, tmp_path / "out", progress=False)
     assert {"kl_policy_reference", "kl_reference_policy"} <= set(results[results["recipe"] == "sft-dpo"]["metric"])
     assert not list((tmp_path / "out").glob("stages/*/policy"))
+
+
+def test_a_parent_that_is_given_up_at_any_moment_costs_no_run(backbone, tmp_path, monkeypatch):
+    "At cad44a56 a run failed whose parent was given up just after its weights had been read."
+    study = small(backbone, tasks=("sonnet",), recipes=("sft", "sft-dpo"), tunings=("lora",))
+    load = sftdpo.engine.work.load_policy
+    def and_gone(path, *others, **more):
+        loaded = load(path, *others, **more)
+        compare(study.replace(recipes=("sft",)), tmp_path / "out", progress=False)
+        assert not path.exists()
+        return loaded
+    monkeypatch.setattr(sftdpo.engine.work, "load_policy", and_gone)
+    results = compare(study, tmp_path / "out", progress=False)
+    assert results.attrs["failed"] == [] and "kl_policy_reference" in set(results[results["recipe"] == "sft-dpo"]["metric"])
+    assert not [path for path in (tmp_path / "out").glob("stages/*/*") if path.name in ("policy", "start.safetensors")]

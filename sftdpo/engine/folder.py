@@ -132,6 +132,8 @@ class StageFolder(Place):
     pairs = file_in("pairs.csv")  # of a DPO stage: how the likelihoods of held-out pairs changed
     # predicted by its policy, for the stages that start from it
     distributions = file_in("policy/distributions.safetensors")
+    # predicted by the policy that it started from, if that was given up meanwhile
+    start = file_in("start.safetensors")
     checkpoints, progress = file_in("checkpoints"), file_in("progress.jsonl")
     reference, held_out_reference = file_in("reference.npz"), file_in("held_out_reference.npz")
 
@@ -166,7 +168,7 @@ class StageFolder(Place):
 
     def remove_checkpoints(self):
         "Remove what a stopped stage needs to go on; call this once its results are safe."
-        for path in (self.checkpoints, self.progress, self.reference, self.held_out_reference):
+        for path in (self.checkpoints, self.progress, self.reference, self.held_out_reference, self.start):
             remove(path)
 
 # %% ../../nbs/engine/03_folder.ipynb #504f37d3

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'usual_lines', 'with_favourites', 'stage_rows', 'rows_to_watch', 'train', 'precision_of', 'processor',
-           'gpu_name', 'cost_group', 'drawing_group', 'with_texts', 'vocabulary_of', 'keep_distributions',
-           'finish_stage', 'commit', 'software', 'environment', 'judge_run', 'changes', 'answers_in_words',
-           'model_card', 'keep_best', 'training_metrics', 'describe', 'task_record', 'save_task', 'known_distributions',
-           'judge_beside', 'judge_further', 'Judged', 'judge_all', 'reached_on_validation', 'copy_training',
-           'write_judged', 'keep_policy', 'finish_run']
+           'gpu_name', 'cost_group', 'drawing_group', 'with_texts', 'vocabulary_of', 'predicted', 'finish_stage',
+           'commit', 'software', 'environment', 'judge_run', 'changes', 'answers_in_words', 'model_card', 'keep_best',
+           'training_metrics', 'describe', 'task_record', 'save_task', 'known_distributions', 'judge_beside',
+           'judge_further', 'Judged', 'judge_all', 'reached_on_validation', 'copy_training', 'write_judged',
+           'keep_policy', 'finish_run']
 
 # %% ../../nbs/engine/04_runs.ipynb #8147c25e
 import os
@@ -210,15 +210,14 @@ def vocabulary_of(
     return model.config.get_text_config().vocab_size
 
 # %% ../../nbs/engine/04_runs.ipynb #2613025c
-def keep_distributions(
-    folder: StageFolder,  # of a stage
-    inputs: RunInputs,    # of a run that has it
-    model,                # its policy
-):
-    "Write what a stage's policy predicts, for the runs whose next stage starts from it."
-    if inputs.run.judge != "test": return
+def predicted(
+    inputs: RunInputs,  # of a run that has the stage
+    model,              # its policy
+) -> bytes:             # of a file; empty in a search
+    "What a stage's policy predicts, for the runs whose next stage starts from it."
+    if inputs.run.judge != "test": return b""
     beside = beside_of(inputs, vocabulary_of(model))
-    write_bytes(folder.distributions, packed(distributions(model, beside.rows, beside.places), beside.key))
+    return packed(distributions(model, beside.rows, beside.places), beside.key)
 
 def finish_stage(
     folder: StageFolder,    # of this stage, named by its key
@@ -244,7 +243,7 @@ def finish_stage(
         write_text(folder.pairs, with_texts(result.pairs, held_out, tokenizer).to_csv(index=False))
     save_policy(model, tokenizer, folder.policy)
     saved = time.perf_counter()
-    if followed: keep_distributions(folder, inputs, model)
+    if followed and (content := predicted(inputs, model)): write_bytes(folder.distributions, content)
     folder.close(
         **result.summary() | dict(seconds=result.seconds + pairs_seconds),
         pairs_seconds=pairs_seconds,
@@ -452,8 +451,9 @@ def known_distributions(
 ) -> dict[str, Tensor | None]:  # "base", "reference"; None where it is not known
     "The distributions of the base model and of the last stage's reference."
     start = unpacked(base.checked(base.distributions), key) if base and base.finished else None
-    before = (unpacked(folder.stage(inputs.keys[-2]).distributions, key) if len(inputs.keys) > 1
-              else start)
+    if len(inputs.keys) < 2: return {"base": start, "reference": start}
+    parent, stage = map(folder.stage, inputs.keys[-2:])
+    before = unpacked(parent.distributions if parent.distributions.exists() else stage.start, key)
     return {"base": start, "reference": before}
 
 # %% ../../nbs/engine/04_runs.ipynb #855c4b5a

@@ -34,7 +34,7 @@ from ..config import Run, WorkFailed, from_dict, to_dict
 from .folder import StudyFolder
 from .inputs import Inputs, device
 from .plain_text import clean_output
-from .runs import finish_run, finish_stage, keep_distributions
+from .runs import finish_run, finish_stage, predicted
 from sftdpo.engine.safe_files import (
     FULL_DISK,
     MACHINE,
@@ -76,17 +76,14 @@ def finish_node(
             # a process with fewer recipes, which needs the parent no more, gave it up
             if parent.stage and not folder.stage(parent.key).policy.exists(): return False
             raise
-        if parent.stage and not folder.stage(parent.key).distributions.exists():
-            # it was trained before anything was to start from it
-            keep_distributions(folder.stage(parent.key), node.inputs, model.to(device()))
-        stage.forget()  # what is left of it is not whole
         kept = folder.stage(parent.key).distributions
-        start = kept.read_bytes() if kept.exists() else b""
+        try: start = kept.read_bytes()
+        # it was trained before anything was to start from it
+        except FileNotFoundError: start = predicted(node.inputs, model.to(device())) if parent.stage else b""
+        stage.forget()  # what is left of it is not whole
         model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress,
                              followed=bool(node.children))
-        if start and not kept.exists():  # a process with fewer recipes gave the parent up meanwhile
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(kept, start)
+        if not kept.exists() and start: write_bytes(stage.start, start)
     for inputs in folder.to_judge(node): finish_run(folder, inputs, model, tokenizer, weights)
     return train
 
