@@ -14,6 +14,7 @@ import docs
 import objections
 import pages
 from nbdev.config import get_config
+from nbdev.frontmatter import _md2dict
 
 from sftdpo.claims import judge_results
 from sftdpo.loss import dpo_loss
@@ -78,6 +79,14 @@ def test_the_text_beside_a_title_is_kept(nbs):
     assert text.startswith("A question?\n\n> A quotation.\n")
     assert "colab.research.google.com/github/sftdpo/sftdpo/blob/main/nbs/study/bard.ipynb" in text and "%cd sftdpo/nbs/study`" in text
     assert docs.opening(nbformat.v4.new_markdown_cell("# A title\n\n> A promise."), "index.ipynb", get_config(path=nbs.parent)).lstrip().startswith("::: {.colab}")
+
+
+def test_no_list_beside_a_title_is_read_as_settings(nbs):
+    "nbdev reads `- word: text` in the first cell as YAML; at cc821436 one list there was an error of YAML's."
+    for path in nbs.rglob("*.ipynb"):
+        if ".ipynb_checkpoints" in path.parts: continue
+        first = next(cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown")
+        assert set(_md2dict(first.source)) <= {"title", "description"}, path
 
 
 def test_parameters_become_a_table():
