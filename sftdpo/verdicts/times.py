@@ -27,6 +27,7 @@ from sftdpo.verdicts.verdict import (
     Margins,
     Verdict,
     describe_estimate,
+    in_unit,
     name_of,
     not_asked,
     one_seed_decides_nothing,
@@ -159,7 +160,7 @@ def _takes(effect: Estimate) -> str:
     "How long LoRA takes, in words."
     def takes(number): return f"LoRA takes {number} times as long as full fine-tuning"
     if math.isfinite(effect.high): return takes(describe_estimate(effect, "times"))
-    return f"{takes(f'{effect.mean:.2f}')}, and there is no interval"
+    return f"{takes(in_unit(effect.mean, 'times'))}, and there is no interval"
 
 # %% ../../nbs/verdicts/08_times.ipynb #b0634735
 def judge_time(
