@@ -172,9 +172,7 @@ class TaskData:
     foldable: bool = False        # can the rows be dealt into folds, as no separate file judges?
 
     @property
-    def splits(self) -> dict[str, list[Example]]:
-        "The three splits by name."
-        return dict(train=self.train, validation=self.validation, test=self.test)
+    def splits(self) -> dict[str, list[Example]]: return dict(train=self.train, validation=self.validation, test=self.test)
 
     @property
     def examples(self) -> list[Example]: return [*self.train, *self.validation, *self.test]
@@ -207,8 +205,7 @@ class TaskData:
         "Sizes, class balance and source."
         sizes = {split: len(examples) for split, examples in self.splits.items()}
         balance = {split: _balance(examples, self.verbalizers) for split, examples in self.splits.items()}
-        return dict(task=self.task,
-                    data=self.name, source=self.source, fingerprint=self.fingerprint,
+        return dict(task=self.task, data=self.name, source=self.source, fingerprint=self.fingerprint,
                     sizes=sizes, balance=balance if self.verbalizers else {})
 
     def __repr__(self):
@@ -216,10 +213,9 @@ class TaskData:
         return f"TaskData({self.task}, {self.name}: {sizes})"
 
     def _repr_markdown_(self):
-        source, name = plain_markdown(self.source), plain_markdown(self.name)
-        return (f"**{self.task}**, {name}: {source}\n\n"
-                f"{_sizes_table(self.describe(), self.verbalizers)}\n\nFingerprint "
-                f"`{self.fingerprint[:12]}`")
+        about = f"**{self.task}**, {plain_markdown(self.name)}: {plain_markdown(self.source)}"
+        sizes = _sizes_table(self.describe(), self.verbalizers)
+        return f"{about}\n\n{sizes}\n\nFingerprint `{self.fingerprint[:12]}`"
 
 # %% ../nbs/01_data.ipynb #695ade42
 def _sizes_table(about: dict, answers: tuple[str, ...]) -> str:

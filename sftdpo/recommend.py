@@ -441,15 +441,13 @@ def rows_of_way(
 # %% ../nbs/15_recommend.ipynb #8a8f1d3b
 class Trials(Ways):
     "Tries ways to train on each fold, until a deadline."
-    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int,
-                 deadline: float, say=print):
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int, deadline: float, say=print):
         super().__init__(folder, inputs, metric, folds)
         self.deadline, self.say = deadline, say
 
     def attempt_all(self, runs: list[Run]):
         "Try ways, two at once where several runs are trained at once; those that were tried before are not."
-        new = {way_of(run): run for run in runs
-               if way_of(run) not in self.tables and way_of(run) not in self.given_up}
+        new = {way_of(run): run for run in runs if way_of(run) not in self.tables | self.given_up}
         at_once = 2 if self.workers > 1 else 1
         for start in range(0, len(new), at_once):
             self.attempt(dict(islice(new.items(), start, start + at_once)))

@@ -48,6 +48,7 @@ from .examples import DataError, Example, chance, gc_paused
 from sftdpo.reading.files import (
     Problem,
     UnusableRows,
+    column_hint,
     likely_encoding,
     named,
     other_alphabet,
@@ -697,7 +698,7 @@ def fitting_task(
     for role, task in _tells_task.items():  # an error that says what else it needs
         if getattr(reading, role): find_shape(columns, task, reading, table.file, table)
     told = talk_hint(table)
-    hint = table.hint() or told or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
+    hint = column_hint(table) or told or (" Name the task and its columns, such as --task labels --reading.prompt COLUMN "
                             "--reading.label COLUMN.")
     if len(columns) == 1 and not (table.joining_sign or told):
         hint = (" One column is too few: a row needs a prompt and at least one answer or text, in columns of their "
@@ -998,7 +999,7 @@ def check_file(
             notes = question_notes(tables, task, reading)
     except DataError as error:
         if not suggest or not (found := suggested(tables, reading)): raise
-        why = error if tables["train"].hint() else None
+        why = error if column_hint(tables["train"]) else None
         return suggested_report(why, found, tables, data, reading, reader, backbone)
     try: loaded = load_task(task, data, replace(reading, unusable="drop"))
     except DataError as error:

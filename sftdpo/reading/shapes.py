@@ -26,7 +26,7 @@ from ..config import Reading
 from ..engine.plain_text import counted
 from .chat import Conversation, _usual_roles, turns_of, written_out
 from .examples import DataError
-from .files import Table, named
+from .files import Table, column_hint, named
 from ..tasks import TASKS
 
 # %% ../../nbs/reading/02_shapes.ipynb #f94ca2dc
@@ -199,7 +199,7 @@ def talk_hint(
 # %% ../../nbs/reading/02_shapes.ipynb #69fffc72
 def _not_found(absent, columns, task, reading, table, hint, skip, own) -> str:
     "Which parts of a task have no column, and what to give."
-    hint = (table.hint() or talk_hint(table) if table is not None else "") or hint
+    hint = (column_hint(table) or talk_hint(table) if table is not None else "") or hint
     usual = "; ".join(f"the column for {role} is usually called {', '.join(_names(role, task)[:4])}" for role in absent)
     said = (f"the task {task!r} finds no column for {' and '.join(absent)} among {named(own or columns)} "
             f"({usual}).{hint} ")
