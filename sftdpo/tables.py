@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CELL_COLUMNS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO', 'place_of', 'apart_by_name', 'with_cells', 'values_of',
-           'line_of', 'cell_intervals', 'with_sources', 'cell_changes', 'costs_of', 'size_intervals', 'examples_needed',
-           'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines', 'metric_columns',
-           'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table', 'baselines_of',
-           'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline', 'labels_of_runs',
-           'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped', 'words_of_brackets',
-           'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences', 'next_steps']
+           'line_of', 'cell_intervals', 'with_sources', 'cell_changes', 'run_differences', 'costs_of', 'size_intervals',
+           'examples_needed', 'needed_table', 'format_time', 'format_estimate', 'format_range', 'metric_lines',
+           'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table',
+           'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
+           'labels_of_runs', 'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped',
+           'words_of_brackets', 'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences',
+           'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -153,6 +154,19 @@ def cell_changes(
         if set(values["id"]) & set(before["id"]):
             lines.append(line_of(part, column, difference(values, before)))
     return pd.DataFrame(lines, columns=CELL_COLUMNS)
+
+# %% ../nbs/20_tables.ipynb #19f1d305
+def run_differences(
+    results: pd.DataFrame,  # from `read_results`, of one task
+    metric: str,            # that each run has: forgetting
+    first: str,             # a cell, such as "sft lora"
+    second: str,            # another
+) -> pd.DataFrame:          # seed, id, value; no lines where a cell is missing
+    "First minus second, seed by seed, in the form that statistics take."
+    found = results[results["metric"] == metric]
+    values = (found.assign(cell=found["recipe"] + " " + found["tuning"])
+              .pivot(index="seed", columns="cell", values="value").reindex(columns=[first, second]))
+    return (values[first] - values[second]).dropna().rename("value").reset_index().assign(id="run")
 
 # %% ../nbs/20_tables.ipynb #b1795c70
 def costs_of(
