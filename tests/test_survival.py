@@ -24,6 +24,7 @@ from sftdpo.engine.folder import StudyFolder, read_record, write_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import remove
 from sftdpo.engine.store import read_results
+from sftdpo.engine.timing import plan_in_lines
 from sftdpo.model import save_policy
 
 processes = multiprocessing.get_context("forkserver")
@@ -418,6 +419,9 @@ def test_what_is_kept_of_a_study_goes_on(backbone, tmp_path, capsys):
     for home in (kept, kept.trials):
         last = next(name for name in home.finished_runs() if "sft-dpo" in name)
         for path in (home.run(last).path, kept.results, kept.search): remove(path)
+    left = plan(study, kept.path, measure=False)
+    assert [str(state) for state in left.states].count("done, and trained again for what starts from it") == 1, "at f8ae2a52 a run that was judged was said to wait"
+    assert "4 of 5 done" in "\n".join(plan_in_lines(left))
     capsys.readouterr()
     again = compare(study, kept.path)
     told = capsys.readouterr().out

@@ -371,11 +371,13 @@ class NodePlaces(StudyPlaces):
         stage = self.stage(node.key)
         recorded = node.stage and stage.record.exists()
         if why := self.failure_of(node): return State("failed", why=why)
-        if self.judged(node) and (not node.stage or recorded or self.closed(node)):
+        judged = self.judged(node)
+        if judged and (not node.stage or recorded or self.closed(node)):
             return State("done", again=not self.weights(node) and not all(map(self.closed, node.children)))
         if who := self.worker_at(node): return State("running", who=who)
         if recorded: return State("trained")
-        return State("stopped", step=stage.last_step) if node.stage and stage.last_step else State("waiting")
+        if node.stage and stage.last_step: return State("stopped", step=stage.last_step)
+        return State("done", again=True) if judged and node.runs else State("waiting")
 
 # %% ../../nbs/engine/03_folder.ipynb #2bd09828
 class StudyFolder(NodePlaces):
