@@ -162,9 +162,10 @@ def try_cells(
     spend([(cell, trial) for cell in cells for trial in cell.first()])
     for cell in cells: cell.recall(folder, inputs)
     def once_more(some): spend([(cell, next_trial(cell.scores, search.factor)) for cell in some])
-    most = max(search.trials, least, *(len(cell.scores) for cell in cells))
+    asked = max(search.trials, least, *(len(cell.first()) for cell in cells))
+    most = max(asked, *(len(cell.scores) for cell in cells))
     while short := [cell for cell in cells if len(cell.scores) < most]: once_more(short)
-    for _ in range(search.further):
+    for _ in range(most, asked + search.further):  # those of an earlier command count
         if edges := [cell.name for cell in cells if at_edge(cell.scores)]:
             say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more "
                 "trial for all")
