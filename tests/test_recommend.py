@@ -215,6 +215,15 @@ def test_what_a_baseline_does_as_well_is_said_before_anything_is_trained(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_commands_that_are_named_use_the_same_backbone(tmp_path, backbone):
+    "At eb47e42f they would have trained bard, and checked the rows for it."
+    (tmp_path / "words.csv").write_text("text,label\n" + "".join(f"{'glad' if i % 2 else 'sad'} day {i},{'ab'[i % 2]}\n" for i in range(60)) + ",a\n")
+    said = []
+    said.append(recommend(tmp_path / "words.csv", tmp_path / "out", backbone=backbone, say=said.append).declined)
+    train, check = (shlex.split(re.search(f"`sftdpo ({command} .*?)`", " ".join(said))[1]) for command in ("train", "data check"))
+    assert parse(train).run.backbone == parse(check).backbone == backbone
+
+
 def test_rows_of_few_prompts_are_declined_and_a_task_without_baselines_is_not(tmp_path):
     rows = [Example(str(i), f"text {i % 2}", "ab"[i % 2], label=i % 2) for i in range(60)]
     data = TaskData("labels", "twins", rows, [], [], ("a", "b"), False, "made here", foldable=True)
@@ -416,6 +425,23 @@ def test_a_few_rows_are_said_to_be_too_few_before_anything_is_tried(tmp_path, ca
     main(["data", "check", str(tmp_path / "enough.csv")])
     said = capsys.readouterr().out
     assert "are needed" not in said and "sftdpo recommend" in said
+
+
+def test_as_many_minutes_as_are_named_are_enough_and_what_was_recommended_stays(tmp_path, monkeypatch):
+    "At eb47e42f they were too few from half an hour on, and for files of few rows; the model of an earlier call went."
+    (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"mood {i},{'ab'[i % 7 % 2]}\n" for i in range(41)))
+    tried = []
+    monkeypatch.setattr("sftdpo.recommend.calibrate", lambda *rest: None)
+    monkeypatch.setattr("sftdpo.engine.timing.Timing.whole", lambda times, node, judging=True: 20.0 * node.stage.epochs if node.stage else 0.0)
+    monkeypatch.setattr(Trials, "judged", lambda trials, new, folds: tried.extend(new) or {})
+    def asked(minutes): return recommend(tmp_path / "moods.csv", tmp_path / "out", minutes, folds=2, say=lambda words: None).declined
+    home = StudyFolder(tmp_path / "out")
+    assert asked(1)
+    home.model.mkdir()
+    home.recommendation.write_text("Train sft full.")
+    enough = float(re.search(r"give at least (\d+)", asked(1))[1])
+    assert enough > 30 and not tried and home.model.exists() and home.recommendation.read_text() == "Train sft full."
+    assert asked(enough) and tried
 
 
 def test_rows_that_cannot_be_used_are_left_out_unless_asked_to_stop(tmp_path, capsys):

@@ -124,16 +124,16 @@ class CellTrials:
         self.scores[trial] = sum(self.each[trial]) / len(found)
 
     def tried(self, folder: StudyFolder, inputs: Inputs, trial: tuple) -> bool:
-        "Are all runs of a trial finished? With another rate of the first stage it is another trial."
-        return all(folder.trials.run(inputs.of(run).name).finished for run in self.runs(trial))
+        "Did all runs of a trial finish or fail? With another rate of the first stage it is another trial."
+        def done(one): return folder.trials.run(one.name).finished or any(folder.trials.failure(key).exists() for key in one.keys)
+        return all(done(inputs.of(run)) for run in self.runs(trial))
 
-    def recall(self, folder: StudyFolder, inputs: Inputs):
-        "Take over further trials that an earlier command made for this cell."
+    def earlier(self, folder: StudyFolder, inputs: Inputs) -> list[tuple]:
+        "Further trials that an earlier command made for this cell."
         table = read_search(folder, dtype=str, keep_default_na=False)
         mine = table[(table["task"] == self.task) & (table["recipe"] == self.recipe) & (table["tuning"] == self.tuning)]
-        for one in mine.itertuples():
-            trial = float(one.learning_rate), float(one.beta) if one.beta else None
-            if trial not in self.scores and self.tried(folder, inputs, trial): self.read(folder, inputs, trial)
+        found = [(float(one.learning_rate), float(one.beta) if one.beta else None) for one in mine.itertuples()]
+        return [trial for trial in found if trial not in self.scores and self.tried(folder, inputs, trial)]
 
     def table(self) -> list[dict]:
         "The trials in their order, the chosen one marked."
@@ -160,11 +160,12 @@ def try_cells(
     say(f"search learning rates for {', '.join(cell.name for cell in cells)}: {search.trials} "
         "trials each")
     spend([(cell, trial) for cell in cells for trial in cell.first()])
-    for cell in cells: cell.recall(folder, inputs)
+    if before := [(cell, trial) for cell in cells for trial in cell.earlier(folder, inputs)]: spend(before)
     def once_more(some): spend([(cell, next_trial(cell.scores, search.factor)) for cell in some])
-    most = max(search.trials, least, *(len(cell.scores) for cell in cells))
+    asked = max(search.trials, least)
+    most = max(asked, *(len(cell.scores) for cell in cells))
     while short := [cell for cell in cells if len(cell.scores) < most]: once_more(short)
-    for _ in range(search.further):
+    for _ in range(most, asked + search.further):  # those of an earlier command count
         if edges := [cell.name for cell in cells if at_edge(cell.scores)]:
             say(f"the best rate of {', '.join(edges)} lies at the edge of what was tried: one more "
                 "trial for all")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_JUDGED', 'VERY_LONG', 'TRIED', 'reasons',
-           'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines', 'reading_options', 'command_of',
-           'recommend_command', 'DataFindings', 'DataReport', 'size_sections', 'doubt_sections', 'report_sections',
-           'report_verdict', 'report_text', 'report_markdown', 'short_report', 'pair_notes', 'special_token_notes',
-           'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note', 'folds_note', 'glued',
-           'between_glued', 'glued_notes', 'too_long_in', 'text_lengths', 'long_notes', 'add_tokens', 'check_data',
-           'tables_behind', 'fitting_task', 'question_notes', 'columns_fit', 'works', 'recoded', 'suggested', 'look_of',
-           'advice', 'better_encoding', 'unloaded_report', 'shown_in', 'stops_of', 'mended', 'suggested_report',
-           'failed_report', 'too_rare', 'loaded_report', 'check_file', 'write_check']
+           'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines', 'reading_options',
+           'backbone_option', 'command_of', 'recommend_command', 'DataFindings', 'DataReport', 'size_sections',
+           'doubt_sections', 'report_sections', 'report_verdict', 'report_text', 'report_markdown', 'short_report',
+           'pair_notes', 'special_token_notes', 'training_line', 'label_words', 'label_notes', 'split_notes',
+           'majority_note', 'folds_note', 'glued', 'between_glued', 'glued_notes', 'too_long_in', 'text_lengths',
+           'long_notes', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'question_notes', 'columns_fit',
+           'works', 'recoded', 'suggested', 'look_of', 'advice', 'better_encoding', 'unloaded_report', 'shown_in',
+           'stops_of', 'mended', 'suggested_report', 'failed_report', 'too_rare', 'loaded_report', 'check_file',
+           'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import math
@@ -167,6 +168,12 @@ def reading_options(
     "The options that say so on the command line; those at their defaults are left out."
     return changed_options(reading, "reading.")
 
+def backbone_option(
+    backbone: str,  # as given
+) -> list[str]:     # empty for the one that is used where none is given
+    "The option that names the backbone on the command line."
+    return [] if backbone == "bard" else ["--backbone", backbone]
+
 # %% ../../nbs/reading/05_check.ipynb #f5d7ff15
 def command_of(
     task: str,                     # what the data is for
@@ -176,9 +183,8 @@ def command_of(
 ) -> str:
     "The command that compares the cells on this data."
     path = str(data) if isinstance(data, (str, Path)) else "PATH"
-    given = [] if backbone == "bard" else ["--backbone", backbone]
     return shlex.join(["sftdpo", "compare",
-                       "--tasks", task, "--data", path, *given, *reading_options(reading), "--out",
+                       "--tasks", task, "--data", path, *backbone_option(backbone), *reading_options(reading), "--out",
                        f"runs/{Path(path.split(':')[-1]).stem or 'mine'}"])
 
 # %% ../../nbs/reading/05_check.ipynb #20e77090
@@ -191,8 +197,7 @@ def recommend_command(
     "The command that recommends how to train on this file."
     record = TASKS[task]
     if built_in(data) or not isinstance(data, (str, Path)) or not record.columns or record.published: return ""
-    given = [] if backbone == "bard" else ["--backbone", backbone]
-    return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *given,
+    return shlex.join(["sftdpo", "recommend", str(data), "--task", task, *backbone_option(backbone),
                        *reading_options(replace(reading, unusable="stop"))])  # it drops unusable rows
 
 # %% ../../nbs/reading/05_check.ipynb #cba87962
