@@ -16,7 +16,7 @@ from sftdpo.cli import main, parse
 from sftdpo.engine.folder import Damaged, StudyFolder
 from sftdpo.engine.store import gather, read_results, write_planned_runs
 from sftdpo.page.explore import view_of
-from sftdpo.report import MOST_RUNS, STYLE, as_html, up_to_date, write_report
+from sftdpo.report import MOST_RUNS, STYLE, about, as_html, up_to_date, write_report
 from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, format_baselines, print_differences, print_tables
 from sftdpo.tasks import RECIPES
 from sftdpo.verdicts.verdict import Margins, save_margins
@@ -329,6 +329,23 @@ def test_a_sweep_sets_cells_apart(tmp_path, capsys):
     assert set(pd.read_parquet(folder / "report.tables" / "cells.parquet").cell) == {"base", "sft full", "dpo full, dpo.beta 0.1", "dpo full, dpo.beta 0.5"}
     print_differences(read_results(folder), folder)
     assert differences_in(page) == [] and capsys.readouterr().out == "", "a cell that a sweep gives several values is not compared as one"
+
+
+def test_every_file_of_a_sweep_is_named_above_its_table(tmp_path, capsys):
+    "At eb47e42f the table of several files was headed by the first, with its number of judged rows, and the report told the largest number alone."
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="two files", tasks=["labels"], recipes=["sft"], tunings=["full"], data="one.csv", sweep={"data": ["one.csv", "two.csv"]})))
+    lines = []
+    for data, number in (("one.csv", 6), ("two.csv", 9)):
+        for recipe in ("base", "sft"):
+            run = make_run(folder, recipe, task="labels", number=number, about=dict(data=data), name=f"labels-{recipe}-{data[:3]}").name
+            lines.append(dict(task="labels", tuning="full", seed=0, fold=0, run=run, recipe=recipe, data=data))
+    write_planned_runs(folder, pd.DataFrame(lines))
+    results = gather(folder)
+    print_tables(results, folder)
+    assert "data: one.csv or two.csv · 64 training examples, 6 or 9 judged" in " ".join(capsys.readouterr().out.split())
+    assert "data: one.csv, two.csv · 64 training examples · 6, 9 judged" in about(results)
 
 
 @pytest.mark.usefixtures("undrawn")
