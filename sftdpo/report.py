@@ -641,9 +641,10 @@ def grouped(
 def searched_rates(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # the chosen trial of each cell
-    "What the trials of learning rates chose; empty where there were none."
+    "What the trials of learning rates chose, and of how many in its cell; empty where there were none."
     trials = store.read_search(folder)
-    return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
+    of = trials.groupby(["task", "recipe", "tuning"])["chosen"].transform("size")
+    return trials.assign(trials=of)[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/22_report.ipynb #65f6ac88
 def write_report(

@@ -379,10 +379,11 @@ def test_failures_and_chosen_rates_are_told(tmp_path):
     folder = make_study(tmp_path / "study", finished=4)
     (folder / "failures").mkdir()
     (folder / "failures" / "0123.txt").write_text("sonnet: dpo lora, seed 1\nFloatingPointError: The loss is not finite\n\nruns: none\n\nTraceback")
-    (folder / "search.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.001,,20.5,chrf,True,False\nsonnet,sft,full,2,0.003,,20.1,chrf,False,False\n")
+    (folder / "search.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.001,,20.5,chrf,True,False\nsonnet,sft,full,2,0.003,,20.1,chrf,False,False\nsonnet,sft,lora,1,0.002,,20.2,chrf,True,False\n")
     page = read_page(write_report(folder, tmp_path / "else where" / "page.html"))
     assert "sonnet: dpo lora, seed 1: FloatingPointError: The loss is not finite" in page.words and "1 stage failed" in page.words
     assert "0.001" in page.words and "0.003" not in page.words and "not each cell's best" not in page.words
+    assert "Cells had from 1 to 2 trials" in page.words, "at eb47e42f every cell had the same number of them"
     assert (tmp_path / "else where" / "page.tables" / "failures.csv").exists() and not (folder / "report.html").exists()
 
 
