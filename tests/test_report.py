@@ -1,4 +1,5 @@
 """The report: hostile data stays text, the page stands alone, half-done studies are told as such."""
+import dataclasses
 import json
 import re
 import shutil
@@ -16,9 +17,10 @@ from sftdpo.cli import main, parse
 from sftdpo.engine.folder import Damaged, StudyFolder
 from sftdpo.engine.store import gather, read_results, write_planned_runs
 from sftdpo.page.explore import view_of
+from sftdpo.page.views import answers_of
 from sftdpo.report import MOST_RUNS, STYLE, about, as_html, up_to_date, write_report
 from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, format_baselines, print_differences, print_tables
-from sftdpo.tasks import RECIPES
+from sftdpo.tasks import RECIPES, TASKS, Metric
 from sftdpo.verdicts.verdict import Margins, save_margins
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
@@ -201,6 +203,17 @@ def test_tasks_of_ones_own(tmp_path, task):
     page = read_page(write_report(make_study(tmp_path / task, (task,), seeds=(0,), recipes=("sft", "dpo"))))
     assert ("Generated and true texts" in page.words) == (task == "completions")
     assert ("Calibration" in page.words) == (task == "labels")
+
+
+def test_texts_of_a_task_of_ones_own_are_shown_by_its_own_metric(tmp_path, monkeypatch):
+    "At eb47e42f the page of results ended in KeyError: 'chrf' where a task's texts are judged by something else."
+    exact = Metric("exact", "exact match", "exact", share=True)
+    monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["completions"], name="mine", primary=exact))
+    home = make_run(tmp_path, "sft", task="mine")
+    pd.DataFrame(dict(id=["1", "2"], prompt="p", sample=0, generated=["a", "b"], true="a", exact=[1., 0.])).to_parquet(home / "examples.parquet")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(dict(name="mine", tasks=["mine"], data="own.csv")))
+    gather(tmp_path)
+    assert answers_of(tmp_path, "mine")[["answer", "value"]].to_numpy().tolist() == [["a", 1.], ["b", 0.]]
 
 
 def test_hostile_data_stays_text(tmp_path):
