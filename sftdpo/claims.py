@@ -119,8 +119,12 @@ def _varied(
     names = dict.fromkeys(["backbone", "data", "train_size", *fields])
     cell = [name for name in CELL if name not in ("seed", "fold")]
     def differs(rows, group, name): return (rows.groupby(group)[name].nunique() > 1).any()
-    return [name for name in names if name in runs
-            and (differs(several, CELL, name) or name in fields and differs(runs, cell, name))]
+    found = [name for name in names if name in runs
+             and (differs(several, CELL, name) or name in fields and differs(runs, cell, name))]
+    others = [name for name in found if name != "train_size"]
+    if "train_size" in fields or not others or len(others) == len(found): return found
+    # the number of rows of a swept file is no part of its own
+    return found if differs(runs[runs["recipe"] != "base"], ["task", "fold", *others], "train_size") else others
 
 # %% ../nbs/14_claims.ipynb #fbf48ac5
 def _parts_by_value(runs: pd.DataFrame, varied: list[str]) -> dict[str, set]:
@@ -131,7 +135,7 @@ def _parts_by_value(runs: pd.DataFrame, varied: list[str]) -> dict[str, set]:
     parts = {}
     for values in product(*(shapes[name].dropna().unique() for name in varied)) if varied else ():
         fit = (shapes.isna() | (shapes == list(values))).all(axis=1)
-        if not shapes[fit].notna().any(axis=None): continue
+        if not shapes[fit].notna().any().all(): continue  # no run has one of the values beside the others
         whole = [int(one) if isinstance(one, float) and one.is_integer() else one for one in values]
         name = ", ".join(f"{name} = {value}" for name, value in zip(varied, whole))
         parts[name] = set(runs.loc[fit, "run"])

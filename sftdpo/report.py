@@ -310,14 +310,14 @@ def about(
     results: pd.DataFrame,  # of one task
 ) -> str:
     "Which backbone, data, sizes and seeds a task's numbers come from."
-    trained, judged = (results[results["recipe"] != "base"],
-                       results.loc[results["metric"] == "examples", "value"])
+    trained, judged = results[results["recipe"] != "base"], results[results["metric"] == "examples"]
+    judged = judged.groupby("data" if "data" in results else "metric", sort=False)["value"].max().unique()
     def names(part, column):
         return (", ".join(f"{one:,}" if isinstance(one, (int, np.integer)) else str(one)
                           for one in dict.fromkeys(part[column])) if column in part else "")
     parts = [names(results, "backbone"), f"data: {names(results, 'data')}",
              f"{names(trained, 'train_size')} training examples" if len(trained) else "",
-             f"{judged.max():,.0f} judged{' in each fold' * (trained['fold'].nunique() > 1)}" if len(judged) else "",
+             f"{', '.join(map('{:,.0f}'.format, judged))} judged{' in each fold' * (trained['fold'].nunique() > 1)}" if len(judged) else "",
              seeds_in_words(trained)]
     return " · ".join(part for part in parts if part)
 
@@ -641,9 +641,10 @@ def grouped(
 def searched_rates(
     folder: Path,  # of a study
 ) -> pd.DataFrame:  # the chosen trial of each cell
-    "What the trials of learning rates chose; empty where there were none."
+    "What the trials of learning rates chose, and of how many in its cell; empty where there were none."
     trials = store.read_search(folder)
-    return trials[trials["chosen"].astype(bool)].drop(columns="chosen")
+    of = trials.groupby(["task", "recipe", "tuning"])["chosen"].transform("size")
+    return trials.assign(trials=of)[trials["chosen"].astype(bool)].drop(columns="chosen")
 
 # %% ../nbs/22_report.ipynb #65f6ac88
 def write_report(

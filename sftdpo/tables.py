@@ -631,13 +631,14 @@ def print_tables(
     "Print each task's table of cells, its baselines, and where the files are."
     for task in results.task.unique():
         part = with_cells(results[results.task == task], variants_of(Path(folder)))
-        first = part.iloc[0]
+        backbone, data = (" or ".join(part[name].unique()) for name in ("backbone", "data"))
         trained = part[part.recipe != "base"]
         sizes = " or ".join(f"{size:,}" for size in sorted(trained.train_size.unique()))
         size = f"{sizes} training examples, " if len(trained) else ""
-        judged = part[part.metric == "examples"].value.iloc[0]
+        counts = part[part.metric == "examples"].groupby("data", sort=False).value.max()
+        judged = " or ".join(f"{count:,.0f}" for count in counts.unique())
         each = " in each fold" * (part.fold.nunique() > 1)
-        print_wrapped(f"\n{task} · {first.backbone} · data: {first.data} · {size}{judged:,.0f} "
+        print_wrapped(f"\n{task} · {backbone} · data: {data} · {size}{judged} "
                       f"judged{each}" + (f" · {seeds_in_words(trained)}" if len(trained) else ""))
         examples = with_cells(read_examples(folder, list(part.run.unique())), variants_of(Path(folder)))
         searched = StudyFolder(folder).search.exists()
@@ -652,7 +653,8 @@ def print_tables(
             print_wrapped("examples/s: of the steps alone; training: all that a run's stages took, such as "
                           "DPO's reference pass")
         for note in metric_notes(folder, part, examples): print_wrapped(note)
-        if first.backbone in CAVEATS: print_wrapped(f"note: {CAVEATS[first.backbone]}")
+        for name in part.backbone.unique():
+            if name in CAVEATS: print_wrapped(f"note: {CAVEATS[name]}")
         for name in further_sets(folder): print_further(folder, name, task, list(part.run.unique()))
     if not len(results):
         return print(f"No run is finished, so there is no table. Everything is in {folder}.")

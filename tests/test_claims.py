@@ -29,6 +29,7 @@ from sftdpo.tasks import RECIPES, TASKS, Metric, Recipe
 from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
 from sftdpo.verdicts.evidence import Evidence, cell_values, differences_of
+from sftdpo.verdicts.gains import judge_gain
 from sftdpo.verdicts.gates import _unequal_trials, baseline_values, headroom, mark_collapsed, strong
 from sftdpo.verdicts.matching import some_cell_matches
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
@@ -42,6 +43,7 @@ from sftdpo.verdicts.verdict import (
     claim,
     corrected_level,
     deciding,
+    estimate_between,
     judge_difference,
     not_asked,
     read_margins,
@@ -167,6 +169,16 @@ def test_gains_and_small_are_two_halves():
         assert verdicts(frames, "C1")["sonnet", "full"].verdict == small, gain
     one = verdicts(study(cells | {("sft-dpo", "full"): 0}, examples=20), "C1", part="gains")["sonnet", "full"]
     assert one.detectable[1] < one.detectable[0] < one.detectable[2] and "would have been found" in one.notes[-1]
+
+
+@pytest.mark.parametrize("low, high, said, words", [
+    (-1.3, 0.6, "refuted", "no gain that matters."), (-0.9, 0.95, "undecided", "no gain that matters, but not with the correction for several comparisons."),
+    (-1.3, 1.6, "undecided", "neither a gain nor a loss is shown."), (-1.3, -0.2, "refuted", "a loss."), (0.1, 0.6, "supported", "a gain.")])
+def test_the_reason_on_gains_agrees_with_its_verdict(low, high, said, words):
+    "At eb47e42f a refuted gain said that neither a gain nor a loss is shown, and an undecided one that no gain matters."
+    asked = asked_of("C1", "sonnet", Margins(), "full", part="gains")
+    one = judge_gain(asked, dict.fromkeys(("sft", "sft-sft"), estimate_between(low, high)), Margins())
+    assert one.verdict == said and one.why.endswith(f", {words}"), one.why
 
 
 def test_a_weak_sft_is_not_asked():

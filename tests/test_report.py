@@ -1,4 +1,5 @@
 """The report: hostile data stays text, the page stands alone, half-done studies are told as such."""
+import dataclasses
 import json
 import re
 import shutil
@@ -16,9 +17,10 @@ from sftdpo.cli import main, parse
 from sftdpo.engine.folder import Damaged, StudyFolder
 from sftdpo.engine.store import gather, read_results, write_planned_runs
 from sftdpo.page.explore import view_of
-from sftdpo.report import MOST_RUNS, STYLE, as_html, up_to_date, write_report
+from sftdpo.page.views import answers_of
+from sftdpo.report import MOST_RUNS, STYLE, about, as_html, up_to_date, write_report
 from sftdpo.tables import SEARCH_TOO, WHAT_TO_CHANGE, format_baselines, print_differences, print_tables
-from sftdpo.tasks import RECIPES
+from sftdpo.tasks import RECIPES, TASKS, Metric
 from sftdpo.verdicts.verdict import Margins, save_margins
 
 HOSTILE = "</pre></script><script>alert('here')</script><img src=http://127.0.0.1:9/x onerror=alert(1)> \"' onload=\"x\" =cmd()|'/c calc'!A0 {{ 7*7 }} {% raw %} \x00\x07\x1b[2J\u202eabc\u2066 ]]> --> &lt;b&gt;"
@@ -203,6 +205,17 @@ def test_tasks_of_ones_own(tmp_path, task):
     assert ("Calibration" in page.words) == (task == "labels")
 
 
+def test_texts_of_a_task_of_ones_own_are_shown_by_its_own_metric(tmp_path, monkeypatch):
+    "At eb47e42f the page of results ended in KeyError: 'chrf' where a task's texts are judged by something else."
+    exact = Metric("exact", "exact match", "exact", share=True)
+    monkeypatch.setitem(TASKS, "mine", dataclasses.replace(TASKS["completions"], name="mine", primary=exact))
+    home = make_run(tmp_path, "sft", task="mine")
+    pd.DataFrame(dict(id=["1", "2"], prompt="p", sample=0, generated=["a", "b"], true="a", exact=[1., 0.])).to_parquet(home / "examples.parquet")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(dict(name="mine", tasks=["mine"], data="own.csv")))
+    gather(tmp_path)
+    assert answers_of(tmp_path, "mine")[["answer", "value"]].to_numpy().tolist() == [["a", 1.], ["b", 0.]]
+
+
 def test_hostile_data_stays_text(tmp_path):
     folder = make_study(tmp_path / "study <b>$(reboot)", name=HOSTILE.replace("/", "").replace("\x00", ""), text=HOSTILE, recipes=("sft", "dpo"), tunings=("full",), seeds=(0,), finished=2,
                         about=dict(backbone=HOSTILE, data=HOSTILE), environment={"processor": HOSTILE, HOSTILE: "\ud800"})
@@ -331,6 +344,23 @@ def test_a_sweep_sets_cells_apart(tmp_path, capsys):
     assert differences_in(page) == [] and capsys.readouterr().out == "", "a cell that a sweep gives several values is not compared as one"
 
 
+def test_every_file_of_a_sweep_is_named_above_its_table(tmp_path, capsys):
+    "At eb47e42f the table of several files was headed by the first, with its number of judged rows, and the report told the largest number alone."
+    folder = tmp_path / "study"
+    folder.mkdir()
+    (folder / "study.yaml").write_text(yaml.safe_dump(dict(name="two files", tasks=["labels"], recipes=["sft"], tunings=["full"], data="one.csv", sweep={"data": ["one.csv", "two.csv"]})))
+    lines = []
+    for data, number in (("one.csv", 6), ("two.csv", 9)):
+        for recipe in ("base", "sft"):
+            run = make_run(folder, recipe, task="labels", number=number, about=dict(data=data), name=f"labels-{recipe}-{data[:3]}").name
+            lines.append(dict(task="labels", tuning="full", seed=0, fold=0, run=run, recipe=recipe, data=data))
+    write_planned_runs(folder, pd.DataFrame(lines))
+    results = gather(folder)
+    print_tables(results, folder)
+    assert "data: one.csv or two.csv · 64 training examples, 6 or 9 judged" in " ".join(capsys.readouterr().out.split())
+    assert "data: one.csv, two.csv · 64 training examples · 6, 9 judged" in about(results)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_runs_that_left_the_study_are_in_no_cell(tmp_path):
     "Trained again at another rate, a cell's old runs stay on the disk. At 62ea385b the report reads them too, and shows each as a cell of its own; a table that was written before still counts them."
@@ -362,10 +392,11 @@ def test_failures_and_chosen_rates_are_told(tmp_path):
     folder = make_study(tmp_path / "study", finished=4)
     (folder / "failures").mkdir()
     (folder / "failures" / "0123.txt").write_text("sonnet: dpo lora, seed 1\nFloatingPointError: The loss is not finite\n\nruns: none\n\nTraceback")
-    (folder / "search.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.001,,20.5,chrf,True,False\nsonnet,sft,full,2,0.003,,20.1,chrf,False,False\n")
+    (folder / "search.csv").write_text("task,recipe,tuning,trial,learning_rate,beta,score,metric,chosen,at_edge\nsonnet,sft,full,1,0.001,,20.5,chrf,True,False\nsonnet,sft,full,2,0.003,,20.1,chrf,False,False\nsonnet,sft,lora,1,0.002,,20.2,chrf,True,False\n")
     page = read_page(write_report(folder, tmp_path / "else where" / "page.html"))
     assert "sonnet: dpo lora, seed 1: FloatingPointError: The loss is not finite" in page.words and "1 stage failed" in page.words
     assert "0.001" in page.words and "0.003" not in page.words and "not each cell's best" not in page.words
+    assert "Cells had from 1 to 2 trials" in page.words, "at eb47e42f every cell had the same number of them"
     assert (tmp_path / "else where" / "page.tables" / "failures.csv").exists() and not (folder / "report.html").exists()
 
 

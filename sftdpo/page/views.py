@@ -39,7 +39,7 @@ from sftdpo.report import (
     up_to_date,
 )
 from ..tables import labels_of_runs
-from ..tasks import format_metric
+from ..tasks import format_metric, task_named
 from ..verdicts.verdict import Verdict, describe_estimate
 
 # %% ../../nbs/page/03_views.ipynb #7fbc909c
@@ -209,18 +209,17 @@ def answers_of(
     found["name"] = cell + (", fold " + table["fold"].astype(str) if several else "")
     if table.groupby(found["name"])["run"].nunique().max() > 1:
         found["name"] += " · " + table["run"].str.rsplit("-", n=1).str[1]
-    if "generated" in table:
-        found = found.assign(true=table["true"], answer=table["generated"],
-                             value=table["chrf"].astype(float))
+    if "generated" in table: found = found.assign(true=table["true"], answer=table["generated"])
     elif any(labels.values()) and "prediction" in table:
         def words(numbers): return [labels[run][int(one)] if one == one else "" for run, one in zip(table["run"], numbers)]
         sure = table.filter(like="probability_").max(axis=1)
-        found = found.assign(true=words(table["label"]), value=table["correct"].astype(float), answer=[
+        found = found.assign(true=words(table["label"]), answer=[
             f"{word} ({value:.2f})" for word, value in zip(words(table["prediction"]), sure)])
     else:
         found = found.assign(true=table.get("chosen", ""), answer=table["correct"].map(
-            {1.0: "the chosen one", 0.0: "the rejected one"}).fillna("both alike"),
-                             value=table["correct"].astype(float))
+            {1.0: "the chosen one", 0.0: "the rejected one"}).fillna("both alike"))
+    scores = [name for name in ("chrf", "correct", task_named(task).primary.column) if name in table]
+    found["value"] = table[scores[0]].astype(float) if scores else math.nan
     values = found.groupby(["id", "run"])["value"].transform("mean")  # over samples
     return found.assign(value=values).drop_duplicates(["id", "run"]).reset_index(drop=True)
 

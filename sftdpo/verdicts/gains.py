@@ -11,7 +11,7 @@ import dataclasses
 import math
 from itertools import combinations
 
-from ..stats import Estimate, at_level, holm, student, verdict
+from ..stats import Estimate, at_level, holm, student
 from ..tasks import controls_of_recipe
 from .evidence import Evidence, combined_error, judged_by_tuning
 from .gates import after_gates, collapse, depth_of, headroom, missing, rates, strong
@@ -53,11 +53,13 @@ def _least_first(asked: Verdict, gains: dict, least: str) -> tuple[tuple[str, Es
     return tuple((f"sft-dpo {where} − {recipe} {where}", gains[recipe]) for recipe in recipes)
 
 # %% ../../nbs/verdicts/05_gains.ipynb #9e8856f2
-def _gain_in_words(gain: Estimate, margin: float) -> str:
-    "What a gain's interval says."
-    words = {"gain": "a gain", "loss": "a loss", "no gain": "no gain that matters",
-             "undecided": "neither a gain nor a loss is shown"}
-    return words[verdict(gain, margin, "no gain")]
+def _gain_in_words(gain: Estimate, strict: Estimate, margin: float) -> str:
+    "What a gain's interval says; `strict` is the one that must lie below the margin."
+    if gain.low > 0: return "a gain"
+    if gain.high < 0: return "a loss"
+    if strict.high < margin: return "no gain that matters"
+    if gain.high < margin: return "no gain that matters, but not with the correction for several comparisons"
+    return "neither a gain nor a loss is shown"
 
 # %% ../../nbs/verdicts/05_gains.ipynb #56a9b938
 def judge_gain(
@@ -79,7 +81,7 @@ def judge_gain(
         decides = (f"Run sft-sft {asked.where}, which has as many steps." if above
                    else deciding(gains[least], asked.unit, 0., asked.margin, strict[least]))
     gain = gains[least]
-    words = f"{describe_estimate(gain, asked.unit)}, {_gain_in_words(gain, asked.margin)}"
+    words = f"{describe_estimate(gain, asked.unit)}, {_gain_in_words(gain, strict[least], asked.margin)}"
     return one_seed_decides_nothing(dataclasses.replace(
         asked, verdict=said, effects=effects, why=f"{effects[0][0]}: {words}.", decides=decides))
 
@@ -188,6 +190,7 @@ def _no_surer_than(one: Verdict, parts: list[Verdict], gains: list[Estimate]) ->
 def task_dependent(
     parts: list[Verdict],  # C1's "small" of one tuning, per task
     margins: Margins,      # set beforehand
+    others: list[str] = (),  # tasks of the study of which it could not be asked
 ) -> Verdict:
     "Do the gains differ between tasks?"
     where = parts[0].where
@@ -195,7 +198,8 @@ def task_dependent(
                     "not asked", part="task-dependent", where=where)
     if len(parts) < 2:
         why = f"The claim could be asked of {parts[0].task} only."
-        return dataclasses.replace(asked, why=why, decides="Run a second task.")
+        decides = f"What the verdicts on {' and '.join(others)} ask for." if others else "Run a second task."
+        return dataclasses.replace(asked, why=why, decides=decides)
     tuning, *_ = where.split(", ")  # what follows is the part of a sweep
     same = f"sft-dpo {tuning} − sft {tuning}"  # of each task, whichever gain decided there
     gains = [dict(one.effects)[same] for one in parts]
@@ -222,7 +226,9 @@ def over_tasks(
         parts = [one for one in found if one.where == where and one.part == "small"
                  and one.verdict != "not asked" and one.task != "all tasks"]
         together = [small_everywhere(parts, margins)] if len(parts) > 1 else []
-        if parts: together.append(task_dependent(parts, margins))
+        others = dict.fromkeys(one.task for one in found if one.where == where)
+        others = [task for task in others if task not in [one.task for one in parts]]
+        if parts: together.append(task_dependent(parts, margins, others))
         for one in together:  # what was not named beforehand of one task was not of several
             notes = [note for note in parts[0].notes if note.startswith("Exploratory")]
             more.append(dataclasses.replace(one, exploratory=parts[0].exploratory, notes=(*one.notes, *notes)))
