@@ -39,7 +39,7 @@ from .engine.safe_files import remove, write_json, write_text, written_whole
 from .engine.store import CELL, gather, read_examples, task_of, write_planned_runs
 from .engine.timing import calibrate, known_times
 from .engine.tree import stage_tree
-from .engine.work import cores, forkable
+from .engine.work import cores, forkable, give_back_memory, is_full_disk
 from .measures.baselines import baselines
 from .model import load_backbone
 from sftdpo.reading.check import (
@@ -56,6 +56,7 @@ from sftdpo.reading.check import (
     shown_in,
     tables_behind,
 )
+from .reading.files import first_line
 from .reading.shapes import label_columns
 from .stats import Estimate, difference, interval, observations
 from .study import carry_out, check_study_folder, claim_folder
@@ -456,9 +457,16 @@ class Trials(Ways):
 
     def attempt(self, new: dict[str, Run]):
         "Try ways side by side if there is time for all of them, otherwise each that there is time for."
-        takes, left = self.seconds(*new.values()), self.deadline - time.monotonic()
+        failed = ""
+        try: takes = self.seconds(*new.values())
+        except Exception as error:  # a few steps are trained to time them
+            if is_full_disk(error): raise
+            takes, failed = math.inf, first_line(error)
+        if failed: give_back_memory()
+        left = self.deadline - time.monotonic()
         if takes > left and len(new) > 1:
             for way, run in new.items(): self.attempt({way: run})
+        elif failed: self.left_out.append(f"{next(iter(new))} (it failed: {failed})")
         elif takes > left: self.leave_out(*new, takes, left)
         else:
             self.say(f"{' · '.join(new)} · takes {time_in_words(takes)}, {time_in_words(left)} left")

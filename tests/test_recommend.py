@@ -11,11 +11,12 @@ import pandas as pd
 import pytest
 import recommend_fresh
 import recommend_grid
+import torch
 import yaml
 from tickets import write_tickets
 
 from sftdpo.cli import main, parse
-from sftdpo.config import Reading, Run, SettingsError
+from sftdpo.config import Reading, Run, SettingsError, WorkFailed
 from sftdpo.data import TaskData, load_task
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
@@ -442,6 +443,20 @@ def test_as_many_minutes_as_are_named_are_enough_and_what_was_recommended_stays(
     enough = float(re.search(r"give at least (\d+)", asked(1))[1])
     assert enough > 30 and not tried and home.model.exists() and home.recommendation.read_text() == "Train sft full."
     assert asked(enough) and tried
+
+
+def test_a_way_that_fails_while_it_is_timed_is_left_out(tmp_path, monkeypatch):
+    "At f8ae2a52 one that needs more memory than there is ended the whole command."
+    (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"mood {i},{'ab'[i % 7 % 2]}\n" for i in range(41)))
+    tried, said = [], []
+    def calibrate(nodes, *rest):
+        if any(node.stage and node.run.tuning == "full" for node in nodes): raise torch.OutOfMemoryError("out of memory\nTried to allocate 9 GiB")
+    monkeypatch.setattr("sftdpo.recommend.calibrate", calibrate)
+    monkeypatch.setattr("sftdpo.engine.timing.Timing.whole", lambda *rest, **more: 1.0)
+    monkeypatch.setattr(Trials, "judged", lambda trials, new, folds: tried.extend(new) or trials.left_out.extend(f"{way} (it failed: see there)" for way in new) or {})
+    with pytest.raises(WorkFailed, match=r"sft full.*\(it failed: out of memory\)"):
+        recommend(tmp_path / "moods.csv", tmp_path / "out", 60, folds=2, say=said.append)
+    assert tried and all("lora" in way for way in tried)
 
 
 def test_rows_that_cannot_be_used_are_left_out_unless_asked_to_stop(tmp_path, capsys):
