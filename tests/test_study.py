@@ -403,6 +403,20 @@ def write_labelled(name, labels, rows):
     Path(name).write_text("text,label\n" + "".join(f"{name} {i} is {labels[i % len(labels)]},{labels[i % len(labels)]}\n" for i in range(rows)))
 
 
+def test_a_saved_model_is_judged_by_the_file_that_judged_in_training(backbone, tmp_path, monkeypatch, capsys):
+    "At eb47e42f `sftdpo evaluate` judged it on all rows of the other file, those that it was trained on among them."
+    monkeypatch.chdir(tmp_path)
+    write_labelled("all.csv", ("bill", "crash", "refund"), 60)
+    write_labelled("last.csv", ("crash", "refund"), 14)
+    main(["train", "--task", "labels", "--data", "all.csv", "--reading.test", "last.csv", "--backbone", backbone, "--sft.epochs", "1", "--out", "one"])
+    results = read_results("one")
+    trained = results[(results.recipe == "sft") & (results.metric == "accuracy")].value.item()
+    capsys.readouterr()
+    main(["evaluate", "one"])
+    told = capsys.readouterr().out
+    assert "judged: 14 examples of all" in told and f"{100 * trained:.1f} %" in told
+
+
 def test_a_saved_model_keeps_its_answers_beside_other_labels(backbone, tmp_path, monkeypatch):
     "At eb47e42f A stood for the first label of a folder that judged, whatever it had stood for in training."
     monkeypatch.chdir(tmp_path)
