@@ -368,22 +368,27 @@ class Evaluate:
         if not (self.data or same) and TASKS[self.task].columns:
             raise DataError(f"{self.model} was trained for the task {known['task']}: name the rows of the task {self.task} that judge it, --data FILE.")
         data = self.data or (known.get("data", "embedded") if same else "embedded")
-        out = self.out and prediction_file(self.out, data, self.reading.test, self.reading.validation)
-        try: check_data_path(data)
+        # without --data, the files that judged beside the training rows do so again
+        learned = {} if self.data or not same else known.get("reading", {})
+        reading = self.reading.replace(**{name: learned[name] for name in ("test", "validation")
+                                          if learned.get(name) and not getattr(self.reading, name)})
+        out = self.out and prediction_file(self.out, data, reading.test, reading.validation)
+        try:
+            for place in filter(None, (data, reading.test, reading.validation)): check_data_path(place)
         except (DataError, FileNotFoundError) as error:
-            if self.data: raise
-            raise DataError(f"{self.model} was trained on {data}, which is not to be found from "
+            if self.data or place == self.reading.test: raise
+            raise DataError(f"{self.model} was trained with {place}, which is not to be found from "
                             "here: name the rows that judge, --data FILE.") from error
         task = self.task or known.get("task")
         if not task:
             from sftdpo.reading.check import fitting_task, tables_behind
-            tables = tables_behind(None, data, self.reading)
-            task = fitting_task(tables, self.reading) if tables else "paraphrase"
+            tables = tables_behind(None, data, reading)
+            task = fitting_task(tables, reading) if tables else "paraphrase"
         # a wrong path or column is found before the model is loaded
-        rows_to_judge(known, task, data, self.reading)
+        rows_to_judge(known, task, data, reading)
         from sftdpo.study import evaluate_saved
         from sftdpo.tables import metric_lines
-        found = evaluate_saved(self.model, Run(task=task, data=data, reading=self.reading,
+        found = evaluate_saved(self.model, Run(task=task, data=data, reading=reading,
                                                test_size=self.test_size, seed=self.seed,
                                                sampling=self.sampling), say=print)
         print(*metric_lines(found.metrics, TASKS[task], found.examples), sep="\n")

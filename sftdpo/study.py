@@ -56,7 +56,7 @@ from .measures.verse import lines_left
 from .model import context_length, load_backbone, load_policy, lora_targets
 from .reading.check import advice, check_data, command_of, write_check
 from .reading.files import UnusableRows, write_problems
-from .reading.saved import reading_of, rows_to_answer, rows_to_judge, saved_task
+from .reading.saved import as_learned, reading_of, rows_to_answer, rows_to_judge, saved_task
 from .tasks import RECIPES, TASKS, searched_recipes, trained_recipes
 from .trainer import progress_bar
 
@@ -553,9 +553,9 @@ def judged_data(
     if known.get("task") != run.task: known = {}
     read = run.replace(reading=reading_of(known, run.reading))
     rows = rows_to_judge(known, run.task, run.data, run.reading)
-    if rows is None: return inputs.judged_by(read, *reader)
     whole = _as_trained(read, reader, inputs) if known else None
     if whole and whole.fingerprint == known["fingerprint"]: return whole
+    if rows is None: rows = as_learned(known, inputs.loaded(*read.source), run.reading)
     return fit_task(rows, *reader, read.reading.too_long, read.reading.unusable)
 
 # %% ../nbs/12_study.ipynb #3d5a21a9

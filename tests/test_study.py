@@ -2,6 +2,7 @@
 import inspect
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ import sftdpo.engine.work
 import sftdpo.study
 from sftdpo.claims import judge_claims
 from sftdpo.cli import main
-from sftdpo.config import Run, SettingsError, Stage, WorkFailed
+from sftdpo.config import Reading, Run, SettingsError, Stage, WorkFailed
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import tokenizer_of
 from sftdpo.engine.store import COLUMNS, read_results, variants_of
@@ -394,3 +395,35 @@ def test_seeds_of_one_cell_have_as_many_steps(backbone, tmp_path):
     (tmp_path / "epochs").mkdir()
     StudyFolder(tmp_path / "epochs").write_study(study.replace(**{"sft.epochs": 1}))
     check_study_folder(tmp_path / "epochs", study.replace(**{"sft.epochs": 1, "sft.steps": 3}))
+
+
+def write_labelled(name, labels, rows):
+    "A file of labelled rows."
+    Path(name).parent.mkdir(exist_ok=True)
+    Path(name).write_text("text,label\n" + "".join(f"{name} {i} is {labels[i % len(labels)]},{labels[i % len(labels)]}\n" for i in range(rows)))
+
+
+def test_a_saved_model_is_judged_by_the_file_that_judged_in_training(backbone, tmp_path, monkeypatch, capsys):
+    "At eb47e42f `sftdpo evaluate` judged it on all rows of the other file, those that it was trained on among them."
+    monkeypatch.chdir(tmp_path)
+    write_labelled("all.csv", ("bill", "crash", "refund"), 60)
+    write_labelled("last.csv", ("crash", "refund"), 14)
+    main(["train", "--task", "labels", "--data", "all.csv", "--reading.test", "last.csv", "--backbone", backbone, "--sft.epochs", "1", "--out", "one"])
+    results = read_results("one")
+    trained = results[(results.recipe == "sft") & (results.metric == "accuracy")].value.item()
+    capsys.readouterr()
+    main(["evaluate", "one"])
+    told = capsys.readouterr().out
+    assert "judged: 14 examples of all" in told and f"{100 * trained:.1f} %" in told
+
+
+def test_a_saved_model_keeps_its_answers_beside_other_labels(backbone, tmp_path, monkeypatch):
+    "At eb47e42f A stood for the first label of a folder that judged, whatever it had stood for in training."
+    monkeypatch.chdir(tmp_path)
+    write_labelled("all.csv", ("bill", "crash", "refund"), 60)
+    for part in ("train", "test"): write_labelled(f"new/{part}.csv", ("crash", "refund"), 24)
+    main(["train", "--task", "labels", "--data", "all.csv", "--backbone", backbone, "--sft.epochs", "1", "--out", "one"])
+    def judged(data, **reading): return evaluate_saved("one", Run(task="labels", data=data, reading=Reading(**reading)))
+    alone = judged("new/test.csv")
+    for found in (judged("new"), judged("new/train.csv", test="new/test.csv")):
+        assert found.metrics["nll"] == pytest.approx(alone.metrics["nll"]) and list(found.examples.label) == list(alone.examples.label)

@@ -125,10 +125,10 @@ def train(
     folder: Path,        # of the stage, for checkpoints
     progress: bool,      # draw bars?
     label: str,          # what they are called
-    key: str = "",       # of the stage, for its checkpoints
+    key: str = "",       # of the stage, for its checkpoints and for trackers
 ) -> StageResult:
     "The stage on the engine that it names."
-    with stage_tracked(run, stage):
+    with stage_tracked(run, stage, key):
         if stage.engine == "trl":
             # late: TRL takes seconds to import
             from sftdpo.engine.trl_engine import train_stage_with_trl

@@ -63,10 +63,11 @@ def tracked(
 def stage_name(
     run: Run,      # for which it is trained
     stage: Stage,  # resolved
+    key: str,      # of the stage
 ) -> str:
-    "A stage's name in a tracker: task, cell, fold, seed and which stage."
+    "A stage's name in a tracker: task, cell, fold, seed, which stage, and the beginning of its key, as trials and swept values have the rest in common."
     fold = f" fold {run.fold}" if run.fold else ""
-    return f"{run.task} {run.cell}{fold} seed {run.seed} {stage.title}"
+    return f"{run.task} {run.cell}{fold} seed {run.seed} {stage.title} {key[:6]}"
 
 # %% ../../nbs/engine/17_trackers.ipynb #8fa3bbf6
 def finish_trackers():
@@ -81,11 +82,12 @@ def finish_trackers():
 def stage_tracked(
     run: Run,      # for which it is trained
     stage: Stage,  # resolved
+    key: str,      # of the stage
 ):
     "Within it, what is trained has the stage's name."
     values = {}
     if os.environ.get("SFTDPO_REPORT_TO"):
-        name = stage_name(run, stage)
+        name = stage_name(run, stage, key)
         values = dict(SFTDPO_STAGE=name,
                       TENSORBOARD_LOGGING_DIR=str(Path(os.environ["SFTDPO_TRACKED"], name.replace(" ", "-"))))
     with environment_set(**values):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'saved_task', 'typed_reading', 'reading_of', 'known_answers', 'as_turns', 'prompt_as_trained',
-           'existing_file', 'columns_as_trained', 'rows_to_judge', 'rows_to_answer', 'check_format']
+           'existing_file', 'columns_as_trained', 'rows_to_judge', 'as_learned', 'rows_to_answer', 'check_format']
 
 # %% ../../nbs/reading/07_saved.ipynb #626da9e0
 import re
@@ -173,6 +173,25 @@ def rows_to_judge(
     def load(reading): return load_judged(task, path, reading, known_answers(known, given), known.get("columns", {}))
     with columns_as_trained(known, given):
         return as_turns(known, _with_or_without_ids(load, reading_of(known, given, path), given))
+
+# %% ../../nbs/reading/07_saved.ipynb #a8523dc4
+def as_learned(
+    known: dict,     # from `saved_task`
+    data: TaskData,  # that have a part that judges
+    given: Reading,  # may say which answer stands for which label
+) -> TaskData:       # the same object where the model has learned neither answers nor conversations
+    "The part that judges, with the answers and the form of the prompts that the model learned."
+    answers = known_answers(known, given)
+    if not known.get("answers") or TASKS[data.task].verbalizers: return as_turns(known, data)
+    strange = [label for label in (data.labels[e.label] for e in data.test) if label not in answers]
+    if strange:
+        raise DataError(f"{data.name}: rows that judge have the label {strange[0]!r}, and the model learned the labels "
+                        f"{', '.join(map(repr, answers))}: leave such rows out.")
+    places = {label: place for place, label in enumerate(answers)}
+    def answered(e): return replace(e, label=places[data.labels[e.label]], completion=answers[data.labels[e.label]])
+    return as_turns(known, replace(data, train=[], validation=[], test=list(map(answered, data.test)),
+                                   verbalizers=tuple(answers.values()), intake=replace(data.intake, labels=tuple(answers))))
+
 
 # %% ../../nbs/reading/07_saved.ipynb #cd8495ef
 def rows_to_answer(
