@@ -47,6 +47,7 @@ from sftdpo.tables import (
     format_time,
     metric_notes,
     nothing_learned,
+    over_what,
     seeds_in_words,
     with_cells,
     with_sources,
@@ -439,7 +440,7 @@ def task_part(
             else f" Drawn from the {len(drawn)} runs with the lowest seeds.")
     figures = [
         figure(plots.cell_comparison(cells, metric, beside), "Cells", "Mean and 95 % interval "
-               "over seeds and examples. Vertical lines: what is reached without training."),
+               f"{over_what(results)}. Vertical lines: what is reached without training."),
         *differences_between(folder, results, examples),
         figure(plots.against_time(costs, metric), "What it took",
                "Wall-clock time of all stages of a run, reference pass and pair sampling included; "
@@ -466,7 +467,7 @@ def task_part(
     best = cells.loc[cells["mean"].idxmax()].to_dict() if cells["mean"].notna().any() else None
     trained = cells[cells["recipe"] != "base"]  # the base model has no seeds
     return dict(task=task,
-                about=about(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
+                about=about(results), over=over_what(results), metric=metric, cells=cells, lines=cell_lines(cells, metric),
                 best=best, beside=beside, opening=nothing_learned(results, examples, StudyFolder(folder).search.exists()),
                 metrics=metrics_of(results),
                 **more_tables(folder, results), settings=settings_table(folder, results),

@@ -9,8 +9,8 @@ __all__ = ['CELL_COLUMNS', 'CEILING', 'WHAT_TO_CHANGE', 'SEARCH_TOO', 'place_of'
            'metric_columns', 'cost_columns', 'cells_table', 'column_lines', 'joined_columns', 'fitted_table',
            'baselines_of', 'format_baselines', 'best_baseline', 'beats', 'nothing_learned', 'with_baseline',
            'labels_of_runs', 'rarely_judged', 'decoding_of', 'collapsed_note', 'metric_notes', 'print_wrapped',
-           'words_of_brackets', 'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables', 'print_differences',
-           'next_steps']
+           'over_what', 'words_of_brackets', 'print_further', 'seeds_in_words', 'fewer_runs', 'print_tables',
+           'print_differences', 'next_steps']
 
 # %% ../nbs/20_tables.ipynb #0eaeb9c6
 import math
@@ -572,15 +572,20 @@ def print_wrapped(
     print("\n" * text.startswith("\n") + wrapped(text.strip()))
 
 # %% ../nbs/20_tables.ipynb #7a32e3b3
+def over_what(
+    results: pd.DataFrame,  # from `compare` or `read_results`
+) -> str:
+    "What intervals are over: nothing is known of other trainings where there is one seed."
+    return "over seeds and examples" if results.loc[results["recipe"] != "base", "seed"].nunique() > 1 else "over examples"
+
+
 def words_of_brackets(
     results: pd.DataFrame,  # from `compare` or `read_results`
 ) -> str:
     "What the brackets of the tables mean, as far as there are such."
-    trained = results[results["recipe"] != "base"]
-    if trained["seed"].nunique() < 2:
-        return ("[...]: 95 % intervals over examples; one seed says nothing of other trainings."
-                if len(trained) else "[...]: 95 % intervals over examples.")
-    return "[...]: 95 % intervals over seeds and examples. (...): the range over seeds."
+    said = f"[...]: 95 % intervals {over_what(results)}"
+    if "seeds" in said: return f"{said}. (...): the range over seeds."
+    return f"{said}; one seed says nothing of other trainings." if (results["recipe"] != "base").any() else f"{said}."
 
 # %% ../nbs/20_tables.ipynb #1dbc527f
 def print_further(

@@ -386,7 +386,9 @@ def with_bench(
         some = times[times["task"] == task]
         own = [one for one in found if one.claim == "C4" and one.task == task]
         in_turns, files = some[some["in_turns"].astype(bool)], ", ".join(dict.fromkeys(some["file"]))
-        if len(in_turns):
-            found = _replaced(found, _judged_by_bench(task, in_turns, own, margins), task)
+        judged = _judged_by_bench(task, in_turns, own, margins) if len(in_turns) else []
+        def asked(verdicts): return any(one.verdict != "not asked" for one in verdicts)
+        if asked(judged) or not asked(own) and judged: found = _replaced(found, judged, task)
+        elif judged: found = _with_notes(found, [f"{files} decides nothing. {one.why}" for one in judged], lambda one: one in own)
         elif files: found = _with_notes(found, [f"{files}: {IN_SUCCESSION}"], lambda one: one in own)
     return found
