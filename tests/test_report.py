@@ -283,7 +283,9 @@ def test_differences_are_drawn_as_the_verdicts_estimate_them(tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 def test_what_must_be_known_of_differences_is_told(tmp_path):
-    known = about_differences(read_page(write_report(make_study(tmp_path / "study", seeds=(0,)))))
+    page = read_page(write_report(make_study(tmp_path / "study", seeds=(0,))))
+    assert "Intervals are over examples; " in page.words and "over seeds and examples" not in page.words, "at f8ae2a52 they were said to be over seeds too"
+    known = about_differences(page)
     assert "One seed: the interval is over examples only" in known and "of a hundred such intervals, about 5 miss the truth by chance" in known
     other = make_study(tmp_path / "other", recipes=("sft", "dpo"), tunings=("full",), seeds=(0, 1))
     shutil.rmtree(next((other / "runs").glob("sonnet-dpo-full-seed1-*")))
