@@ -581,7 +581,7 @@ class Bench:
         from sftdpo.bench import bench, print_speeds
         print_speeds(bench(self.benchmark, out, say=lambda name: print(name, flush=True)))
         print(f"\nEvery time is in {out}.\nnbs/study/speed.ipynb draws such a file; the "
-              "same command with more --rounds narrows the ranges")
+              "same command with more --rounds, and another --out, narrows the ranges")
         if "tunings" in self.benchmark.what:
             print(f"in a study's folder, as {SPEED}, it decides on time (C4): sftdpo report reads "
                   "it there")

@@ -103,8 +103,10 @@ def check_growth(
     def given(value): return "not given" if value in ("", None, (), [], {}) else value
     if len(other) == 1 and given(now.get(other[0])) != "not given":
         name = other[0]
-        check(False, name, now[name], f"{folder} was begun with {'its default' if before.get(name) is None else repr(before.get(name))}, and results of "
-              "both cannot stand in one table; give another folder, --out FOLDER, or the old setting")
+        why = ("which models of its finished runs are kept is settled" if name == "weights"
+               else "results of both cannot stand in one table")
+        check(False, name, now[name], f"{folder} was begun with {'its default' if before.get(name) is None else repr(before.get(name))}, and {why}; "
+              "give another folder, --out FOLDER, or the old setting")
     said = "; ".join(f"{name.replace('_', '-')} was {given(before.get(name))} and is {given(now.get(name))}" for name in other)
     raise FileExistsError(f"{folder} was begun with other settings ({said}), and results of both cannot "
                           "stand in one table; give another folder, --out FOLDER, or the old settings.")

@@ -31,6 +31,7 @@ from sftdpo.bench import (
     typical_rows,
 )
 from sftdpo.claims import judge_claims
+from sftdpo.cli import main
 from sftdpo.config import Benchmark, LoRA, Run, Sampling, Stage, resolve
 from sftdpo.measures.sampling import padded_left
 from sftdpo.reading.rows import Row
@@ -300,6 +301,21 @@ def write(path, *contents):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({name: value for content in contents for name, value in content.items()}))
     return path
+
+
+def test_the_remedy_for_wide_ranges_is_one_that_works(tmp_path, capsys, monkeypatch):
+    "At c71f3681 the same command with more --rounds was advised, and refused."
+    measured, asked = [], lambda rounds, out: main(["bench", "--what", "sample", "--rounds", str(rounds), "--out", str(tmp_path / out)])
+    monkeypatch.setattr(bench_module, "print_speeds", lambda results: None)
+    def measure(benchmark, configuration):
+        measured.append(benchmark.rounds)
+        return dict(settings=bench_module.shared_settings(benchmark))
+    monkeypatch.setattr(bench_module, "measure_configuration", measure)
+    asked(1, "speed.json")
+    assert "with more --rounds, and another --out, narrows" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit): asked(2, "speed.json")
+    asked(2, "other.json")
+    assert measured == [1, 2]
 
 
 SMOL = dict(backbone="smollm2-135m")

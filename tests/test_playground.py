@@ -618,6 +618,20 @@ def test_what_is_found_stands_beside_the_column_in_the_page_s_words(tmp_path):
     assert "--" not in re.sub("<[^>]*>", "", label + prompt + own.findings.value)
 
 
+@pytest.mark.parametrize("bad", [[], ["no label,"]])
+def test_a_file_whose_columns_were_renamed_meanwhile_is_read_anew(bad, tmp_path):
+    "At c71f3681 Look again went on asking for the columns that were guessed before."
+    (tmp_path / "x.csv").write_text("\n".join(["body,kind", *ROWS, *bad]))
+    own = own_file(tmp_path)
+    own.pick(str(tmp_path / "x.csv"))
+    if bad: own.mend_button.click()
+    assert not own.use_button.disabled and own.reading.label == "kind"
+    (tmp_path / "x.csv").write_text("\n".join(["message,team", *ROWS, *bad]))
+    own.again.click()
+    if bad: own.mend_button.click()
+    assert not own.use_button.disabled and own.seen.report.columns["label"] == "team"
+
+
 def test_the_look_at_another_file_is_not_taken_for_this_one_s(tmp_path):
     "While a second file is read, the first one's task and columns are not used for it, nor shown when they come late. At cb0b3cb1 both happen."
     waiting, taken = [], []

@@ -385,6 +385,14 @@ def test_a_command_that_was_corrected_finds_its_folder_free(tmp_path, backbone, 
     assert "train-size was 30 and is 20; reading.label was not given and is label" in capsys.readouterr().err, "all that differs is told"
 
 
+def test_other_models_to_keep_are_refused_for_the_right_reason(backbone, tmp_path):
+    "At c71f3681 results that are the same were said not to stand in one table."
+    study = small(backbone, weights="best")
+    StudyFolder(tmp_path).write_study(study)
+    with pytest.raises(SettingsError, match="was begun with 'best', and which models of its finished runs are kept is settled"):
+        check_study_folder(tmp_path, study.replace(weights="all"))
+
+
 def test_seeds_of_one_cell_have_as_many_steps(backbone, tmp_path):
     "At cad44a56 a folder that was begun with 2 steps took a second seed of 3, and both stood in one cell."
     study = small(backbone, tasks=("sonnet",), recipes=("sft",), tunings=("lora",)).replace(**{"sft.epochs": None, "sft.steps": 2})

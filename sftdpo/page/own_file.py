@@ -148,8 +148,13 @@ def look_at(
 ) -> Look:
     "Read a file as the check does; a `DataError` where there is no table to show."
     table = tables_behind(None, path, reading)["train"]
-    try: report = check_file(task, path, reading, reader, backbone)
-    except DataError as error: return Look(table, None, task, reading, str(error))
+    try: report, problem = check_file(task, path, reading, reader, backbone), ""
+    except DataError as error: report, problem = None, str(error)
+    stops = " ".join(report.stops if report else [problem])
+    # the file was edited since, and these are other columns now
+    gone = {part: "" for part in named_columns(reading) if f"--reading.{part} names" in stops}
+    if gone: return look_at(path, task, reading.replace(**gone), reader, backbone)
+    if not report: return Look(table, None, task, reading, problem)
     if not report.way: return Look(table, report, report.task, reading)
     task, found = report.way
     found = found.replace(similar_labels=reading.similar_labels)  # which labels are one is not guessed

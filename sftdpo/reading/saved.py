@@ -22,7 +22,7 @@ from ..engine.folder import RECORD, Damaged, read_record
 from ..engine.names import model_folder, near_path
 from .chat import Conversation, chat_prompt, has_template, written_out
 from .files import expanded
-from ..tasks import TASKS
+from ..tasks import TASKS, Task
 
 # %% ../../nbs/reading/07_saved.ipynb #63087637
 def saved_task(
@@ -160,6 +160,13 @@ def _with_or_without_ids(load: Callable, reading: Reading, given: Reading) -> Ta
         if not reading.id or _is_typed("id", given) or "--reading.id names" not in str(error): raise
     return load(reading.replace(id=""))
 
+def _registered(task: str) -> Task:
+    "The record of a task that a model was trained for."
+    if task not in TASKS:
+        raise DataError(f"The model was trained for the task {task!r}, which no module registers here: name its module in the "
+                        "environment variable SFTDPO_MODULES.")
+    return TASKS[task]
+
 def rows_to_judge(
     known: dict,     # from `saved_task`
     task: str,       # that judges
@@ -168,8 +175,8 @@ def rows_to_judge(
 ) -> TaskData | None:  # none: the data have a part that judges
     "All rows of a named file."
     if known.get("task") != task: known = {}
-    path = expanded(data)
-    if not (path.is_file() or _is_saved(path)) or not TASKS[task].columns or given.test: return None
+    path, record = expanded(data), _registered(task)
+    if not (path.is_file() or _is_saved(path)) or not record.columns or given.test: return None
     def load(reading): return load_judged(task, path, reading, known_answers(known, given), known.get("columns", {}))
     with columns_as_trained(known, given):
         return as_turns(known, _with_or_without_ids(load, reading_of(known, given, path), given))
@@ -202,8 +209,8 @@ def rows_to_answer(
 ) -> TaskData:
     "All rows of a file; answers in it are ignored."
     if known.get("task") != task: known = {}
-    answers = known_answers(known, given)
-    if TASKS[task].answers == "labels" and not TASKS[task].verbalizers and not answers:
+    answers, record = known_answers(known, given), _registered(task)
+    if record.answers == "labels" and not record.verbalizers and not answers:
         raise DataError("The model's folder does not say which labels it learned: name them, "
                         "--reading.verbalizers LABEL ANSWER LABEL ANSWER.")
     path = existing_file(file)
