@@ -369,7 +369,7 @@ class Evaluate:
             raise DataError(f"{self.model} was trained for the task {known['task']}: name the rows of the task {self.task} that judge it, --data FILE.")
         data = self.data or (known.get("data", "embedded") if same else "embedded")
         # without --data, the files that judged beside the training rows do so again
-        learned = {} if self.data or not same else known.get("reading", {})
+        learned = {} if self.data or self.reading.test or not same else known.get("reading", {})
         reading = self.reading.replace(**{name: learned[name] for name in ("test", "validation")
                                           if learned.get(name) and not getattr(self.reading, name)})
         out = self.out and prediction_file(self.out, data, reading.test, reading.validation)

@@ -342,6 +342,11 @@ class TriedWays:
         "Whether the first fold does not judge: of four or more, if it gave ways up."
         return bool(self.given_up) and self.folds > 3
 
+    @property
+    def failed(self) -> list[str]:
+        "Ways that could not be carried out, with the reason."
+        return [one for one in self.left_out if "(it failed" in one]
+
     def score(self, run: Run) -> float:
         "The mean of a way over all folds; -inf if it was not tried."
         table = self.tables.get(way_of(run))
@@ -450,7 +455,8 @@ class Trials(Ways):
 
     def attempt_all(self, runs: list[Run]):
         "Try ways, two at once where several runs are trained at once; those that were tried before are not."
-        new = {way_of(run): run for run in runs if way_of(run) not in self.tables | self.given_up}
+        failed = {one.partition(" (it failed")[0] for one in self.failed}
+        new = {way_of(run): run for run in runs if way_of(run) not in {*self.tables, *self.given_up, *failed}}
         at_once = 2 if self.workers > 1 else 1
         for start in range(0, len(new), at_once):
             self.attempt(dict(islice(new.items(), start, start + at_once)))
@@ -506,7 +512,7 @@ class Trials(Ways):
         "Note a way for which there is no time."
         if way in self.left_out: return
         self.left_out.append(way)
-        if not self.tables and len(self.left_out) == 1:
+        if not self.tables and len(self.left_out) == len(self.failed) + 1:
             self.say(f"{way} would take {time_in_words(takes)}, and {time_in_words(max(left, 0))} are left")
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
@@ -670,7 +676,7 @@ def sentences_on(
         said.append("Decided by macro F1, the mean over labels of their F1: one label has most of "
                     "the rows, so accuracy rewards a constant answer.")
     if drawn := decoding(run.task, run.sampling): said.append(f"Texts: {drawn}")
-    failed = sum("(it failed" in one for one in trials.left_out)
+    failed = len(trials.failed)
     why = " and ".join(filter(None, ("too little time" if failed < len(trials.left_out) else "",
                                      f"{failed} failed" if failed else "")))
     said.append(f"It rests on {counted(len(trials.tables), 'way')} to train, one seed in each fold"
@@ -879,13 +885,13 @@ def try_ways(
     start: Run,      # from which they are made
     rows: int,       # how many rows train in a fold
 ):
-    "Try ways to train, the most promising first; an error where every one failed."
+    "Try ways to train, the most promising first; an error where none has a result and some failed."
     def hopeless(run): return way_of(run) in trials.given_up
     for ways in ways_to_try(start, rows, trials.best, trials.score, hopeless): trials.attempt_all(ways)
     trials.drop_weights(keep=False)
-    failed = [one for one in trials.left_out if "(it failed" in one]
-    if failed and not trials.tables:
-        raise WorkFailed(f"No way to train could be carried out, such as {failed[0]}.")
+    if trials.failed and not trials.tables:
+        others = "; for others there was too little time: give more minutes" * (len(trials.failed) < len(trials.left_out))
+        raise WorkFailed(f"No way to train could be carried out, such as {trials.failed[0]}{others}.")
 
 # %% ../nbs/15_recommend.ipynb #8684bbea
 SECONDS = 58  # of each minute; the rest is for the start of the process and for saving

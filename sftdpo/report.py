@@ -312,7 +312,7 @@ def about(
 ) -> str:
     "Which backbone, data, sizes and seeds a task's numbers come from."
     trained, judged = results[results["recipe"] != "base"], results[results["metric"] == "examples"]
-    judged = judged.groupby("data" if "data" in results else "metric", sort=False)["value"].max().unique()
+    judged = judged.groupby("data" if "data" in results else "metric", sort=False, dropna=False)["value"].max().unique()
     def names(part, column):
         return (", ".join(f"{one:,}" if isinstance(one, (int, np.integer)) else str(one)
                           for one in dict.fromkeys(part[column])) if column in part else "")

@@ -157,7 +157,7 @@ def cell_changes(
 
 # %% ../nbs/20_tables.ipynb #19f1d305
 def run_differences(
-    results: pd.DataFrame,  # from `read_results`, of one task
+    results: pd.DataFrame,  # from `read_results`, with one run of each cell and seed
     metric: str,            # that each run has: forgetting
     first: str,             # a cell, such as "sft lora"
     second: str,            # another

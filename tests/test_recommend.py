@@ -456,7 +456,7 @@ def test_a_way_that_fails_while_it_is_timed_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(Trials, "judged", lambda trials, new, folds: tried.extend(new) or trials.left_out.extend(f"{way} (it failed: see there)" for way in new) or {})
     with pytest.raises(WorkFailed, match=r"sft full.*\(it failed: out of memory\)"):
         recommend(tmp_path / "moods.csv", tmp_path / "out", 60, folds=2, say=said.append)
-    assert tried and all("lora" in way for way in tried)
+    assert tried and all("lora" in way for way in tried) and len(tried) == len(set(tried)), "what failed is not tried again"
 
 
 def test_rows_that_cannot_be_used_are_left_out_unless_asked_to_stop(tmp_path, capsys):

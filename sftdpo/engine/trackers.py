@@ -65,9 +65,9 @@ def stage_name(
     stage: Stage,  # resolved
     key: str,      # of the stage
 ) -> str:
-    "A stage's name in a tracker: task, cell, fold, seed, which stage, and the beginning of its key, as trials and swept values have the rest in common."
+    "A stage's name in a tracker: task, cell, fold, seed, which stage, and the first letters of its key: trials and values of a sweep differ in nothing else."
     fold = f" fold {run.fold}" if run.fold else ""
-    return f"{run.task} {run.cell}{fold} seed {run.seed} {stage.title} {key[:6]}"
+    return f"{run.task} {run.cell}{fold} seed {run.seed} {stage.title} {key[:6]}".strip()
 
 # %% ../../nbs/engine/17_trackers.ipynb #8fa3bbf6
 def finish_trackers():

@@ -152,7 +152,7 @@ def look_at(
     except DataError as error: report, problem = None, str(error)
     stops = " ".join(report.stops if report else [problem])
     # the file was edited since, and these are other columns now
-    gone = {part: "" for part in named_columns(reading) if f"--reading.{part} names" in stops}
+    gone = {part: "" for part in named_columns(reading) if f"--reading.{part} names" in stops and getattr(reading, part) not in table.columns}
     if gone: return look_at(path, task, reading.replace(**gone), reader, backbone)
     if not report: return Look(table, None, task, reading, problem)
     if not report.way: return Look(table, report, report.task, reading)

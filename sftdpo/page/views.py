@@ -218,7 +218,7 @@ def answers_of(
     else:
         found = found.assign(true=table.get("chosen", ""), answer=table["correct"].map(
             {1.0: "the chosen one", 0.0: "the rejected one"}).fillna("both alike"))
-    scores = [name for name in ("chrf", "correct", task_named(task).primary.column) if name in table]
+    scores = [name for name in (task_named(task).primary.column, "chrf", "correct") if name in table]
     found["value"] = table[scores[0]].astype(float) if scores else math.nan
     values = found.groupby(["id", "run"])["value"].transform("mean")  # over samples
     return found.assign(value=values).drop_duplicates(["id", "run"]).reset_index(drop=True)

@@ -190,7 +190,7 @@ def _no_surer_than(one: Verdict, parts: list[Verdict], gains: list[Estimate]) ->
 def task_dependent(
     parts: list[Verdict],  # C1's "small" of one tuning, per task
     margins: Margins,      # set beforehand
-    others: list[str] = (),  # tasks of the study of which it could not be asked
+    others: tuple[str, ...] = (),  # tasks of the study of which it could not be asked
 ) -> Verdict:
     "Do the gains differ between tasks?"
     where = parts[0].where
@@ -198,7 +198,7 @@ def task_dependent(
                     "not asked", part="task-dependent", where=where)
     if len(parts) < 2:
         why = f"The claim could be asked of {parts[0].task} only."
-        decides = f"What the verdicts on {' and '.join(others)} ask for." if others else "Run a second task."
+        decides = f"Do what the verdicts on {' and '.join(others)} ask for." if others else "Run a second task."
         return dataclasses.replace(asked, why=why, decides=decides)
     tuning, *_ = where.split(", ")  # what follows is the part of a sweep
     same = f"sft-dpo {tuning} − sft {tuning}"  # of each task, whichever gain decided there
@@ -227,7 +227,7 @@ def over_tasks(
                  and one.verdict != "not asked" and one.task != "all tasks"]
         together = [small_everywhere(parts, margins)] if len(parts) > 1 else []
         others = dict.fromkeys(one.task for one in found if one.where == where)
-        others = [task for task in others if task not in [one.task for one in parts]]
+        others = tuple(task for task in others if task not in [one.task for one in parts])
         if parts: together.append(task_dependent(parts, margins, others))
         for one in together:  # what was not named beforehand of one task was not of several
             notes = [note for note in parts[0].notes if note.startswith("Exploratory")]

@@ -389,6 +389,6 @@ def with_bench(
         judged = _judged_by_bench(task, in_turns, own, margins) if len(in_turns) else []
         def asked(verdicts): return any(one.verdict != "not asked" for one in verdicts)
         if asked(judged) or not asked(own) and judged: found = _replaced(found, judged, task)
-        elif judged: found = _with_notes(found, [f"{files} decides nothing. {one.why}" for one in judged], lambda one: one in own)
+        elif judged: found = _with_notes(found, dict.fromkeys(f"{files}: this decides nothing. {one.why}" for one in judged), lambda one: one in own)
         elif files: found = _with_notes(found, [f"{files}: {IN_SUCCESSION}"], lambda one: one in own)
     return found
