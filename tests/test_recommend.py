@@ -324,7 +324,7 @@ def test_ways_that_reached_the_same_have_no_interval():
 
 
 def test_a_way_for_which_there_is_no_time_is_told_once():
-    said, trials = [], SimpleNamespace(left_out=[], tables={})
+    said, trials = [], SimpleNamespace(left_out=[], failed=[], tables={})
     trials.say = said.append
     for way in ("sft full", "sft lora", "sft full"): Trials.leave_out(trials, way, 60, 30)
     assert trials.left_out == ["sft full", "sft lora"] and len(said) == 1
