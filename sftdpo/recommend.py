@@ -347,6 +347,10 @@ class TriedWays:
         "Ways that could not be carried out, with the reason."
         return [one for one in self.left_out if "(it failed" in one]
 
+    def was_tried(self, way: str) -> bool:
+        "Has a way a result, was it given up, or did it fail?"
+        return way in self.tables or way in self.given_up or any(one.startswith(f"{way} (it failed") for one in self.failed)
+
     def score(self, run: Run) -> float:
         "The mean of a way over all folds; -inf if it was not tried."
         table = self.tables.get(way_of(run))
@@ -371,9 +375,9 @@ class Ways(TriedWays):
     "Ways to train that were tried on each fold, and what they take."
     give_up = 3.0  # a way that is more standard errors below the best on the first fold
 
-    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int):
+    def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int, say=print):
         super().__init__(folds)
-        self.folder, self.inputs, self.metric = folder, inputs, metric
+        self.folder, self.inputs, self.metric, self.say = folder, inputs, metric, say
         self.workers, self.times = 1, known_times(folder)
 
     def in_folds(self, run: Run) -> list[Run]:
@@ -392,6 +396,15 @@ class Ways(TriedWays):
         return (each * whole_rounds(len(runs), self.folds, self.workers)
                 + max(map(self.seconds_on_all, [*runs, *ahead])))
 
+    def needs(self, *runs: Run) -> tuple[float, str]:
+        "The seconds of `seconds`, or infinitely many, and why a few steps could not be timed."
+        try: return self.seconds(*runs), ""
+        except Exception as error:
+            if is_full_disk(error): raise
+            why = first_line(error)
+        give_back_memory()
+        return math.inf, why
+
     def seconds_on_all(self, run: Run) -> float:
         "Seconds that a final training on all rows takes."
         stages = [node for node in stage_tree(self.in_folds(run)[:1], self.inputs) if node.stage]
@@ -406,6 +419,13 @@ class Ways(TriedWays):
                 for node in stage_tree(self.in_folds(self.best(some)), self.inputs)}
         for home in self.folder.stages.glob("*/"):
             if home.name not in kept: remove(self.folder.stage(home.name).policy)
+
+    def leave_out(self, way: str, takes: float, left: float):
+        "Note a way for which there is no time."
+        if way in self.left_out: return
+        self.left_out.append(way)
+        if not self.tables and len(self.left_out) == len(self.failed) + 1:
+            self.say(f"{way} would take {time_in_words(takes)}, and {time_in_words(max(left, 0))} are left")
 
 # %% ../nbs/15_recommend.ipynb #af2bf378
 def far_below(
@@ -450,25 +470,19 @@ def rows_of_way(
 class Trials(Ways):
     "Tries ways to train on each fold, until a deadline."
     def __init__(self, folder: StudyFolder, inputs: Inputs, metric: Metric, folds: int, deadline: float, say=print):
-        super().__init__(folder, inputs, metric, folds)
-        self.deadline, self.say = deadline, say
+        super().__init__(folder, inputs, metric, folds, say)
+        self.deadline = deadline
 
     def attempt_all(self, runs: list[Run]):
         "Try ways, two at once where several runs are trained at once; those that were tried before are not."
-        failed = {one.partition(" (it failed")[0] for one in self.failed}
-        new = {way_of(run): run for run in runs if way_of(run) not in {*self.tables, *self.given_up, *failed}}
+        new = {way_of(run): run for run in runs if not self.was_tried(way_of(run))}
         at_once = 2 if self.workers > 1 else 1
         for start in range(0, len(new), at_once):
             self.attempt(dict(islice(new.items(), start, start + at_once)))
 
     def attempt(self, new: dict[str, Run]):
         "Try ways side by side if there is time for all of them, otherwise each that there is time for."
-        failed = ""
-        try: takes = self.seconds(*new.values())
-        except Exception as error:  # a few steps are trained to time them
-            if is_full_disk(error): raise
-            takes, failed = math.inf, first_line(error)
-        if failed: give_back_memory()
+        takes, failed = self.needs(*new.values())
         left = self.deadline - time.monotonic()
         if takes > left and len(new) > 1:
             for way, run in new.items(): self.attempt({way: run})
@@ -507,13 +521,6 @@ class Trials(Ways):
                 tables[way] = rows_of_way(way, read_examples(self.folder, names), self.metric)
             else: self.left_out.append(f"{way} (it failed: see {self.folder.failures})")
         return tables
-
-    def leave_out(self, way: str, takes: float, left: float):
-        "Note a way for which there is no time."
-        if way in self.left_out: return
-        self.left_out.append(way)
-        if not self.tables and len(self.left_out) == len(self.failed) + 1:
-            self.say(f"{way} would take {time_in_words(takes)}, and {time_in_words(max(left, 0))} are left")
 
 # %% ../nbs/15_recommend.ipynb #5428b12e
 @dataclass(frozen=True)
