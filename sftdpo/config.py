@@ -28,7 +28,7 @@ from typing import Literal
 import yaml
 
 # %% ../nbs/11_config.ipynb #0716bd71
-from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, searched_recipes, stage_changes
+from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, registered_elsewhere, searched_recipes, stage_changes
 
 # %% ../nbs/11_config.ipynb #218fbede
 TuningName = Literal["full", "lora"]
@@ -66,7 +66,7 @@ def check_choice(
     if value in tuple(choices): return
     near = difflib.get_close_matches(str(value), list(choices), 1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    check(False, where, value, f"{hint}choose one of {', '.join(map(repr, choices))}")
+    check(False, where, value, f"{hint}choose one of {', '.join(map(repr, choices))}{registered_elsewhere(choices)}")
 
 # %% ../nbs/11_config.ipynb #01b706f0
 def bare(

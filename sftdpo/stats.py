@@ -625,9 +625,9 @@ def _noise_of_trials(scores: np.ndarray) -> tuple[float, int]:
 def _real_shares(
     means: np.ndarray,    # [trials] of the trials' scores
     noise: float,         # variance of each that is only luck
-    chances: np.ndarray,  # [draws, 1] between 0 and 1
-) -> np.ndarray:          # [draws, 1] between 0 and 1
-    "The share of the means' spread that is no luck, at these chances given the means (Daniels 1999)."
+    chances: np.ndarray,  # between 0 and 1
+) -> np.ndarray:          # of the same shape, between 0 and 1
+    "Quantiles of the share of the means' spread that is no luck, given the means (Daniels 1999)."
     half = (len(means) + 1) / 2
     ratio = len(means) * means.var() / noise / 2
     below_one = distributions.gamma.cdf(ratio, half)
@@ -635,17 +635,20 @@ def _real_shares(
     return 1 - distributions.gamma.ppf(chances * below_one, half) / ratio
 
 # %% ../nbs/13_stats.ipynb #775084dd
-def _expected_loss(means: np.ndarray, noise: float, draws: int) -> float:
+def _expected_loss(means: np.ndarray, noise: float) -> float:
     "Root mean square of what the trial with the best mean may lose against the one that is best."
-    chances = distributions.qmc.Sobol(len(means) + 1, seed=0).random(draws)  # evenly spread: 1 % off, not 4 %
-    share, luck = _real_shares(means, noise, chances[:, :1]), distributions.norm.ppf(chances[:, 1:])
-    true = means.mean() + share * (means - means.mean()) + np.sqrt(share * noise) * luck
-    return float(np.sqrt(((true.max(1) - true[:, means.argmax()])**2).mean()))
+    points, weights = np.polynomial.legendre.leggauss(32)
+    share = _real_shares(means, noise, (points + 1) / 2)[:, None, None]
+    z = np.linspace(-8, 8, 201)  # of the trial with the best mean: its distance from its expectation
+    gaps = np.delete(means.max() - means, means.argmax())
+    better = 1 - ndtr(z[:, None] + gaps * np.sqrt(share / noise)).prod(2)  # the chance that another lies above
+    below = z * ndtr(z) + np.exp(-z**2 / 2) / math.sqrt(2 * math.pi)  # how far it lies below z, as a mean
+    squares = share[:, 0, 0] * noise * 2 * (below * better).sum(1) * (z[1] - z[0])
+    return math.sqrt(weights @ squares / 2)
 
 # %% ../nbs/13_stats.ipynb #07173816
 def choice_error(
     scores: np.ndarray,  # [trials, search seeds]; -inf or nan where a trial failed
-    draws: int = 2048,   # of the trials' true values, a power of two
 ) -> tuple[float, float]:  # in the unit of the scores; degrees of freedom; inf and 1 with one seed
     "Root mean square of what the chosen trial may lose against the best one."
     scores = np.asarray(scores, float)
@@ -656,7 +659,7 @@ def choice_error(
     means, (noise, freedom) = scores.mean(1), _noise_of_trials(scores)
     near = means[means >= means.max() - 3 * math.sqrt(2 * noise)]
     if len(near) < 2 or noise == 0: return 0., float(freedom)
-    return _expected_loss(near, noise, draws), float(freedom)
+    return _expected_loss(near, noise), float(freedom)
 
 # %% ../nbs/13_stats.ipynb #d7caa711
 def widened(

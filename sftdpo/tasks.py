@@ -8,7 +8,7 @@ __all__ = ['Function', 'PAIR_BUILDERS', 'UNBALANCED', 'ACCURACY', 'MACRO_F1', 'C
            'GENERAL_METRICS', 'RECIPES', 'find_function', 'Metric', 'format_metric', 'format_interval', 'Baseline',
            'steps_of', 'Recommended', 'pair_builders', 'Task', 'known_pair_builders', 'task_named', 'metric_named',
            'Recipe', 'stage_changes', 'controls_of_recipe', 'trained_recipes', 'searched_recipes', 'check_task',
-           'check_recipe', 'register', 'import_modules']
+           'check_recipe', 'register', 'import_modules', 'registered_elsewhere']
 
 # %% ../nbs/10_tasks.ipynb #97f14c24
 import importlib
@@ -546,3 +546,11 @@ def import_modules(
             raise ModuleNotFoundError(f"SFTDPO_MODULES names {name!r}, and there is no such "
                                       "module: put its folder on PYTHONPATH.",
                                       name=error.name) from None
+
+# %% ../nbs/10_tasks.ipynb #d6827be1
+def registered_elsewhere(
+    names,  # that may be chosen
+) -> str:   # empty where a module cannot add to them
+    "What to say where a name is not among those of tasks or recipes."
+    if set(names) not in (set(TASKS), set(RECIPES)): return ""
+    return "; for one of your own, name its module in the environment variable SFTDPO_MODULES"

@@ -92,6 +92,14 @@ def own(tmp_path, monkeypatch):
     TASKS.pop("larger"), RECIPES.pop("dpo-sft"), sys.modules.pop("own_larger")
 
 
+@pytest.mark.parametrize("words", [["plan", "--settings", "own.yaml"], ["train", "--task", "warm"], ["plan", "--recipes", "dpo-sft"]])
+def test_a_name_that_a_module_would_register(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yaml").write_text("backbone: bard\ntasks: [warm]\n")
+    with pytest.raises(SystemExit): main(words)
+    assert "name its module in the environment variable SFTDPO_MODULES" in capsys.readouterr().err
+
+
 def test_a_task_and_a_recipe_of_ones_own_from_the_check_to_the_report(own, backbone, capsys):
     words = ["--data", str(own / "numbers.csv"), "--backbone", backbone]
     main(["data", "check", str(own / "numbers.csv"), "--task", "larger", "--backbone", backbone])

@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 # %% ../../nbs/engine/16_options.ipynb #c7d109de
 from ..config import UNUSED, SettingsError, Stage, bare, declared
 from .names import nearest, nearest_name
-from ..tasks import TASKS
+from ..tasks import TASKS, registered_elsewhere
 
 # %% ../../nbs/engine/16_options.ipynb #2a333fc1
 def field_comments(
@@ -325,7 +325,7 @@ def check_value(
         raise SettingsError(
             f"{flag} {value}: there is no such "
             f"{'name' if len(option.choices) > 2 else 'choice'}{nearest(value, map(str, option.choices)) or ':'} "
-            f"choose one of {', '.join(map(str, option.choices))}.")
+            f"choose one of {', '.join(map(str, option.choices))}{registered_elsewhere(option.choices)}.")
     if kind in (int, float):
         try: kind(value)
         except ValueError:
