@@ -7,7 +7,7 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'chosen_way', 'honest', 'pool_of', 'dealt', 'too_little', 'baselines_in_folds', 'too_easy', 'way_of',
            'with_rate', 'ProposedWays', 'in_turns', 'ways_to_try', 'runs_at_once', 'threads', 'whole_rounds',
            'TriedWays', 'Ways', 'far_below', 'finish_ways', 'rows_of_way', 'Trials', 'Recommendation', 'compared',
-           'reached_without', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
+           'reached_without', 'ahead_of', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
            'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file',
            'concluded', 'write_recommendation', 'declined', 'study_of_trials', 'check_folder_of', 'begin_trials',
            'try_ways', 'too_few_minutes', 'recommend']
@@ -58,7 +58,7 @@ from sftdpo.reading.check import (
 )
 from .reading.files import first_line
 from .reading.shapes import label_columns
-from .stats import Estimate, difference, interval, observations
+from .stats import Estimate, difference, interval, lead, observations
 from .study import carry_out, check_study_folder, claim_folder
 from .tables import CEILING, baselines_of
 from .tasks import Metric, format_interval, format_metric
@@ -564,6 +564,16 @@ def reached_without(
         results["metric"] == task_of(results).primary.name), "value"].mean()
     return {"the base model": base} | baselines_of(results)
 
+# %% ../nbs/15_recommend.ipynb #1f5d5ffe
+def ahead_of(
+    expected: Estimate,  # from `honest`
+    value: float,        # from `reached_without`, on the same rows
+    metric: Metric,      # the primary one
+) -> tuple[float, float]:  # the interval of their difference
+    "How far the expected value is ahead of what is reached without training; a share of rows has an error too."
+    error = math.sqrt(value * (1 - value) / expected.examples) if metric.share else 0.
+    return lead(expected, value, error)[1:]
+
 # %% ../nbs/15_recommend.ipynb #67d16eaa
 FAR = 0.03  # a share so far below the best baseline that no model is worth training
 # what is reached without reading a text
@@ -583,7 +593,7 @@ def reason_to_decline(
     if metric.share and trivial[title] > CEILING:
         return (f"{capitalized(title)} reaches {format_metric(trivial[title], metric)} without training: on these "
                 "rows there is nothing to gain.")
-    if not expected.low > trivial[title]:
+    if not ahead_of(expected, trivial[title], metric)[0] > 0:
         return (f"Training reaches {training}, and {title} {format_metric(trivial[title], metric)}: "
                 "nothing shows that the model learned anything. Give more minutes or more rows, and "
                 "check whether the answers follow from the prompts.")
@@ -591,7 +601,7 @@ def reason_to_decline(
     if metric.share and baselines[title] > CEILING:
         return (f"{capitalized(title)} reaches {format_metric(baselines[title], metric)} without a language model, and "
                 f"training {training}: these rows are too easy to need one.")
-    if (expected.high < baselines[title]
+    if (ahead_of(expected, baselines[title], metric)[1] < 0
         and (expected.mean + FAR < baselines[title] or not metric.share)):
         return (f"{capitalized(title)} reaches {format_metric(baselines[title], metric)}, and training "
                 f"{training}: use {title} on these rows, or give more minutes or more rows.")
@@ -605,8 +615,8 @@ def against_baselines(
 ) -> str:
     "A sentence on what is reached without training, and whether the expected value is above it."
     title = max(baselines, key=baselines.get)
-    ahead = ("above" if expected.low > baselines[title] else "not clearly different from"
-             if expected.high >= baselines[title] else "below")
+    low, high = ahead_of(expected, baselines[title], metric)
+    ahead = "above" if low > 0 else "below" if high < 0 else "not clearly different from"
     simpler = (f" {capitalized(title)} needs no language model: if it is as good, it is the simpler choice."
                if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]

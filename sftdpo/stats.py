@@ -683,10 +683,11 @@ def lead(
     estimate: Estimate,  # of a cell
     value: float,        # of something else, measured apart from it
     error: float = 0.,   # that value's standard error
-) -> tuple[float, float]:  # their difference and its lower end, at the level of the estimate
+) -> tuple[float, float, float]:  # their difference and its interval, at the level of the estimate
     "How far an estimate is ahead of a value that is not known exactly (Zou and Donner 2008, equation 7)."
     ahead, quantile = estimate.mean - value, distributions.norm.ppf((1 + estimate.level) / 2)
-    return ahead, ahead - math.hypot(estimate.mean - estimate.low, quantile * error)
+    return (ahead, ahead - math.hypot(estimate.mean - estimate.low, quantile * error),
+            ahead + math.hypot(estimate.high - estimate.mean, quantile * error))
 
 # %% ../nbs/13_stats.ipynb #cc570594
 def _check_margin(margin: float):

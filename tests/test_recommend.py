@@ -27,6 +27,7 @@ from sftdpo.recommend import (
     Trials,
     Ways,
     above_expectation,
+    against_baselines,
     by_row,
     dealt,
     honest,
@@ -315,6 +316,15 @@ def test_no_model_is_recommended_that_does_no_better_than_a_length(title):
     values = pd.DataFrame(dict(fold=[1 + i % 3 for i in range(300)], seed=[i % 3 for i in range(300)], id=range(300), value=[float(i % 25 < 18) for i in range(300)]))
     without = {"the base model": 0.5, "a coin": 0.5, title: 0.71}
     assert "nothing shows that the model learned anything" in reason_to_decline(interval(values, share=True), without, TASKS["preferences"].primary)
+
+
+def test_what_is_reached_without_training_is_not_known_exactly_either():
+    "At fdeaf147 the expected value was said to be above the baseline here: only its own error counted."
+    rows = pd.DataFrame(dict(seed=0, id=range(60), value=[1.] * 48 + [0.] * 12))
+    expected, metric = interval(rows, share=True), TASKS["labels"].primary
+    assert expected.low > 0.67 and "not clearly different from" in against_baselines(expected, {"the base model": 0.2, "TF-IDF": 0.67}, metric)
+    assert "nothing shows that the model learned" in reason_to_decline(expected, {"the base model": 0.2, "majority class": 0.67}, metric)
+    assert "is above the best" in against_baselines(expected, {"the base model": 0.2, "TF-IDF": 0.5}, metric)
 
 
 def test_ways_that_reached_the_same_have_no_interval():
