@@ -334,6 +334,9 @@ def run_search(
     "The study with the learning rates that its trials chose."
     inner = folder.trials
     claim_folder(inner, study)
+    if execution.retry_failed:  # once, not in each round of trials
+        for failure in inner.failures.glob("*.txt"): failure.unlink(missing_ok=True)
+        execution = execution.replace(retry_failed=False)
     def finish(runs: list[Run]):
         check_runs(runs, inputs)
         nodes = stage_tree(runs, inputs)

@@ -19,7 +19,7 @@ from little import compare, little_inputs, plan, small, stage_tree, steady
 from tiny import tiny_model
 
 import sftdpo.study as study_module
-from sftdpo.config import Execution, Search, Stage, Study, to_yaml
+from sftdpo.config import Execution, Search, SettingsError, Stage, Study, to_yaml
 from sftdpo.engine.folder import StudyFolder, read_record, write_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import remove
@@ -258,6 +258,22 @@ def test_a_failed_stage_fails_what_starts_from_it(backbone, tmp_path, monkeypatc
     found = compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True))
     expected = compare(study, tmp_path / "undisturbed", progress=False)
     pd.testing.assert_frame_equal(steady(found), steady(expected), check_exact=True)
+
+
+def test_a_search_tries_a_failed_stage_once_more_and_no_oftener(backbone, tmp_path, monkeypatch):
+    "At fdeaf147 --retry-failed tried it again in each round of trials."
+    import sftdpo.engine.work
+    finish, tried = sftdpo.engine.work.finish_stage, []
+    def fails(home, inputs, stage, *rest, **more):
+        if stage.kind == "sft": tried.append(inputs.run.seed)
+        if len(tried) > 4: raise MemoryError("no memory")  # the four trials of sft are done
+        return finish(home, inputs, stage, *rest, **more)
+    monkeypatch.setattr(sftdpo.engine.work, "finish_stage", fails)
+    study = quick_one(backbone, recipes=("sft", "sft-dpo"), search=Search(trials=4, seeds=(7,), further=0))
+    for times, retry in ((1, False), (1, False), (2, True)):
+        with pytest.raises(SettingsError, match="every trial of this cell failed"):
+            compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=retry))
+        assert len(tried) == 4 + times
 
 
 def quick_one(backbone, **changes):
