@@ -10,7 +10,7 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'reached_without', 'ahead_of', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
            'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file',
            'concluded', 'write_recommendation', 'declined', 'study_of_trials', 'check_folder_of', 'begin_trials',
-           'try_ways', 'too_few_minutes', 'recommend']
+           'try_ways', 'too_few_minutes', 'short_enough', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -926,6 +926,25 @@ def too_few_minutes(
     return (f"{given:g} minutes are too few to try one way to train in {trials.folds} folds: "
             f"give at least {math.ceil(takes / SECONDS) + 1}{smaller}.")
 
+# %% ../nbs/15_recommend.ipynb #8684bbe0
+def short_enough(
+    trials: Trials,  # until its deadline
+    start: Run,      # from which ways are made
+    rows: int,       # how many rows train in a fold
+) -> Run:            # the same, perhaps with fewer epochs
+    "Fewer epochs where the first ways to be tried would take more than half of the time: a third each time, but at least one."
+    left, given = trials.deadline - time.monotonic(), start
+    while True:
+        first = next(iter(ways_to_try(start, rows, trials.best)))
+        takes, _ = trials.needs(*first)
+        epochs = {run.stages[-1].kind: run.stages[-1].epochs for run in first}
+        if takes <= left / 2 or not math.isfinite(takes) or max(epochs.values()) <= 1: break
+        fewer = {kind: max(1, round(number / 3)) for kind, number in epochs.items()}
+        start = start.replace(**{kind: getattr(start, kind).replace(epochs=number) for kind, number in fewer.items()})
+    if start != given:
+        trials.say(f"{counted(max(epochs.values()), 'epoch')} to begin with, fewer than usual: there is not the time for more")
+    return start
+
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
     data: str | Path,              # path of a file or folder
@@ -955,6 +974,7 @@ def recommend(
         return declined(f"{why} To train a model all the same: `{shlex.join(train)}`.", home)
     trials, start = begin_trials(loaded, start, home, folds, deadline, say)
     training = len(dealt(loaded, folds, 1).train)
+    start = short_enough(trials, start, training)
     try_ways(trials, start, training)
     if not trials.tables:  # what was recommended before stays
         return Recommendation(declined=too_few_minutes(trials, start, training, time.monotonic() - began, minutes))

@@ -20,6 +20,7 @@ from sftdpo.config import Reading, Run, SettingsError, WorkFailed
 from sftdpo.data import TaskData, load_task
 from sftdpo.engine.folder import StudyFolder
 from sftdpo.engine.inputs import Inputs
+from sftdpo.engine.plain_text import counted
 from sftdpo.engine.store import read_results
 from sftdpo.reading.examples import Example
 from sftdpo.recommend import (
@@ -443,7 +444,7 @@ def test_as_many_minutes_as_are_named_are_enough_and_what_was_recommended_stays(
     (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"mood {i},{'ab'[i % 7 % 2]}\n" for i in range(41)))
     tried = []
     monkeypatch.setattr("sftdpo.recommend.calibrate", lambda *rest: None)
-    monkeypatch.setattr("sftdpo.engine.timing.Timing.whole", lambda times, node, judging=True: 20.0 * node.stage.epochs if node.stage else 0.0)
+    monkeypatch.setattr("sftdpo.engine.timing.Timing.whole", lambda times, node, judging=True: 1600.0 * node.stage.epochs if node.stage else 0.0)
     monkeypatch.setattr(Trials, "judged", lambda trials, new, folds: tried.extend(new) or {})
     def asked(minutes): return recommend(tmp_path / "moods.csv", tmp_path / "out", minutes, folds=2, say=lambda words: None).declined
     home = StudyFolder(tmp_path / "out")
@@ -453,6 +454,19 @@ def test_as_many_minutes_as_are_named_are_enough_and_what_was_recommended_stays(
     enough = float(re.search(r"give at least (\d+)", asked(1))[1])
     assert enough > 30 and not tried and home.model.exists() and home.recommendation.read_text() == "Train sft full."
     assert asked(enough) and tried
+
+
+@pytest.mark.parametrize("seconds, epochs", [(1, 25), (20, 8), (100, 1), (10_000, 1)])
+def test_ways_are_shorter_where_time_is_short(tmp_path, monkeypatch, seconds, epochs):
+    "At fdeaf147 an hour was too little for one way of 333 rows and a model of 135 million parameters, as only five epochs would do."
+    (tmp_path / "moods.csv").write_text("text,label\n" + "".join(f"mood {i},{'ab'[i % 7 % 2]}\n" for i in range(120)))
+    tried, said = [], []
+    monkeypatch.setattr("sftdpo.recommend.calibrate", lambda *rest: None)
+    monkeypatch.setattr("sftdpo.engine.timing.Timing.whole", lambda times, node, judging=True: float(seconds * node.stage.epochs) if node.stage else 0.0)
+    monkeypatch.setattr(Trials, "judged", lambda trials, new, folds: tried.extend(new) or {})
+    recommend(tmp_path / "moods.csv", tmp_path / "out", 60, folds=2, say=said.append)
+    assert all(way.endswith(f" {counted(epochs, 'epoch')}") for way in tried[:2]) and bool(tried) == (seconds < 1000)
+    assert any("fewer than usual" in one for one in said) == (epochs < 25)
 
 
 def test_a_way_that_fails_while_it_is_timed_is_left_out(tmp_path, monkeypatch):

@@ -425,7 +425,7 @@ def test_other_versions_under_an_old_folder_are_named(backbone, tmp_path, capsys
     assert "begun with torch 2.0.1" in capsys.readouterr().out
 
 
-def test_what_is_kept_of_a_study_goes_on(backbone, tmp_path, capsys):
+def test_what_is_kept_of_a_study_goes_on(backbone, tmp_path, capsys, monkeypatch):
     "Small files of half a study are enough: what is missing is trained, its parents too, under the same keys, and nothing else."
     study = small(backbone, tasks=("paraphrase",), recipes=("sft", "sft-dpo"), tunings=("lora",), seeds=(0, 1), search=Search(trials=3, seeds=(7,), further=0))
     whole = compare(study, tmp_path / "whole", progress=False)
@@ -438,6 +438,11 @@ def test_what_is_kept_of_a_study_goes_on(backbone, tmp_path, capsys):
     left = plan(study, kept.path, measure=False)
     assert [str(state) for state in left.states].count("done, and trained again for what starts from it") == 1, "at f8ae2a52 a run that was judged was said to wait"
     assert "4 of 5 done" in "\n".join(plan_in_lines(left))
+    with monkeypatch.context() as busy:
+        busy.setattr(StudyFolder, "worker_at", lambda self, node: "process 7" * (node.depth == 1))
+        under_way = plan(study, kept.path, measure=False)
+        assert "running: process 7" in map(str, under_way.states)
+        assert "4 of 5 done" in "\n".join(plan_in_lines(under_way)), "at fdeaf147 one that was trained again did not count while it ran"
     capsys.readouterr()
     again = compare(study, kept.path)
     told = capsys.readouterr().out

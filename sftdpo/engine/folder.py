@@ -238,7 +238,7 @@ class State:
     who: str = ""         # running: who is working on it
     step: int = 0         # stopped: of the last checkpoint
     why: str = ""         # failed: what was written down
-    again: bool = False   # done: its stage is trained again, for stages that start from it
+    again: bool = False   # it is judged, and its stage is trained again for stages that start from it
 
     def __str__(self):
         if self.name == "running": return f"running: {self.who}"
@@ -374,10 +374,11 @@ class NodePlaces(StudyPlaces):
         judged = self.judged(node)
         if judged and (not node.stage or recorded or self.closed(node)):
             return State("done", again=not self.weights(node) and not all(map(self.closed, node.children)))
-        if who := self.worker_at(node): return State("running", who=who)
+        again = bool(judged and node.runs)
+        if who := self.worker_at(node): return State("running", who=who, again=again)
         if recorded: return State("trained")
-        if node.stage and stage.last_step: return State("stopped", step=stage.last_step)
-        return State("done", again=True) if judged and node.runs else State("waiting")
+        if node.stage and stage.last_step: return State("stopped", step=stage.last_step, again=again)
+        return State("done", again=True) if again else State("waiting")
 
 # %% ../../nbs/engine/03_folder.ipynb #2bd09828
 class StudyFolder(NodePlaces):

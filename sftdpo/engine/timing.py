@@ -150,13 +150,13 @@ class Timing(Rates):
 
     def left(self, folder: StudyFolder, node: Node, state: State) -> float | None:
         "What a node still takes; a stage that is under way is measured by its own steps."
-        if state.again: return self.whole(node, judging=False)
+        if state.name == "done" and state.again: return self.whole(node, judging=False)
         if state.name in ("done", "failed"): return 0.0
-        judging = self.seconds(*list(work_of_node(node).items())[-1])
+        judging = 0.0 if state.again else self.seconds(*list(work_of_node(node).items())[-1])
         if not node.stage or state.name == "trained" or folder.weights(node) or judging is None:
             return judging
         under_way = seconds_of_rest(history_of_node(folder, node))
-        return self.whole(node) if under_way is None else judging + under_way
+        return self.whole(node, not state.again) if under_way is None else judging + under_way
 
 # %% ../../nbs/engine/07_timing.ipynb #343a852e
 def time_step(
@@ -546,7 +546,7 @@ def plan_in_a_line(
     if plan.nothing:
         return ("Nothing is left to do here. More seeds, recipes, tunings or tasks would add "
                 "to it.")
-    runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if state.name != "done")
+    runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if state.name != "done" and not state.again)
     stages = sum(bool(node.stage) for node in plan.open)
     first = f", {counted(plan.trials, 'run')} to try learning rates before that" if plan.trials else ""
     time = (f"time left: {time_in_words(plan.left)}" if plan.left is not None
