@@ -531,7 +531,7 @@ def nodes_in_words(
     lines = [f"{counted(sum(len(node.runs) for node in plan.nodes), 'run')}, "
              f"{counted(len(stages), 'stage')} of training "
              f"({sum(node.users for node in stages):,} without sharing), "
-             f"{sum(state.name == 'done' for state in plan.states):,} of {len(plan.nodes):,} done"]
+             f"{sum(state.name == 'done' or state.again for state in plan.states):,} of {len(plan.nodes):,} done"]
     for node, state, seconds in list(zip(plan.nodes, plan.states, plan.seconds))[:60]:
         lines.append(f"{'  ' * node.depth}{node.label}{steps_in_words(node)} · {state}"
                      + (f" · {time_in_words(seconds)}" if seconds else ""))
