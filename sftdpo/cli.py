@@ -579,7 +579,7 @@ class Bench:
         if "paraphrase" in self.benchmark.tasks: check_data_path(self.benchmark.data)
         out = output_file(self.out)
         from sftdpo.bench import bench, print_speeds
-        print_speeds(bench(self.benchmark, out, say=lambda name: print(name, flush=True)))
+        print_speeds(bench(self.benchmark, out, say=print))
         print(f"\nEvery time is in {out}.\nnbs/study/speed.ipynb draws such a file; the "
               "same command with more --rounds, and another --out, narrows the ranges")
         if "tunings" in self.benchmark.what:

@@ -1,7 +1,9 @@
 "The command line: options are the settings' fields, a help fills one screen, and mistakes are told in a line."
 import errno
 import json
+import os
 import re
+import select
 import shlex
 import subprocess
 import sys
@@ -262,6 +264,15 @@ def test_the_readme_makes_every_model_that_it_loads(repository):
     text = (repository / "README.md").read_text(encoding="utf-8")
     loaded = re.findall(r'from_pretrained\("(runs/\w+)/model"\)', text)
     assert loaded and all(re.search(f"sftdpo train .*--out {folder}\n", text) for folder in loaded)
+
+
+def test_a_log_has_each_line_as_it_comes():
+    "At fdeaf147 the log of a study in the background stayed empty for hours."
+    code = "import time; from sftdpo.engine.plain_text import clean_output\nwith clean_output():\n    print('begun')\n    time.sleep(60)"
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=usual) as process:
+        try: assert select.select([process.stdout], [], [], 30)[0] and process.stdout.readline().strip() == b"begun"
+        finally: process.kill()
 
 
 def test_it_is_installed_as_a_command():

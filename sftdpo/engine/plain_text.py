@@ -35,7 +35,7 @@ MOVES = re.compile(r"[\r\n]*(\x1b\[A)*")  # what a progress bar writes to find i
 
 
 class CleanStream:
-    "A text stream that shows control characters instead of sending them to the terminal."
+    "A text stream that shows control characters instead of sending them to the terminal; each line goes out at once, also to a file."
     def __init__(
         self,
         stream,             # where to
@@ -46,6 +46,7 @@ class CleanStream:
         "Write the text, made visible."
         moves = MOVES.match(text)[0] if self.bars else ""
         self.stream.write(moves + visible(text[len(moves):]))
+        if "\n" in text: self.stream.flush()  # a log is read while the work goes on
         return len(text)
 
     def writelines(self, lines):

@@ -286,9 +286,7 @@ def work_as_one_of(
 ):
     "A worker's share of the work."
     torch.set_num_threads(threads)
-    def told(words):
-        say(f"worker {number}: {words}")
-        sys.stdout.flush()
+    def told(words): say(f"worker {number}: {words}")
     with stops_like_an_interrupt(), clean_output():
         try: work(folder, nodes, weights, progress=False, workers=workers, say=told)
         except Exception as error:
