@@ -937,12 +937,11 @@ def short_enough(
     while True:
         first = next(iter(ways_to_try(start, rows, trials.best)))
         takes, _ = trials.needs(*first)
-        epochs = {run.stages[-1].kind: run.stages[-1].epochs for run in first}
-        if takes <= left / 2 or not math.isfinite(takes) or max(epochs.values()) <= 1: break
-        fewer = {kind: max(1, round(number / 3)) for kind, number in epochs.items()}
-        start = start.replace(**{kind: getattr(start, kind).replace(epochs=number) for kind, number in fewer.items()})
-    if start != given:
-        trials.say(f"{counted(max(epochs.values()), 'epoch')} to begin with, fewer than usual: there is not the time for more")
+        epochs = first[0].stages[0].epochs
+        if takes <= left / 2 or math.isinf(takes) or epochs <= 1: break
+        fewer = max(1, round(epochs / 3))
+        start = start.replace(sft=start.sft.replace(epochs=fewer), dpo=start.dpo.replace(epochs=fewer))
+    if start != given: trials.say(f"{counted(epochs, 'epoch')} to begin with, fewer than usual: there is not the time for more")
     return start
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
