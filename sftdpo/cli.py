@@ -848,7 +848,9 @@ def main(
     except KeyboardInterrupt:
         sys.exit("\nstopped" + "; the same command goes on from here" * any(word in GO_ON for word in words[:1]))
     # the reader, such as head, has closed the pipe
-    except BrokenPipeError: os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if words[0] in GO_ON: sys.exit("stopped, as nobody reads its output any more; the same command goes on from here")
     except RuntimeError as error:  # pathlib raises it for ~name if there is no such user
         if isinstance(error, WorkFailed) or "home directory" not in str(error): raise
         print(f"sftdpo: {next((word for word in words if '~' in word), '~')}: there is no user of "

@@ -10,7 +10,7 @@ __all__ = ['NEAR', 'LEAST_PROMPTS', 'INSTEAD', 'ENOUGH', 'SMALL', 'FAR', 'TRIVIA
            'reached_without', 'ahead_of', 'reason_to_decline', 'against_baselines', 'apart_in_words', 'how_sure',
            'above_expectation', 'sentences_on', 'hour_more', 'train_on_all', 'check_one_label', 'rows_of_file',
            'concluded', 'write_recommendation', 'declined', 'study_of_trials', 'check_folder_of', 'begin_trials',
-           'try_ways', 'too_few_minutes', 'short_enough', 'recommend']
+           'try_ways', 'too_few_minutes', 'recommend']
 
 # %% ../nbs/15_recommend.ipynb #0a39158b
 import math
@@ -62,7 +62,7 @@ from .stats import Estimate, difference, interval, lead, observations
 from .study import carry_out, check_study_folder, claim_folder
 from .tables import CEILING, baselines_of
 from .tasks import Metric, format_interval, format_metric
-from .verdicts.gates import reached
+from .verdicts.gates import baseline_error, reached
 from .verdicts.verdict import corrected_level
 
 # %% ../nbs/15_recommend.ipynb #12dd6b92
@@ -566,12 +566,15 @@ def reached_without(
 
 # %% ../nbs/15_recommend.ipynb #1f5d5ffe
 def ahead_of(
-    expected: Estimate,  # from `honest`
-    value: float,        # from `reached_without`, on the same rows
-    metric: Metric,      # the primary one
-) -> tuple[float, float]:  # the interval of their difference
-    "How far the expected value is ahead of what is reached without training; a share of rows has an error too."
-    error = math.sqrt(value * (1 - value) / expected.examples) if metric.share else 0.
+    expected: Estimate,     # from `honest`
+    title: str,             # of what needs no training
+    value: float,           # what that reaches
+    results: pd.DataFrame,  # of the folds that judge
+) -> tuple[float, float]:
+    "The interval of a difference: a baseline is not known exactly either. The base model is taken as it is: it judged the same rows, so its luck is theirs."
+    task = task_of(results)
+    names = {one.title: one.name.removesuffix("_f1") for one in reversed(task.comparable_baselines())}
+    error = baseline_error(results, names[title], value if task.primary.share else None, expected.examples) if title in names else 0.
     return lead(expected, value, error)[1:]
 
 # %% ../nbs/15_recommend.ipynb #67d16eaa
@@ -593,7 +596,7 @@ def reason_to_decline(
     if metric.share and trivial[title] > CEILING:
         return (f"{capitalized(title)} reaches {format_metric(trivial[title], metric)} without training: on these "
                 "rows there is nothing to gain.")
-    if not ahead_of(expected, trivial[title], metric)[0] > 0:
+    if not expected.low > trivial[title]:
         return (f"Training reaches {training}, and {title} {format_metric(trivial[title], metric)}: "
                 "nothing shows that the model learned anything. Give more minutes or more rows, and "
                 "check whether the answers follow from the prompts.")
@@ -601,7 +604,7 @@ def reason_to_decline(
     if metric.share and baselines[title] > CEILING:
         return (f"{capitalized(title)} reaches {format_metric(baselines[title], metric)} without a language model, and "
                 f"training {training}: these rows are too easy to need one.")
-    if (ahead_of(expected, baselines[title], metric)[1] < 0
+    if (expected.high < baselines[title]
         and (expected.mean + FAR < baselines[title] or not metric.share)):
         return (f"{capitalized(title)} reaches {format_metric(baselines[title], metric)}, and training "
                 f"{training}: use {title} on these rows, or give more minutes or more rows.")
@@ -611,18 +614,19 @@ def reason_to_decline(
 def against_baselines(
     expected: Estimate,           # from `honest`
     baselines: dict[str, float],  # from `reached_without`
-    metric: Metric,               # the primary one
+    results: pd.DataFrame,        # of the folds that judge
 ) -> str:
     "A sentence on what is reached without training, and whether the expected value is above it."
-    title = max(baselines, key=baselines.get)
-    low, high = ahead_of(expected, baselines[title], metric)
-    ahead = "above" if low > 0 else "below" if high < 0 else "not clearly different from"
+    title, metric = max(baselines, key=baselines.get), task_of(results).primary
+    low, high = ahead_of(expected, title, baselines[title], results)
+    place = "above" if low > 0 else "below" if high < 0 else "not clearly different from"
+    apart = f" (a difference of [{format_interval(low, high, metric, signed=True)}])" if low <= 0 <= high and math.isfinite(high - low) else ""
     simpler = (f" {capitalized(title)} needs no language model: if it is as good, it is the simpler choice."
-               if ahead != "above" and title.partition(",")[0] not in TRIVIAL else "")
+               if place != "above" and title.partition(",")[0] not in TRIVIAL else "")
     known = [f"{what} {format_metric(value, metric)}" for what, value in baselines.items()]
     scale = "" if metric.share else f", in {metric.title}"
-    return (f"For comparison{scale}: {', '.join(known)}; the expected value is {ahead} the best of "
-            f"these.{simpler}")
+    return (f"For comparison{scale}: {', '.join(known)}; the expected value is {place} the best of "
+            f"these{apart}.{simpler}")
 
 # %% ../nbs/15_recommend.ipynb #b97d3ac6
 def apart_in_words(
@@ -672,6 +676,7 @@ def sentences_on(
     expected: Estimate,           # from `honest`
     baselines: dict[str, float],  # from `reached_without`
     table: pd.DataFrame,          # from `compared`
+    results: pd.DataFrame,        # of the folds that judge
 ) -> list[str]:
     "The recommendation for a reader."
     metric, way = trials.metric, way_of(run)
@@ -687,7 +692,7 @@ def sentences_on(
             + (about_first if trials.given_up else "")
             + f" The interval is over rows and over {trials.folds - trials.first_left_out} models, so it is wide where these differ."
             + above_expectation(mean_of_folds(own), expected.mean, len(trials.tables), metric),
-            against_baselines(expected, baselines, metric),
+            against_baselines(expected, baselines, results),
             how_sure(way, picked, table, metric)]
     if metric.name == "macro_f1":
         said.append("Decided by macro F1, the mean over labels of their F1: one label has most of "
@@ -814,7 +819,8 @@ def concluded(
     share = metric.share and bool(values["value"].between(0, 1).all())
     expected = interval(observations(values), share=share)
     results = gather(trials.folder)
-    without = reached_without(results[results["fold"].isin(values["fold"])])
+    results = results[results["fold"].isin(values["fold"])]
+    without = reached_without(results)
     best = trials.runs[chosen_way(rows)]
     table = compared(trials, way_of(best))
     known = dict(expected=expected, table=table, baselines=without)
@@ -825,7 +831,7 @@ def concluded(
     trials.say(f"training {way_of(best)} on all rows · "
                f"{time_in_words(trials.seconds_on_all(best))}")
     model = train_on_all(trials, best, card)
-    sentences = sentences_on(trials, best, picked, expected, without, table)
+    sentences = sentences_on(trials, best, picked, expected, without, table, results)
     return Recommendation(way=way_of(best), sentences=tuple(sentences), model=str(model), **known)
 
 # %% ../nbs/15_recommend.ipynb #8684bbe6
@@ -921,28 +927,11 @@ def too_few_minutes(
     given: float,    # minutes
 ) -> str:
     "Why nothing was tried, and how many minutes are enough."
-    takes = begun + trials.seconds(start.replace(recipe="sft").resolved(rows))
+    def enough(*ways): return math.ceil((begun + trials.seconds(*ways)) / SECONDS) + 1
+    first = next(iter(ways_to_try(start, rows, trials.best)))
     smaller = "" if start.backbone == "bard" else ", or a smaller model"
-    return (f"{given:g} minutes are too few to try one way to train in {trials.folds} folds: "
-            f"give at least {math.ceil(takes / SECONDS) + 1}{smaller}.")
-
-# %% ../nbs/15_recommend.ipynb #8684bbe0
-def short_enough(
-    trials: Trials,  # until its deadline
-    start: Run,      # from which ways are made
-    rows: int,       # how many rows train in a fold
-) -> Run:            # the same, perhaps with fewer epochs
-    "Fewer epochs where the first ways to be tried would take more than half of the time: a third each time, but at least one."
-    left, given = trials.deadline - time.monotonic(), start
-    while True:
-        first = next(iter(ways_to_try(start, rows, trials.best)))
-        takes, _ = trials.needs(*first)
-        epochs = first[0].stages[0].epochs
-        if takes <= left / 2 or math.isinf(takes) or epochs <= 1: break
-        fewer = max(1, round(epochs / 3))
-        start = start.replace(sft=start.sft.replace(epochs=fewer), dpo=start.dpo.replace(epochs=fewer))
-    if start != given: trials.say(f"{counted(epochs, 'epoch')} to begin with, fewer than usual: there is not the time for more")
-    return start
+    return (f"{given:g} minutes are too few to try one way to train in {trials.folds} folds: give at least {enough(first[0])}, "
+            f"or about {enough(*first)} to compare {counted(len(first), 'way')}{smaller}.")
 
 # %% ../nbs/15_recommend.ipynb #3c95f8b5
 def recommend(
@@ -973,7 +962,6 @@ def recommend(
         return declined(f"{why} To train a model all the same: `{shlex.join(train)}`.", home)
     trials, start = begin_trials(loaded, start, home, folds, deadline, say)
     training = len(dealt(loaded, folds, 1).train)
-    start = short_enough(trials, start, training)
     try_ways(trials, start, training)
     if not trials.tables:  # what was recommended before stays
         return Recommendation(declined=too_few_minutes(trials, start, training, time.monotonic() - began, minutes))

@@ -275,6 +275,15 @@ def test_a_log_has_each_line_as_it_comes():
         finally: process.kill()
 
 
+def test_long_work_whose_output_nobody_reads_says_that_it_stopped():
+    code = "import time; from sftdpo.cli import Compare, main\nCompare.__call__ = lambda self: [print(k) or time.sleep(0.1) for k in range(100)]\nmain(['compare'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert b"goes on from here" in process.stderr.read()
+    assert process.returncode == 1
+
+
 def test_it_is_installed_as_a_command():
     found = subprocess.run([Path(sys.executable).with_name("sftdpo"), "--help"], capture_output=True, text=True)
     assert found.returncode == 0 and "quickstart" in found.stdout

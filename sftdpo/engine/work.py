@@ -155,7 +155,7 @@ def attempt(
         trained = finish_node(folder, node, weights, progress, say)
         if timing: timing.note(folder, node, trained)
     except Exception as error:
-        if is_full_disk(error): raise
+        if is_full_disk(error) or isinstance(error, BrokenPipeError): raise  # no fault of the node
         # another try would end in the same step
         if isinstance(error, FloatingPointError): folder.stage(node.key).remove_checkpoints()
         note_failure(folder, node, error, say)

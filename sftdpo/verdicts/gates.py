@@ -47,12 +47,15 @@ def baseline_values(
 def baseline_error(
     results: pd.DataFrame,  # of one task
     name: str,              # of the baseline
-) -> float:                 # 0 where no interval is stored
-    "Standard error of a baseline over the judged rows, from its 95 % interval in each fold."
+    share: float | None = None,  # its value, if that is a share of rows
+    rows: int = 1,          # how many are judged
+) -> float:
+    "Standard error of a baseline over the judged rows, from its 95 % interval in each fold; where none is stored, that of a share; a coin's is 0."
     ends = [results.loc[results["metric"] == f"baseline_{name}_{end}"].groupby("fold")["value"].mean()
             for end in ("low", "high")]
     errors = (ends[1] - ends[0]) / 2 / 1.96
-    return float(errors.pow(2).mean() / len(errors))**0.5 if len(errors) else 0.
+    if len(errors): return float(errors.pow(2).mean() / len(errors))**0.5
+    return 0. if share is None or name == "coin" else math.sqrt(share * (1 - share) / rows)
 
 # %% ../../nbs/verdicts/03_gates.ipynb #d069f069
 def in_words(
@@ -85,8 +88,7 @@ def shortfall(
     if not found: return ""
     metric, best, own = evidence.record.primary, max(found, key=found.get), interval(values, level)
     rows = evidence.results[evidence.results["task"] == evidence.task]
-    error = baseline_error(rows, best)  # of its accuracy, where the metric is macro F1
-    if not error and metric.share: error = math.sqrt(found[best] * (1 - found[best]) / own.examples)
+    error = baseline_error(rows, best, found[best] if metric.share else None, own.examples)  # of accuracy, where the metric is macro F1
     if lead(own, found[best], error)[1] > 0: return ""
     title = next((one.title for one in evidence.record.beside if one.name in (best, f"{best}_f1")), best)
     return (f"{name_of(cell)} reaches {reached(own, metric)} and is not shown to beat "
