@@ -28,7 +28,15 @@ from typing import Literal
 import yaml
 
 # %% ../nbs/11_config.ipynb #0716bd71
-from .tasks import RECIPES, TASKS, import_modules, known_pair_builders, registered_elsewhere, searched_recipes, stage_changes
+from sftdpo.tasks import (
+    RECIPES,
+    TASKS,
+    import_modules,
+    known_pair_builders,
+    registered_elsewhere,
+    searched_recipes,
+    stage_changes,
+)
 
 # %% ../nbs/11_config.ipynb #218fbede
 TuningName = Literal["full", "lora"]
