@@ -371,8 +371,7 @@ class NodePlaces(StudyPlaces):
         stage = self.stage(node.key)
         recorded = node.stage and stage.record.exists()
         if why := self.failure_of(node): return State("failed", why=why)
-        judged = self.judged(node)
-        if judged and (not node.stage or recorded or self.closed(node)):
+        if (judged := self.judged(node)) and (not node.stage or recorded or self.closed(node)):
             return State("done", again=not self.weights(node) and not all(map(self.closed, node.children)))
         again = bool(judged and node.runs)
         if who := self.worker_at(node): return State("running", who=who, again=again)
