@@ -571,7 +571,7 @@ def ahead_of(
     value: float,           # what that reaches
     results: pd.DataFrame,  # of the folds that judge
 ) -> tuple[float, float]:
-    "The interval of a difference: a baseline is not known exactly either. The base model is taken as it is: it judged the same rows, so its luck is theirs."
+    "The interval of how far the expected value is ahead. A baseline has an error of its own; the base model's is left out, as it judged the same rows and mostly shares their luck."
     task = task_of(results)
     names = {one.title: one.name.removesuffix("_f1") for one in reversed(task.comparable_baselines())}
     error = baseline_error(results, names[title], value if task.primary.share else None, expected.examples) if title in names else 0.

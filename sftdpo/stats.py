@@ -639,10 +639,10 @@ def _expected_loss(means: np.ndarray, noise: float) -> float:
     "Root mean square of what the trial with the best mean may lose against the one that is best."
     points, weights = np.polynomial.legendre.leggauss(32)
     share = _real_shares(means, noise, (points + 1) / 2)[:, None, None]
-    z = np.linspace(-8, 8, 201)  # of the trial with the best mean: its distance from its expectation
+    z = np.linspace(-8, 8, 201)  # values, as distances from what the trial with the best mean is expected to reach
     gaps = np.delete(means.max() - means, means.argmax())
-    better = 1 - ndtr(z[:, None] + gaps * np.sqrt(share / noise)).prod(2)  # the chance that another lies above
-    below = z * ndtr(z) + np.exp(-z**2 / 2) / math.sqrt(2 * math.pi)  # how far it lies below z, as a mean
+    better = 1 - ndtr(z[:, None] + gaps * np.sqrt(share / noise)).prod(2)  # the chance that another trial lies above
+    below = z * ndtr(z) + np.exp(-z**2 / 2) / math.sqrt(2 * math.pi)  # how far that trial lies below, on average
     squares = share[:, 0, 0] * noise * 2 * (below * better).sum(1) * (z[1] - z[0])
     return math.sqrt(weights @ squares / 2)
 
