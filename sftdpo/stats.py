@@ -614,37 +614,49 @@ def difference(
     return contrast([first, second], [1, -1], level)
 
 # %% ../nbs/13_stats.ipynb #199938e9
-def _noise_of_trials(scores: np.ndarray) -> tuple[float, int]:
-    "Variance of a trial's mean that is only luck, and its degrees of freedom."
-    (trials, seeds), means = scores.shape, scores.mean(1)
-    freedom = (trials - 1) * (seeds - 1)
-    rest = scores - means[:, None] - scores.mean(0) + scores.mean()
-    return (rest**2).sum() / freedom / seeds, freedom
-
-# %% ../nbs/13_stats.ipynb #775084dc
-def _real_shares(
-    means: np.ndarray,    # [trials] of the trials' scores
-    noise: float,         # variance of each that is only luck
-    chances: np.ndarray,  # between 0 and 1
-) -> np.ndarray:          # of the same shape, between 0 and 1
-    "Quantiles of the share of the means' spread that is no luck, given the means (Daniels 1999)."
-    half = (len(means) + 1) / 2
-    ratio = len(means) * means.var() / noise / 2
-    below_one = distributions.gamma.cdf(ratio, half)
-    if below_one < 1e-200: return 1 - chances**(1 / half)  # the limit for equal means
-    return 1 - distributions.gamma.ppf(chances * below_one, half) / ratio
+def _noise_of_trials(scores: np.ndarray) -> np.ndarray:  # [trials, seeds] -> [trials]
+    "Variance of each trial's mean that is only luck."
+    seeds, own = scores.shape[1], scores - scores.mean(1, keepdims=True)
+    noise = np.ones(len(scores))
+    for _ in range(20):  # the weights follow from the noise
+        weights = 1 / noise / (1 / noise).sum()
+        found = ((own - weights @ own)**2).sum(1) / (1 - weights) / (seeds - 1) / seeds
+        noise = (np.sqrt(found).mean()**2 + (seeds - 1) * found) / seeds
+        if not noise.any(): break
+    return noise
 
 # %% ../nbs/13_stats.ipynb #775084dd
-def _expected_loss(means: np.ndarray, noise: float) -> float:
+def _true_scores(
+    means: np.ndarray,  # [trials] of the trials' scores
+    noise: np.ndarray,  # [trials]: the variance of each that is only luck
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [points], [points, trials] twice
+    "Points that stand for all that the true scores may be: the chance of each, means and standard deviations there."
+    places, chances = np.polynomial.legendre.leggauss(32)
+    moves, shares = np.polynomial.hermite_e.hermegauss(9)
+    spread = ((1 + places) / (1 - places) * len(noise) / (1 / noise).sum())[:, None]  # variance of true scores
+    precision = 1 / (spread + noise)
+    total = precision.sum(1, keepdims=True)
+    centre = (precision * means).sum(1, keepdims=True) / total
+    fit = (np.log(precision).sum(1) - np.log(total[:, 0]) - (precision * (means - centre)**2).sum(1)) / 2
+    chances = chances * np.exp(fit - fit.max())
+    centre = (centre + moves / np.sqrt(total))[..., None]  # the mean of true scores is not known either
+    expected = centre + (spread * precision)[:, None] * (means - centre)
+    deviation = np.sqrt(spread * precision * noise)[:, None]
+    chances = (chances[:, None] * shares).ravel()
+    return (chances / chances.sum(), expected.reshape(-1, len(means)),
+            np.broadcast_to(deviation, expected.shape).reshape(-1, len(means)))
+
+# %% ../nbs/13_stats.ipynb #775084de
+def _expected_loss(means: np.ndarray, noise: np.ndarray) -> float:
     "Root mean square of what the trial with the best mean may lose against the one that is best."
-    points, weights = np.polynomial.legendre.leggauss(32)
-    share = _real_shares(means, noise, (points + 1) / 2)[:, None, None]
-    z = np.linspace(-8, 8, 201)  # values, as distances from what the trial with the best mean is expected to reach
-    gaps = np.delete(means.max() - means, means.argmax())
-    better = 1 - ndtr(z[:, None] + gaps * np.sqrt(share / noise)).prod(2)  # the chance that another trial lies above
-    below = z * ndtr(z) + np.exp(-z**2 / 2) / math.sqrt(2 * math.pi)  # how far that trial lies below, on average
-    squares = share[:, 0, 0] * noise * 2 * (below * better).sum(1) * (z[1] - z[0])
-    return math.sqrt(weights @ squares / 2)
+    chances, expected, deviation = _true_scores(means, noise)
+    low, high = (expected - 8 * deviation).min(1), (expected + 8 * deviation).max(1)
+    z = (np.linspace(low, high, 201)[..., None] - expected) / deviation  # [values, points, trials]
+    best = means.argmax()
+    better = 1 - np.delete(ndtr(z), best, 2).prod(2)  # the chance that another trial lies above a value
+    z = z[..., best]
+    below = deviation[:, best] * (z * ndtr(z) + np.exp(-z**2 / 2) / math.sqrt(2 * math.pi))  # how far the chosen lies below it
+    return math.sqrt(chances @ ((better * below).sum(0) * (high - low) / 100))
 
 # %% ../nbs/13_stats.ipynb #07173816
 def choice_error(
@@ -656,10 +668,8 @@ def choice_error(
     trials, seeds = scores.shape
     if trials < 2: return 0., 1.
     if seeds < 2: return math.inf, 1.
-    means, (noise, freedom) = scores.mean(1), _noise_of_trials(scores)
-    near = means[means >= means.max() - 3 * math.sqrt(2 * noise)]
-    if len(near) < 2 or noise == 0: return 0., float(freedom)
-    return _expected_loss(near, noise), float(freedom)
+    noise, freedom = _noise_of_trials(scores), float((trials - 1) * (seeds - 1))
+    return (_expected_loss(scores.mean(1), noise) if noise.any() else 0.), freedom
 
 # %% ../nbs/13_stats.ipynb #d7caa711
 def widened(
