@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['TUNINGS', 'NEVER', 'TWO', 'THREE', 'CROSSED', 'FINDINGS', 'NOT_MORE', 'NOT_LESS', 'MARGINAL', 'STEADY', 'POWERFUL',
-           'OUT_OF_REACH', 'KINDS', 'World', 'equal_cells', 'draw_search', 'probit_centre', 'draw_cell', 'DrawnStudy',
-           'runs_of_cell', 'draw_times', 'result_lines', 'draw_study', 'completed', 'write_run', 'write_study',
-           'Setting', 'verdict_counts', 'error_table', 'worlds_of_sft', 'timed', 'out_of_reach', 'draw_effects',
-           'hits_with_collapse', 'hits_with_folds', 'covered', 'coverage_table']
+           'OUT_OF_REACH', 'KINDS', 'RATES', 'World', 'equal_cells', 'draw_search', 'probit_centre', 'draw_cell',
+           'DrawnStudy', 'runs_of_cell', 'draw_times', 'result_lines', 'draw_study', 'completed', 'write_run',
+           'write_study', 'Setting', 'verdict_counts', 'error_table', 'worlds_of_sft', 'timed', 'out_of_reach',
+           'draw_effects', 'hits_with_collapse', 'hits_with_folds', 'covered', 'coverage_table', 'draw_rates',
+           'covered_after_search']
 
 # %% ../../nbs/verdicts/10_worlds.ipynb #f81ce280
 import json
@@ -21,7 +22,7 @@ from scipy import stats as distributions
 
 from ..claims import judge_results
 from ..engine.folder import StudyFolder
-from ..stats import full_tables
+from ..stats import choice_error, full_tables, interval, widened
 from .conditions import NOT_SEARCHED, search_of
 
 # %% ../../nbs/verdicts/10_worlds.ipynb #1f4fc774
@@ -46,6 +47,7 @@ class World:
     search_seeds: int = 3  # 0: no rate was searched
     search_noise: float = 0.004  # standard deviation of a trial's score with one seed
     bend: float = 0.005  # accuracy lost at one grid step from the best rate
+    failing: float = 0.0  # share of seeds that lose 0.2 at the highest rate of a search
     at_edge: tuple = ()  # cells whose best trial lies at the edge
     times: dict = field(default_factory=dict)  # tuning: seconds per 1,000 examples; empty: not timed
     load: dict = field(default_factory=dict)  # tuning: work waiting for the processor, a multiple of its own
@@ -76,6 +78,10 @@ def draw_search(
     lost = world.bend * (steps - random.uniform(-0.5, 0.5))**2
     noise = random.normal(size=(len(steps), world.search_seeds))
     scores = world.cells[cell] - lost[:, None] + world.search_noise * noise
+    if world.failing:
+        highest = steps == steps.max()
+        scores[highest] -= 0.2 * (random.random(world.search_seeds) < world.failing)
+        lost = lost + 0.2 * world.failing * highest
     best = scores.mean(1).argmax()
     chosen = np.arange(len(steps)) == best
     table = pd.DataFrame(dict(task="paraphrase", recipe=cell[0], tuning=cell[1], trial=np.arange(len(steps)) + 1,
@@ -327,6 +333,8 @@ MARGINAL = [
     Setting("full better by exactly the margin", worlds_of_sft(lora=-0.01), "C3", "", "sft", NOT_LESS, ("refuted",)),
     Setting("the same, noisier search", worlds_of_sft(search_noise=0.01), "C3", "", "sft", NOT_MORE, ("supported",)),
     Setting("the same, trials that are mostly luck", worlds_of_sft(search_noise=0.04, bend=0.02), "C3", "", "sft", NOT_MORE, ("supported",)),
+    Setting("the same, a rate that fails with one seed in three", worlds_of_sft(search_noise=0.01, failing=1 / 3), "C3", "", "sft",
+            NOT_MORE, ("supported",)),
     Setting("the same, 130 examples in 10 folds", worlds_of_sft(examples=130, folds=10, seeds=3), "C3", "", "sft",
             NOT_MORE, ("supported",)),
     Setting("DPO alone one margin below SFT", World(equal_cells(recipes=TWO, dpo=-0.01)), "C2", "some cell", "",
@@ -467,3 +475,40 @@ def coverage_table(
     return pd.DataFrame([
         dict(kind=kind, seeds=I, examples=J, covered=covered(kind, I, J, tables), out_of_reach=out_of_reach(kind, I, J))
         for kind in kinds for I in seeds for J in examples if kind != "folds" or J > 13])
+
+# %% ../../nbs/verdicts/10_worlds.ipynb #62ec863a
+RATES = ("steady", "noisy", "failing", "stuck")
+
+def draw_rates(
+    kind: str,  # one of `RATES`
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [rates], [rates], [rates, seeds]
+    "True accuracy at four rates, the deviation of a run there, and the scores of a search with three seeds."
+    steps = np.array([-1., 0, 1, 2]) + random.uniform(-0.5, 0.5)
+    true = 0.75 - random.choice([0.01, 0.02, 0.04]) * (steps - 0.7)**2
+    deviation = 0.006 * 2.2**np.arange(4) if kind == "noisy" else np.full(4, 0.013)
+    scores = true[:, None] + deviation[:, None] * random.normal(size=(4, 3)) + 0.005 * random.normal(size=(1, 3))
+    if kind == "failing":
+        shares = np.array([0, 0, random.choice([0, 0.1]), random.choice([0.1, 0.3, 0.6])])
+        return true - 0.2 * shares, deviation, scores - 0.2 * (random.random((4, 3)) < shares[:, None])
+    if kind == "stuck":
+        true[3], scores[3] = 0.62, 0.65 - 0.3 * (random.random(3) < 0.1)
+    return true, deviation, scores
+
+def covered_after_search(
+    kind: str,                # one of `RATES`
+    studies: int,             # how many to draw
+    error=choice_error,       # of trials [rates, seeds]: error of choosing, degrees of freedom
+    random: int = 0,          # seed
+) -> tuple[float, float]:     # percent; mean half width, in points
+    "How many intervals of a difference hold the truth, and how wide they are."
+    random, held, widths = np.random.default_rng(random), [], []
+    for _ in range(studies):
+        cells = [draw_rates(kind, random) for _ in range(2)]
+        chosen = [scores.mean(1).argmax() for _, _, scores in cells]
+        runs = [true[k] + deviation[k] * random.normal(size=5) for k, (true, deviation, _) in zip(chosen, cells)]
+        found = interval(pd.DataFrame(dict(seed=range(5), id="run", value=runs[0] - runs[1])), share=False)
+        for _, _, scores in cells: found = widened(found, *error(scores))
+        held.append(found.low <= cells[0][0].max() - cells[1][0].max() <= found.high)
+        widths.append((found.high - found.low) / 2)
+    return 100 * float(np.mean(held)), 100 * float(np.mean(widths))
