@@ -276,11 +276,11 @@ def _turns_before(asked, starts, system, whole=False):
     return start or ValueError("is missing: nothing comes before the answer")
 
 # %% ../../nbs/reading/02_shapes.ipynb #1432e68f
-def _role_column(role: str, columns, reading: Reading, file: str = "the data") -> str | None:
+def _role_column(role: str, table: Table, reading: Reading) -> str | None:
     "The column that is named for a role, or usual for it."
-    given, inside = getattr(reading, role), _in_template(columns, reading) if role != "prompt" else ()
-    return (_column(given, columns, role, file) if given and "{" not in given
-            else _usual(role, [c for c in columns if c not in inside], ""))
+    given, inside = getattr(reading, role), _in_template(table.columns, reading) if role != "prompt" else ()
+    return (_column(given, table.columns, role, table.file) if given and "{" not in given
+            else _usual(role, [c for c in table.columns if c not in inside], ""))
 
 # %% ../../nbs/reading/02_shapes.ipynb #a2144cf3
 def _texts(table: Table) -> dict[str, float]:
@@ -348,7 +348,7 @@ def _asked_columns(table: Table, reading: Reading, talks, answers) -> tuple[str 
     free = [name for name in talks if name not in answers]
     if whole := next((name for name in free if _plain(name) in _whole_talks), None): return whole, None
     if free: return free[0], usual
-    return None, _role_column("prompt", columns, reading, table.file) if answers else None
+    return None, _role_column("prompt", table, reading) if answers else None
 
 def _with_prompt(turns, text):
     "Past turns, and a plain prompt as the user's turn that follows them."
@@ -375,7 +375,7 @@ def read_conversations(
     "The table with its conversations in columns prompt and completion, or chosen and rejected."
     talks, columns, plainly = (_talk_columns(table), dict(table.columns),
                                reading.conversations == "write")
-    named = {role: _role_column(role, columns, reading, table.file) for role in ("completion", "chosen", "rejected")}
+    named = {role: _role_column(role, table, reading) for role in ("completion", "chosen", "rejected")}
     roles = {role: name for role, name in named.items() if name in talks}
     asked, text = _asked_columns(table, reading, talks, roles.values())
     if not roles and not asked: return table
@@ -415,7 +415,7 @@ def talk_notes(
     table = with_talks_of_texts(with_inner_columns(table, reading))
     if not (talks := _talk_columns(table)): return []
     named = [name for role in ("completion", "chosen", "rejected")
-             if (name := _role_column(role, table.columns, reading, table.file))]
+             if (name := _role_column(role, table, reading))]
     answers = [name for name in named if name in talks]
     asked, text = _asked_columns(table, reading, talks, answers)
     if asked and text: return [f"the turns of {asked!r} come before the prompt {text!r}, which is the user's turn "
@@ -463,7 +463,7 @@ def order_by_scores(
     reading: Reading,  # names the columns
 ) -> Table:
     "The table with the better answer of each row as the chosen one."
-    names = [_role_column(role, table.columns, reading, table.file) for role in ("chosen", "rejected")]
+    names = [_role_column(role, table, reading) for role in ("chosen", "rejected")]
     scored = [_column(name, table.columns, "scores", table.file) for name in reading.scores]
     if None in names:
         raise DataError(f"{table.file}: --reading.scores needs the two answers too: "
@@ -520,7 +520,7 @@ def _cut_row(prompt, chosen, rejected) -> tuple:
 def _prompt_column(table: Table, reading: Reading, what: str) -> str | None:
     "The column that the prompt is made of, as far as one is known; of several, an error that says what needs one."
     if "{" not in reading.prompt or reading.prompt in table.columns:
-        return _role_column("prompt", table.columns, reading, table.file)
+        return _role_column("prompt", table, reading)
     columns = {column for _, column in template_pieces(reading.prompt, table.columns, table.file)} - {None}
     if len(columns) != 1:
         raise DataError(f"{what} one column, and --reading.prompt {reading.prompt!r} has {len(columns)}: "
@@ -533,7 +533,7 @@ def cut_beginnings(
 ) -> Table:
     "The table with the prompt cut from chosen and rejected."
     names = dict(prompt=_prompt_column(table, reading, "--reading.beginning cut compares"))
-    names |= {role: _role_column(role, table.columns, reading, table.file) for role in ("chosen", "rejected")}
+    names |= {role: _role_column(role, table, reading) for role in ("chosen", "rejected")}
     if not (names["chosen"] and names["rejected"]): return table
     prompts = table.values(names["prompt"]) if names["prompt"] else [None] * len(table)
     rows = [_cut_row(*row)
@@ -650,7 +650,7 @@ def pairs_behind_labels(
     reading: Reading,  # as given
 ) -> Reading | None:
     "The reading as preferences, if the usual column of labels names the better of two answers."
-    label = _role_column("label", table.columns, reading, table.file)
+    label = _role_column("label", table, reading)
     return next((one for one in scored_pairs(table, reading) if one.scores == (label,)), None)
 
 # %% ../../nbs/reading/02_shapes.ipynb #9293d519
@@ -714,10 +714,10 @@ def label_columns(
     reading: Reading,  # as given
 ) -> list[str]:
     "The columns that may hold the label, those of the fewest values first; one alone where it is named, or its name is a usual one."
-    if known := _role_column("label", table.columns, reading, table.file): return [known]
+    if known := _role_column("label", table, reading): return [known]
     inside = _in_template(table.columns, reading)
     groups = {name: number for name, number in _groups(table).items() if name not in inside}
-    groups.pop(_role_column("prompt", table.columns, reading, table.file), None)
+    groups.pop(_role_column("prompt", table, reading), None)
     return sorted(groups, key=groups.get)
 
 # %% ../../nbs/reading/02_shapes.ipynb #537015ae
@@ -731,7 +731,7 @@ def usual_shapes(
         plainly = replace(reading, conversations="write")
         if task := guess_task(list(read_conversations(table, plainly).columns), reading):
             yield "conversations", task, plainly, table
-    has = {role: _role_column(role, table.columns, reading, table.file)
+    has = {role: _role_column(role, table, reading)
            for role in ("prompt", "chosen", "rejected", "label", "question1", "question2")
            if hasattr(reading, role)}
     if has["chosen"] and has["rejected"] and not has["prompt"]:
