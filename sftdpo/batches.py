@@ -592,15 +592,14 @@ def epoch_batches(
     batch_size: int,  # rows per optimizer step
     seed: int,        # of the run
     epoch: int,       # counted from 0
-    pool: int = 16,   # batches that are sorted by length together
 ) -> list[list[int]]:
     "Row numbers of each step of an epoch: shuffled, and bucketed by length."
     random = np.random.default_rng([seed, epoch])
     order, lengths = random.permutation(len(lengths)), np.asarray(lengths)
     whole = len(order) - len(order) % batch_size
-    batches = []
-    for start in range(0, whole, pool * batch_size):
-        piece = order[start:min(start + pool * batch_size, whole)]
+    batches, pool = [], 16 * batch_size
+    for start in range(0, whole, pool):
+        piece = order[start:min(start + pool, whole)]
         piece = piece[np.argsort(lengths[piece], kind="stable")]
         batches += [piece[i:i + batch_size].tolist() for i in range(0, len(piece), batch_size)]
     batches = [batches[i] for i in random.permutation(len(batches))]

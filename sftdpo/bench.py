@@ -881,10 +881,9 @@ def ratio_of_totals(
 # %% ../nbs/23_bench.ipynb #987ec032
 def speeds(
     results: dict[str, dict],  # from `bench`
-    clock: str = "seconds",    # or "processor_seconds"
 ) -> pd.DataFrame:
     "Medians over the rounds with their range, and the time of all rounds as a multiple of ours."
-    groups = rounds_of(results, clock).groupby(["configuration", "engine"], sort=False)
+    groups = rounds_of(results).groupby(["configuration", "engine"], sort=False)
     table = groups[["examples_per_second", "tokens_per_second", "share_of_bound"]].median()
     table["examples_per_second_low"] = groups.examples_per_second.min()
     table["examples_per_second_high"] = groups.examples_per_second.max()

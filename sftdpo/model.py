@@ -210,12 +210,10 @@ def locate(
     return hub_name, revision or None
 
 # %% ../nbs/02_model.ipynb #ff07485e
-def hub_reachable(
-    timeout: float = 5.0,  # seconds
-) -> bool:                 # can models be downloaded?
+def hub_reachable() -> bool:  # can models be downloaded?
     "Ask the Hub once, without retrying."
     if constants.HF_HUB_OFFLINE: return False
-    try: return get_session().head(constants.ENDPOINT, timeout=timeout).status_code < 500
+    try: return get_session().head(constants.ENDPOINT, timeout=5).status_code < 500
     except Exception: return False  # any failure means no
 
 # %% ../nbs/02_model.ipynb #56ca65f1

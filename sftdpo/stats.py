@@ -1047,35 +1047,33 @@ def _steady_variances(of: _Squares) -> tuple[np.ndarray, np.ndarray]:
     return np.where(guard, rest / 3, variance), np.where(guard, (I - 1) * (J - 1), freedom)
 
 # %% ../nbs/13_stats.ipynb #61309020
-def _student_halves(of: _Squares, variance, freedom, level: float) -> np.ndarray:
+def _student_halves(of: _Squares, variance, freedom) -> np.ndarray:
     "Half the width of Student's intervals."
     number = of.seeds * of.examples
-    half = student(level, freedom) * np.sqrt(variance / number)
-    half[variance <= 1e-20] = _most_unseen(level, of.examples)
+    half = student(0.95, freedom) * np.sqrt(variance / number)
+    half[variance <= 1e-20] = _most_unseen(0.95, of.examples)
     return half
 
 # %% ../nbs/13_stats.ipynb #47869c2b
-def _wilson_ends(of: _Squares, variance: np.ndarray, freedom: np.ndarray, level: float) -> tuple:
+def _wilson_ends(of: _Squares, variance: np.ndarray, freedom: np.ndarray) -> tuple:
     "Lower and upper ends of Wilson's intervals."
     J, means, spread = of.examples, of.means, variance**2 / freedom
     left = np.maximum(variance - (of.seed - of.rest), 0)
     spread -= np.minimum(left**2 / (J - 1) / 2, spread / 2)
     freedom, alike = np.maximum(variance**2 / spread, freedom), (means == 0) | (means == 1)
     number = np.where(alike, J, means * (1 - means) / (variance / (of.seeds * J)))
-    point = (1 + level) / 2
-    quantile = np.where(alike, distributions.norm.ppf(point), student(level, freedom))
+    quantile = np.where(alike, distributions.norm.ppf(0.975), student(0.95, freedom))
     return _wilson(means, number, quantile)
 
 # %% ../nbs/13_stats.ipynb #f9102ab7
 def full_tables(
     values: np.ndarray,   # [tables, seeds, examples]
-    level: float = 0.95,  # of the intervals
     share: bool = False,  # Wilson's?
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # means, lower and upper ends, each [tables]
-    "The intervals of many full tables at once, from their mean squares; for simulations."
+    "The 95 % intervals of many full tables at once, from their mean squares; for simulations."
     of = _squares_of(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         variance, freedom = _steady_variances(of)
-        if share: return of.means, *_wilson_ends(of, variance, freedom, level)
-        half = _student_halves(of, variance, freedom, level)
+        if share: return of.means, *_wilson_ends(of, variance, freedom)
+        half = _student_halves(of, variance, freedom)
         return of.means, of.means - half, of.means + half

@@ -157,10 +157,10 @@ def nearest_examples(
     return [training[i] for i in np.asarray((asked @ known.T).argmax(axis=1)).ravel()]
 
 # %% ../../nbs/measures/04_baselines.ipynb #8530f4d9
-def _text_baselines(training, examples, seed, draws=200, closeness=chrf):
+def _text_baselines(training, examples, seed, closeness=chrf):
     "chrF of training completions in place of the true one: drawn at random, of the nearest prompt, and of all these the one nearest to the truth."
     rng = np.random.default_rng(seed)
-    chosen = rng.permutation(len(training))[:min(draws, max(10, 20_000 // len(examples)))]
+    chosen = rng.permutation(len(training))[:min(200, max(10, 20_000 // len(examples)))]
     pasted = [training[i].completion for i in chosen]
     scores = np.array([[closeness(text, example.completion) for text in pasted]
                        for example in examples])

@@ -60,8 +60,6 @@ def text_windows(
 def text_nll(
     model,            # a policy
     rows: list[Row],  # from `text_windows`
-    precision: str = "fp32",  # "auto" takes bf16 where it is faster; "bf16", "fp32"
 ) -> float:           # nats per token
-    "Mean negative log-likelihood of a text's tokens."
-    return float(-score(model, rows,
-                        precision=precision).sum() / sum(len(row.completions[0]) for row in rows))
+    "Mean negative log-likelihood of a text's tokens, in single precision."
+    return float(-score(model, rows, precision="fp32").sum() / sum(len(row.completions[0]) for row in rows))

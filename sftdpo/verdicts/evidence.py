@@ -30,14 +30,13 @@ def made_up_study(
     examples: int = 400,            # judged
     tasks: tuple = ("paraphrase",),  # paraphrase or sonnet
     seconds: dict | None = None,    # (recipe, tuning): how long it trains
-    noise: float = 0.02,            # standard deviation of a seed
     seed: int = 0,                  # of the random numbers
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # as `read_results` and `read_examples` give them
     "Results and examples of a study that never ran; to try out claims."
     random, results, lines = np.random.default_rng(seed), [], []
     for task in tasks:
         metric, column = ("accuracy", "correct") if task == "paraphrase" else ("chrf", "chrf")
-        skill, ease = noise * random.normal(size=seeds), random.random(examples)
+        skill, ease = 0.02 * random.normal(size=seeds), random.random(examples)
         for (recipe, tuning), gain in effects.items():
             for number in range(1 if recipe == "base" else seeds):
                 cell = dict(run=f"{task}-{recipe}-{tuning}-seed{number}", task=task, recipe=recipe,
