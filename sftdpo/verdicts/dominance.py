@@ -75,7 +75,7 @@ def dominance_gates(
     cells = [cell for recipe in recipes for cell in both_tunings(recipe)]
     means = {cell: evidence.values(cell)["value"].mean() for cell in cells}
     groups = [[cell for cell in cells if name in cell] for name in (*recipes, "full", "lora")]
-    depths = [equal_depth(evidence.results, evidence.task, dict(zip(("full", "LoRA"), both_tunings(recipe))))
+    depths = [equal_depth(evidence.rows, dict(zip(("full", "LoRA"), both_tunings(recipe))))
               for recipe in recipes]
     return [*(gate for gate in depths if gate.passed is False),
             *strong(evidence, cells, "none of the cells is strong: "),

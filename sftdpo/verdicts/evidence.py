@@ -148,10 +148,14 @@ class JudgedTask:
         return set(names.drop_duplicates().itertuples(index=False, name=None))
 
     @cached_property
+    def rows(self) -> pd.DataFrame:
+        "The results of this task."
+        return self.results[self.results["task"] == self.task]
+
+    @cached_property
     def runs_by_cell(self) -> dict[tuple[str, str], pd.DataFrame]:
         "One line of the results per run, by recipe and tuning."
-        rows = self.results[self.results["task"] == self.task].drop_duplicates("run")
-        return dict(iter(rows.groupby(["recipe", "tuning"], observed=True)))
+        return dict(iter(self.rows.drop_duplicates("run").groupby(["recipe", "tuning"], observed=True)))
 
     def runs(self, cell: tuple[str, str]) -> pd.DataFrame:
         "One line of the results per run of a cell."

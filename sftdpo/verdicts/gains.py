@@ -36,7 +36,7 @@ def controls_of(
     tuning: str,         # full or lora
 ) -> tuple[list[str], tuple]:  # recipes; notes on what is no control
     "The controls of sft-dpo that were trained to its depth."
-    def depth(recipe): return depth_of(evidence.results, evidence.task, (recipe, tuning))
+    def depth(recipe): return depth_of(evidence.rows, (recipe, tuning))
     controls, notes, ours = [], (), depth("sft-dpo")
     for recipe in controls_of_recipe("sft-dpo"):
         if evidence.lacking([(recipe, tuning)]): continue

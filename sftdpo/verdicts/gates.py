@@ -38,7 +38,7 @@ def baseline_values(
     evidence: Evidence,  # of one task
 ) -> dict[str, float]:  # name: value of the primary metric
     "What is reached on the judged rows without the backbone."
-    values = values_of_baselines(evidence.results[evidence.results["task"] == evidence.task])
+    values = values_of_baselines(evidence.rows)
     found = _baselines_for(evidence.record, values.groupby("name")["value"].mean().to_dict())
     if found or evidence.record.primary.name in ("chrf", "macro_f1"): return found
     return _majority(evidence.examples[evidence.examples["task"] == evidence.task])
@@ -87,8 +87,7 @@ def shortfall(
                 f"({describe_estimate(gain, evidence.unit)})")
     if not found: return ""
     metric, best, own = evidence.record.primary, max(found, key=found.get), interval(values, level)
-    rows = evidence.results[evidence.results["task"] == evidence.task]
-    error = baseline_error(rows, best, found[best] if metric.share else None, own.examples)  # of accuracy, where the metric is macro F1
+    error = baseline_error(evidence.rows, best, found[best] if metric.share else None, own.examples)  # of accuracy, where the metric is macro F1
     if lead(own, found[best], error)[1] > 0: return ""
     title = next((one.title for one in evidence.record.beside if one.name in (best, f"{best}_f1")), best)
     return (f"{name_of(cell)} reaches {reached(own, metric)} and is not shown to beat "
@@ -141,25 +140,22 @@ def _depth_in_words(epochs: float, size: str) -> str:
 
 # %% ../../nbs/verdicts/03_gates.ipynb #b3c5ebf6
 def depth_of(
-    results: pd.DataFrame,   # with the columns epochs and batch_sizes, as `read_conditions` adds them
-    task: str,               # which task
-    cell: tuple[str, str],   # recipe, tuning
-) -> str:                    # empty where nothing is known
+    rows: pd.DataFrame,     # results of one task, with the columns epochs and batch_sizes, as `read_conditions` adds them
+    cell: tuple[str, str],  # recipe, tuning
+) -> str:                   # empty where nothing is known
     "How long a cell was trained, in words."
-    if "epochs" not in results: return ""
-    rows = results[results["task"] == task]
+    if "epochs" not in rows: return ""
     rows = rows[(rows["recipe"] == cell[0]) & (rows["tuning"] == cell[1])]
     sizes = rows["batch_sizes"] if "batch_sizes" in rows else [""] * len(rows)
     return " or ".join(_depth_in_words(*one) for one in sorted(set(zip(rows["epochs"], sizes))))
 
 # %% ../../nbs/verdicts/03_gates.ipynb #644b9ff2
 def equal_depth(
-    results: pd.DataFrame,  # with the columns epochs and batch_sizes
-    task: str,              # which task
-    cells: dict,            # how each is called: recipe, tuning
+    rows: pd.DataFrame,  # results of one task, with the columns epochs and batch_sizes
+    cells: dict,         # how each is called: recipe, tuning
 ) -> Gate:
     "Were these cells trained equally long?"
-    found = {name: depth_of(results, task, cell) for name, cell in cells.items()}
+    found = {name: depth_of(rows, cell) for name, cell in cells.items()}
     if not any(found.values()): return Gate("depth", None, "depths are not known here")
     if len(set(found.values())) == 1: return Gate("depth", True, "equal depth")
     words = " and ".join(f"{depth} ({name})" for name, depth in found.items())

@@ -59,7 +59,7 @@ def dpo_matches(
     if lacking := evidence.lacking([dpo, sft]): return [not_asked("C2", task, lacking, tuning)]
     pairs, notes = builder(evidence, tuning)
     gates = [pairs, *strong(evidence, [sft], "SFT is not strong: "), headroom(evidence, [sft]),
-             equal_depth(evidence.results, task, {"dpo": dpo, "sft": sft}),
+             equal_depth(evidence.rows, {"dpo": dpo, "sft": sft}),
              collapse(evidence, [dpo, sft]), missing(evidence, [dpo, sft]), rates(evidence, [dpo, sft])]
     asked = asked_of("C2", task, evidence.margins, tuning, notes, "one cell", CAN_MATCH)
     effect = evidence.effect({dpo: 1, sft: -1})

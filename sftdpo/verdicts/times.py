@@ -137,10 +137,10 @@ def same_examples(
     rows: pd.DataFrame,  # results of one task, engine and hardware
 ) -> Gate:
     "Did full and LoRA train on as many examples?"
-    task, unequal = rows["task"].iloc[0], []
+    unequal = []
     for recipe in dict.fromkeys(rows["recipe"]):
         if not {"full", "lora"} <= set(rows.loc[rows["recipe"] == recipe, "tuning"]): continue
-        gate = equal_depth(rows, task, dict(zip(("full", "LoRA"), both_tunings(recipe))))
+        gate = equal_depth(rows, dict(zip(("full", "LoRA"), both_tunings(recipe))))
         if gate.passed is False: unequal.append(f"{recipe}: {gate.words}")
     return Gate("depth", not unequal, "; ".join(unequal) or "equal depth",
                 remedy="Train both to the same depth.")

@@ -39,7 +39,7 @@ def tuning_gates(
     "What must hold for full and LoRA to be compared under one recipe."
     cells = both_tunings(recipe)
     lower = min(cells, key=lambda cell: evidence.values(cell)["value"].mean())
-    return [equal_depth(evidence.results, evidence.task, dict(zip(("full", "LoRA"), cells))),
+    return [equal_depth(evidence.rows, dict(zip(("full", "LoRA"), cells))),
             *strong(evidence, cells), headroom(evidence, [lower]),
             collapse(evidence, cells), missing(evidence, cells), rates(evidence, cells)]
 
