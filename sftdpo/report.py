@@ -505,13 +505,10 @@ def caveats_of(
     if trials := int(failures["trial"].sum()):
         found.append(f"{counted(trials, 'trial')} of learning rates failed, and {'counts' if trials == 1 else 'count'} as the worst (see below).")
     found += [CAVEATS[name] for name in results["backbone"].unique() if name in CAVEATS]
-    repeated, word = ("fold", "fold") if trained["fold"].nunique() > 1 else ("seed", "seed")
-    seeds = (trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained)
-             else 0)
-    look = "a look, not a claim" if seeds >= 3 else "too few even for a look"
-    if 0 < seeds < 5:
-        found.append(f"{counted(seeds, word)} in the smallest cell: {look}. A "
-                     "claim needs five or more.")
+    repeated = "fold" if trained["fold"].nunique() > 1 else "seed"
+    number = trained.groupby(["task", "recipe", "tuning"])[repeated].nunique().min() if len(trained) else 0
+    look = "a look, not a claim" if number >= 3 else "too few even for a look"
+    if 0 < number < 5: found.append(f"{counted(number, repeated)} in the smallest cell: {look}. A claim needs five or more.")
     if len(trained) and not chosen:
         found.append("Learning rates are those of the settings, not each cell's best: a difference "
                      "between cells may be one between rates.")
