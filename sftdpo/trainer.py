@@ -22,7 +22,7 @@ import re
 import sys
 import time
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -650,13 +650,14 @@ def result_of(
     seconds: float,            # the whole stage
     reference_seconds: float,  # of which: scoring the reference
     micro_batch: int,          # rows in memory at once
+    pairs: pd.DataFrame | None = None,  # from `pair_changes`, for DPO
 ) -> StageResult:
     "The figures of a finished stage."
     lines, steps = trainer.state.log_history, trainer.state.global_step
     rows_per_step = len(trainer.train_dataset) * trainer.args.num_train_epochs / steps
     speed = rows_per_step * steps_per_second(lines)
     return StageResult(history_table(lines), speed, speed * tokens, seconds, reference_seconds,
-                       peak_memory_gb(), steps, micro_batch)
+                       peak_memory_gb(), steps, micro_batch, pairs)
 
 # %% ../nbs/05_trainer.ipynb #2a41af63
 LARGE = 2**20  # bytes
@@ -811,6 +812,4 @@ def train_stage(
         run_training(trainer, checkpoint)
         pairs = watch.pairs()
     if folder and not keep_checkpoint and main_process: StageFolder(folder).remove_checkpoints()
-    result = result_of(trainer, mean_width(rows), watch.elapsed(), reference_seconds,
-                       trainer.micro_batch)
-    return replace(result, pairs=pairs)
+    return result_of(trainer, mean_width(rows), watch.elapsed(), reference_seconds, trainer.micro_batch, pairs)
