@@ -772,32 +772,32 @@ def rows_of_file(
     say,               # called with what the file holds
 ) -> tuple[TaskData, Reading]:
     "The rows of a file, and the way of reading with the remedies that let them train."
-    fits = columns_fit(task, tables_behind(task, str(data), reading), reading)
-    found = None if fits else look_of(task, str(data), reading)
+    data = str(data)
+    def report_on(task, reading): return check_file(task, data, reading, lambda: Inputs().readers(backbone), backbone)
+    fits = columns_fit(task, tables_behind(task, data, reading), reading)
+    found = None if fits else look_of(task, data, reading)
     if found and task in (None, found[1]) and not found[2].split:
         shape, task, better = found
-        if shape == "texts with labels": check_one_label(str(data), reading)
+        if shape == "texts with labels": check_one_label(data, reading)
         reading = better
         say(f"It looks like {shape}, and is read so: "
             f"{shlex.join(['--task', task, *reading_options(reading)])}")
-    report = check_file(task, str(data), reading, lambda: Inputs().readers(backbone), backbone)
-    if better := better_encoding(report.task, str(data), reading, report.problems):
+    report = report_on(task, reading)
+    if better := better_encoding(report.task, data, reading, report.problems):
         say(f"The file is not UTF-8, and is read with --reading.encoding {better.encoding}"
             f"{shown_in(report.problems, better.encoding)}.")
         reading = replace(reading, encoding=better.encoding)
-        report = check_file(report.task, str(data), reading, lambda: Inputs().readers(backbone), backbone)
+        report = report_on(report.task, reading)
     undecoded = sum(problem.reason.endswith("which is not UTF-8") for problem in report.problems)
-    if report.stops:
-        loaded = load_task(report.task, str(data), reading)
-        reading = mended(reading, report, loaded)
-    loaded = load_task(report.task, str(data), reading)
-    if undecoded > sum(map(len, loaded.splits.values())):
-        load_task(report.task, str(data), replace(reading, unusable="stop"))  # the error names encodings
+    if report.stops: reading = mended(reading, report, load_task(report.task, data, reading))
+    loaded = load_task(report.task, data, reading)
+    if undecoded > len(loaded.examples):
+        load_task(report.task, data, replace(reading, unusable="stop"))  # the error names encodings
     say(report.short(splits=False))
     if report.problems:
         options = ["--task", report.task, *backbone_option(backbone), *reading_options(replace(reading, unusable="stop"))]
         say("Rows that cannot be used are left out; "
-            f"`{shlex.join(['sftdpo', 'data', 'check', str(data), *options])}` names their lines.")
+            f"`{shlex.join(['sftdpo', 'data', 'check', data, *options])}` names their lines.")
     if report.too_long and reading.too_long == "drop":
         longer = sum(some["count"] for some in report.too_long.values())
         say(f"{counted(longer, 'row')} of more than {report.max_length:,} tokens "
