@@ -231,6 +231,7 @@ def with_stages(
     history: pd.DataFrame,  # from `read_history`, of one task
 ) -> pd.DataFrame:          # with the columns path, cell and line; shared stages once
     "The steps of each stage under the path that leads to it."
+    if "path" in history: return history
     if history.empty:
         return history.reindex(columns=list(dict.fromkeys([*history, "path", "cell", "line"])))
     history = with_cells(history)
@@ -331,7 +332,7 @@ def learning_curves(
     history: pd.DataFrame,  # from `read_history`, of one task
 ) -> Picture:
     "Training loss and held-out loss of each stage, a panel per path, with bands over seeds."
-    if len(history) and "path" not in history: history = with_stages(history)
+    history = with_stages(history)
     if "loss" not in history or history["loss"].notna().sum() == 0:
         return nothing("No stage has been trained yet: there are no learning curves.")
     paths, (names, looks), words = (list(dict.fromkeys(history["path"])), lines_of_figure(history),
@@ -383,8 +384,8 @@ def dpo_course(
     history: pd.DataFrame,  # from `read_history`, of one task
 ) -> Picture:
     "Reward margin, and change of the chosen and the rejected log-probability, over each DPO stage."
-    if len(history) and "path" not in history: history = with_stages(history)
-    history = history[history["kind"] == "dpo"] if len(history) else history
+    history = with_stages(history)
+    if len(history): history = history[history["kind"] == "dpo"]
     columns, rows = watched_in(history)
     if not columns:
         return nothing("No DPO stage has been trained yet: there are no reward margins.")
