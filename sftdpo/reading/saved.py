@@ -153,12 +153,16 @@ def columns_as_trained(
                         f"{shlex.quote(str(learned[part]))}: for other columns give this option anew.") from error
 
 # %% ../../nbs/reading/07_saved.ipynb #8e96b0f7
-def _with_or_without_ids(load: Callable, reading: Reading, given: Reading) -> TaskData:
-    "The data; rows are named by their lines where only the training file had the column of their names."
-    try: return load(reading)
-    except DataError as error:
-        if not reading.id or _is_typed("id", given) or "--reading.id names" not in str(error): raise
-    return load(reading.replace(id=""))
+def _read_as_trained(load: Callable, known: dict, task: str, path: Path, given: Reading) -> TaskData:
+    "All rows of a file, by `load_judged` or `load_prompts`; they are named by their lines where only the training file had the column of their names."
+    def rows(reading): return load(task, path, reading, known_answers(known, given), known.get("columns", {}))
+    with columns_as_trained(known, given):
+        reading = reading_of(known, given, path)
+        try: found = rows(reading)
+        except DataError as error:
+            if not reading.id or _is_typed("id", given) or "--reading.id names" not in str(error): raise
+            found = rows(reading.replace(id=""))
+        return as_turns(known, found)
 
 def _registered(task: str) -> Task:
     "The record of a task that a model was trained for."
@@ -177,9 +181,7 @@ def rows_to_judge(
     if known.get("task") != task: known = {}
     path, record = expanded(data), _registered(task)
     if not (path.is_file() or _is_saved(path)) or not record.columns or given.test: return None
-    def load(reading): return load_judged(task, path, reading, known_answers(known, given), known.get("columns", {}))
-    with columns_as_trained(known, given):
-        return as_turns(known, _with_or_without_ids(load, reading_of(known, given, path), given))
+    return _read_as_trained(load_judged, known, task, path, given)
 
 # %% ../../nbs/reading/07_saved.ipynb #a8523dc4
 def as_learned(
@@ -209,14 +211,11 @@ def rows_to_answer(
 ) -> TaskData:
     "All rows of a file; answers in it are ignored."
     if known.get("task") != task: known = {}
-    answers, record = known_answers(known, given), _registered(task)
-    if record.answers == "labels" and not record.verbalizers and not answers:
+    record = _registered(task)
+    if record.answers == "labels" and not record.verbalizers and not known_answers(known, given):
         raise DataError("The model's folder does not say which labels it learned: name them, "
                         "--reading.verbalizers LABEL ANSWER LABEL ANSWER.")
-    path = existing_file(file)
-    def load(reading): return load_prompts(task, path, reading, answers, known.get("columns", {}))
-    with columns_as_trained(known, given):
-        return as_turns(known, _with_or_without_ids(load, reading_of(known, given, path), given))
+    return _read_as_trained(load_prompts, known, task, existing_file(file), given)
 
 # %% ../../nbs/reading/07_saved.ipynb #cb45b4ef
 FORMATS = (".csv", ".tsv", ".parquet", ".jsonl")
