@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['SAMPLED', 'PASTED', 'LISTS', 'LEAST_ROWS', 'LEAST_OF_LABEL', 'MANY_JUDGED', 'VERY_LONG', 'TRIED', 'reasons',
            'length_quantiles', 'duplicates', 'shared', 'small_leaks', 'leak_lines', 'reading_options',
-           'backbone_option', 'command_of', 'recommend_command', 'DataFindings', 'DataReport', 'size_sections',
-           'doubt_sections', 'report_sections', 'report_verdict', 'report_text', 'report_markdown', 'short_report',
-           'pair_notes', 'special_token_notes', 'training_line', 'label_words', 'label_notes', 'split_notes',
-           'majority_note', 'folds_note', 'glued', 'between_glued', 'glued_notes', 'too_long_in', 'text_lengths',
-           'long_notes', 'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'question_notes', 'columns_fit',
-           'works', 'recoded', 'suggested', 'look_of', 'advice', 'better_encoding', 'unloaded_report', 'shown_in',
-           'stops_of', 'mended', 'suggested_report', 'failed_report', 'too_rare', 'loaded_report', 'check_file',
-           'write_check']
+           'backbone_option', 'command_of', 'recommend_command', 'DataReport', 'size_sections', 'doubt_sections',
+           'report_sections', 'report_verdict', 'report_text', 'report_markdown', 'short_report', 'pair_notes',
+           'special_token_notes', 'training_line', 'label_words', 'label_notes', 'split_notes', 'majority_note',
+           'folds_note', 'glued', 'between_glued', 'glued_notes', 'too_long_in', 'text_lengths', 'long_notes',
+           'add_tokens', 'check_data', 'tables_behind', 'fitting_task', 'question_notes', 'columns_fit', 'works',
+           'recoded', 'suggested', 'look_of', 'advice', 'better_encoding', 'unloaded_report', 'shown_in', 'stops_of',
+           'mended', 'suggested_report', 'failed_report', 'too_rare', 'loaded_report', 'check_file', 'write_check']
 
 # %% ../../nbs/reading/05_check.ipynb #345d6e80
 import math
@@ -202,57 +201,39 @@ def recommend_command(
 
 # %% ../../nbs/reading/05_check.ipynb #cba87962
 @dataclass
-class DataFindings:
-    "What is found in the data, and what a run will make of it."
-    task: str                                                 # as asked for, or guessed
-    data: str                                                 # its name
-    source: str = ""                                          # where it comes from
-    # role, file, format, rows, usable (None: not every row was looked at)
-    files: list[dict] = field(default_factory=list)
-    # part -> column; the prompt as a template
-    columns: dict[str, str] = field(default_factory=dict)
-    unused: list[str] = field(default_factory=list)           # columns that play no part
-    sizes: dict[str, int] = field(default_factory=dict)       # split -> examples
+class DataReport:
+    "What is found in the data, and what a run will make of it; shown as text in a terminal, and as a table in a notebook."
+    task: str                                                  # as asked for, or guessed
+    data: str                                                  # its name
+    source: str = ""                                           # where it comes from
+    files: list[dict] = field(default_factory=list)            # role, file, format, rows, usable (None: not every row was looked at)
+    columns: dict[str, str] = field(default_factory=dict)      # part -> column; the prompt as a template
+    unused: list[str] = field(default_factory=list)            # columns that play no part
+    sizes: dict[str, int] = field(default_factory=dict)        # split -> examples
     balance: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> label -> examples
-    problems: list[Problem] = field(default_factory=list)     # rows that cannot be used
-    # prompt, completion, rejected -> quantiles in tokens
-    lengths: dict[str, dict[str, int]] = field(default_factory=dict)
-    # how many steps a stage makes by default
-    training: str = ""
-    max_length: int | None = None                             # tokens that the backbone reads
-    # split -> count, tokens over, ids of the first
-    too_long: dict[str, dict] = field(default_factory=dict)
-    # split -> exact, contradicting: counts; again, ids: the first of them
-    duplicates: dict[str, dict[str, int]] = field(default_factory=dict)
-    repeated: int = 0  # rows that repeat an earlier one of any split
-    shared: dict[str, int] = field(default_factory=dict)      # "train in test" ... -> examples
-    # judged text -> runs of six words that occur in a training text
-    copied: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)      # rows that cannot be used
+    lengths: dict[str, dict[str, int]] = field(default_factory=dict)  # prompt, completion, rejected -> quantiles in tokens
+    training: str = ""                                         # how many steps a stage makes by default
+    max_length: int | None = None                              # tokens that the backbone reads
+    too_long: dict[str, dict] = field(default_factory=dict)    # split -> count, tokens over, ids of the first
+    duplicates: dict[str, dict] = field(default_factory=dict)  # split -> exact, contradicting: counts; again, ids: the first of them
+    repeated: int = 0                                          # rows that repeat an earlier one of any split
+    shared: dict[str, int] = field(default_factory=dict)       # "train in test" ... -> examples
+    copied: dict[str, list[str]] = field(default_factory=dict)  # judged text -> runs of six words that occur in a training text
     # judged pairs that share a question with training: pairs, of (all that are judged), and the shares of
     # duplicates among them (duplicates) and among the others (duplicates_elsewhere)
     questions: dict[str, float] = field(default_factory=dict)
     verbalizers: dict[str, int] = field(default_factory=dict)  # answer -> tokens in this backbone
-    # answer -> word of one token, where some have more
-    suggestion: dict[str, str] = field(default_factory=dict)
-    # why -> examples that the settings left out or cut
-    left_out: dict[str, int] = field(default_factory=dict)
-    # what stops a run with these settings, and the remedy
-    stops: list[str] = field(default_factory=list)
-    # conversations are written out as text, as the backbone has no chat template
-    written_out: bool = False
-    notes: list[str] = field(default_factory=list)            # what else a reader should know
-    # the same, of the rows that train and judge
-    split_notes: list[str] = field(default_factory=list)
-    command: str = ""                                         # runs it
-    # finds out how to train on it; empty where that is not for it
-    recommend: str = ""
-    # the task and the reading of these commands; None: there is none
-    way: tuple[str, Reading] | None = None
+    suggestion: dict[str, str] = field(default_factory=dict)   # answer -> word of one token, where some have more
+    left_out: dict[str, int] = field(default_factory=dict)     # why -> examples that the settings left out or cut
+    stops: list[str] = field(default_factory=list)             # what stops a run with these settings, and the remedy
+    written_out: bool = False                                  # conversations are written out, as the backbone has no chat template
+    notes: list[str] = field(default_factory=list)             # what else a reader should know
+    split_notes: list[str] = field(default_factory=list)       # the same, of the rows that train and judge
+    command: str = ""                                          # runs it
+    recommend: str = ""                                        # finds out how to train on it; empty where that is not for it
+    way: tuple[str, Reading] | None = None                     # the task and the reading of these commands; None: there is none
 
-# %% ../../nbs/reading/05_check.ipynb #2a29a012
-@dataclass
-class DataReport(DataFindings):
-    "What is found in the data, to be read."
     @property
     def rows(self) -> int: return sum(f["rows"] for f in self.files) or sum(self.sizes.values())
 
@@ -260,11 +241,9 @@ class DataReport(DataFindings):
         "Plain values, ready for JSON; of many problems the first thousand."
         values = dict(asdict(self), rows=self.rows)
         del values["way"]  # the commands say it
-        values["problems"] = [dict(file=p.file, line=p.line, reason=p.reason)
-                              for p in self.problems[:1000]]
+        values["problems"] = [dict(file=p.file, line=p.line, reason=p.reason) for p in self.problems[:1000]]
         values["unusable"] = dict(rows=len(self.problems),
-                                  reasons={reason: count
-                                           for reason, count, _ in reasons(self.problems)})
+                                  reasons={reason: count for reason, count, _ in reasons(self.problems)})
         return values
 
     def short(self, splits: bool = True) -> str: return short_report(self, splits)
