@@ -240,6 +240,16 @@ class State:
     why: str = ""         # failed: what was written down
     again: bool = False   # it is judged, and its stage is trained again for stages that start from it
 
+    @property
+    def judged(self) -> bool:
+        "Are its results kept?"
+        return self.name == "done" or self.again
+
+    @property
+    def open(self) -> bool:
+        "Is anything left to train or to judge?"
+        return self.name != "done" or self.again
+
     def __str__(self):
         if self.name == "running": return f"running: {self.who}"
         if self.name == "stopped": return f"stopped at step {self.step}"

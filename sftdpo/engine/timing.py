@@ -531,7 +531,7 @@ def nodes_in_words(
     lines = [f"{counted(sum(len(node.runs) for node in plan.nodes), 'run')}, "
              f"{counted(len(stages), 'stage')} of training "
              f"({sum(node.users for node in stages):,} without sharing), "
-             f"{sum(state.name == 'done' or state.again for state in plan.states):,} of {len(plan.nodes):,} done"]
+             f"{sum(state.judged for state in plan.states):,} of {len(plan.nodes):,} done"]
     for node, state, seconds in list(zip(plan.nodes, plan.states, plan.seconds))[:60]:
         lines.append(f"{'  ' * node.depth}{node.label}{steps_in_words(node)} · {state}"
                      + (f" · {time_in_words(seconds)}" if seconds else ""))
@@ -546,7 +546,7 @@ def plan_in_a_line(
     if plan.nothing:
         return ("Nothing is left to do here. More seeds, recipes, tunings or tasks would add "
                 "to it.")
-    runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if state.name != "done" and not state.again)
+    runs = sum(len(node.runs) for node, state in zip(plan.nodes, plan.states) if not state.judged)
     stages = sum(bool(node.stage) for node in plan.open)
     first = f", {counted(plan.trials, 'run')} to try learning rates before that" if plan.trials else ""
     time = (f"time left: {time_in_words(plan.left)}" if plan.left is not None
@@ -604,7 +604,7 @@ class Plan:
     @property
     def open(self) -> list[Node]:
         "The nodes that are not done, or whose stage is trained again."
-        return [node for node, state in zip(self.nodes, self.states) if state.name != "done" or state.again]
+        return [node for node, state in zip(self.nodes, self.states) if state.open]
 
     @property
     def nothing(self) -> bool: return not (self.open or self.trials)
@@ -659,7 +659,7 @@ def plan(
     study = with_searched_rates(settled(folder, study), folder)
     nodes, timing = stage_tree(study, inputs), known_times(folder)
     states = [folder.state(node) for node in nodes]
-    still = [node for node, state in zip(nodes, states) if state.name != "done" or state.again]
+    still = [node for node, state in zip(nodes, states) if state.open]
     busy = busy_machine()
     if measure: calibrate(still, timing, say, folder.calibration)
     trials = trial_cost(study, timing, inputs, trials_of_cells(folder), finished_trials(folder))
