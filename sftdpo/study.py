@@ -54,7 +54,7 @@ from .measures.forgetting import held_out_text
 from .measures.sampling import generate_ids, text_of
 from .measures.verse import lines_left
 from .model import context_length, load_backbone, load_policy, lora_targets
-from .reading.check import advice, check_data, command_of, write_check
+from .reading.check import advice, check_data, command_of, split_notes, write_check
 from .reading.files import UnusableRows, write_problems
 from .reading.saved import as_learned, reading_of, rows_to_answer, rows_to_judge, saved_task
 from .tasks import RECIPES, TASKS, searched_recipes, trained_recipes
@@ -364,6 +364,7 @@ def _report_of(run: Run, inputs: Inputs, home):
         command = command_of(run.task, run.data, run.reading, run.backbone)
         report = check_data(one.data, one.tokenizer, one.length, command)
         report.notes += _further_notes(one)
+        if run.folds: report.split_notes = split_notes(one.data)  # without the advice to use folds
         return report
     except DataError as error:
         words = f"{error}{advice(run.task, run.data, run.reading)}"

@@ -470,9 +470,9 @@ def nothing_learned(
     metric = task_of(results).primary
     value = format_metric(best[1], metric)
     if metric.share and best[1] > CEILING:
+        folds = "" if results["fold"].any() else " (of a small file, --folds 5 judges nearly all)"
         return (f"No cell can beat the best baseline, {best[0]} at {value}: these rows are too easy "
-                "or too few to tell recipes apart. Judge more or harder rows (of a small file, "
-                f"--folds 5 judges nearly all), or use {best[0]}.")
+                f"or too few to tell recipes apart. Judge more or harder rows{folds}, or use {best[0]}.")
     return (f"No cell is shown to beat the best baseline, {best[0]} at {value}. "
             f"{WHAT_TO_CHANGE}{'' if searched else SEARCH_TOO}.")
 

@@ -11,6 +11,7 @@ from dataclasses import make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -664,6 +665,24 @@ def test_answers_that_are_found_do_not_cross(tmp_path):
 def test_few_judging_rows_are_told_of_folds(tmp_path):
     (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(100)))
     assert "with --folds 5 most rows do" in unbroken(check_file("labels", str(tmp_path / "rows.csv")))
+
+
+@pytest.mark.parametrize("folds", [0, 3])
+def test_a_study_in_folds_is_not_told_to_use_folds(tmp_path, folds):
+    "At 8e87def3 each of its folds was told that --folds 5 lets most rows judge, and a table whose baseline is always right that it judges nearly all."
+    from sftdpo.config import Study
+    from sftdpo.engine.inputs import Inputs
+    from sftdpo.engine.store import StudyFolder
+    from sftdpo.study import reports_on
+    from sftdpo.tables import nothing_learned
+    rows = write(tmp_path, "rows.csv", "text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(100)))
+    study = Study("few", tasks=("labels",), data=str(rows), recipes=("sft",), tunings=("full",), folds=folds)
+    reports = [report for _, report in reports_on(StudyFolder(tmp_path / "study"), study.runs(), Inputs())]
+    assert len(reports) == (folds or 1) and all(("--folds" in report.short()) == (not folds) for report in reports)
+    results = pd.DataFrame([dict(task="labels", recipe=recipe, tuning="", metric=metric, value=value, seed=0, fold=fold)
+                            for fold in range(1, folds + 1) or [0] for recipe in ("base", "sft")
+                            for metric, value in (("accuracy", 0.5), ("baseline_tfidf", 1.0))])
+    assert ("--folds" in nothing_learned(results, pd.DataFrame())) == (not folds)
 
 
 
