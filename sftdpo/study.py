@@ -601,8 +601,8 @@ def evaluate_saved(
     for note in data.intake.notes: say(f"note: {note}")
     seen = rows_trained_on(known, examples)
     if seen:
-        say(f"note: the model was trained on {len(seen):,} of these {len(examples):,} rows, and on those its "
-            "values may be better than on new ones")
+        say(f"note: the model was trained on the prompts of {len(seen):,} of these {len(examples):,} rows, and on "
+            "those its values may be better than on new ones")
     elif data.fingerprint == known.get("fingerprint"):
         say("note: the model was trained on other rows of this data; it is judged on those that it has not seen")
     if trained := set(known.get("trained", ())): data = replace(data, train=[e for e in data.train if identity(e.prompt) in trained])

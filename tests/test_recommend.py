@@ -286,7 +286,7 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     capsys.readouterr()
     main(["evaluate", str(tmp_path / "out")])
     said = capsys.readouterr().out
-    assert "note: the model was trained on 60 of these 60 rows" in said and "it was not trained on" not in said
+    assert "note: the model was trained on the prompts of 60 of these 60 rows" in said and "it was not trained on" not in said
     (tmp_path / "more.csv").write_text("text,label\nglad 1,b\nsad 6,a\nglad 7,a\n")
     main(["evaluate", str(tmp_path / "out"), "--data", str(tmp_path / "more.csv"), "--out", str(tmp_path / "judged.csv")])
     assert "accuracy, on the 2 rows it was not trained on  50.0 %" in capsys.readouterr().out, "one of the new rows has the wrong label"
