@@ -214,6 +214,14 @@ def test_what_rates_an_answer_is_seen_in_text_too(name, values, told):
     assert any("delete the rows that are not to be imitated" in note for note in load_task("completions", rows).intake.notes) == told
 
 
+@pytest.mark.parametrize("measured", ["{}.5e-{:02}", "+{}.25E+{:02}", "2024-05-{:02}T12:{:02}:09Z", "2024-05-{:02}T12:{:02}:09.125+02:00"])
+def test_numbers_and_times_are_no_texts(measured):
+    "At 8e87def3 the longer of two columns was the prompt, though it held times, or numbers with an exponent."
+    rows = [{"when": measured.format(1 + i % 28, 10 + i % 50), "note": f"late {i}", "kind": "ab"[i % 2]} for i in range(60)]
+    report = check_file(None, rows)
+    assert report.columns["prompt"] == "{note}\n" and report.unused == ["when"] and "left out" not in str(report)
+
+
 def test_rows_that_a_reviewer_rejected_are_told():
     "At cb0b3cb1, Prodigy's rejected rows were learned without a word, and where all were accepted the answer to learn was 'accept'."
     rows = [dict(text=f"some text {i}", label="AB"[i % 2], answer=["accept", "reject", "ignore"][i % 3]) for i in range(60)]

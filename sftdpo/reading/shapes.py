@@ -283,6 +283,8 @@ def _role_column(role: str, table: Table, reading: Reading) -> str | None:
             else _usual(role, [c for c in table.columns if c not in inside], ""))
 
 # %% ../../nbs/reading/02_shapes.ipynb #a2144cf3
+_measured = re.compile(r"[-+]?[\d.]+e[-+]?\d+|\d{4}-\d\d-\d\d[T ][\d:.]+ ?(Z|UTC|[-+][\d:]+)?", re.IGNORECASE)  # a number or a time
+
 def _texts(table: Table) -> dict[str, float]:
     "The columns of text that differ from row to row, and how long their texts are."
     found = {}
@@ -290,7 +292,7 @@ def _texts(table: Table) -> dict[str, float]:
         values = [v for v in table.values(name) if isinstance(v, str) and v.strip()]
         if not name or len(set(values)) <= len(table) / 3 or re.search(r"(^|_)u?u?ids?$", _plain(name)):
             continue
-        if sum(any(c.isalpha() for c in v) for v in values) > len(values) / 2:
+        if sum(any(c.isalpha() for c in v) and not _measured.fullmatch(v.strip()) for v in values) > len(values) / 2:
             found[name] = sum(map(len, values)) / len(values)
     return found
 
