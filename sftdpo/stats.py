@@ -631,9 +631,11 @@ def _true_scores(
     noise: np.ndarray,  # [trials]: the variance of each that is only luck
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [points], [points, trials] twice
     "Points that stand for all that the true scores may be: the chance of each, means and standard deviations there."
-    places, chances = np.polynomial.legendre.leggauss(32)
+    typical = len(noise) / (1 / noise).sum()
+    logs = np.linspace(-10, 10 + math.log(1 + means.var() / typical), 64)  # of the ratio of true spread to noise
+    chances = np.exp(-logs) / (1 + np.exp(-logs))**2  # each share of true spread is equally probable (Daniels 1999)
     moves, shares = np.polynomial.hermite_e.hermegauss(9)
-    spread = ((1 + places) / (1 - places) * len(noise) / (1 / noise).sum())[:, None]  # variance of true scores
+    spread = typical * np.exp(logs)[:, None]  # variance of true scores
     precision = 1 / (spread + noise)
     total = precision.sum(1, keepdims=True)
     centre = (precision * means).sum(1, keepdims=True) / total
@@ -650,9 +652,9 @@ def _true_scores(
 def _expected_loss(means: np.ndarray, noise: np.ndarray) -> float:
     "Root mean square of what the trial with the best mean may lose against the one that is best."
     chances, expected, deviation = _true_scores(means, noise)
-    low, high = (expected - 8 * deviation).min(1), (expected + 8 * deviation).max(1)
-    z = (np.linspace(low, high, 201)[..., None] - expected) / deviation  # [values, points, trials]
     best = means.argmax()
+    low, high = expected[:, best] - 8 * deviation[:, best], (expected + 8 * deviation).max(1)
+    z = (np.linspace(low, high, 201)[..., None] - expected) / deviation  # [values, points, trials]
     better = 1 - np.delete(ndtr(z), best, 2).prod(2)  # the chance that another trial lies above a value
     z = z[..., best]
     below = deviation[:, best] * (z * ndtr(z) + np.exp(-z**2 / 2) / math.sqrt(2 * math.pi))  # how far the chosen lies below it

@@ -482,18 +482,18 @@ RATES = ("steady", "noisy", "failing", "stuck")
 def draw_rates(
     kind: str,  # one of `RATES`
     random: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [rates], [rates], [rates, seeds]
-    "True accuracy at four rates, the deviation of a run there, and the scores of a search with three seeds."
+) -> tuple[np.ndarray, np.ndarray]:  # [rates], [rates, seeds]
+    "Mean accuracy at four rates, and of eight runs at each: three of a search, and five that are reported."
     steps = np.array([-1., 0, 1, 2]) + random.uniform(-0.5, 0.5)
     true = 0.75 - random.choice([0.01, 0.02, 0.04]) * (steps - 0.7)**2
     deviation = 0.006 * 2.2**np.arange(4) if kind == "noisy" else np.full(4, 0.013)
-    scores = true[:, None] + deviation[:, None] * random.normal(size=(4, 3)) + 0.005 * random.normal(size=(1, 3))
+    runs = true[:, None] + deviation[:, None] * random.normal(size=(4, 8)) + 0.005 * random.normal(size=(1, 8))
     if kind == "failing":
         shares = np.array([0, 0, random.choice([0, 0.1]), random.choice([0.1, 0.3, 0.6])])
-        return true - 0.2 * shares, deviation, scores - 0.2 * (random.random((4, 3)) < shares[:, None])
+        return true - 0.2 * shares, runs - 0.2 * (random.random((4, 8)) < shares[:, None])
     if kind == "stuck":
-        true[3], scores[3] = 0.62, 0.65 - 0.3 * (random.random(3) < 0.1)
-    return true, deviation, scores
+        true[3], runs[3] = 0.62, 0.65 - 0.3 * (random.random(8) < 0.1)
+    return true, runs
 
 def covered_after_search(
     kind: str,                # one of `RATES`
@@ -505,10 +505,9 @@ def covered_after_search(
     random, held, widths = np.random.default_rng(random), [], []
     for _ in range(studies):
         cells = [draw_rates(kind, random) for _ in range(2)]
-        chosen = [scores.mean(1).argmax() for _, _, scores in cells]
-        runs = [true[k] + deviation[k] * random.normal(size=5) for k, (true, deviation, _) in zip(chosen, cells)]
-        found = interval(pd.DataFrame(dict(seed=range(5), id="run", value=runs[0] - runs[1])), share=False)
-        for _, _, scores in cells: found = widened(found, *error(scores))
+        first, second = (runs[runs[:, :3].mean(1).argmax(), 3:] for _, runs in cells)
+        found = interval(pd.DataFrame(dict(seed=range(5), id="run", value=first - second)), share=False)
+        for _, runs in cells: found = widened(found, *error(runs[:, :3]))
         held.append(found.low <= cells[0][0].max() - cells[1][0].max() <= found.high)
         widths.append((found.high - found.low) / 2)
     return 100 * float(np.mean(held)), 100 * float(np.mean(widths))
