@@ -69,10 +69,11 @@ def test_the_stored_control_with_five_seeds_supports_nothing(tmp_path):
 
 @pytest.mark.skipif(not STORED.exists(), reason="the stored studies are not part of an installed package")
 @pytest.mark.parametrize("name", ["smollm2-paraphrase", "smollm2-sonnet", "bard-sonnet", "smollm2-paraphrase-shuffled"])
-def test_stored_studies_decide_nothing(name):
-    "Rates that are too uncertain, texts that are not shown to be above the baseline, labels that were shuffled, times of a machine whose load nobody recorded; only a benchmark in turns decides on time."
+def test_stored_studies_decide_one_thing(name):
+    "With SmolLM2 and full fine-tuning a gain of DPO after SFT is ruled out; elsewhere: rates that are too uncertain, texts that are not shown to be above the baseline, labels that were shuffled, times of a machine whose load nobody recorded; only a benchmark in turns decides on time."
     for one in judge_claims(STORED / name):
-        assert one.where.endswith("bench") or one.verdict not in ("supported", "refuted"), (one.claim, one.part, one.task, one.where, one.why)
+        if (name, one.part, one.where) == ("smollm2-paraphrase", "gains", "full"): assert one.verdict == "refuted"
+        else: assert one.where.endswith("bench") or one.verdict not in ("supported", "refuted"), (one.claim, one.part, one.task, one.where, one.why)
 
 
 def test_the_error_of_choosing_is_inside(tmp_path):
