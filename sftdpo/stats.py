@@ -924,7 +924,7 @@ def needed_to_reach(
         return _needed_without_interval(estimate, goal)
     if (times := _times_the_search(estimate, distance)) > 1:
         more = f"about {math.ceil(times)} times as many seeds"
-        remedy = f"first search with {more}" if times < 20 else f"the search would need {more}, which is out of reach"
+        remedy = f"first search with {more}, by search.seeds" if times < 20 else f"the search would need {more}, which is out of reach"
         return Needed(None, None, f"More seeds or examples alone cannot show {goal}, because the best "
                                   f"learning rates are too uncertain: {remedy}.")
     if estimate.standard_error == 0: return _needed_without_spread(estimate, distance, goal)

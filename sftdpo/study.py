@@ -63,7 +63,7 @@ from .trainer import progress_bar
 # %% ../nbs/12_study.ipynb #db857542
 # what a study in a folder may have more of; data and backbone may be other paths to the same content
 MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")
-MORE_TRIALS = ("search.trials", "search.further")  # may be other numbers where there was a search before
+MORE_TRIALS = ("search.trials", "search.further", "search.seeds")  # may be others where there was a search before
 NEUTRAL = ["reading.conversations",  # how conversations are read shows in the data's fingerprint
            *(f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage)
              if field.metadata.get("neutral") and field.name != "steps")]  # another number of steps is another training

@@ -30,7 +30,7 @@ from sftdpo.verdicts.conditions import conditions_of, read_conditions
 from sftdpo.verdicts.dominance import dominance
 from sftdpo.verdicts.evidence import Evidence, cell_values, differences_of
 from sftdpo.verdicts.gains import judge_gain
-from sftdpo.verdicts.gates import _unequal_trials, baseline_values, headroom, mark_collapsed, strong
+from sftdpo.verdicts.gates import _unequal_search, baseline_values, headroom, mark_collapsed, strong
 from sftdpo.verdicts.matching import some_cell_matches
 from sftdpo.verdicts.times import judge_time, machine_alone, times_of
 from sftdpo.verdicts.tunings import judge_recipe
@@ -867,4 +867,10 @@ def test_cells_of_three_stages_need_equal_trials_too(monkeypatch):
     "At 8dc483e7 only cells of one and of two stages were looked at."
     monkeypatch.setitem(RECIPES, "three", Recipe("three", ("sft", "dpo", "sft"), "three stages"))
     runs = {f"{recipe} {tuning}": dict(recipe=recipe, trials=trials) for recipe, tuning, trials in (("three", "full", 4), ("three", "lora", 3), ("sft", "full", 5), ("of another machine", "full", 0))}
-    assert _unequal_trials(runs) == ["unequal trials: 4 for three full, 3 for three lora"]
+    assert _unequal_search(runs) == ["unequal trials: 4 for three full, 3 for three lora"]
+
+
+def test_cells_need_equally_many_search_seeds():
+    runs = {f"sft {tuning}": dict(recipe="sft", trials=4, search_seeds=seeds) for tuning, seeds in (("full", 6), ("lora", 3))}
+    assert _unequal_search(runs) == ["unequal search seeds: 6 for sft full, 3 for sft lora"]
+    assert not _unequal_search({cell: run | dict(search_seeds=3) for cell, run in runs.items()})

@@ -237,7 +237,7 @@ def test_what_seeds_cannot_decide_is_not_promised():
     distance = 3 * found.standard_error
     few, some, many = (needed_to_reach(widened(found, times * found.standard_error, 20), distance, "a match") for times in (0, 0.5, 3))
     assert few.seeds < some.seeds and many.seeds is many.examples is None
-    assert "search with about 9 times as many seeds" in many.why  # (3 * (2.09 + 0.86) / 3)**2 = 8.7, with 20 degrees of freedom
+    assert "search with about 9 times as many seeds, by search.seeds." in many.why  # (3 * (2.09 + 0.86) / 3)**2 = 8.7, with 20 degrees of freedom
     enough = needed_to_reach(widened(found, 3 * found.standard_error / math.sqrt(9), 20), distance, "a match")
     assert "search" not in enough.why
 

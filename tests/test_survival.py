@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import keep_results
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -400,6 +401,27 @@ def test_more_trials_go_on_in_the_same_folder(backbone, tmp_path, monkeypatch):
     assert 5 <= len(trained) <= 6, "the further trial, and the run if another rate is better"
     assert len(pd.read_csv(tmp_path / "out" / "search.csv")) == 4
     with pytest.raises(FileExistsError, match="search.trials was 4 and is 0"): compare(study.replace(**{"search.trials": 0, "search.further": 1}), tmp_path / "out", progress=False)
+
+
+def test_more_search_seeds_go_on_in_the_same_folder(backbone, tmp_path, monkeypatch):
+    "At 43576adc the remedy of a verdict, more seeds in the search, needed a new folder and all its trials again."
+    trained, folder = trained_stages(monkeypatch), tmp_path / "out"
+    study = quick_one(backbone, search=Search(trials=4, seeds=(7,), further=0))
+    compare(study, folder, progress=False)
+    first, made = pd.read_csv(folder / "search.csv"), len(trained)
+    more = study.replace(**{"search.seeds": (8, 9)})
+    assert plan(more, folder, measure=False).trials == 8, "two further seeds of each trial"
+    compare(more, folder, progress=False)
+    table = pd.read_csv(folder / "search.csv")
+    assert 8 <= len(trained) - made <= 9, "these, and the run if another rate is better"
+    assert table.learning_rate.tolist() == first.learning_rate.tolist(), "the trials stay, and the fourth is not another one"
+    for old, new in zip(first.seed_scores.astype(str), table.seed_scores): assert new.split()[0] == old and len(new.split()) == 3
+    assert table.score.to_numpy() == pytest.approx([np.mean([float(one) for one in line.split()]) for line in table.seed_scores])
+    assert StudyFolder(folder).study().search.seeds == (7, 8, 9)
+    made = len(trained)
+    compare(study, folder, progress=False)
+    assert len(trained) == made and pd.read_csv(folder / "search.csv").equals(table), "a command with fewer takes away nothing"
+    with pytest.raises(SettingsError, match=r"search.seeds = \(7, 8, 9\).*\[8\] do both"): compare(study.replace(seeds=(8,)), folder, progress=False)
 
 
 def test_what_another_process_is_at_keeps_its_checkpoints(backbone, tmp_path):

@@ -237,12 +237,14 @@ def settled(
     folder: str | Path,  # of a study; may not exist yet
     study: Study,        # whose precision may be left to the machine
 ) -> Study:              # with the precision of the folder's study, or else this machine's
-    "The study with no precision left to the machine."
+    "The study with no precision left to the machine, and with the search seeds of the folder's study too."
     folder = StudyFolder(folder)
     there = folder.study() if folder.begun else study
     precisions = {f"{kind}.precision": getattr(there, kind).precision for kind in ("sft", "dpo")
                   if getattr(study, kind).precision == "auto"}
-    return study.replace(**{name: resolved_precision(one, device()) for name, one in precisions.items()})
+    seeds = tuple(dict.fromkeys([*(there.search.seeds if there.search.trials else ()), *study.search.seeds]))
+    return study.replace(**{name: resolved_precision(one, device()) for name, one in precisions.items()},
+                         **({"search.seeds": seeds} if seeds != study.search.seeds else {}))
 
 # %% ../../nbs/engine/03_inputs.ipynb #d4d7b002
 def training_marks(

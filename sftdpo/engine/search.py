@@ -124,9 +124,9 @@ class CellTrials:
         self.scores[trial] = sum(self.each[trial]) / len(found)
 
     def tried(self, folder: StudyFolder, inputs: Inputs, trial: tuple) -> bool:
-        "Did all runs of a trial finish or fail? With another rate of the first stage it is another trial."
+        "Did a run of a trial finish or fail? With another rate of the first stage it is another trial."
         def done(one): return folder.trials.run(one.name).finished or any(folder.trials.failure(key).exists() for key in one.keys)
-        return all(done(inputs.of(run)) for run in self.runs(trial))
+        return any(done(inputs.of(run)) for run in self.runs(trial))  # the study may have more search seeds now
 
     def earlier(self, folder: StudyFolder, inputs: Inputs) -> list[tuple]:
         "Further trials that an earlier command made for this cell."
@@ -199,7 +199,7 @@ def tell_changed(
     "Say which cells have other values now, so that their runs are trained again."
     for name, value in chosen.items():
         if (old := before.get(name, value)) != value:
-            say(f"note: {name} was {old:g} before; among more trials {value:g} is better; the cell's runs "
+            say(f"note: {name} was {old:g} before; with more trials or seeds {value:g} is better; the cell's runs "
                 "are trained again")
 
 def search_rates(

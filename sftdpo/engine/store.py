@@ -328,7 +328,7 @@ def several_values(
     return len({variants.get(run, "") for run in runs} - {""}) > 1
 
 # %% ../../nbs/engine/05_store.ipynb #a43f7b9e
-SEARCHED = ["task", "recipe", "tuning", "chosen", "learning_rate", "beta"]
+SEARCHED = ["task", "recipe", "tuning", "chosen", "learning_rate", "beta", "score"]
 
 def read_search(
     folder: str | Path,  # of a study
@@ -349,9 +349,11 @@ def scores_of_seeds(
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d0
 def trials_of_cells(
     folder: str | Path,  # of a study
-) -> Counter:            # (task, recipe, tuning): trials
+) -> dict[tuple, tuple[int, int]]:  # (task, recipe, tuning): trials, and their runs, one for each search seed
     "How many trials a finished search made for each cell."
-    return Counter(read_search(folder)[["task", "recipe", "tuning"]].itertuples(index=False, name=None))
+    table = read_search(folder)
+    runs = table.assign(runs=[len(scores) for scores in scores_of_seeds(table)])
+    return {cell: (len(one), int(one["runs"].sum())) for cell, one in runs.groupby(["task", "recipe", "tuning"])}
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d1
 def first_stage(

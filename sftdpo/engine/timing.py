@@ -419,19 +419,20 @@ def trial_cost(
     study: Study,    # perhaps with trials
     timing: Timing,  # seconds per example
     inputs: Inputs,  # of the study
-    known: Counter | None = None,  # task, recipe, tuning: trials that have chosen rates before
+    known: dict | None = None,  # from `trials_of_cells`: what has chosen rates before
     finished: Counter | None = None,  # from `finished_trials`; None: none is
 ) -> tuple[int, float | None]:  # runs, seconds
     "How many runs are still to try learning rates, one for each trial and search seed, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
     whole = study.replace(recipes=searched_recipes(study.recipes))
-    most = max([search.trials, *(known or {}).values()])
+    known, finished = known or {}, finished or Counter()
+    most = max([search.trials, *(trials for trials, _ in known.values())])
     cells = {(run.task, run.recipe, run.tuning): run for run in whole.runs(study.seeds[:1])
              if run.stages}
     for cell, run in cells.items():
-        each = max(0, most * len(search.seeds) - (finished or Counter())[cell])
-        if (known or Counter())[cell] >= most or not each: continue
+        each = most * len(search.seeds) - max(finished[cell], known.get(cell, (0, 0))[1])
+        if each <= 0: continue
         one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size}
                                                            if search.train_size else {})))
         stage, count = one.run.stages[-1], count + each

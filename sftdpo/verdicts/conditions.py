@@ -73,18 +73,19 @@ def conditions_of(
 # %% ../../nbs/verdicts/04_conditions.ipynb #8213498f
 def searched_trials(
     trials: pd.DataFrame,  # the lines of one cell
-) -> tuple[int, float, float]:  # number of trials, error of choosing, its degrees of freedom
+) -> tuple[int, int, float, float]:  # number of trials, search seeds of each, error of choosing, its degrees of freedom
     "How often a cell was tried, and what choosing may have cost it."
-    return len(trials), *choice_error(np.array(scores_of_seeds(trials)))
+    scores = np.array(scores_of_seeds(trials))
+    return *scores.shape, *choice_error(scores)
 
 # %% ../../nbs/verdicts/04_conditions.ipynb #d3a6ed21
 # what is said of a cell without a search
-NOT_SEARCHED = dict(picked=False, at_edge=False, trials=0, choice_error=0., choice_freedom=1.)
+NOT_SEARCHED = dict(picked=False, at_edge=False, trials=0, search_seeds=0, choice_error=0., choice_freedom=1.)
 
 # %% ../../nbs/verdicts/04_conditions.ipynb #4620deaf
 def search_of(
     table: pd.DataFrame,  # the trials, as `search.csv` has them
-) -> pd.DataFrame:        # by task, recipe, tuning: picked, at_edge, trials, choice_error, choice_freedom
+) -> pd.DataFrame:        # by task, recipe, tuning: picked, at_edge, trials, search_seeds, choice_error, choice_freedom
     "What `search.csv` says of each cell: was a trial chosen, of how many, with which error?"
     lines = {}
     for cell, trials in table.groupby(["task", "recipe", "tuning"]) if len(table) else ():

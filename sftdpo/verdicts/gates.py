@@ -174,13 +174,15 @@ def _doubtful_rates(runs: dict) -> list[str]:
     return [f"{' and '.join(cells)}: {words}" for words, cells in doubts.items() if cells]
 
 # %% ../../nbs/verdicts/03_gates.ipynb #0b2d5655
-def _unequal_trials(runs: dict) -> list[str]:
-    "Cells of equally many stages whose rates were found in unequal numbers of trials."
-    found = {}  # number of stages: trials of each cell
+def _unequal_search(runs: dict) -> list[str]:
+    "Cells of equally many stages whose rates were found in unequal numbers of trials, or with unequal numbers of search seeds."
+    alike = {}  # number of stages: what is said of each cell
     for cell, run in runs.items():
-        if run.get("trials", 0) > 0: found.setdefault(len(RECIPES[run["recipe"]].stages), {})[cell] = int(run["trials"])
-    return [f"unequal trials: {', '.join(f'{number} for {cell}' for cell, number in trials.items())}"
-            for _, trials in sorted(found.items()) if len(set(trials.values())) > 1]
+        if run.get("trials", 0) > 0: alike.setdefault(len(RECIPES[run["recipe"]].stages), {})[cell] = run
+    found = [(words, {cell: int(run.get(column, 0)) for cell, run in cells.items()})
+             for _, cells in sorted(alike.items()) for column, words in (("trials", "trials"), ("search_seeds", "search seeds"))]
+    return [f"unequal {words}: {', '.join(f'{number} for {cell}' for cell, number in numbers.items())}"
+            for words, numbers in found if len(set(numbers.values())) > 1]
 
 # %% ../../nbs/verdicts/03_gates.ipynb #f7cc8fef
 def rates(
@@ -191,10 +193,10 @@ def rates(
     if "picked" not in evidence.results:
         return Gate("rates", None, "how rates were found is not known here")
     runs = {name_of(cell): found.iloc[0] for cell in cells if len(found := evidence.runs(cell))}
-    wrong = _doubtful_rates(runs) + _unequal_trials(runs)
+    wrong = _doubtful_rates(runs) + _unequal_search(runs)
     if not wrong: return Gate("rates", True, "every rate was searched with equal trials")
     return Gate("rates", False, "; ".join(wrong), "undecided (rates)",
-                "Search every cell's rate: search.trials alike for all, three search seeds, "
+                "Search every cell's rate: search.trials and search.seeds alike for all, three seeds or more, "
                 "no best value at the edge.")
 
 # %% ../../nbs/verdicts/03_gates.ipynb #23f660f4
