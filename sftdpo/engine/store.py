@@ -11,7 +11,6 @@ __all__ = ['CELL', 'IDENTITY', 'COLUMNS', 'MAIN', 'SEARCHED', 'read_whole_table'
 
 # %% ../../nbs/engine/05_store.ipynb #4cd9bca6
 import io
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
