@@ -334,14 +334,16 @@ def run_search(
     "The study with the learning rates that its trials chose."
     inner = folder.trials
     claim_folder(inner, study)
-    if execution.retry_failed:  # once, not in each round of trials
-        for failure in inner.failures.glob("*.txt"): failure.unlink(missing_ok=True)
-        execution = execution.replace(retry_failed=False)
+    retried = set()  # keys of nodes: each is tried again once, not in each round of trials
     def finish(runs: list[Run]):
         check_runs(runs, inputs)
         nodes = stage_tree(runs, inputs)
+        if execution.retry_failed:
+            for node in nodes:
+                if node.key not in retried: inner.failure(node.key).unlink(missing_ok=True)
+            retried.update(node.key for node in nodes)
         names = [name for node in nodes for name in node.runs]
-        carry_out(inner, nodes, inputs, "parents", execution, progress, say, names)
+        carry_out(inner, nodes, inputs, "parents", execution.replace(retry_failed=False), progress, say, names)
     chosen = search_rates(study, folder, inputs, finish, say)
     # where trials started
     for home in inner.stages.glob("*/"): remove(inner.stage(home.name).policy)

@@ -277,6 +277,17 @@ def test_a_search_tries_a_failed_stage_once_more_and_no_oftener(backbone, tmp_pa
         assert len(tried) == 4 + times
 
 
+def test_trying_failures_again_leaves_those_of_other_cells(backbone, tmp_path):
+    "At 0fe45744 --retry-failed with a search forgot the failures of all cells, also of those that the command does not ask for."
+    study, trials = quick_one(backbone, search=Search(trials=3, seeds=(7,), further=0)), StudyFolder(tmp_path / "out").trials
+    compare(study, tmp_path / "out", progress=False)
+    other = trials.failure("0123456789ab")
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("of another cell")
+    compare(study, tmp_path / "out", progress=False, execution=Execution(retry_failed=True))
+    assert other.exists()
+
+
 def quick_one(backbone, **changes):
     "A study of SFT with full fine-tuning on question pairs."
     return small(backbone, **dict(dict(tasks=("paraphrase",), recipes=("sft",), tunings=("full",)), **changes))
