@@ -616,7 +616,7 @@ class Search(Settings):
     trials: int = 0  # trials per cell; 0: no search
     factor: float = 3.0  # neighbouring learning rates differ by this factor
     betas: tuple[float, ...] = (0.1,)  # DPO: values of beta to try
-    seeds: tuple[int, ...] = (900, 901, 902)  # seeds of the trials; the study may not use them
+    seeds: tuple[int, ...] = (900, 901, 902)  # seeds of the trials, which the study may not use; a begun study may have more
     # further trials, the same for all cells, while the best rate of any cell is the lowest or
     # highest tried
     further: int = 4
