@@ -28,7 +28,7 @@ CHAPTERS = {  # the reading order: each notebook belongs to the first chapter wi
     "Studies": ["1*"],
     "Verdicts": ["verdicts/*"],
     "Results and ways in": ["2*"],
-    "Carrying on": ["more/*"],
+    "More": ["more/*"],
     "Machinery: reading": ["reading/*"],
     "Machinery: measures": ["measures/*"],
     "Machinery: engine": ["engine/*"],
