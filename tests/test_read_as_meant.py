@@ -222,6 +222,15 @@ def test_numbers_and_times_are_no_texts(measured):
     assert report.columns["prompt"] == "{note}\n" and report.unused == ["when"] and "left out" not in str(report)
 
 
+@pytest.mark.parametrize("address", ["https://example.org/tickets/2024/{}?view=full", "customer.number.{}@mail.example.org"])
+def test_addresses_are_no_texts_beside_others(address):
+    "At 0fe45744 a column of addresses was the prompt where they were longer than the texts."
+    rows = [{"source": address.format(i), "note": f"late {i}", "kind": "ab"[i % 2]} for i in range(60)]
+    for name in ("where", "source"): assert check_file(None, [{name if key == "source" else key: value for key, value in row.items()} for row in rows]).columns["prompt"] == "{note}\n"
+    alone = check_file(None, [{"where": row["source"], "kind": row["kind"]} for row in rows])
+    assert alone.columns["prompt"] == "{where}\n", "which addresses are harmful is a question too"
+
+
 def test_rows_that_a_reviewer_rejected_are_told():
     "At cb0b3cb1, Prodigy's rejected rows were learned without a word, and where all were accepted the answer to learn was 'accept'."
     rows = [dict(text=f"some text {i}", label="AB"[i % 2], answer=["accept", "reject", "ignore"][i % 3]) for i in range(60)]

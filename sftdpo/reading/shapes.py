@@ -284,17 +284,19 @@ def _role_column(role: str, table: Table, reading: Reading) -> str | None:
 
 # %% ../../nbs/reading/02_shapes.ipynb #a2144cf3
 _measured = re.compile(r"[-+]?[\d.]+e[-+]?\d+|\d{4}-\d\d-\d\d[T ][\d:.]+ ?(Z|UTC|[-+][\d:]+)?", re.IGNORECASE)  # a number or a time
+_address = re.compile(r"(https?://|www\.)\S+|\S+@\S+", re.IGNORECASE)
 
 def _texts(table: Table) -> dict[str, float]:
-    "The columns of text that differ from row to row, and how long their texts are."
-    found = {}
+    "The columns of text that differ from row to row, and how long their texts are; addresses are texts where nothing else is."
+    found, addresses = {}, {}
     for name in table.columns:
-        values = [v for v in table.values(name) if isinstance(v, str) and v.strip()]
+        values = [v.strip() for v in table.values(name) if isinstance(v, str) and v.strip()]
         if not name or len(set(values)) <= len(table) / 3 or re.search(r"(^|_)u?u?ids?$", _plain(name)):
             continue
-        if sum(any(c.isalpha() for c in v) and not _measured.fullmatch(v.strip()) for v in values) > len(values) / 2:
-            found[name] = sum(map(len, values)) / len(values)
-    return found
+        if sum(any(c.isalpha() for c in v) and not _measured.fullmatch(v) for v in values) > len(values) / 2:
+            of_kind = addresses if sum(map(bool, map(_address.fullmatch, values))) > len(values) / 2 else found
+            of_kind[name] = sum(map(len, values)) / len(values)
+    return found or addresses
 
 # %% ../../nbs/reading/02_shapes.ipynb #a2144cf4
 def _not_where_from(name, free, table: Table) -> str:
