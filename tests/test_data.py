@@ -365,6 +365,8 @@ def test_unbalanced_and_rare_labels_are_named(tmp_path):
     assert "one label has 90% of the training rows: macro F1 is the primary metric, not accuracy" in report and "too few judged rows to say much of a label: spam" in report
     even = "".join(f"message {i},{'ham' if i % 2 else 'spam'}\n" for i in range(200))
     assert "macro F1" not in unbroken(check_file("labels", write(tmp_path, "even.csv", "text,label\n" + even)))
+    once = unbroken(check_file("labels", write(tmp_path, "once.csv", "text,label\n" + even + "one more,fraud\n")))
+    assert "test holds no example of fraud" in once and "fraud 0 " not in once.partition("test holds")[2], "once is enough"
 
 
 def test_which_wrong_label_is_rejected():

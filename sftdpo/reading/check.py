@@ -469,8 +469,7 @@ def label_notes(
         if never := [words[answer] for answer, n in some.items() if not n]:
             notes.append(f"{split} holds no example of {', '.join(_some(never, 20, 'labels'))}")
     if not data.verbalizers or any(e.label is None for e in (*data.train, *data.test)): return notes
-    if rare := rare_labels(data.test, data.verbalizers):
-        named_ones = [f"{words[answer]} {n}" for answer, n in rare.items()]
+    if named_ones := [f"{words[answer]} {n}" for answer, n in rare_labels(data.test, data.verbalizers).items() if n]:
         notes.append("too few judged rows to say much of a label: "
                      f"{', '.join(_some(named_ones, 20, 'labels'))}")
     return notes
