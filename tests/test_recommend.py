@@ -295,6 +295,9 @@ def test_a_recommendation_from_a_file(tmp_path, backbone, quick, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert found.sentences[0] in page and "sftdpo recommend" in page, "the report of a recommendation opens with it"
     assert "not asked" not in page and "study is not finished" not in page and "train longer" not in page, "it answers no claims"
+    capsys.readouterr()
+    main(["reproduce", str(tmp_path / "out"), "--out", str(tmp_path / "again")])
+    assert "differ from those" not in capsys.readouterr().out, "at 0fe45744 its runs were trained again on other folds"
     trained = len(list((tmp_path / "out" / "runs").iterdir()))
     recommend(tmp_path / "moods.csv", tmp_path / "out", minutes=0.05, backbone=str(backbone), say=lambda words: None)
     assert len(list((tmp_path / "out" / "runs").iterdir())) >= trained
