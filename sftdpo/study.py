@@ -63,7 +63,7 @@ from .trainer import progress_bar
 # %% ../nbs/12_study.ipynb #db857542
 # what a study in a folder may have more of; data and backbone may be other paths to the same content
 MAY_GROW = ("tasks", "recipes", "tunings", "seeds", "sweep", "data", "backbone")
-MORE_TRIALS = ("search.trials", "search.further", "search.seeds")  # may be others where there was a search before
+MORE_TRIALS = ("search.trials", "search.further")  # may be other numbers where there was a search before
 NEUTRAL = ["reading.conversations",  # how conversations are read shows in the data's fingerprint
            *(f"{kind}.{field.name}" for kind in ("sft", "dpo") for field in fields(Stage)
              if field.metadata.get("neutral") and field.name != "steps")]  # another number of steps is another training
@@ -98,13 +98,15 @@ def check_growth(
     other = [name for name in dict.fromkeys([*now, *before])
              if name not in [*NEUTRAL, *given_epochs] and name.split(".")[0] not in MAY_GROW
              and not (name in MORE_TRIALS and there.search.trials and study.search.trials)
+             and not (name == "search.seeds" and set(before[name]) <= set(now[name]))
              and before.get(name) != now.get(name)]
     if not other: return
     def given(value): return "not given" if value in ("", None, (), [], {}) else value
     if len(other) == 1 and given(now.get(other[0])) != "not given":
         name = other[0]
-        why = ("which models of its finished runs are kept is settled" if name == "weights"
-               else "results of both cannot stand in one table")
+        why = {"weights": "which models of its finished runs are kept is settled",
+               "search.seeds": "a search may have more seeds, not others: name the old ones too"
+               }.get(name, "results of both cannot stand in one table")
         check(False, name, now[name], f"{folder} was begun with {'its default' if before.get(name) is None else repr(before.get(name))}, and {why}; "
               "give another folder, --out FOLDER, or the old setting")
     said = "; ".join(f"{name.replace('_', '-')} was {given(before.get(name))} and is {given(now.get(name))}" for name in other)

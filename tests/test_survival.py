@@ -420,7 +420,7 @@ def test_more_search_seeds_go_on_in_the_same_folder(backbone, tmp_path, monkeypa
     study = quick_one(backbone, search=Search(trials=4, seeds=(7,), further=0))
     compare(study, folder, progress=False)
     first, made = pd.read_csv(folder / "search.csv"), len(trained)
-    more = study.replace(**{"search.seeds": (8, 9)})
+    more = study.replace(**{"search.seeds": (7, 8, 9)})
     assert plan(more, folder, measure=False).trials == 8, "two further seeds of each trial"
     compare(more, folder, progress=False)
     table = pd.read_csv(folder / "search.csv")
@@ -433,6 +433,7 @@ def test_more_search_seeds_go_on_in_the_same_folder(backbone, tmp_path, monkeypa
     compare(study, folder, progress=False)
     assert len(trained) == made and pd.read_csv(folder / "search.csv").equals(table), "a command with fewer takes away nothing"
     with pytest.raises(SettingsError, match=r"search.seeds = \(7, 8, 9\).*\[8\] do both"): compare(study.replace(seeds=(8,)), folder, progress=False)
+    with pytest.raises(SettingsError, match="search.seeds = .*not others: name the old ones too; give another folder"): compare(study.replace(**{"search.seeds": (8, 9, 10)}), folder, progress=False)
 
 
 def test_what_another_process_is_at_keeps_its_checkpoints(backbone, tmp_path):

@@ -237,14 +237,13 @@ def settled(
     folder: str | Path,  # of a study; may not exist yet
     study: Study,        # whose precision may be left to the machine
 ) -> Study:              # with the precision of the folder's study, or else this machine's
-    "The study with no precision left to the machine, and with the search seeds of the folder's study too."
+    "The study with no precision left to the machine, and with all search seeds of the folder's study if it names some of them."
     folder = StudyFolder(folder)
     there = folder.study() if folder.begun else study
     precisions = {f"{kind}.precision": getattr(there, kind).precision for kind in ("sft", "dpo")
                   if getattr(study, kind).precision == "auto"}
-    seeds = tuple(dict.fromkeys([*(there.search.seeds if there.search.trials else ()), *study.search.seeds]))
-    return study.replace(**{name: resolved_precision(one, device()) for name, one in precisions.items()},
-                         **({"search.seeds": seeds} if seeds != study.search.seeds else {}))
+    seeds = there.search.seeds if set(study.search.seeds) <= set(there.search.seeds) else study.search.seeds
+    return study.replace(**{name: resolved_precision(one, device()) for name, one in precisions.items()}, **{"search.seeds": seeds})
 
 # %% ../../nbs/engine/03_inputs.ipynb #d4d7b002
 def training_marks(
