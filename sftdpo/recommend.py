@@ -31,7 +31,7 @@ import torch
 # %% ../nbs/15_recommend.ipynb #7ca086e9
 from .config import Execution, Reading, Run, Sampling, Stage, Study, WorkFailed, check, decoding, seed_in_fold
 from .data import DataError, TaskData, deal, load_task, nearly_equal, prompt_key, questions_of, subset
-from .engine.folder import StudyFolder
+from .engine.folder import RECOMMENDATION, StudyFolder
 from .engine.inputs import Inputs, settled
 from .engine.plain_text import capitalized, counted, time_in_words
 from .engine.runs import finish_stage, keep_policy
@@ -868,7 +868,7 @@ def study_of_trials(
     folds: int,  # parts that judge in turn
 ) -> Study:
     "The study that holds the trials of a recommendation."
-    return Study("recommendation", tasks=(start.task,), backbone=start.backbone, data=start.data,
+    return Study(RECOMMENDATION, tasks=(start.task,), backbone=start.backbone, data=start.data,
                  reading=start.reading, folds=folds, recipes=("sft", "dpo", "sft-dpo"),
                  sft=Stage("sft", evaluations=0), dpo=Stage("dpo", evaluations=0),
                  sampling=Sampling(samples=1))

@@ -12,7 +12,7 @@ import pandas as pd
 
 from .config import Execution, Run, SettingsError, from_dict
 from .data import load_task
-from .engine.folder import StudyFolder
+from .engine.folder import StudyFolder, is_recommendation
 from .engine.inputs import Inputs
 from .engine.plain_text import counted
 from .engine.store import read_examples, read_results, read_settings, task_of
@@ -59,7 +59,7 @@ def inputs_of(
     folder: str | Path,  # of a stored study
 ) -> Inputs:
     "What a study's runs read; those of a recommendation deal all rows of the file into folds."
-    if not StudyFolder(folder).recommendation.exists(): return Inputs()
+    if not is_recommendation(folder): return Inputs()
     from sftdpo.recommend import dealt  # late: it is slow to import
     return Inputs(lambda task, data, reading, folds, fold: dealt(load_task(task, data, reading), folds, fold))
 

@@ -80,6 +80,11 @@ def flat(
         else: found[name] = value
     return found
 
+# %% ../nbs/12_study.ipynb #af313bbd
+def _both_of(old: tuple, new: tuple) -> tuple:
+    "What stands in one of two settings, the old ones first."
+    return (*old, *(one for one in new if one not in old))
+
 # %% ../nbs/12_study.ipynb #6362dee8
 def check_growth(
     folder: StudyFolder,  # of a study
@@ -90,6 +95,7 @@ def check_growth(
     if there.name != study.name:
         raise FileExistsError(f"{folder} holds the study {there.name!r}, not {study.name!r}; "
                               "give another folder, --out FOLDER.")
+    settled(folder, study).replace(seeds=_both_of(there.seeds, study.seeds))  # raises if a seed would choose and report
     before, now = (flat(to_dict(settled(folder, one))) for one in (there, study))
     if not set(there.tasks) & set(study.tasks) and (there.data, there.reading) != (study.data, study.reading):
         raise FileExistsError(f"{folder} was begun for the task {', '.join(there.tasks)}, and this is "
@@ -166,11 +172,6 @@ def claimed(
                 remove(home.report if home.unusable.exists() else home.path)
             with suppress(OSError): folder.data.rmdir()
         raise
-
-# %% ../nbs/12_study.ipynb #af313bbd
-def _both_of(old: tuple, new: tuple) -> tuple:
-    "What stands in one of two settings, the old ones first."
-    return (*old, *(one for one in new if one not in old))
 
 # %% ../nbs/12_study.ipynb #a7ba8f7c
 def grown(

@@ -227,8 +227,16 @@ def test_addresses_are_no_texts_beside_others(address):
     "At 0fe45744 a column of addresses was the prompt where they were longer than the texts."
     rows = [{"source": address.format(i), "note": f"late {i}", "kind": "ab"[i % 2]} for i in range(60)]
     for name in ("where", "source"): assert check_file(None, [{name if key == "source" else key: value for key, value in row.items()} for row in rows]).columns["prompt"] == "{note}\n"
+    assert any("left out: 'where'; --reading.prompt" in note for note in check_file(None, [{"where": row["source"], "note": row["note"], "kind": row["kind"]} for row in rows]).notes)
     alone = check_file(None, [{"where": row["source"], "kind": row["kind"]} for row in rows])
     assert alone.columns["prompt"] == "{where}\n", "which addresses are harmful is a question too"
+
+
+def test_texts_without_blanks_are_no_addresses():
+    rows = [{"post": f"今天天气很好第{i}天//@小明:转发微博", "city": f"Town {i}", "kind": "ab"[i % 2]} for i in range(60)]
+    assert check_file(None, rows).columns["prompt"] == "{post}\n"
+    hosts = [{"url": f"https://host{i}.example.org/some/page", "host": f"host{i}.example.org", "kind": "ab"[i % 2]} for i in range(60)]
+    assert check_file(None, hosts).columns["prompt"] == "{url}\n", "a host is an address too"
 
 
 def test_rows_that_a_reviewer_rejected_are_told():

@@ -25,7 +25,7 @@ from sftdpo.engine.folder import StudyFolder, read_record, write_record
 from sftdpo.engine.inputs import Inputs
 from sftdpo.engine.safe_files import remove
 from sftdpo.engine.store import read_results
-from sftdpo.engine.timing import plan_in_lines
+from sftdpo.engine.timing import plan_in_lines, trials_in_words
 from sftdpo.model import save_policy
 
 processes = multiprocessing.get_context("forkserver")
@@ -422,6 +422,8 @@ def test_more_search_seeds_go_on_in_the_same_folder(backbone, tmp_path, monkeypa
     first, made = pd.read_csv(folder / "search.csv"), len(trained)
     more = study.replace(**{"search.seeds": (7, 8, 9)})
     assert plan(more, folder, measure=False).trials == 8, "two further seeds of each trial"
+    fewer = more.replace(**{"search.trials": 3})  # than there are
+    assert trials_in_words(StudyFolder(folder), fewer, little_inputs()) == "search learning rates: 4 of about 12 runs done"
     compare(more, folder, progress=False)
     table = pd.read_csv(folder / "search.csv")
     assert 8 <= len(trained) - made <= 9, "these, and the run if another rate is better"
@@ -433,6 +435,7 @@ def test_more_search_seeds_go_on_in_the_same_folder(backbone, tmp_path, monkeypa
     compare(study, folder, progress=False)
     assert len(trained) == made and pd.read_csv(folder / "search.csv").equals(table), "a command with fewer takes away nothing"
     with pytest.raises(SettingsError, match=r"search.seeds = \(7, 8, 9\).*\[8\] do both"): compare(study.replace(seeds=(8,)), folder, progress=False)
+    with pytest.raises(SettingsError, match=r"\[0\] do both"): compare(study.replace(seeds=(3,), **{"search.seeds": (7, 8, 9, 0)}), folder, progress=False)  # a seed that has reported
     with pytest.raises(SettingsError, match="search.seeds = .*not others: name the old ones too; give another folder"): compare(study.replace(**{"search.seeds": (8, 9, 10)}), folder, progress=False)
 
 

@@ -170,7 +170,7 @@ def check_saved_model(
         if meant and name not in (*BACKBONES, *ON_THE_HUB): raise missing_folder(name)
         return check_model_name(name)
     if any((folder / file).is_file() for file in ("config.json", "adapter_config.json")): return
-    from sftdpo.engine.folder import StudyFolder  # which takes names from here
+    from sftdpo.engine.folder import RECOMMENDATION, StudyFolder  # which takes names from here
     home = StudyFolder(Path(name).expanduser())
     if home.recommendation.exists():
         raise FileNotFoundError(f"{name} holds no model: nothing was recommended, and "
@@ -178,7 +178,7 @@ def check_saved_model(
     if home.begun and (kept := sorted(home.runs.glob("*/policy"))):
         raise FileNotFoundError(f"{name} is a study: name one of its models, such as {kept[0].parent}.")
     values = home.values() if home.begun else {}
-    if values.get("weights", "none") != "none" or values.get("name") in ("one run", "recommendation"):
+    if values.get("weights", "none") != "none" or values.get("name") in ("one run", RECOMMENDATION):
         raise FileNotFoundError(f"{name} holds no saved model yet: what trains there is not finished, "
                                 "and the command that began it goes on.")
     if home.begun:

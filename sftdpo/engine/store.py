@@ -342,7 +342,7 @@ def scores_of_seeds(
     trials: pd.DataFrame,  # from `read_search`
 ) -> list[list[float]]:    # of each trial; a search of an earlier version has the mean alone
     "The score of each seed of the search."
-    lines = trials["seed_scores" if "seed_scores" in trials else "score"].astype(str)
+    lines = trials.get("seed_scores", trials["score"]).fillna(trials["score"]).astype(str)
     return [[float(score) for score in line.split()] for line in lines]
 
 # %% ../../nbs/engine/05_store.ipynb #e4c0a9d0

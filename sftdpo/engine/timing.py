@@ -448,9 +448,9 @@ def trials_in_words(
     inputs: Inputs,       # of the study
 ) -> str:                 # empty where none is to come
     "How far the search for learning rates is."
-    if not trial_cost(study, Timing(), inputs, trials_of_cells(folder))[0]: return ""
-    count, _ = trial_cost(study, Timing(), inputs)
-    return f"search learning rates: {finished_trials(folder).total():,} of about {count:,} runs done"
+    finished = finished_trials(folder)
+    left, _ = trial_cost(study, Timing(), inputs, trials_of_cells(folder), finished)
+    return f"search learning rates: {finished.total():,} of about {finished.total() + left:,} runs done" if left else ""
 
 # %% ../../nbs/engine/07_timing.ipynb #2166bf37
 def seconds_left(

@@ -284,9 +284,9 @@ def _role_column(role: str, table: Table, reading: Reading) -> str | None:
 
 # %% ../../nbs/reading/02_shapes.ipynb #a2144cf3
 _measured = re.compile(r"[-+]?[\d.]+e[-+]?\d+|\d{4}-\d\d-\d\d[T ][\d:.]+ ?(Z|UTC|[-+][\d:]+)?", re.IGNORECASE)  # a number or a time
-_address = re.compile(r"(https?://|www\.)\S+|\S+@\S+", re.IGNORECASE)
+_address = re.compile(r"(https?://|www\.)[!-~]+|[\w.+-]+@[\w-]+(\.[\w-]+)+|([\w-]+\.)+[a-z]{2,}(/[!-~]*)?", re.IGNORECASE | re.ASCII)
 
-def _texts(table: Table) -> dict[str, float]:
+def _texts(table: Table, addresses_too: bool = False) -> dict[str, float]:
     "The columns of text that differ from row to row, and how long their texts are; addresses are texts where nothing else is."
     found, addresses = {}, {}
     for name in table.columns:
@@ -296,7 +296,7 @@ def _texts(table: Table) -> dict[str, float]:
         if sum(any(c.isalpha() for c in v) and not _measured.fullmatch(v) for v in values) > len(values) / 2:
             of_kind = addresses if sum(map(bool, map(_address.fullmatch, values))) > len(values) / 2 else found
             of_kind[name] = sum(map(len, values)) / len(values)
-    return found or addresses
+    return found | addresses if addresses_too else found or addresses
 
 # %% ../../nbs/reading/02_shapes.ipynb #a2144cf4
 def _not_where_from(name, free, table: Table) -> str:
@@ -816,7 +816,7 @@ def left_out(
     "Notes on the columns that play no part."
     some = table.some(500)
     texts = [name
-             for name in shape.unused if name in _texts(some) or _plain(name) in (*_before, "input")
+             for name in shape.unused if name in _texts(some, addresses_too=True) or _plain(name) in (*_before, "input")
              and any(map(str.strip, filter(lambda v: isinstance(v, str), some.values(name))))]
     rated = [name for name in shape.unused if shape.task == "completions" and _rates(name, some.values(name))]
     reviewed = [name for name in shape.unused if name not in rated
