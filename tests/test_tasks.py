@@ -235,7 +235,7 @@ def test_the_readme_shows_what_is_stored(repository, monkeypatch):
         with redirect_stdout(printed): exec(compile(tree, "index.ipynb", "exec"), known)
         text = eval(ast.unparse(last), known).data if last else printed.getvalue()
         made += bool(text.strip())
-        for line in text.strip().splitlines(): assert line.strip().replace("](images/", "](nbs/images/").replace("](study/", "](nbs/study/") in readme, line
+        for line in text.strip().splitlines(): assert re.sub(r"\]\((?=(images|study|more)/)", "](nbs/", line.strip()) in readme, line
     assert made >= 4
 
 
