@@ -274,6 +274,27 @@ def test_a_parent_that_another_command_gave_up_is_trained_again(backbone, tmp_pa
     assert once and set(results.recipe) == {"base", "sft-dpo"}
 
 
+@pytest.mark.parametrize("moment", ["train", "judge_run"])
+def test_a_parent_that_a_third_command_trains_again_does_not_fail_a_run(moment, backbone, tmp_path, monkeypatch):
+    "At 2b109078 the run of `sft-dpo` failed: the record of its first stage was not there."
+    study, folder, begun = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft-dpo",)), StudyFolder(tmp_path / "study"), []
+    compare(study.replace(recipes=("sft",)), folder, False)  # nothing keeps its weights
+    step, train = getattr(runs_module, moment), runs_module.train
+    def stopped(*rest): raise KeyboardInterrupt
+    def meanwhile(*rest, **more):
+        run = getattr(rest[0], "run", rest[0])
+        if not begun and run.recipe == "sft-dpo" and (moment != "train" or rest[1].kind == "dpo"):
+            begun.append(run)
+            compare(study.replace(recipes=("sft",)), folder, False)  # gives up the weights of the first stage
+            runs_module.train = stopped
+            with pytest.raises(KeyboardInterrupt): compare(study.replace(recipes=("sft-sft",)), folder, False)
+            runs_module.train = meanwhile if moment == "train" else train
+        return step(*rest, **more)
+    monkeypatch.setattr(runs_module, moment, meanwhile)
+    results = compare(study, folder, False)
+    assert begun and not results.attrs["failed"] and set(results.recipe) == {"base", "sft", "sft-dpo"}
+
+
 def test_a_stage_is_described_with_all_that_sets_it_apart():
     stage = dict(learning_rate=1e-4, rejected="flip")
     usual = describe_stage(stage | dict(sft_weight=0.0, dropout=0.0, max_gradient_norm=1.0), "dpo")

@@ -353,7 +353,8 @@ class NodePlaces(StudyPlaces):
                 or (self.judged(node) and all(self.closed(child) for child in node.children)))
 
     def to_judge(self, node) -> list:
-        "The inputs of a node's runs that are not judged, and whose base model is, as they are compared with it."
+        "The inputs of a node's runs that are not judged, and whose base model is, as they are compared with it; none while a stage before is trained again, as they copy its record."
+        if not all(self.stage(one.key).record.exists() for one in node.ancestors if one.stage): return []
         return [inputs for name, inputs in node.runs.items() if not self.run(name).finished
                 and (not node.stage or self.run(inputs.base).finished)]
 

@@ -592,17 +592,18 @@ def finish_run(
     run, model, started = inputs.run, model.to(device()), time.perf_counter()
     stages = [(stage, folder.stage(key)) for stage, key in zip(run.stages, inputs.keys)]
     known = folder.run(inputs.base) if stages else None
-    judged = judge_all(folder, inputs, model, tokenizer, known)
-    judged.metrics |= training_metrics(stages)
-    best = f"validation_{inputs.data.record.primary.name}" if weights == "best" and stages else ""
-    if best: judged.metrics[best] = reached_on_validation(inputs, model, tokenizer)
-    # with all that is measured beside the task
-    judged.metrics["evaluation_seconds"] = time.perf_counter() - started
     with written_whole(folder.run(inputs.name)) as part:
         place = RunFolder(part)
+        copy_training(place, stages)
+        trained = training_metrics(stages)  # before the judging: meanwhile another command may train the first stage again
+        judged = judge_all(folder, inputs, model, tokenizer, known)
+        judged.metrics |= trained
+        best = f"validation_{inputs.data.record.primary.name}" if weights == "best" and stages else ""
+        if best: judged.metrics[best] = reached_on_validation(inputs, model, tokenizer)
+        # with all that is measured beside the task
+        judged.metrics["evaluation_seconds"] = time.perf_counter() - started
         place.settings.write_text(to_yaml(run), encoding="utf-8")
         write_json(place.environment, environment(inputs))
-        copy_training(place, stages)
         write_judged(place, judged)
         if stages and weights in ("best", "all"):
             keep_policy(place.policy, inputs, model, tokenizer, judged.metrics)
