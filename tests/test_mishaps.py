@@ -260,18 +260,24 @@ def test_a_full_disk_among_workers_is_told_as_one(backbone, tmp_path, monkeypatc
     assert not folder.failures.exists() or not list(folder.failures.iterdir())
 
 
-def test_a_parent_that_another_command_gave_up_is_trained_again(backbone, tmp_path, monkeypatch):
-    "A command with fewer recipes may delete the weights from which another is about to start."
+@pytest.mark.parametrize("then", ["gone", "half gone", "back"])
+def test_a_parent_that_another_command_gave_up_is_trained_again(then, backbone, tmp_path, monkeypatch, capsys):
+    "A command with fewer recipes may delete the weights from which another is about to start. At 2b109078 the run failed unless they were gone at once."
     study = small(backbone, tasks=("paraphrase",), tunings=("full",), recipes=("sft-dpo",))
     load, once = work.load_policy, []
     def gone_once(path, backbone):
         if not once and Path(path).exists():
-            once.append(path)
-            shutil.rmtree(path)
+            once.append(shutil.copytree(path, tmp_path / "copy"))
+            if then == "gone": shutil.rmtree(path)
+            else: (Path(path) / "model.safetensors").unlink()
+            try: return load(path, backbone)
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+                if then == "back": shutil.copytree(once[0], path)  # a third command trained it again
         return load(path, backbone)
     monkeypatch.setattr(work, "load_policy", gone_once)
-    results = compare(study, tmp_path / "study", False)
-    assert once and set(results.recipe) == {"base", "sft-dpo"}
+    results = compare(study, tmp_path / "study")
+    assert once and set(results.recipe) == {"base", "sft-dpo"} and "damaged" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["train", "judge_run"])
@@ -293,6 +299,7 @@ def test_a_parent_that_a_third_command_trains_again_does_not_fail_a_run(moment, 
     monkeypatch.setattr(runs_module, moment, meanwhile)
     results = compare(study, folder, False)
     assert begun and not results.attrs["failed"] and set(results.recipe) == {"base", "sft", "sft-dpo"}
+    assert "kl_policy_reference" in set(results.metric[results.recipe == "sft-dpo"]), "nor does it lose the distance from its first stage"
 
 
 def test_a_stage_is_described_with_all_that_sets_it_apart():

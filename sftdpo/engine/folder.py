@@ -133,7 +133,7 @@ class StageFolder(Place):
     pairs = file_in("pairs.csv")  # of a DPO stage: how the likelihoods of held-out pairs changed
     # predicted by its policy, for the stages that start from it
     distributions = file_in("policy/distributions.safetensors")
-    # predicted by the policy that it started from, if that was given up meanwhile
+    # predicted by the policy that it started from, which may be given up meanwhile
     start = file_in("start.safetensors")
     checkpoints, progress = file_in("checkpoints"), file_in("progress.jsonl")
     reference, held_out_reference = file_in("reference.npz"), file_in("held_out_reference.npz")

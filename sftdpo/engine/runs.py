@@ -453,7 +453,7 @@ def known_distributions(
     start = unpacked(base.checked(base.distributions), key) if base and base.finished else None
     if len(inputs.keys) < 2: return {"base": start, "reference": start}
     parent, stage = map(folder.stage, inputs.keys[-2:])
-    before = unpacked(parent.distributions if parent.distributions.exists() else stage.start, key)
+    before = unpacked(stage.start if stage.start.exists() else parent.distributions, key)
     return {"base": start, "reference": before}
 
 # %% ../../nbs/engine/04_runs.ipynb #855c4b5a

@@ -144,8 +144,8 @@ def check_stage_weights(
     if not stage.trained: return False
     if stage.damage(weights=True) is None: return True
     with folder.held(node.key, wait=-1) if wait else nullcontext():
-        # another process may have made it again
-        found = stage.record.exists() and stage.damage(weights=True)
+        # another process may have made it again, or given it up
+        found = stage.trained and stage.damage(weights=True)
         if found:
             say(f"note: {found} The stage is trained again.")
             stage.forget()

@@ -70,20 +70,23 @@ def finish_node(
     if not node.stage: model, tokenizer = load_backbone(node.run.backbone)
     elif not train: model, tokenizer = load_policy(stage.policy, node.run.backbone)
     else:
-        try: model, tokenizer = (load_policy(folder.stage(parent.key).policy, node.run.backbone)
-                                 if parent.stage else load_backbone(node.run.backbone))
-        except OSError:
-            # a process with fewer recipes, which needs the parent no more, gave it up
-            if parent.stage and not folder.stage(parent.key).policy.exists(): return False
-            raise
+        def start():
+            return (load_policy(folder.stage(parent.key).policy, node.run.backbone)
+                    if parent.stage else load_backbone(node.run.backbone))
+        try: model, tokenizer = start()
+        except (OSError, ValueError):
+            # a process with fewer recipes, which needs the parent no more, gave it up, file by file
+            if not parent.stage: raise
+            if not check_stage_weights(folder, parent, say): return False
+            model, tokenizer = start()  # it was trained again
         kept = folder.stage(parent.key).distributions
-        try: start = kept.read_bytes()
+        try: expected = kept.read_bytes()
         # it was trained before anything was to start from it
-        except FileNotFoundError: start = predicted(node.inputs, model.to(device())) if parent.stage else b""
+        except FileNotFoundError: expected = predicted(node.inputs, model.to(device())) if parent.stage else b""
         stage.forget()  # what is left of it is not whole
         model = finish_stage(stage, node.inputs, node.stage, model, tokenizer, progress,
                              followed=bool(node.children))
-        if not kept.exists() and start: write_bytes(stage.start, start)
+        if expected: write_bytes(stage.start, expected)  # until the runs are judged, the parent may be given up
     for inputs in folder.to_judge(node): finish_run(folder, inputs, model, tokenizer, weights)
     return train
 
