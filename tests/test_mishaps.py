@@ -77,6 +77,18 @@ def test_finished_trials_are_not_counted_as_to_come(searched, tmp_path):
     assert trials_in_words(StudyFolder(begun), both, inputs) == "search learning rates: 5 of about 6 runs done"
 
 
+def test_trials_after_an_earlier_rate_of_the_first_stage_do_not_count(tmp_path):
+    "Such trials are made again. At 2b109078 they counted as done, and `plan` said too few."
+    folder = StudyFolder(tmp_path)
+    for number, (recipe, *stages) in enumerate([("sft", "old"), ("sft", "new"), ("sft", "third"), ("sft-dpo", "old", "a"), ("sft-dpo", "old", "b"), ("sft-dpo", "new", "c")]):
+        for seed in (7, 8):
+            if (seed, recipe) == (8, "sft-dpo") and stages[-1] == "b": continue
+            home = folder.trials.run(f"{number}-{seed}")
+            home.path.mkdir(parents=True)
+            write_record(home.record, dict(task="paraphrase", recipe=recipe, tuning="full", seed=seed, stages=[f"{key}{seed}" for key in stages]))
+    assert finished_trials(folder) == {("paraphrase", "sft", "full"): 6, ("paraphrase", "sft-dpo", "full"): 3}
+
+
 def test_a_damaged_table_of_trials_is_made_again(searched, tmp_path, capsys):
     "At 2313f6f5 the command that was said to mend it ended at it, each time."
     folder, study, _ = searched

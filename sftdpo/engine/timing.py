@@ -411,9 +411,12 @@ def judging_of_trial(
 def finished_trials(
     folder: StudyFolder,  # of a study
 ) -> Counter:             # (task, recipe, tuning): runs
-    "How many runs of trials of each cell are done."
+    "How many runs of trials of each cell are done; where a first stage was tried with several rates, those that follow one of them."
     found = (folder.trials.run(name).about() for name in folder.trials.finished_runs())
-    return Counter((one["task"], one["recipe"], one["tuning"]) for one in found if one["recipe"] != "base")
+    starts = Counter((one["task"], one["recipe"], one["tuning"], one["seed"], *one["stages"][:-1]) for one in found if one["recipe"] != "base")
+    # another rate was chosen for the first stage meanwhile: what followed the old one is tried again
+    most = {start[:4]: runs for start, runs in reversed(starts.most_common())}
+    return sum((Counter({seed[:3]: runs}) for seed, runs in most.items()), Counter())
 
 def trial_cost(
     study: Study,    # perhaps with trials
