@@ -348,8 +348,10 @@ def run_search(
         names = [name for node in nodes for name in node.runs]
         carry_out(inner, nodes, inputs, "parents", execution.replace(retry_failed=False), progress, say, names)
     chosen = search_rates(study, folder, inputs, finish, say)
-    # where trials started
-    for home in inner.stages.glob("*/"): remove(inner.stage(home.name).policy)
+    # where trials started; another command may still write some of them
+    for home in inner.stages.glob("*/"):
+        with inner.held(home.name) as mine:
+            if mine: remove(inner.stage(home.name).policy)
     return chosen
 
 # %% ../nbs/12_study.ipynb #ecda1f8c

@@ -14,6 +14,7 @@ from tiny import tiny_model
 
 from sftdpo.cli import parse
 from sftdpo.config import Reading, Run, Search, SettingsError, Study, to_yaml
+from sftdpo.engine import folder as folder_module
 from sftdpo.engine import runs as runs_module
 from sftdpo.engine import safe_files, work
 from sftdpo.engine.checkpoints import COMPLETE, own_record
@@ -87,6 +88,21 @@ def test_trials_after_an_earlier_rate_of_the_first_stage_do_not_count(tmp_path):
             home.path.mkdir(parents=True)
             write_record(home.record, dict(task="paraphrase", recipe=recipe, tuning="full", seed=seed, stages=[f"{key}{seed}" for key in stages]))
     assert finished_trials(folder) == {("paraphrase", "sft", "full"): 6, ("paraphrase", "sft-dpo", "full"): 3}
+
+
+def test_a_search_that_ends_leaves_what_another_one_is_writing(searched, tmp_path, monkeypatch):
+    "At 2b109078 it deleted the weights of a trial that another command was closing: the trial failed, and its rate counted as the worst."
+    folder, study = StudyFolder(tmp_path / "study"), searched[1]
+    shutil.copytree(searched[0], folder.path)
+    digest, begun = folder_module.digest_of, []
+    def meanwhile(path):
+        if not begun and path.parent.name == "policy":
+            begun.append(path)
+            compare(study, folder, False)  # has nothing left to try
+        return digest(path)
+    monkeypatch.setattr(folder_module, "digest_of", meanwhile)
+    compare(study.replace(recipes=("sft-sft",)), folder, False)
+    assert begun and not folder.failed()
 
 
 def test_a_damaged_table_of_trials_is_made_again(searched, tmp_path, capsys):
