@@ -410,13 +410,10 @@ def judging_of_trial(
 # %% ../../nbs/engine/07_timing.ipynb #60f86873
 def finished_trials(
     folder: StudyFolder,  # of a study
-) -> Counter:             # (task, recipe, tuning): runs
-    "How many runs of trials of each cell are done; where a first stage was tried with several rates, those that follow one of them."
+) -> Counter:             # (task, recipe, tuning, *keys of the stages before the last one): runs
+    "How many runs of trials of each cell are done, and from where they started."
     found = (folder.trials.run(name).about() for name in folder.trials.finished_runs())
-    starts = Counter((one["task"], one["recipe"], one["tuning"], one["seed"], *one["stages"][:-1]) for one in found if one["recipe"] != "base")
-    # another rate was chosen for the first stage meanwhile: what followed the old one is tried again
-    most = {start[:4]: runs for start, runs in reversed(starts.most_common())}
-    return sum((Counter({seed[:3]: runs}) for seed, runs in most.items()), Counter())
+    return Counter((one["task"], one["recipe"], one["tuning"], *one["stages"][:-1]) for one in found if one["recipe"] != "base")
 
 def trial_cost(
     study: Study,    # perhaps with trials
@@ -428,16 +425,19 @@ def trial_cost(
     "How many runs are still to try learning rates, one for each trial and search seed, and how long they take, if that is known."
     search, count, total = study.search, 0, 0.0
     if not search.trials: return 0, 0.0
-    whole = study.replace(recipes=searched_recipes(study.recipes))
+    whole = study.replace(recipes=searched_recipes(study.recipes), sweep={})  # trials leave out what is swept
     known, finished = known or {}, finished or Counter()
     most = max([search.trials, *(trials for trials, _ in known.values())])
-    cells = {(run.task, run.recipe, run.tuning): run for run in whole.runs(study.seeds[:1])
-             if run.stages}
-    for cell, run in cells.items():
-        each = most * len(search.seeds) - max(finished[cell], known.get(cell, (0, 0))[1])
+    size = {"train_size": search.train_size} if search.train_size else {}
+    counted = {start[:3] for start in finished}
+    for cell in dict.fromkeys((run.task, run.recipe, run.tuning) for run in whole.runs(study.seeds[:1]) if run.stages):
+        runs = whole.cell_runs(*cell, search.seeds)[:len(search.seeds)]  # in the first fold
+        trial = [inputs.of(run.replace(judge="validation", **size)) for run, _ in runs]
+        # those that followed another rate of the first stage are made again
+        done = sum(finished[(*cell, *start)] for start in {one.keys[:-1] for one in trial})
+        each = most * len(search.seeds) - (done if cell in counted else known.get(cell, (0, 0))[1])
         if each <= 0: continue
-        one = inputs.of(run.replace(judge="validation", **({"train_size": search.train_size}
-                                                           if search.train_size else {})))
+        one = trial[0]
         stage, count = one.run.stages[-1], count + each
         work = work_of_stage(one, stage, one.keys[-1])
         parts = [*(timing.seconds(*some) for some in work.items()), judging_of_trial(timing, one)]
